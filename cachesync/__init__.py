@@ -1,0 +1,1 @@
+"""Keeps the caches of several services in step with the PostgreSQL that they share."""

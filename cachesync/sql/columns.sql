@@ -1,0 +1,36 @@
+-- Every column of a table, with what decides which values it takes.
+-- A domain is followed to its base type; $1 schema, $2 table.
+WITH RECURSIVE resolved AS (
+    SELECT a.attnum, a.atttypid AS type_oid, a.atttypmod AS modifier, a.attnotnull AS not_null
+    FROM pg_attribute AS a
+    JOIN pg_class AS c ON c.oid = a.attrelid
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2 AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT r.attnum, t.typbasetype, t.typtypmod, r.not_null OR t.typnotnull
+    FROM resolved AS r
+    JOIN pg_type AS t ON t.oid = r.type_oid
+    WHERE t.typtype = 'd'
+)
+SELECT
+    a.attname AS name,
+    format_type(a.atttypid, a.atttypmod) AS declared_type,
+    t.typname AS base_type,
+    t.typcategory AS category,
+    NOT r.not_null AS nullable,
+    a.atthasdef OR a.attidentity <> '' OR declared.typdefault IS NOT NULL AS has_default,
+    a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+    CASE WHEN t.typname IN ('varchar', 'bpchar') AND r.modifier > 4 THEN r.modifier - 4 END AS max_length,
+    CASE WHEN t.typname = 'numeric' AND r.modifier >= 4 THEN ((r.modifier - 4) >> 16) & 65535 END AS precision,
+    -- The scale is a signed 11-bit field: numeric(3, -2) holds hundreds.
+    CASE WHEN t.typname = 'numeric' AND r.modifier >= 4 THEN (((r.modifier - 4) & 2047) # 1024) - 1024 END AS scale,
+    (SELECT array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid) AS labels,
+    coalesce(l.collisdeterministic, true) AS deterministic
+FROM resolved AS r
+JOIN pg_type AS t ON t.oid = r.type_oid AND t.typtype <> 'd'
+JOIN pg_class AS c ON c.relname = $2
+JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = $1
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = r.attnum
+JOIN pg_type AS declared ON declared.oid = a.atttypid
+LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
+ORDER BY a.attnum;

@@ -1,0 +1,20 @@
+-- What decides whether a table can be registered; $1 schema, $2 table. No row: no such table.
+SELECT
+    c.relkind AS kind,
+    c.relispartition OR EXISTS (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhparent, i.inhrelid)) AS inherits,
+    coalesce(k.columns, '{}') AS key_columns,
+    coalesce(k.condeferrable, false) AS key_deferrable
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+LEFT JOIN LATERAL (
+    SELECT
+        p.condeferrable,
+        (
+            SELECT array_agg(a.attname ORDER BY u.position)
+            FROM unnest(p.conkey) WITH ORDINALITY AS u (attnum, position)
+            JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = u.attnum
+        ) AS columns
+    FROM pg_constraint AS p
+    WHERE p.conrelid = c.oid AND p.contype = 'p'
+) AS k ON true
+WHERE n.nspname = $1 AND c.relname = $2;
