@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,9 @@ from pydantic import (
 )
 
 from cachesync.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")

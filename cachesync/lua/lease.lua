@@ -1,0 +1,28 @@
+-- Takes the lease of a slot that has nothing to serve, for whoever will fill it.
+--
+-- KEYS[1]  the slot
+-- ARGV[1]  the token of the new lease
+-- ARGV[2]  its length in milliseconds
+-- ARGV[3]  the schema fingerprint that the caller can serve
+-- ARGV[4]  'read' or 'write'
+--
+-- Returns nothing where the lease was taken, else the slot as it stands.
+-- A value of another schema is a miss: its version becomes the floor, so that no older row replaces it.
+-- A write also takes the place of 'absent', which its commit may be about to make untrue.
+local NO_FLOOR = '0000000000000000000'
+local slot = redis.call('GET', KEYS[1])
+local floor
+if not slot then
+    floor = NO_FLOOR
+else
+    local state = string.sub(slot, 1, 1)
+    if state == 'V' and string.sub(slot, 21, 28) ~= ARGV[3] then
+        floor = string.sub(slot, 2, 20)
+    elseif state == 'A' and ARGV[4] == 'write' then
+        floor = NO_FLOOR
+    else
+        return slot
+    end
+end
+redis.call('SET', KEYS[1], 'L' .. floor .. ARGV[1], 'PX', ARGV[2])
+return false
