@@ -1,0 +1,293 @@
+"""A child process that is started, watched, and ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self, TypedDict
+
+import psutil
+
+from local import guard
+from local.errors import ProcessExitedError, StartTimeoutError
+from local.ports import require_free
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import IO
+
+_POLL_SECONDS = 0.05
+_LOG_LINES = 20
+
+
+class _Guard:
+    """The program that ends our children if we are killed; one for all of them, started with the first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pipe: IO[bytes] | None = None
+
+    def tell(self, line: str) -> None:
+        with self._lock:
+            if self._pipe is None:
+                # No PR_SET_PDEATHSIG: it is Linux's own, reaches one process of a tree, and fires already
+                # when the thread ends that started the child.
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", guard.__file__],
+                    stdin=subprocess.PIPE,
+                    start_new_session=True,
+                )
+                self._pipe = process.stdin
+            if self._pipe:
+                self._pipe.write(f"{line}\n".encode())
+                self._pipe.flush()
+
+
+_guard = _Guard()
+
+
+class Rights(TypedDict, total=False):
+    """The arguments of `subprocess` that name the user to run as."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def rights(user: str | None) -> Rights:
+    """The arguments of `subprocess` to run as this user; None is the current one."""
+    if user is None:
+        return {}
+    entry = pwd.getpwnam(user)
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+class Process(ABC):
+    """A child process with a log, a PID file and a test of its readiness.
+
+    Arguments:
+        name: what messages call it; the log and the PID file are named after it
+        folder: where its files are; made if missing
+        ports: the ports that it listens on, by the names that their settings have
+
+    """
+
+    start_seconds = 30.0
+    stop_seconds = 10.0
+    stop_signal = signal.SIGTERM
+    #: The user to run as; None for the current one.
+    user: str | None = None
+
+    def __init__(self, name: str, folder: Path, ports: Mapping[str, int]) -> None:
+        self.name = name
+        self.folder = folder
+        self.ports = ports
+        self.log = folder / f"{name}.log"
+        #: How long the last start took until the process was ready.
+        self.startup_seconds = 0.0
+        self._pid_file = folder / f"{name}.pid"
+        self._process: subprocess.Popen[bytes] | None = None
+        #: Where the log of the last start begins.
+        self._log_start: int | None = None
+
+    @abstractmethod
+    def command(self) -> Sequence[str]:
+        """The program and its arguments."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it does its work yet; asked again and again after the start."""
+
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
+        """Make what the process needs before it can start."""
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the process."""
+        return dict(os.environ)
+
+    def working_folder(self) -> Path:
+        """The folder that the process runs in."""
+        return self.folder
+
+    @property
+    def pid(self) -> int:
+        """The number of the running process."""
+        if self._process is None:
+            message = f"{self.name} was not started"
+            raise RuntimeError(message)
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Self:
+        """Start the process and wait until it is ready; end it if it does not get there."""
+        if self.running:
+            return self
+        started = time.monotonic()
+        self.kill()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._end_leftover()
+        require_free(self.ports)
+        self.prepare()
+        self._spawn()
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        self.startup_seconds = time.monotonic() - started
+        return self
+
+    def stop(self) -> None:
+        """Ask the process to end; kill what is left of its tree after `stop_seconds`."""
+        if self._process is None:
+            return
+        members = self.tree()
+        self._process.send_signal(self.stop_signal)
+        for member in members:
+            _send(member, signal.SIGCONT)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.stop_seconds)
+        self._kill(members)
+
+    def kill(self) -> None:
+        """Kill the process and all that it started, at once (SIGKILL)."""
+        # A stopped process starts no other: the tree is complete before the first of it goes.
+        self._kill(self.freeze())
+
+    def _kill(self, members: list[psutil.Process]) -> None:
+        if self._process is None:
+            return
+        for member in members:
+            _send(member, signal.SIGKILL)
+        self._process.wait()
+        _wait_until_gone(members, self.stop_seconds)
+        _guard.tell(f"remove {self.pid}")
+        self._pid_file.unlink(missing_ok=True)
+        self._process = None
+
+    def restart(self) -> Self:
+        """Stop the process and start it again."""
+        self.stop()
+        return self.start()
+
+    def freeze(self) -> list[psutil.Process]:
+        """Halt the process and all that it started (SIGSTOP), as a hung machine would."""
+        frozen: list[psutil.Process] = []
+        while found := [process for process in self.tree() if process not in frozen]:
+            for process in found:
+                _send(process, signal.SIGSTOP)
+            frozen += found
+        return frozen
+
+    def thaw(self) -> None:
+        """Let a frozen process go on."""
+        for process in self.tree():
+            _send(process, signal.SIGCONT)
+
+    def tree(self) -> list[psutil.Process]:
+        """The process, its descendants, and what is left of its process group."""
+        if self._process is None:
+            return []
+        found: list[psutil.Process] = []
+        if self.running:
+            root = psutil.Process(self.pid)
+            found = [root, *root.children(recursive=True)]
+        found += [process for process in _group(self.pid) if process not in found]
+        return found
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _spawn(self) -> None:
+        # The log of one object holds all its starts: a test that kills a part wants to read both.
+        mode = "wb" if self._log_start is None else "ab"
+        with self.log.open(mode) as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                self.command(),
+                cwd=self.working_folder(),
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **rights(self.user),
+            )
+        _guard.tell(f"add {self.pid} {self.stop_signal.value}")
+        self._pid_file.write_text(f"{self.pid} {psutil.Process(self.pid).create_time()}\n")
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + self.start_seconds
+        while not self.ready():
+            if not self.running:
+                code = None if self._process is None else self._process.returncode
+                message = f"{self.name} ended with {code} before it was ready"
+                raise ProcessExitedError(message, self.log, self._log_end())
+            if time.monotonic() > deadline:
+                message = f"{self.name} was not ready after {self.start_seconds:.0f} s"
+                raise StartTimeoutError(message, self.log, self._log_end())
+            time.sleep(_POLL_SECONDS)
+
+    def _log_end(self) -> str:
+        with self.log.open("rb") as log:
+            log.seek(self._log_start or 0)
+            lines = log.read().decode(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (nothing)"
+
+    def _end_leftover(self) -> None:
+        """Kill the process that an earlier, killed run left behind."""
+        try:
+            pid, created = self._pid_file.read_text().split()
+            leftover = psutil.Process(int(pid))
+            # Another program may have the same number by now.
+            if abs(leftover.create_time() - float(created)) < 1:
+                members = [leftover, *leftover.children(recursive=True)]
+                for member in members:
+                    _send(member, signal.SIGKILL)
+                _wait_until_gone(members, self.stop_seconds)
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            pass
+        self._pid_file.unlink(missing_ok=True)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
+    # A zombie is gone too: it waits for a new parent that may be slow to collect it.
+    deadline = time.monotonic() + seconds
+    while any(map(_lives, processes)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _group(group: int) -> list[psutil.Process]:
+    members = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError, PermissionError, psutil.NoSuchProcess):
+            if os.getpgid(pid) == group:
+                members.append(psutil.Process(pid))
+    return members

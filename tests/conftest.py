@@ -1,0 +1,46 @@
+"""The real servers that tests run against: one of each per session, started when first asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from local.postgres import Postgres
+from local.redis import Redis
+from local.state import claim_any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def state_folder() -> Iterator[Path]:
+    """Kept from one session to the next, so that what is made once is made once."""
+    with claim_any(REPOSITORY / ".local" / "test") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres(state_folder: Path) -> Iterator[Postgres]:
+    """The running PostgreSQL, with no database but an empty `cachesync`."""
+    with Postgres(state_folder) as server:
+        server.drop_databases()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_sa(state_folder: Path) -> Iterator[Redis]:
+    """The running Redis of the service sa; tests of one session share it."""
+    with Redis(state_folder, name="redis-sa") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_sb(state_folder: Path) -> Iterator[Redis]:
+    """The running Redis of the service sb; tests of one session share it."""
+    with Redis(state_folder, name="redis-sb") as server:
+        yield server
