@@ -22,33 +22,49 @@ from local.ports import require_free
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import IO
 
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
 
 
 class _Guard:
-    """The program that ends our children if we are killed; one for all of them, started with the first."""
+    """The program that ends our children if we are killed; one for all of them, while there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._pipe: IO[bytes] | None = None
+        self._children: set[int] = set()
+        self._process: subprocess.Popen[str] | None = None
 
-    def tell(self, line: str) -> None:
+    def add(self, pid: int, stop_signal: signal.Signals) -> None:
         with self._lock:
-            if self._pipe is None:
+            if self._process is None:
                 # No PR_SET_PDEATHSIG: it is Linux's own, reaches one process of a tree, and fires already
                 # when the thread ends that started the child.
-                process = subprocess.Popen(
+                self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", guard.__file__],
                     stdin=subprocess.PIPE,
+                    text=True,
                     start_new_session=True,
                 )
-                self._pipe = process.stdin
-            if self._pipe:
-                self._pipe.write(f"{line}\n".encode())
-                self._pipe.flush()
+            self._children.add(pid)
+            self._tell(self._process, f"add {pid} {stop_signal.value}")
+
+    def remove(self, pid: int) -> None:
+        with self._lock:
+            if self._process is None:
+                return
+            self._children.discard(pid)
+            self._tell(self._process, f"remove {pid}")
+            if not self._children:
+                self._process.communicate()
+                self._process = None
+
+    @staticmethod
+    def _tell(process: subprocess.Popen[str], line: str) -> None:
+        # There is no pipe only where none was asked for.
+        if process.stdin is not None:
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
 
 
 _guard = _Guard()
@@ -173,7 +189,7 @@ class Process(ABC):
             _send(member, signal.SIGKILL)
         self._process.wait()
         _wait_until_gone(members, self.stop_seconds)
-        _guard.tell(f"remove {self.pid}")
+        _guard.remove(self.pid)
         self._pid_file.unlink(missing_ok=True)
         self._process = None
 
@@ -228,7 +244,7 @@ class Process(ABC):
                 start_new_session=True,
                 **rights(self.user),
             )
-        _guard.tell(f"add {self.pid} {self.stop_signal.value}")
+        _guard.add(self.pid, self.stop_signal)
         self._pid_file.write_text(f"{self.pid} {psutil.Process(self.pid).create_time()}\n")
 
     def _wait_ready(self) -> None:
