@@ -13,8 +13,7 @@ from cachesync.errors import InvalidValueError
 from cachesync.statements import statement
 
 if TYPE_CHECKING:
-    import asyncpg
-
+    from cachesync.database import Connection
     from cachesync.entity import Entity
 
 VERSION_COLUMN: Final = "row_version"
@@ -113,7 +112,7 @@ class Relation:
         return tuple(by_name[name] for name in entity.columns)
 
 
-async def describe_relation(connection: asyncpg.Connection, entity: Entity) -> Relation | None:
+async def describe_relation(connection: Connection, entity: Entity) -> Relation | None:
     """Read the catalogue's description of an entity's table; None where there is no such table."""
     schema, table = entity.schema_and_table
     relation = await connection.fetchrow(statement("relation"), schema, table)
@@ -140,7 +139,7 @@ async def describe_relation(connection: asyncpg.Connection, entity: Entity) -> R
     )
 
 
-def fingerprint(entity: Entity, columns: tuple[Column, ...]) -> str:
-    """Eight hexadecimal digits that differ between payloads of different shape."""
-    shape = [entity.name, [[column.name, column.declared_type] for column in columns]]
+def fingerprint(entity: Entity, columns: tuple[Column, ...], installation: int) -> str:
+    """Eight hexadecimal digits that differ between payloads of different shape or installation."""
+    shape = [installation, entity.name, [[column.name, column.declared_type] for column in columns]]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]

@@ -1,0 +1,5 @@
+"""`python -m cachesync`."""
+
+from cachesync.cli import app
+
+app()
