@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import random
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec
+
+from cachesync import metrics
+from cachesync.change import Change, Operation
+from cachesync.errors import DuplicateRowError, InvalidValueError, RowNotFoundError, VersionMismatchError
+from cachesync.slot import ABSENT, EMPTY, decode_value, encode_value, encode_version, new_token, slot_name
+from cachesync.slots import CacheUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from datetime import timedelta
 
-    from cachesync.catalogue import Column
     from cachesync.change import Row
     from cachesync.entity import Entity
+    from cachesync.publish import Publisher
+    from cachesync.settings import ServiceSettings
+    from cachesync.slots import Slots
+    from cachesync.table import Table
+
+# Between two looks at a slot whose lease another process holds.
+_POLL_SECONDS: Final = 0.003
+# More than this many reads waiting for loads in one process go to the database's own queue instead.
+_MOST_WAITERS: Final = 2000
+# How often a replace of a missing row tries to insert it while others delete and insert it.
+_REPLACE_ATTEMPTS: Final = 5
 
 
 class Outcome(StrEnum):
@@ -47,6 +70,36 @@ class Written:
     cached: bool
 
 
+@dataclass(slots=True)
+class _Lease:
+    """A slot that a write may hold the lease of, and whether its change has been brought there."""
+
+    name: str
+    token: str
+    settled: bool = False
+
+
+_HIT_ABSENT: Final = Read(Outcome.HIT, None)
+_MISMATCH: Final = "the row's version is not the expected one"
+
+_P = ParamSpec("_P")
+
+
+def _to_the_end(
+    write: Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]],
+) -> Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]]:
+    """Let a write go on when its caller is cancelled: a commit must not miss its cache step."""
+
+    @wraps(write)
+    async def wrapped(cache: EntityCache, /, *args: _P.args, **kwargs: _P.kwargs) -> Written:
+        task = asyncio.get_running_loop().create_task(write(cache, *args, **kwargs))
+        cache.writes.add(task)
+        task.add_done_callback(cache.writes.discard)
+        return await asyncio.shield(task)
+
+    return wrapped
+
+
 class EntityCache:
     """Reads and writes one entity's rows through this service's cache.
 
@@ -54,9 +107,24 @@ class EntityCache:
     have one of these versions.
     """
 
-    entity: Entity
-    columns: tuple[Column, ...]
-    key_column: Column
+    def __init__(
+        self, settings: ServiceSettings, entity: Entity, table: Table, slots: Slots, publisher: Publisher
+    ) -> None:
+        self.entity = entity
+        self.columns = table.columns
+        self.key_column = table.key_column
+        self._service = settings.service
+        self._lease_ms = settings.lease_ms
+        self._wait_seconds = settings.lease_wait_ms / 1000
+        self._table = table
+        self._slots = slots
+        self._publisher = publisher
+        # One load per key and process; the others wait for its end, not for its data: what it read may be
+        # older than a write acknowledged since, the slot never is.
+        self._loads: dict[str, asyncio.Event] = {}
+        self._waiters = 0
+        self.writes: set[asyncio.Task[Written]] = set()
+        self._count = {outcome: metrics.reads.labels(entity.name, outcome.value) for outcome in Outcome}
 
     async def read(self, key: str) -> Read:
         """The row with this canonical key.
@@ -64,12 +132,27 @@ class EntityCache:
         Raises:
             DatabaseUnavailableError: it is not cached, and the database cannot be asked.
         """
-        raise NotImplementedError
+        name = slot_name(self._service, self.entity.name, key)
+        try:
+            answer = self._hit(await self._slots.get(name), key)
+            if answer is None:
+                answer = await self._load(name, key)
+        except CacheUnavailableError:
+            answer = None
+        if answer is None:
+            answer = Read(Outcome.BYPASS, await self._from_database(key))
+        self._count[answer.outcome].inc()
+        return answer
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
-        """At most `limit` rows in key order whose keys follow `after`, from the database."""
-        raise NotImplementedError
+        """At most `limit` rows in key order whose keys follow `after`, from the database.
 
+        Raises:
+            DatabaseUnavailableError: the database cannot be asked.
+        """
+        return await self._table.page(after, limit)
+
+    @_to_the_end
     async def insert(self, body: bytes, columns: Sequence[str]) -> Written:
         """Insert the row of a JSON object; `columns` are its members, in any order.
 
@@ -77,21 +160,43 @@ class EntityCache:
             DuplicateRowError, ConstraintViolatedError, InvalidValueError: the row is refused.
             DatabaseUnavailableError: the database cannot be asked.
         """
-        raise NotImplementedError
+        # A key that the database is about to make has no slot to lease yet. Should a reader have guessed
+        # it and found it absent, the change that follows the commit empties that slot.
+        key = self._key_in(body) if self.entity.key in columns else None
+        async with self._leased(key) if key is not None else nullcontext(None) as lease:
+            row = await self._table.insert(body, columns)
+            return await self._wrote(lease or _Lease(self._name(row.key), ""), row, created=True)
 
+    @_to_the_end
     async def replace(
         self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
     ) -> Written:
         """Make the row be the JSON object, inserting it where it is missing and nothing is expected.
 
-        Columns that the object leaves out get their default.
+        Columns that the object leaves out get their default; it may leave out the key only where the
+        row is not to be inserted.
 
         Raises:
             VersionMismatchError: `expected` is not met.
             and those of `insert`.
         """
-        raise NotImplementedError
+        async with self._leased(key) as lease:
+            for attempt in range(1, _REPLACE_ATTEMPTS + 1):
+                row = await self._table.replace(key, body, columns, _versions(expected))
+                if row is not None:
+                    return await self._wrote(lease, row, created=False)
+                if expected is not None:
+                    raise VersionMismatchError(_MISMATCH)
+                try:
+                    row = await self._table.insert(body, columns)
+                except DuplicateRowError as error:
+                    if error.columns != (self.entity.key,) or attempt == _REPLACE_ATTEMPTS:
+                        raise
+                else:
+                    return await self._wrote(lease, row, created=True)
+            raise AssertionError
 
+    @_to_the_end
     async def merge(
         self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
     ) -> Written:
@@ -102,8 +207,13 @@ class EntityCache:
             VersionMismatchError: `expected` is not met.
             and those of `insert`.
         """
-        raise NotImplementedError
+        async with self._leased(key) as lease:
+            row = await self._table.merge(key, body, columns, _versions(expected))
+            if row is None:
+                await self._refuse(key, expected)
+            return await self._wrote(lease, row, created=False)
 
+    @_to_the_end
     async def delete(self, key: str, expected: frozenset[int] | None) -> Written:
         """Delete the row.
 
@@ -113,4 +223,162 @@ class EntityCache:
             ConstraintViolatedError: another table refers to it.
             DatabaseUnavailableError: the database cannot be asked.
         """
-        raise NotImplementedError
+        async with self._leased(key) as lease:
+            version = await self._table.delete(key, _versions(expected))
+            if version is None:
+                await self._refuse(key, expected)
+            cached = await self._settle(lease, version, EMPTY)
+            self._publish(key, version, Operation.DELETE, None)
+            return Written(None, version, created=False, cached=cached)
+
+    async def close(self) -> None:
+        """Wait for the writes under way."""
+        await asyncio.gather(*self.writes, return_exceptions=True)
+
+    def _name(self, key: str) -> str:
+        return slot_name(self._service, self.entity.name, key)
+
+    def _hit(self, slot: bytes | None, key: str) -> Read | None:
+        """The answer that a slot gives; None where it has none."""
+        if slot is None:
+            return None
+        if slot == ABSENT:
+            return _HIT_ABSENT
+        row = decode_value(slot, key, self._table.fingerprint)
+        return None if row is None else Read(Outcome.HIT, row)
+
+    async def _load(self, name: str, key: str) -> Read | None:
+        """Load a missing row into its slot, or wait until someone has; None where that took too long."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait_seconds
+        while (loading := self._loads.get(key)) is not None:
+            if not await self._wait(loading, deadline - loop.time()):
+                return None
+            answer = self._hit(await self._slots.get(name), key)
+            if answer is not None:
+                return answer
+        self._loads[key] = loading = asyncio.Event()
+        try:
+            return await self._lead(name, key, deadline)
+        finally:
+            del self._loads[key]
+            loading.set()
+
+    async def _wait(self, loading: asyncio.Event, seconds: float) -> bool:
+        if self._waiters >= _MOST_WAITERS:
+            return False
+        self._waiters += 1
+        metrics.waits.labels(self.entity.name).inc()
+        try:
+            async with asyncio.timeout(seconds):
+                await loading.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self._waiters -= 1
+        return True
+
+    async def _lead(self, name: str, key: str, deadline: float) -> Read | None:
+        """Load under the slot's lease; wait while another process holds it, None where that took too long."""
+        loop = asyncio.get_running_loop()
+        token = new_token()
+        while (
+            slot := await self._slots.lease(name, token, self._lease_ms, self._table.fingerprint, "read")
+        ) is not None:
+            answer = self._hit(slot, key)
+            if answer is not None:
+                return answer
+            if loop.time() >= deadline:
+                return None
+            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            row = await self._from_database(key)
+        except BaseException:
+            with suppress(CacheUnavailableError):
+                await self._slots.release(name, token)
+            raise
+        with suppress(CacheUnavailableError):
+            if row is None:
+                await self._slots.fill(name, token, ABSENT, _with_jitter(self.entity.absent_ttl))
+            else:
+                await self._slots.fill(name, token, self._value(row), _with_jitter(self.entity.ttl))
+        return Read(Outcome.MISS, row)
+
+    async def _from_database(self, key: str) -> Row | None:
+        metrics.loads.labels(self.entity.name).inc()
+        return await self._table.read(key)
+
+    @asynccontextmanager
+    async def _leased(self, key: str) -> AsyncIterator[_Lease]:
+        """The lease of a slot that a write may fill; where Redis does not answer, the write goes on."""
+        lease = _Lease(self._name(key), new_token())
+        held = True
+        with suppress(CacheUnavailableError):
+            slot = await self._slots.lease(
+                lease.name, lease.token, self._lease_ms, self._table.fingerprint, "write"
+            )
+            held = slot is None
+        try:
+            yield lease
+        finally:
+            if held and not lease.settled:
+                with suppress(CacheUnavailableError):
+                    await self._slots.release(lease.name, lease.token)
+
+    async def _wrote(self, lease: _Lease, row: Row, *, created: bool) -> Written:
+        slot = self._value(row) if self.entity.on_change == "refresh" else EMPTY
+        cached = await self._settle(lease, row.version, slot)
+        self._publish(row.key, row.version, Operation.UPSERT, row)
+        return Written(row, row.version, created=created, cached=cached)
+
+    async def _settle(self, lease: _Lease, version: int, slot: bytes) -> bool:
+        """Bring a committed change to the slot; whether that went through."""
+        try:
+            await self._slots.change(
+                lease.name, encode_version(version), slot, _with_jitter(self.entity.ttl), lease.token
+            )
+        except CacheUnavailableError:
+            return False
+        lease.settled = True
+        return True
+
+    def _publish(self, key: str, version: int, operation: Operation, row: Row | None) -> None:
+        self._publisher.publish(
+            self.entity.topic,
+            Change(
+                entity=self.entity.name,
+                key=key,
+                version=version,
+                operation=operation,
+                fingerprint=None if row is None else row.fingerprint,
+                payload=None if row is None else row.payload,
+                source=self._service,
+                changed_at=datetime.now(UTC),
+            ),
+        )
+
+    def _value(self, row: Row) -> bytes:
+        return encode_value(row.version, row.fingerprint, row.payload)
+
+    def _key_in(self, body: bytes) -> str | None:
+        """The canonical key that a JSON object gives; None where it is none, which the database will say."""
+        try:
+            return self.key_column.canonical_key(str(json.loads(body)[self.entity.key]))
+        except InvalidValueError:
+            return None
+
+    async def _refuse(self, key: str, expected: frozenset[int] | None) -> NoReturn:
+        """Say why a write met no row."""
+        if expected and await self._table.read(key) is not None:
+            raise VersionMismatchError(_MISMATCH)
+        message = f"no {self.entity.name} has the key {key!r}"
+        raise RowNotFoundError(message)
+
+
+def _versions(expected: frozenset[int] | None) -> list[int] | None:
+    return list(expected) if expected else None
+
+
+def _with_jitter(ttl: timedelta) -> int:
+    """Milliseconds, up to a tenth less than asked: what was cached together must not expire together."""
+    return max(1, int(ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311 - no secret

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import timedelta
-
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import asyncio
+from typing import TYPE_CHECKING, Final, Self
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from cachesync.cache import EntityCache
+from cachesync.database import Database
+from cachesync.entity import load_entities
+from cachesync.publish import Publisher
+from cachesync.slots import Slots
+from cachesync.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cachesync.cache import EntityCache
     from cachesync.settings import ServiceSettings
+
+_HEALTH_SECONDS: Final = 1.0
+# A round trip carries all that one turn of the event loop asks for; more than a few in flight gain nothing.
+_REDIS_CONNECTIONS: Final = 8
 
 
 class Service:
@@ -18,7 +33,13 @@ class Service:
         caches: the caches by entity name.
     """
 
-    caches: Mapping[str, EntityCache]
+    def __init__(
+        self, database: Database, slots: Slots, publisher: Publisher, caches: Mapping[str, EntityCache]
+    ) -> None:
+        self._database = database
+        self._slots = slots
+        self._publisher = publisher
+        self.caches = caches
 
     @classmethod
     async def open(cls, settings: ServiceSettings) -> Self:
@@ -31,12 +52,45 @@ class Service:
             NotInstalledError: the database side is missing or does not fit the file.
             DatabaseUnavailableError: PostgreSQL does not answer.
         """
-        raise NotImplementedError
+        entities = load_entities(settings.cachesync_entities)
+        database = await Database.open(settings)
+        try:
+            tables = [(entity, await Table.open(database, entity)) for entity in entities.values()]
+        except BaseException:
+            await database.close()
+            raise
+        slots = Slots(_client(settings))
+        publisher = Publisher(settings.kafka_bootstrap_servers, database.mark_published)
+        caches = {
+            entity.name: EntityCache(settings, entity, table, slots, publisher) for entity, table in tables
+        }
+        return cls(database, slots, publisher, caches)
 
     async def close(self) -> None:
         """Deliver what was published, mark it, give leases back, and disconnect."""
-        raise NotImplementedError
+        for cache in self.caches.values():
+            await cache.close()
+        await self._publisher.close()
+        await self._slots.close()
+        await self._database.close()
 
     async def health(self) -> dict[str, bool]:
         """Whether `postgresql`, `redis` and `kafka` answer; each is asked with a short timeout."""
-        raise NotImplementedError
+        postgresql, redis, kafka = await asyncio.gather(
+            self._database.answers(), self._slots.answers(), self._publisher.answers(_HEALTH_SECONDS)
+        )
+        return {"postgresql": postgresql, "redis": redis, "kafka": kafka}
+
+
+def _client(settings: ServiceSettings) -> Redis:
+    timeout = settings.redis_timeout_ms / 1000
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=_REDIS_CONNECTIONS,
+        timeout=timeout,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        # A request does not wait for a second try: the database answers it.
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis(connection_pool=pool)

@@ -1,0 +1,143 @@
+"""Publishing changes, right after their commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from cachesync import metrics
+from cachesync.event import encode_headers, message_key
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from confluent_kafka import Message
+
+    from cachesync.change import Change
+
+_log = structlog.get_logger(__name__)
+
+# Long enough for many acknowledgements to be marked by one statement, short against a relay's patience.
+_MARK_SECONDS: Final = 0.1
+_FLUSH_SECONDS: Final = 5.0
+
+
+def producer_settings(bootstrap_servers: str) -> dict[str, str | int | bool]:
+    """The settings of a producer of changes."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "enable.idempotence": True,
+        # Batches of one message cost the broker more than these milliseconds cost the reader.
+        "linger.ms": 5,
+        "message.timeout.ms": 30_000,
+        "queue.buffering.max.messages": 100_000,
+        # While no broker answers, one line in the log every two seconds is enough.
+        "reconnect.backoff.ms": 200,
+        "reconnect.backoff.max.ms": 2000,
+    }
+
+
+class Publisher:
+    """Sends changes to Kafka and marks those that the broker acknowledged.
+
+    It never blocks and never fails its caller: what does not go out stays unmarked in the change log.
+
+    Args:
+        bootstrap_servers: the brokers.
+        mark: marks these versions as published in the change log.
+    """
+
+    def __init__(self, bootstrap_servers: str, mark: Callable[[list[int]], Awaitable[None]]) -> None:
+        self._settings = producer_settings(bootstrap_servers)
+        self._mark = mark
+        self._acknowledged: deque[int] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._producer = self._connect()
+        self._stopping = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="cachesync-publisher", daemon=True)
+        self._poller.start()
+        self._marker = self._loop.create_task(self._mark_acknowledged())
+
+    def publish(self, topic: str, change: Change) -> None:
+        """Send a change on its way."""
+        version = change.version
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is None:
+                self._acknowledge(version)
+            else:
+                metrics.unpublished.labels(error.name()).inc()
+
+        try:
+            self._producer.produce(
+                topic,
+                key=message_key(change),
+                value=change.payload,
+                headers=encode_headers(change),
+                on_delivery=delivered,
+            )
+        except BufferError:
+            metrics.unpublished.labels("queue full").inc()
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            metrics.unpublished.labels(reason.name()).inc()
+            if reason.code() == KafkaError._FATAL:  # noqa: SLF001 - the only name of that code
+                # An idempotent producer that lost track of its sequence says so and stops for good.
+                _log.error("the producer failed and is replaced", error=reason.str())
+                self._producer = self._connect()
+
+    async def answers(self, timeout: float) -> bool:  # noqa: ASYNC109 - it bounds a call in a thread
+        """Whether a broker answers within so many seconds."""
+        try:
+            await asyncio.to_thread(self._producer.list_topics, timeout=timeout)
+        except KafkaException:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Deliver what is under way, for a few seconds at most, and mark what was."""
+        left = await asyncio.to_thread(self._producer.flush, _FLUSH_SECONDS)
+        if left:
+            _log.warning("changes left unpublished", count=left)
+        self._stopping.set()
+        await asyncio.to_thread(self._poller.join)
+        self._marker.cancel()
+        await asyncio.gather(self._marker, return_exceptions=True)
+        await self._mark_batch()
+
+    def _connect(self) -> Producer:
+        return Producer(self._settings, logger=logging.getLogger("cachesync.kafka"))
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._producer.poll(0.1)
+
+    def _acknowledge(self, version: int) -> None:
+        metrics.published.inc()
+        self._acknowledged.append(version)
+        if len(self._acknowledged) == 1:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _mark_acknowledged(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_MARK_SECONDS)
+            self._wake.clear()
+            await self._mark_batch()
+
+    async def _mark_batch(self) -> None:
+        versions = [self._acknowledged.popleft() for _ in range(len(self._acknowledged))]
+        if not versions:
+            return
+        try:
+            await self._mark(versions)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it must not end the marking
+            # They will be published again, which is harmless.
+            _log.warning("published changes could not be marked", count=len(versions), error=str(error))

@@ -1,0 +1,273 @@
+"""An entity's table as a service reads and writes it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from cachesync.catalogue import describe_relation, fingerprint
+from cachesync.change import Row
+from cachesync.errors import (
+    ConstraintViolatedError,
+    DuplicateRowError,
+    InvalidValueError,
+    NotInstalledError,
+    RowError,
+)
+from cachesync.install import payload_expression
+from cachesync.statements import identifier, statement
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from cachesync.catalogue import Column
+    from cachesync.database import Connection, Database
+    from cachesync.entity import Entity
+
+
+class Table:
+    """Reads and writes the rows of one entity, each call on a connection of the pool.
+
+    All methods raise DatabaseUnavailableError where the database does not answer, those that write
+    also the subclasses of RowError.
+
+    Attributes:
+        columns: the served columns.
+        key_column: the primary key.
+        fingerprint: the schema fingerprint of the payloads that it reads.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        entity: Entity,
+        columns: tuple[Column, ...],
+        fingerprint: bytes,
+        constraints: dict[str, tuple[str, ...]],
+    ) -> None:
+        self._database = database
+        self._entity = entity
+        self._constraints = constraints
+        self._columns = {column.name: column for column in columns}
+        self.columns = columns
+        self.key_column = self._columns[entity.key]
+        self.fingerprint = fingerprint
+        self._fragments = {
+            "table": identifier(*entity.schema_and_table),
+            "key": identifier(entity.key),
+            "key_type": self.key_column.declared_type,
+            "payload": payload_expression("t", [column.name for column in columns]),
+        }
+        self._read = statement("read", **self._fragments)
+        self._page = statement("page", **self._fragments)
+        self._delete = statement("delete", **self._fragments)
+        # Their number is bounded by what clients leave out: one per set of columns seen.
+        self._writes: dict[tuple[str, ...], str] = {}
+
+    @classmethod
+    async def open(cls, database: Database, entity: Entity) -> Table:
+        """Compare the declaration with what is installed.
+
+        Raises:
+            NotInstalledError: they differ, or nothing is installed.
+            DatabaseUnavailableError: the database does not answer.
+        """
+        async with database.connection() as connection:
+            if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
+                message = "the database has no schema 'cachesync'; run `cachesync install`"
+                raise NotInstalledError(message)
+            registered = await connection.fetchrow(
+                "SELECT * FROM cachesync.entity WHERE name = $1", entity.name
+            )
+            relation = await describe_relation(connection, entity)
+            if registered is None or relation is None:
+                message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
+                raise NotInstalledError(message)
+            served = {column.name: column for column in relation.columns}
+            columns = tuple(served[name] for name in registered["columns"])
+            started = await connection.fetchval(
+                "SELECT seqstart FROM pg_sequence WHERE seqrelid = 'cachesync.row_version'::regclass"
+            )
+            shape = fingerprint(entity, columns, started)
+            declared = entity.columns or registered["columns"]
+            same_table = (registered["schema_name"], registered["table_name"]) == entity.schema_and_table
+            if (
+                shape != registered["fingerprint"]
+                or tuple(declared) != tuple(registered["columns"])
+                or not same_table
+            ):
+                message = (
+                    f"entity {entity.name!r} is not installed as it is declared; run `cachesync install`"
+                )
+                raise NotInstalledError(message)
+            constraints = await connection.fetch(statement("constraints"), *entity.schema_and_table)
+        return cls(
+            database,
+            entity,
+            columns,
+            shape.encode(),
+            {record["name"]: tuple(record["columns"] or ()) for record in constraints},
+        )
+
+    async def read(self, key: str) -> Row | None:
+        """The row with this key."""
+        async with self._database.connection() as connection:
+            record = await connection.fetchrow(self._read, key)
+        return None if record is None else self._row(key, record)
+
+    async def page(self, after: str | None, limit: int) -> list[Row]:
+        """At most `limit` rows in key order whose keys follow `after`."""
+        async with self._database.connection() as connection:
+            records = await connection.fetch(self._page, after, limit)
+        return [self._row(record["key"], record) for record in records]
+
+    async def insert(self, body: bytes, columns: Sequence[str]) -> Row:
+        """Insert the row of a JSON object with just these members."""
+        query = self._insert(columns)
+        arguments = [body.decode()] if columns else []
+        async with self._writing(body, columns) as connection, connection.transaction():
+            key = await connection.fetchval(query, *arguments)
+            # The insert's trigger may have drawn a second version, which RETURNING does not show.
+            record = await connection.fetchrow(self._read, key)
+        if record is None:
+            message = "a trigger of the table dropped the new row"
+            raise ConstraintViolatedError(None, (), message)
+        return self._row(key, record)
+
+    async def replace(
+        self, key: str, body: bytes, columns: Sequence[str], expected: Sequence[int] | None
+    ) -> Row | None:
+        """Assign every column but the key, its default where the object leaves it out.
+
+        Returns:
+            The row after it; None where no row has this key and one of the `expected` versions.
+        """
+        return await self._update("replace", key, body, columns, expected)
+
+    async def merge(
+        self, key: str, body: bytes, columns: Sequence[str], expected: Sequence[int] | None
+    ) -> Row | None:
+        """Apply a JSON merge patch that has these members; returns like `replace`."""
+        return await self._update("merge", key, body, columns, expected)
+
+    async def delete(self, key: str, expected: Sequence[int] | None) -> int | None:
+        """Delete the row.
+
+        Returns:
+            The version that the delete drew; None where no row has this key and an expected version.
+        """
+        async with self._writing(b"{}", ()) as connection, connection.transaction():
+            if await connection.fetchval(self._delete, key, expected) is None:
+                return None
+            version: int = await connection.fetchval(
+                "SELECT cachesync.latest_version($1, $2)", self._entity.name, key
+            )
+            return version
+
+    async def _update(
+        self, kind: str, key: str, body: bytes, columns: Sequence[str], expected: Sequence[int] | None
+    ) -> Row | None:
+        query = self._update_of(kind, columns)
+        if query is None:
+            row = await self.read(key)
+            return row if row is not None and (expected is None or row.version in expected) else None
+        async with self._writing(body, columns) as connection:
+            record = await connection.fetchrow(query, key, body.decode(), expected)
+        return None if record is None else self._row(key, record)
+
+    def _row(self, key: str, record: asyncpg.Record) -> Row:
+        return Row(key, record["version"], self.fingerprint, record["payload"].encode())
+
+    def _insert(self, columns: Sequence[str]) -> str:
+        """The statement that inserts these columns."""
+        cached = ("insert", *sorted(columns))
+        if cached not in self._writes:
+            names = [identifier(name) for name in cached[1:]]
+            self._writes[cached] = statement(
+                "insert" if names else "insert_defaults",
+                columns=", ".join(names),
+                values=", ".join(f"p.{name}" for name in names),
+                definitions=_definitions(self._columns[name] for name in cached[1:]),
+                **self._fragments,
+            )
+        return self._writes[cached]
+
+    def _update_of(self, kind: str, columns: Sequence[str]) -> str | None:
+        """The statement that updates these columns; None where there is nothing to assign."""
+        cached = (kind, *sorted(columns))
+        if cached not in self._writes:
+            given = [self._columns[name] for name in cached[1:]]
+            assignments = ", ".join(self._assignments(kind, given))
+            if not assignments:
+                return None
+            self._writes[cached] = statement(
+                "update",
+                assignments=assignments,
+                definitions=_definitions(given or [self.key_column]),
+                **self._fragments,
+            )
+        return self._writes[cached]
+
+    def _assignments(self, kind: str, given: Sequence[Column]) -> Iterable[str]:
+        names = {column.name for column in given}
+        for column in self.columns if kind == "replace" else given:
+            name = identifier(column.name)
+            if column.generated or column is self.key_column:
+                continue
+            if column.name not in names:
+                yield f"{name} = DEFAULT"
+            elif kind == "merge" and column.base_type == "jsonb":
+                yield f"{name} = cachesync.merge_patch(t.{name}, p.{name})"
+            else:
+                yield f"{name} = p.{name}"
+
+    @asynccontextmanager
+    async def _writing(self, body: bytes, columns: Sequence[str]) -> AsyncIterator[Connection]:
+        async with self._database.connection() as connection:
+            try:
+                yield connection
+            except asyncpg.PostgresError as error:
+                refusal = self._refusal(error)
+                if isinstance(refusal, InvalidValueError) and refusal.column is None:
+                    refusal = await self._located(connection, refusal, body, columns)
+                if refusal is None:
+                    raise
+                raise refusal from error
+
+    def _refusal(self, error: asyncpg.PostgresError) -> RowError | None:
+        """What an error of the server means to who asked for the write; None: nothing, it is not theirs."""
+        columns = self._constraints.get(error.constraint_name or "", ())
+        detail = error.detail or error.message
+        match error:
+            case asyncpg.UniqueViolationError() | asyncpg.ExclusionViolationError():
+                return DuplicateRowError(columns, detail)
+            case asyncpg.NotNullViolationError():
+                return ConstraintViolatedError(None, (error.column_name or "",), "must not be null")
+            case asyncpg.IntegrityConstraintViolationError():
+                return ConstraintViolatedError(error.constraint_name, columns, error.message)
+            case asyncpg.RaiseError():
+                return ConstraintViolatedError(None, (), error.message)
+            case asyncpg.DataError() | asyncpg.ProgramLimitExceededError():
+                return InvalidValueError(error.column_name, error.message)
+        return None
+
+    async def _located(
+        self, connection: Connection, refusal: InvalidValueError, body: bytes, columns: Sequence[str]
+    ) -> InvalidValueError:
+        """The refusal with its column, found by asking for each value on its own: an error path only."""
+        members = json.loads(body)
+        for name in columns:
+            column = self._columns[name]
+            query = statement("locate", column=identifier(name), definition=_definitions([column]))
+            try:
+                await connection.fetchval(query, json.dumps({name: members[name]}))
+            except asyncpg.DataError as error:
+                return InvalidValueError(name, error.message)
+        return refusal
+
+
+def _definitions(columns: Iterable[Column]) -> str:
+    return ", ".join(f"{identifier(column.name)} {column.declared_type}" for column in columns)
