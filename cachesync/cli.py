@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cachesync import install as database_side
+from cachesync import topics
 from cachesync.entity import load_entities
 from cachesync.errors import CacheSyncError
 
@@ -80,6 +81,25 @@ def uninstall(names: Annotated[list[str] | None, typer.Argument()] = None, dsn: 
         async with _connection(dsn) as connection:
             removed = await database_side.uninstall(connection, names or None)
         _console.print(f"uninstalled: {', '.join(removed) or 'nothing was installed'}")
+
+    _run(work())
+
+
+@app.command("create-topics")
+def create_topics(
+    bootstrap_servers: Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="The brokers.")],
+    entities: EntitiesFile = Path("entities.toml"),
+    partitions: Annotated[int, typer.Option(min=1, help="Of each entity's topic.")] = 6,
+    replication: Annotated[int, typer.Option(min=1, help="Brokers that keep each message.")] = 1,
+) -> None:
+    """Make the Kafka topics that are missing."""
+
+    async def work() -> None:
+        declared = load_entities(entities).values()
+        made = topics.create_topics(
+            bootstrap_servers, declared, partitions=partitions, replication=replication
+        )
+        _console.print(f"created: {', '.join(made) or 'none, all are there'}")
 
     _run(work())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cachesync.change import Change, Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from confluent_kafka import Message
 
 TRUNCATE_KEY: Final = b"\x00truncate"
 """The message key of a truncate: compaction needs one, and no row's key holds a NUL."""
@@ -51,15 +51,19 @@ def encode_headers(change: Change) -> Headers:
     return headers
 
 
-def decode(
-    entity: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | None
-) -> Change:
+def headers_of(message: Message) -> Headers:
+    """The headers of a consumed message, in order."""
+    headers = message.headers() or []
+    return list(headers.items()) if isinstance(headers, dict) else headers
+
+
+def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers) -> Change:
     """The change that a message carries.
 
     Raises:
         UndecodableError: it carries none; the text says why.
     """
-    fields = dict(headers or ())
+    fields = dict(headers)
     if fields.get("ce_specversion") != b"1.0":
         message = "no CloudEvents 1.0 message: header ce_specversion is not '1.0'"
         raise UndecodableError(message)
@@ -99,9 +103,9 @@ def decode(
         raise UndecodableError(message) from error
 
 
-def _field(fields: dict[str, bytes | None], name: str) -> bytes:
+def _field(fields: dict[str, str | bytes | None], name: str) -> bytes:
     value = fields.get(name)
-    if value is None:
+    if not isinstance(value, bytes):
         message = f"header {name} is missing"
         raise UndecodableError(message)
     return value

@@ -1,0 +1,118 @@
+"""Applying changes to one service's cache."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from cachesync import metrics
+from cachesync.change import Operation
+from cachesync.slot import EMPTY, encode_value, encode_version, script, slot_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis import Redis
+
+    from cachesync.change import Change
+    from cachesync.entity import Entity
+
+_CHANGE: Final = script("change")
+_SCAN_KEYS: Final = 1000
+
+_Call = tuple[str, bytes, bytes, int]
+
+
+class Applier:
+    """Brings changes to the slots of one service.
+
+    Args:
+        client: its Redis, or Redis Cluster.
+        service: its name.
+        entities: the declared entities.
+    """
+
+    def __init__(self, client: Redis, service: str, entities: Mapping[str, Entity]) -> None:
+        self._client = client
+        self._service = service
+        self._entities = entities
+        self._lag = metrics.lag.labels(service)
+
+    def apply(self, changes: Sequence[Change]) -> list[tuple[Change, ResponseError]]:
+        """Apply a batch as one pipeline; applying it again does nothing.
+
+        Returns:
+            The changes that can never be applied, since what stands in their place is no slot.
+
+        Raises:
+            RedisError: Redis does not answer, or refuses for now; nothing or a part was applied.
+        """
+        truncates = [change for change in changes if change.operation is Operation.TRUNCATE]
+        rows = [change for change in changes if change.operation is not Operation.TRUNCATE]
+        effects = self._run([self._call(change) for change in rows])
+        refused = []
+        now = datetime.now(UTC)
+        for change, effect in zip(rows, effects, strict=True):
+            if isinstance(effect, ResponseError):
+                refused.append((change, effect))
+                continue
+            metrics.applied.labels(self._service, effect.decode()).inc()
+            self._lag.observe(max(0.0, (now - change.changed_at).total_seconds()))
+        for change in truncates:
+            self._truncate(change)
+        return refused
+
+    def _truncate(self, change: Change) -> None:
+        """Empty every slot of the entity that is older; what is cached while this runs is newer."""
+        version = encode_version(change.version)
+        names: list[str] = []
+        # A service's and an entity's name hold no character that is special in a pattern.
+        for name in self._client.scan_iter(
+            match=slot_name(self._service, change.entity, "*"), count=_SCAN_KEYS
+        ):
+            names.append(name.decode())
+            if len(names) == _SCAN_KEYS:
+                self._run([(name, version, EMPTY, 1) for name in names])
+                names.clear()
+        self._run([(name, version, EMPTY, 1) for name in names])
+
+    def _call(self, change: Change) -> _Call:
+        entity = self._entities[change.entity]
+        slot = EMPTY
+        if change.payload is not None and change.fingerprint is not None and entity.on_change == "refresh":
+            slot = encode_value(change.version, change.fingerprint, change.payload)
+        # What was cached together must not expire together.
+        ttl_ms = max(1, int(entity.ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311
+        return (
+            slot_name(self._service, entity.name, change.key or ""),
+            encode_version(change.version),
+            slot,
+            ttl_ms,
+        )
+
+    def _run(self, calls: Sequence[_Call]) -> list[Any]:
+        """What the script answered to each call; a ResponseError where a slot is no string."""
+        if not calls:
+            return []
+        answers = self._pipeline(calls)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # Redis was restarted or flushed its scripts.
+            self._client.script_load(_CHANGE.source)
+            answers = self._pipeline(calls)
+        for answer in answers:
+            if isinstance(answer, RedisError) and not _is_wrong_type(answer):
+                raise answer
+        return answers
+
+    def _pipeline(self, calls: Iterable[_Call]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for name, version, slot, ttl_ms in calls:
+            pipeline.evalsha(_CHANGE.sha, 1, name, version, slot, ttl_ms, "")
+        return pipeline.execute(raise_on_error=False)
+
+
+def _is_wrong_type(error: RedisError) -> bool:
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
