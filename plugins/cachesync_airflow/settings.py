@@ -1,0 +1,33 @@
+"""What the DAGs and triggers take from Airflow's environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+
+
+class AirflowSettings(BaseSettings):
+    """Each from the variable `CACHESYNC_` and its name.
+
+    Attributes:
+        caches: the services that have a cache, separated by commas. Airflow's connections
+            `redis_{service}` and `kafka_{service}` lead to each one's Redis and its consumer group.
+        entities: the entities file.
+        consumers_per_cache: how many consumers share the load of each cache.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CACHESYNC_", frozen=True, extra="ignore")
+
+    caches: Annotated[tuple[ServiceName, ...], NoDecode, Field(min_length=1)]
+    entities: Path = Path("entities.toml")
+    consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
+
+    @field_validator("caches", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
