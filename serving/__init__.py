@@ -1,0 +1,1 @@
+"""The serving tier: the services `sa` and `sb`, and what they share."""

@@ -1,0 +1,182 @@
+"""The application that both services are: the entities of the entities file over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import falcon.asgi
+import structlog
+from falcon.asgi import Response
+
+from cachesync.errors import CacheSyncError, DatabaseUnavailableError, DeclarationError
+from cachesync.service import Service
+from serving import metrics, problems
+from serving.body import Bodies
+from serving.health import Live, Ready
+from serving.openapi import OpenApi
+from serving.request import Request, begin_request_ids, target
+from serving.resources import OneRow, Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from falcon._typing import AsgiReceive, AsgiSend
+
+    from serving.settings import Settings
+
+# What gunicorn takes for "this worker cannot start": it ends instead of starting it again and again.
+_CANNOT_START: Final = 3
+_RESTART_PAUSE_SECONDS: Final = 1
+_FIRST_ERROR: Final = 400
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+
+class App(falcon.asgi.App[Request, Response]):
+    """Falcon's application, closed to what would make it or its server answer with a 5xx."""
+
+    def __call__(  # type: ignore[override]
+        self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend
+    ) -> Coroutine[Any, Any, None]:
+        """Answer a connection; no coroutine of its own stands between the server and a read."""
+        match scope:
+            case {"type": "http", "method": "GET" | "HEAD"}:
+                # The body of a read means nothing, so that nobody has to wait for it.
+                return super().__call__(scope, _empty_body, send)
+            case {"type": "http"}:
+                return self._with_body(scope, receive, send)
+            case {"type": "websocket"}:
+                return _refuse_websocket(send)
+        return super().__call__(scope, receive, send)
+
+    async def _with_body(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
+        if any(name == b"expect" for name, _ in scope["headers"]):
+            await send({"type": "http.response.informational", "status": 100, "headers": []})
+        first = await receive()
+        if first["type"] == "http.disconnect":
+            # The server has given up waiting. It would answer with a 500 if the application did not.
+            await _send_timeout(scope, send)
+            return
+        events = [first]
+
+        async def receive_all() -> Any:
+            return events.pop() if events else await receive()
+
+        await super().__call__(scope, receive_all, send)
+
+
+class _Lifecycle:
+    """Opens the service when a worker starts, and closes it when it stops."""
+
+    def __init__(
+        self, app: App, settings: Settings, open_service: Callable[[Settings], Awaitable[Service]]
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._open_service = open_service
+        self._service: Service | None = None
+
+    async def process_startup(self, scope: dict[str, Any], _event: object) -> None:
+        """Open the service and offer its entities.
+
+        Raises:
+            SystemExit: it cannot be opened; the log says why.
+        """
+        try:
+            service = await self._open_service(self._settings)
+            _add_routes(self._app, service, self._settings)
+        except CacheSyncError as error:
+            _log.critical(f"cannot start: {error}")
+            if isinstance(error, DatabaseUnavailableError) and scope["state"].get("replaces_another"):
+                # The other workers can still answer what is cached; this one is tried again.
+                await asyncio.sleep(_RESTART_PAUSE_SECONDS)
+                raise SystemExit(1) from error
+            raise SystemExit(_CANNOT_START) from error
+        except Exception as error:
+            _log.critical("cannot start", exc_info=error)
+            raise SystemExit(_CANNOT_START) from error
+        self._service = service
+        begin_request_ids()
+
+    async def process_shutdown(self, _scope: object, _event: object) -> None:
+        """Close the service, after the last request."""
+        if self._service is not None:
+            await self._service.close()
+
+
+class _Record:
+    """Counts each request, gives it its id, and logs it where it is worth a line."""
+
+    async def process_response(
+        self,
+        req: Request,
+        resp: Response,
+        resource: object,
+        _succeeded: bool,  # noqa: FBT001 - Falcon's
+    ) -> None:
+        """Do so, after the resource or the error handler has answered."""
+        resp.set_header("X-Request-ID", req.request_id)
+        if req.outcome:
+            resp.set_header("X-Cache", req.outcome)
+        status = resp.status_code
+        metrics.observe(getattr(resource, "entity", ""), req, status)
+        if status >= _FIRST_ERROR or req.method not in {"GET", "HEAD"}:
+            _log.info(
+                "request",
+                method=req.method,
+                path=req.target,
+                status=status,
+                cache=req.outcome,
+                request_id=req.request_id,
+            )
+
+
+def create_app(
+    settings: Settings, open_service: Callable[[Settings], Awaitable[Service]] = Service.open
+) -> App:
+    """The application of a service; it opens the service when its lifespan starts."""
+    app = App(media_type="application/json", request_type=Request, middleware=_Record())
+    app.add_middleware(_Lifecycle(app, settings, open_service))
+    app.req_options.strip_url_path_trailing_slash = False
+    problems.add_handlers(app)
+    return app
+
+
+def _add_routes(app: App, service: Service, settings: Settings) -> None:
+    own: dict[str, object] = {
+        "/health/live": Live(),
+        "/health/ready": Ready(service),
+        "/metrics": metrics.Metrics(),
+        "/openapi.json": OpenApi(service.caches.values(), settings),
+    }
+    for path, resource in own.items():
+        app.add_route(path, resource)
+    for cache in service.caches.values():
+        path = cache.entity.path
+        if path in own:
+            message = f"entity {cache.entity.name!r} cannot have the path {path}: the service itself uses it"
+            raise DeclarationError(message)
+        bodies = Bodies(cache, settings.body_limit)
+        app.add_route(path, Rows(cache, bodies, settings.page_limit))
+        app.add_route(f"{path}/{{key}}", OneRow(cache, bodies))
+
+
+async def _empty_body() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _refuse_websocket(send: AsgiSend) -> None:
+    await send({"type": "websocket.close"})
+
+
+async def _send_timeout(scope: dict[str, Any], send: AsgiSend) -> None:
+    kind = problems.REQUEST_TIMEOUT
+    body = problems.document(kind, "the body was announced and did not come", target(scope))
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": kind.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

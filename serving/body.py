@@ -1,0 +1,305 @@
+"""The body of a write: read, checked against the entity's schema, and handed on as the client wrote it.
+
+Numbers are never turned into floats: what PostgreSQL gets are the client's own digits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from jsonschema_rs import Draft202012Validator
+
+from cachesync.errors import InvalidValueError
+from serving import problems
+from serving.problems import FieldError, Kind, Problem, field_problem
+from serving.schema import insert_schema, patch_schema, replace_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jsonschema_rs import ValidationError
+
+    from cachesync.cache import EntityCache
+    from serving.request import Request
+    from serving.schema import Schema
+
+JSON: Final = "application/json"
+MERGE_PATCH: Final = "application/merge-patch+json"
+
+# Deeper than any table's JSON, and within the stacks of all who read it after us.
+_DEEPEST: Final = 64
+# What PostgreSQL's numeric can hold before and after the point.
+_MOST_DIGITS: Final = 131_072
+_MOST_DECIMALS: Final = 16_383
+# Python refuses to convert very long digit strings to int; Decimal keeps them all.
+_LONGEST_INT: Final = 18
+_MOST_ERRORS: Final = 20
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+
+_KINDS: Final = {
+    "required": problems.MISSING_FIELD,
+    "additionalProperties": problems.UNKNOWN_FIELD,
+    "type": problems.WRONG_TYPE,
+    "minimum": problems.OUT_OF_RANGE,
+    "maximum": problems.OUT_OF_RANGE,
+    "exclusiveMinimum": problems.OUT_OF_RANGE,
+    "exclusiveMaximum": problems.OUT_OF_RANGE,
+    "maxLength": problems.TOO_LONG,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A JSON object whose members are just these columns."""
+
+    data: bytes
+    columns: tuple[str, ...]
+
+
+class Bodies:
+    """Takes the bodies of one entity's writes.
+
+    All methods raise a Problem for a body that cannot be a row of the entity.
+    """
+
+    def __init__(self, cache: EntityCache, limit: int) -> None:
+        self._limit = limit
+        self._key = cache.key_column
+        self._integers = frozenset(
+            column.name for column in cache.columns if column.integer_range is not None
+        )
+        self._generated = frozenset(column.name for column in cache.columns if column.generated)
+        self._insert = _validator(insert_schema(cache))
+        self._replace = _validator(replace_schema(cache))
+        self._patch = _validator(patch_schema(cache))
+
+    async def to_insert(self, request: Request) -> Body:
+        """The row of a POST."""
+        text, members = await self._read(request, JSON)
+        self._validate(self._insert, members)
+        return Body(self._exact(text, members).encode(), tuple(members))
+
+    async def to_replace(self, request: Request, key: str) -> Body:
+        """The row of a PUT, with the path's key."""
+        text, members = await self._read(request, JSON)
+        self._validate(self._replace, members)
+        self._compare_key(members, key)
+        text = self._exact(text, members)
+        if self._key.name in members or self._key.generated:
+            return Body(text.encode(), tuple(members))
+        value = key if self._key.name in self._integers else json.dumps(key)
+        start = text.index("{") + 1
+        comma = "," if members else ""
+        text = f"{text[:start]}{json.dumps(self._key.name)}:{value}{comma}{text[start:]}"
+        return Body(text.encode(), (self._key.name, *members))
+
+    async def to_merge(self, request: Request, key: str) -> Body:
+        """The merge patch of a PATCH."""
+        text, members = await self._read(request, MERGE_PATCH, JSON)
+        self._validate(self._patch, members)
+        self._compare_key(members, key)
+        return Body(self._exact(text, members).encode(), tuple(members))
+
+    async def _read(self, request: Request, *media_types: str) -> tuple[str, dict[str, Any]]:
+        _require_media_type(request, media_types)
+        declared = request.content_length
+        if declared is not None and declared > self._limit:
+            self._refuse_length()
+        data = await request.stream.read(self._limit + 1)
+        if len(data) > self._limit:
+            self._refuse_length()
+        if declared is not None and len(data) < declared:
+            raise Problem(problems.REQUEST_TIMEOUT, f"{declared} bytes were announced, {len(data)} came")
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            detail = f"the byte at offset {error.start} is not part of a UTF-8 character"
+            raise Problem(problems.INVALID_ENCODING, detail) from None
+        return text, _parse(text)
+
+    def _refuse_length(self) -> NoReturn:
+        detail = f"a body may have up to {self._limit} bytes"
+        raise Problem(problems.BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+
+    def _validate(self, validator: Draft202012Validator, members: dict[str, Any]) -> None:
+        errors = validator.iter_errors(members)
+        found = list(islice((finding for error in errors for finding in self._findings(error)), _MOST_ERRORS))
+        if found:
+            raise field_problem(found[0][0], *(finding for _, finding in found))
+
+    def _findings(self, error: ValidationError) -> Iterator[tuple[Kind, FieldError]]:
+        match error.kind.as_dict():
+            case {"property": str(name)}:
+                yield problems.MISSING_FIELD, FieldError(name, "is required")
+            case {"unexpected": list(names)}:
+                for name in names:
+                    if name in self._generated:
+                        yield problems.READ_ONLY_FIELD, FieldError(name, "is written by the database alone")
+                    else:
+                        yield problems.UNKNOWN_FIELD, FieldError(name, "is no field of this entity")
+            case _:
+                kind = _KINDS.get(error.kind.name, problems.INVALID_VALUE)
+                yield kind, FieldError(str(error.instance_path[0]), error.message)
+
+    def _compare_key(self, members: dict[str, Any], key: str) -> None:
+        if self._key.name not in members:
+            return
+        given = members[self._key.name]
+        try:
+            canonical = self._key.canonical_key(given if isinstance(given, str) else str(int(given)))
+        except InvalidValueError as error:
+            raise field_problem(problems.INVALID_VALUE, FieldError(self._key.name, str(error))) from None
+        if canonical != key:
+            raise field_problem(
+                problems.KEY_MISMATCH,
+                FieldError(self._key.name, f"must be {key!r} as in the path, or left out"),
+            )
+
+    def _exact(self, text: str, members: dict[str, Any]) -> str:
+        """The text with integers as PostgreSQL reads them: 1.0 and 1e2 are integers in JSON Schema alone."""
+        odd = [name for name in self._integers if isinstance(members.get(name), Decimal)]
+        if not odd:
+            return text
+        pieces = []
+        done = 0
+        for name, start, end in _spans(text):
+            if name in odd:
+                pieces += [text[done:start], str(int(members[name]))]
+                done = end
+        return "".join([*pieces, text[done:]])
+
+
+def _validator(schema: Schema) -> Draft202012Validator:
+    return Draft202012Validator(schema, validate_formats=False)
+
+
+def _require_media_type(request: Request, accepted: tuple[str, ...]) -> None:
+    name, _, parameters = (request.content_type or "").partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if name.strip().lower() not in accepted or charset not in {"", "charset=utf-8"}:
+        header = "Accept-Patch" if request.method == "PATCH" else "Accept"
+        allowed = ", ".join(accepted)
+        raise Problem(
+            problems.UNSUPPORTED_MEDIA_TYPE,
+            f"the Content-Type must be {allowed.replace(', ', ' or ')}, in UTF-8",
+            [FieldError("Content-Type", f"must be {allowed.replace(', ', ' or ')}")],
+            headers={header: allowed},
+        )
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """The members of a JSON object, its numbers exact."""
+    try:
+        members = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise Problem(problems.MALFORMED_JSON, detail) from None
+    except RecursionError:
+        raise _too_deep() from None
+    if not isinstance(members, dict):
+        raise Problem(problems.NOT_AN_OBJECT, "the body must be an object whose members are the row's fields")
+    for name, value in members.items():
+        try:
+            _require_text(name)
+            _require_storable(value, 1)
+        except _UnstorableError as error:
+            raise field_problem(error.kind, FieldError(name, error.message)) from None
+    return members
+
+
+class _UnstorableError(Exception):
+    """A value that no column of PostgreSQL can hold."""
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+def _require_storable(value: object, depth: int) -> None:
+    if isinstance(value, str):
+        _require_text(value)
+    elif isinstance(value, Decimal):
+        _require_number(value)
+    elif isinstance(value, dict | list):
+        if depth == _DEEPEST:
+            raise _too_deep()
+        if isinstance(value, dict):
+            for name in value:
+                _require_text(name)
+            value = list(value.values())
+        for item in value:
+            _require_storable(item, depth + 1)
+
+
+def _require_text(text: str) -> None:
+    if "\0" in text:
+        raise _UnstorableError(problems.INVALID_TEXT, "must not hold the character NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _UnstorableError(problems.INVALID_TEXT, "must not hold half a surrogate pair") from None
+
+
+def _require_number(number: Decimal) -> None:
+    exponent = number.as_tuple().exponent
+    if not isinstance(exponent, int) or number.adjusted() >= _MOST_DIGITS or -exponent > _MOST_DECIMALS:
+        raise _UnstorableError(problems.OUT_OF_RANGE, "is a number that PostgreSQL cannot hold")
+
+
+def _too_deep() -> Problem:
+    return Problem(problems.TOO_DEEP, f"objects and arrays may be nested up to {_DEEPEST} deep")
+
+
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= _LONGEST_INT else Decimal(digits)
+
+
+def _decimal(digits: str) -> Decimal:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:
+        return Decimal("Infinity")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"JSON has no {name}"
+    raise Problem(problems.MALFORMED_JSON, message)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise field_problem(problems.DUPLICATE_MEMBER, FieldError(name, "is given twice in one object"))
+        members[name] = value
+    return members
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal, parse_constant=_refuse_constant
+)
+
+
+def _spans(text: str) -> Iterator[tuple[str, int, int]]:
+    """Each member of a well-formed object: its name, and where its value starts and ends."""
+    at = _after_space(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = _DECODER.raw_decode(text, at)
+        start = _after_space(text, _after_space(text, at) + 1)
+        _, at = _DECODER.raw_decode(text, start)
+        yield name, start, at
+        at = _after_space(text, at)
+        if text[at] == ",":
+            at = _after_space(text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None  # noqa: S101 - it matches the empty string
+    return match.end()

@@ -1,0 +1,45 @@
+"""Whether a service lives, and whether it can answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+
+from serving import problems
+from serving.problems import MEDIA_TYPE, NOT_READY
+
+if TYPE_CHECKING:
+    from falcon.asgi import Response
+
+    from cachesync.service import Service
+    from serving.request import Request
+
+
+class Live:
+    """`/health/live`: the process answers."""
+
+    entity = "health"
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """Say so."""
+        resp.data = b'{"status": "live"}'
+
+
+class Ready:
+    """`/health/ready`: the database answers; without Redis and Kafka the service goes on."""
+
+    entity = "health"
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        """Ask all three, and say which answer."""
+        parts = await self._service.health()
+        if parts["postgresql"]:
+            resp.data = orjson.dumps({"status": "ready", **parts})
+            return
+        resp.status = NOT_READY.status
+        resp.content_type = MEDIA_TYPE
+        resp.data = problems.document(NOT_READY, "PostgreSQL does not answer", req.target, extension=parts)

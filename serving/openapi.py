@@ -1,0 +1,430 @@
+"""The service's description of itself, OpenAPI 3.1, made from what PostgreSQL's catalogue says."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from serving import problems
+from serving.body import JSON, MERGE_PATCH
+from serving.resources import DEFAULT_PAGE
+from serving.schema import column_schema, insert_schema, patch_schema, replace_schema, row_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from falcon.asgi import Response
+
+    from cachesync.cache import EntityCache
+    from cachesync.catalogue import Column
+    from serving.request import Request
+    from serving.settings import Settings
+
+Part = dict[str, Any]
+
+# Any request may meet these.
+_ALWAYS: Final = (500,)
+
+_TAG: Final = {"type": "string", "examples": ['"42"']}
+_HEADERS: Final[Part] = {
+    "X-Request-ID": {
+        "description": "names the request in the log; the client's own where it sent a sane one",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "X-Cache": {
+        "description": "how a read was answered; on a write BYPASS where the cache did not follow at once",
+        "schema": {"enum": ["HIT", "MISS", "BYPASS"]},
+    },
+    "ETag": {
+        "description": "the row's version",
+        "required": True,
+        "schema": {**_TAG, "pattern": '^"[0-9]+"$'},
+    },
+    "Location": {"description": "the new row", "required": True, "schema": {"type": "string"}},
+    "Link": {"description": 'the next page, rel="next", where there is one', "schema": {"type": "string"}},
+    "Retry-After": {"description": "seconds", "required": True, "schema": {"type": "string"}},
+}
+_PARAMETERS: Final[Part] = {
+    "If-Match": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "the write is made only if the row has one of these versions; `*`: if it exists",
+        "schema": _TAG,
+    },
+    "If-None-Match": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "304 if the row has one of these versions; `*`: any",
+        "schema": _TAG,
+    },
+    "Create-Only": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "the row is created, never replaced",
+        "schema": {"const": "*"},
+    },
+    "X-Request-ID": {
+        "name": "X-Request-ID",
+        "in": "header",
+        "description": "a name for this request, taken where it is up to 128 letters, digits and ._:+/=-",
+        "schema": {"type": "string", "examples": ["checkout-7f3a"]},
+    },
+}
+
+
+class OpenApi:
+    """`/openapi.json`."""
+
+    entity = "openapi"
+
+    def __init__(self, caches: Iterable[EntityCache], settings: Settings) -> None:
+        # Not orjson: bounds of numeric columns may be integers of more than 64 bits.
+        self._document = json.dumps(document(list(caches), settings), ensure_ascii=False).encode()
+
+    async def on_get(self, _req: Request, resp: Response) -> None:
+        """The document, made once."""
+        resp.data = self._document
+
+
+def document(caches: list[EntityCache], settings: Settings) -> Part:
+    """The OpenAPI document of a service with these entities."""
+    paths = dict(_own_paths())
+    schemas: Part = {"problem": _problem_schema()}
+    for cache in caches:
+        name = cache.entity.name
+        schemas[name] = row_schema(cache.columns)
+        schemas[f"{name}.insert"] = insert_schema(cache)
+        schemas[f"{name}.replace"] = replace_schema(cache)
+        schemas[f"{name}.patch"] = patch_schema(cache)
+        paths[cache.entity.path] = _rows(cache, settings)
+        paths[f"{cache.entity.path}/{{key}}"] = _one_row(cache)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"db-cache-sync: {settings.service}",
+            "version": "1",
+            "description": "Rows of the shared database, read through this service's own cache.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas, "headers": _HEADERS, "parameters": _PARAMETERS},
+    }
+
+
+def _rows(cache: EntityCache, settings: Settings) -> Part:
+    name = cache.entity.name
+    page = {
+        "type": "object",
+        "properties": {
+            "items": {"type": "array", "items": _schema(name)},
+            "next": {"type": ["string", "null"], "description": "the next page"},
+        },
+        "required": ["items", "next"],
+        "additionalProperties": False,
+    }
+    limit = {"type": "integer", "minimum": 1, "maximum": settings.page_limit}
+    parameters = [
+        {
+            "name": "after",
+            "in": "query",
+            "description": "the rows whose keys follow this one",
+            "schema": _key_schema(cache.key_column),
+        },
+        {
+            "name": "limit",
+            "in": "query",
+            "description": "the most rows of a page",
+            "schema": {**limit, "default": min(DEFAULT_PAGE, settings.page_limit)},
+        },
+        _parameter("X-Request-ID"),
+    ]
+    answers = {
+        "200": _answer("A page of rows in key order", page, _page_example(cache), "X-Cache", "Link"),
+        **_problems(400, 503),
+    }
+    return {
+        "get": {
+            "operationId": f"list_{name}",
+            "summary": f"Rows of {name}, page by page, from the database",
+            "tags": [name],
+            "parameters": parameters,
+            "responses": answers,
+        },
+        "head": {
+            "operationId": f"head_list_{name}",
+            "summary": "The headers of a page",
+            "tags": [name],
+            "parameters": parameters,
+            "responses": _without_content(answers),
+        },
+        "post": {
+            "operationId": f"insert_{name}",
+            "summary": f"Insert a row of {name}",
+            "tags": [name],
+            "parameters": [_parameter("X-Request-ID")],
+            "requestBody": _request_body({JSON: f"{name}.insert"}, _writable_example(cache)),
+            "responses": {
+                "201": _row_answer(cache, "The new row", "X-Cache", "Location"),
+                **_problems(400, 408, 409, 413, 415, 422, 503),
+            },
+        },
+    }
+
+
+def _one_row(cache: EntityCache) -> Part:
+    name = cache.entity.name
+    found = {
+        "200": _row_answer(cache, "The row", "X-Cache"),
+        "304": {
+            "description": "The row has a version that the client knows",
+            "headers": _headers("ETag", "X-Cache"),
+        },
+        **_problems(400, 404, 503),
+    }
+    known = [_parameter("If-None-Match"), _parameter("X-Request-ID")]
+    guarded = [_parameter("If-Match"), _parameter("X-Request-ID")]
+    merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache, 1))
+    return {
+        "parameters": [
+            {
+                "name": "key",
+                "in": "path",
+                "required": True,
+                "description": f"the row's {cache.key_column.name}",
+                "schema": _key_schema(cache.key_column),
+            }
+        ],
+        "get": {
+            "operationId": f"read_{name}",
+            "summary": f"A row of {name}, from the cache where it is there",
+            "tags": [name],
+            "parameters": known,
+            "responses": found,
+        },
+        "head": {
+            "operationId": f"head_{name}",
+            "summary": "The headers of a row",
+            "tags": [name],
+            "parameters": known,
+            "responses": _without_content(found),
+        },
+        "put": {
+            "operationId": f"replace_{name}",
+            "summary": f"Make a row of {name} be this one",
+            "tags": [name],
+            "parameters": [_parameter("Create-Only"), *guarded],
+            "requestBody": _request_body({JSON: f"{name}.replace"}, _writable_example(cache)),
+            "responses": {
+                "200": _row_answer(cache, "The row, replaced", "X-Cache"),
+                "201": _row_answer(cache, "The row, created", "X-Cache", "Location"),
+                **_problems(400, 408, 409, 412, 413, 415, 422, 503),
+            },
+        },
+        "patch": {
+            "operationId": f"merge_{name}",
+            "summary": f"Merge a patch into a row of {name} (RFC 7396)",
+            "tags": [name],
+            "parameters": guarded,
+            "requestBody": merge,
+            "responses": {
+                "200": _row_answer(cache, "The row after it", "X-Cache"),
+                **_problems(400, 404, 408, 409, 412, 413, 415, 422, 503),
+            },
+        },
+        "delete": {
+            "operationId": f"delete_{name}",
+            "summary": f"Delete a row of {name}",
+            "tags": [name],
+            "parameters": guarded,
+            "responses": {
+                "204": {"description": "The row is gone", "headers": _headers("X-Cache")},
+                **_problems(400, 404, 409, 412, 503),
+            },
+        },
+    }
+
+
+def _own_paths() -> Iterable[tuple[str, Part]]:
+    parts = {"postgresql": True, "redis": True, "kafka": True}
+    booleans = {part: {"type": "boolean"} for part in parts}
+    live = {"type": "object", "properties": {"status": {"const": "live"}}, "required": ["status"]}
+    ready = {
+        "type": "object",
+        "properties": {"status": {"const": "ready"}, **booleans},
+        "required": ["status", *parts],
+    }
+    not_ready = {"allOf": [_schema("problem"), {"type": "object", "properties": booleans}]}
+    for path, summary, answers in (
+        ("/health/live", "The process answers", {"200": _answer("It does", live, {"status": "live"})}),
+        (
+            "/health/ready",
+            "The database answers",
+            {
+                "200": _answer("It does", ready, {"status": "ready", **parts}),
+                "503": {
+                    "description": "It does not",
+                    "headers": _headers(),
+                    "content": {problems.MEDIA_TYPE: {"schema": not_ready}},
+                },
+            },
+        ),
+        (
+            "/metrics",
+            "What the service measures, for Prometheus",
+            {
+                "200": {
+                    "description": "The metrics",
+                    "headers": _headers(),
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                }
+            },
+        ),
+        ("/openapi.json", "This document", {"200": _answer("It", {"type": "object"}, None)}),
+    ):
+        yield (
+            path,
+            {
+                "get": {
+                    "operationId": path.strip("/").replace("/", "_").replace(".json", ""),
+                    "summary": summary,
+                    "tags": ["service"],
+                    "parameters": [_parameter("X-Request-ID")],
+                    "responses": {**answers, **_problems()},
+                }
+            },
+        )
+
+
+def _schema(name: str) -> Part:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _parameter(name: str) -> Part:
+    return {"$ref": f"#/components/parameters/{name}"}
+
+
+def _headers(*names: str) -> Part:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-ID", *names)}
+
+
+def _answer(description: str, schema: Part, example: object, *headers: str) -> Part:
+    media: Part = {"schema": schema}
+    if example is not None:
+        media["example"] = example
+    return {"description": description, "headers": _headers(*headers), "content": {JSON: media}}
+
+
+def _row_answer(cache: EntityCache, description: str, *headers: str) -> Part:
+    return _answer(description, _schema(cache.entity.name), _example(cache.columns), "ETag", *headers)
+
+
+def _without_content(answers: Part) -> Part:
+    return {
+        status: {name: part for name, part in answer.items() if name != "content"}
+        for status, answer in answers.items()
+    }
+
+
+def _request_body(schemas: dict[str, str], example: Part) -> Part:
+    return {
+        "required": True,
+        "content": {kind: {"schema": _schema(name), "example": example} for kind, name in schemas.items()},
+    }
+
+
+def _problems(*statuses: int) -> Part:
+    """The answers of these statuses, each saying which problems it may be about."""
+    answers: Part = {}
+    for status in (*statuses, *_ALWAYS):
+        kinds = [kind for kind in problems.KINDS if kind.status == status and kind is not problems.NOT_READY]
+        headers = ["X-Cache"] if status in {404, 503} else []
+        if status == problems.DATABASE_UNAVAILABLE.status:
+            headers.append("Retry-After")
+        answers[str(status)] = {
+            "description": "; ".join(f"`{kind.name}`: {kind.title}" for kind in kinds),
+            "headers": _headers(*headers),
+            "content": {
+                problems.MEDIA_TYPE: {
+                    "schema": _schema("problem"),
+                    "examples": {kind.name: {"value": _problem_example(kind)} for kind in kinds},
+                }
+            },
+        }
+    return answers
+
+
+def _problem_example(kind: problems.Kind) -> Part:
+    return {
+        "type": f"/problems/{kind.name}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": "what was wrong this time",
+        "instance": "/path/of/the/request",
+    }
+
+
+def _problem_schema() -> Part:
+    text = {"type": "string"}
+    return {
+        "type": "object",
+        "description": "Problem details, RFC 9457",
+        "properties": {
+            "type": {**text, "format": "uri-reference"},
+            "title": text,
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": text,
+            "instance": {**text, "format": "uri-reference"},
+            "errors": {
+                "type": "array",
+                "description": "the fields, parameters or headers that are concerned",
+                "items": {
+                    "type": "object",
+                    "properties": {"field": text, "message": text},
+                    "required": ["field", "message"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "required": ["type", "title", "status", "detail", "instance"],
+    }
+
+
+def _key_schema(column: Column) -> Part:
+    return {name: value for name, value in column_schema(column).items() if name != "readOnly"}
+
+
+def _page_example(cache: EntityCache) -> Part:
+    return {"items": [_example(cache.columns)], "next": f"{cache.entity.path}?after=…&limit=1"}
+
+
+def _writable_example(cache: EntityCache, most: int | None = None) -> Part:
+    writable = [c for c in cache.columns if not c.generated and c.name != cache.key_column.name]
+    return _example(writable[:most])
+
+
+def _example(columns: Iterable[Column]) -> Part:
+    return {column.name: _example_value(column) for column in columns}
+
+
+def _example_value(column: Column) -> object:
+    if column.labels is not None:
+        return column.labels[0]
+    if column.base_type in _EXAMPLES:
+        return _EXAMPLES[column.base_type]
+    return _EXAMPLES_BY_CATEGORY.get(column.category, "text"[: column.max_length])
+
+
+_EXAMPLES: Final[Part] = {
+    "bool": True,
+    "date": "2026-02-03",
+    "json": {},
+    "jsonb": {},
+    "numeric": 1,
+    "time": "12:30:00",
+    "timestamp": "2026-02-03T12:30:00",
+    "timestamptz": "2026-02-03T12:30:00+00:00",
+    "uuid": "6f1c2a34-90ab-4cde-8f01-23456789abcd",
+    "inet": "192.0.2.1",
+    "interval": "1 day",
+}
+_EXAMPLES_BY_CATEGORY: Final[Part] = {"N": 1, "A": [], "C": {}}

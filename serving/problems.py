@@ -1,0 +1,219 @@
+"""What can be wrong with a request, as RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import falcon
+import orjson
+import structlog
+
+from cachesync.errors import (
+    ConstraintViolatedError,
+    DatabaseUnavailableError,
+    DuplicateRowError,
+    InvalidValueError,
+    RowNotFoundError,
+    VersionMismatchError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from falcon.asgi import Response
+
+    from serving.app import App
+    from serving.request import Request
+
+MEDIA_TYPE: Final = "application/problem+json"
+_RETRY_SECONDS: Final = "1"
+_LONGEST_MESSAGE: Final = 300
+
+_log: Final = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of problem.
+
+    Attributes:
+        status: its HTTP status.
+        name: names it in the `type` member, `/problems/{name}`.
+        title: says it in words, the same for all of its kind.
+    """
+
+    status: int
+    name: str
+    title: str
+
+
+INVALID_KEY: Final = Kind(400, "invalid-key", "The path holds no key of this entity")
+INVALID_PARAMETER: Final = Kind(400, "invalid-parameter", "A query parameter is wrong")
+INVALID_HEADER: Final = Kind(400, "invalid-header", "A header is wrong")
+INVALID_ENCODING: Final = Kind(400, "invalid-encoding", "The body is not UTF-8")
+MALFORMED_JSON: Final = Kind(400, "malformed-json", "The body is not JSON")
+DUPLICATE_MEMBER: Final = Kind(400, "duplicate-member", "An object of the body has a member twice")
+TOO_DEEP: Final = Kind(400, "too-deep", "The body is nested too deeply")
+ROW_NOT_FOUND: Final = Kind(404, "row-not-found", "No row has this key")
+REQUEST_TIMEOUT: Final = Kind(408, "request-timeout", "The body did not arrive in time")
+DUPLICATE_ROW: Final = Kind(409, "duplicate-row", "Such a row exists")
+REFERENCE_VIOLATED: Final = Kind(409, "reference-violated", "A foreign key forbids the change")
+PRECONDITION_FAILED: Final = Kind(412, "precondition-failed", "The row is not as the request expects it")
+BODY_TOO_LARGE: Final = Kind(413, "body-too-large", "The body is too large")
+UNSUPPORTED_MEDIA_TYPE: Final = Kind(415, "unsupported-media-type", "The body's media type is not taken here")
+NOT_AN_OBJECT: Final = Kind(422, "not-an-object", "The body is not a JSON object")
+UNKNOWN_FIELD: Final = Kind(422, "unknown-field", "The entity has no such field")
+READ_ONLY_FIELD: Final = Kind(422, "read-only-field", "The database alone writes this field")
+MISSING_FIELD: Final = Kind(422, "missing-field", "A field is missing")
+WRONG_TYPE: Final = Kind(422, "wrong-type", "A value has the wrong type")
+OUT_OF_RANGE: Final = Kind(422, "out-of-range", "A number is too large or too small")
+TOO_LONG: Final = Kind(422, "too-long", "A text is too long")
+INVALID_TEXT: Final = Kind(422, "invalid-text", "A text holds what PostgreSQL cannot store")
+INVALID_VALUE: Final = Kind(422, "invalid-value", "The database does not take a value")
+KEY_MISMATCH: Final = Kind(422, "key-mismatch", "The key in the body is not that of the path")
+CONSTRAINT_VIOLATED: Final = Kind(422, "constraint-violated", "A constraint refuses the row")
+INTERNAL: Final = Kind(500, "internal-error", "Something went wrong here")
+DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database does not answer")
+NOT_READY: Final = Kind(503, "not-ready", "The service cannot answer yet")
+
+KINDS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one field."""
+
+    field: str
+    message: str
+
+
+class Problem(falcon.HTTPError):
+    """A request is answered by a problem of this kind."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(kind.status, title=kind.title, description=detail, headers=dict(headers or {}))
+        self.kind = kind
+        self.errors = errors
+
+
+def field_problem(kind: Kind, *errors: FieldError) -> Problem:
+    """The problem that is about these fields; its detail repeats the first."""
+    return Problem(kind, f"{errors[0].field}: {errors[0].message}", errors)
+
+
+def document(
+    kind: Kind,
+    detail: str,
+    instance: str,
+    errors: Sequence[FieldError] = (),
+    extension: Mapping[str, bool] | None = None,
+) -> bytes:
+    """The problem's JSON."""
+    members: dict[str, Any] = {
+        "type": f"/problems/{kind.name}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": _sayable(detail),
+        "instance": instance,
+    }
+    if errors:
+        members["errors"] = [
+            {"field": _sayable(error.field), "message": _sayable(error.message)} for error in errors
+        ]
+    return orjson.dumps({**members, **(extension or {})})
+
+
+def add_handlers(app: App) -> None:
+    """Make every error of the application a problem."""
+    app.set_error_serializer(_serialize)
+    app.add_error_handler(DatabaseUnavailableError, _database_unavailable)
+    app.add_error_handler(RowNotFoundError, _row_not_found)
+    app.add_error_handler(DuplicateRowError, _duplicate_row)
+    app.add_error_handler(VersionMismatchError, _version_mismatch)
+    app.add_error_handler(ConstraintViolatedError, _constraint_violated)
+    app.add_error_handler(InvalidValueError, _invalid_value)
+    app.add_error_handler(Exception, _unexpected)
+
+
+def _serialize(req: Request, resp: Response, error: falcon.HTTPError) -> None:
+    if isinstance(error, Problem):
+        kind, detail, errors = error.kind, error.description or "", error.errors
+    else:
+        # One of Falcon's own: no such path, a method that the path does not know, a header it cannot read.
+        title = falcon.code_to_http_status(error.status_code).partition(" ")[2]
+        kind = Kind(error.status_code, title.lower().replace(" ", "-"), title)
+        detail, errors = error.description or _OWN_DETAILS.get(error.status_code, title), ()
+    resp.content_type = MEDIA_TYPE
+    resp.data = document(kind, detail, req.target, errors)
+
+
+_OWN_DETAILS: Final = {
+    404: "nothing is offered at this path",
+    405: "the Allow header names the methods that this path knows",
+}
+
+
+async def _database_unavailable(
+    _req: Request, _resp: Response, _error: DatabaseUnavailableError, _params: dict[str, Any]
+) -> NoReturn:
+    detail = "the row is not cached, and the database cannot be asked; try again"
+    raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": _RETRY_SECONDS})
+
+
+async def _row_not_found(
+    _req: Request, _resp: Response, error: RowNotFoundError, _params: dict[str, Any]
+) -> NoReturn:
+    raise Problem(ROW_NOT_FOUND, str(error))
+
+
+async def _duplicate_row(
+    _req: Request, _resp: Response, error: DuplicateRowError, _params: dict[str, Any]
+) -> NoReturn:
+    raise _about(DUPLICATE_ROW, error.columns, str(error))
+
+
+async def _version_mismatch(
+    _req: Request, _resp: Response, error: VersionMismatchError, _params: dict[str, Any]
+) -> NoReturn:
+    raise Problem(PRECONDITION_FAILED, str(error))
+
+
+async def _constraint_violated(
+    _req: Request, _resp: Response, error: ConstraintViolatedError, _params: dict[str, Any]
+) -> NoReturn:
+    foreign_key = getattr(error.__cause__, "sqlstate", None) == "23503"
+    kind = REFERENCE_VIOLATED if foreign_key else CONSTRAINT_VIOLATED
+    raise _about(kind, error.columns, str(error))
+
+
+async def _invalid_value(
+    _req: Request, _resp: Response, error: InvalidValueError, _params: dict[str, Any]
+) -> NoReturn:
+    raise _about(INVALID_VALUE, () if error.column is None else (error.column,), str(error))
+
+
+async def _unexpected(req: Request, _resp: Response, error: Exception, _params: dict[str, Any]) -> NoReturn:
+    _log.error(
+        "unexpected error", method=req.method, path=req.target, request_id=req.request_id, exc_info=error
+    )
+    raise Problem(INTERNAL, f"the log has more under the request id {req.request_id}")
+
+
+def _about(kind: Kind, columns: Sequence[str], message: str) -> Problem:
+    if not columns:
+        return Problem(kind, message)
+    return field_problem(kind, *(FieldError(column, message) for column in columns))
+
+
+def _sayable(text: str) -> str:
+    """The text as UTF-8 can express it, and not longer than anyone would read."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"

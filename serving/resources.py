@@ -1,0 +1,197 @@
+"""An entity over HTTP: its rows, and one row."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+import orjson
+
+from cachesync.cache import Outcome
+from cachesync.errors import DuplicateRowError, InvalidValueError
+from serving import problems
+from serving.conditions import creates_only, etag, expected_versions, none_match, refuse
+from serving.problems import FieldError, Problem, field_problem
+from serving.request import segment_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from falcon.asgi import Response
+
+    from cachesync.cache import EntityCache, Written
+    from cachesync.change import Row
+    from serving.body import Bodies
+    from serving.request import Request
+
+DEFAULT_PAGE: Final = 100
+_LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}")
+
+
+class Rows:
+    """`/{path}`: the rows of an entity, page by page, and where new ones are posted."""
+
+    def __init__(self, cache: EntityCache, bodies: Bodies, page_limit: int) -> None:
+        self.entity = cache.entity.name
+        self._cache = cache
+        self._bodies = bodies
+        self._path = cache.entity.path
+        self._page_limit = page_limit
+
+    async def on_get(self, req: Request, resp: Response) -> None:
+        """A page of rows in key order, from the database."""
+        parameters = _parameters(req)
+        limit = self._limit(parameters.get("limit"))
+        after = parameters.get("after")
+        if after is not None:
+            try:
+                after = self._cache.key_column.canonical_key(after)
+            except InvalidValueError as error:
+                raise field_problem(problems.INVALID_PARAMETER, FieldError("after", str(error))) from None
+        req.outcome = Outcome.BYPASS
+        rows = await self._cache.page(after, limit + 1)
+        following = None
+        if len(rows) > limit:
+            del rows[limit:]
+            following = f"{self._path}?{urlencode({'after': rows[-1].key, 'limit': limit})}"
+            resp.set_header("Link", f'<{following}>; rel="next"')
+        resp.data = b'{"items": [%b], "next": %b}' % (
+            b", ".join([row.payload for row in rows]),
+            orjson.dumps(following),
+        )
+
+    on_head = on_get
+
+    async def on_post(self, req: Request, resp: Response) -> None:
+        """Insert a row."""
+        refuse(req, "If-Match", "If-None-Match")
+        body = await self._bodies.to_insert(req)
+        written = await self._cache.insert(body.data, body.columns)
+        _answer(req, resp, written, self._path)
+
+    def _limit(self, text: str | None) -> int:
+        if text is None:
+            return min(DEFAULT_PAGE, self._page_limit)
+        if not _LIMIT.fullmatch(text) or int(text) > self._page_limit:
+            raise field_problem(
+                problems.INVALID_PARAMETER,
+                FieldError("limit", f"must be a number from 1 to {self._page_limit}"),
+            )
+        return int(text)
+
+
+class OneRow:
+    """`/{path}/{key}`: a row."""
+
+    def __init__(self, cache: EntityCache, bodies: Bodies) -> None:
+        self.entity = cache.entity.name
+        self._cache = cache
+        self._bodies = bodies
+        self._path = cache.entity.path
+        self._key_column = cache.key_column
+
+    async def on_get(self, req: Request, resp: Response, key: str) -> None:
+        """Read the row through the cache.
+
+        What is cached goes out as it came in: nothing here decodes or encodes it.
+        """
+        read = await self._cache.read(self._key(key))
+        req.outcome = read.outcome
+        row = read.row
+        if row is None:
+            raise Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
+        tag = etag(row.version)
+        resp.set_header("ETag", tag)
+        condition = req.get_header("If-None-Match")
+        if condition is None or none_match(condition, tag):
+            resp.data = row.payload
+        else:
+            resp.status = 304
+
+    on_head = on_get
+
+    async def on_put(self, req: Request, resp: Response, key: str) -> None:
+        """Replace the row, or create it."""
+        key = self._key(key)
+        create = creates_only(req)
+        expected = expected_versions(req)
+        body = await self._bodies.to_replace(req, key)
+        if create:
+            written = await self._create(body.data, body.columns)
+        else:
+            written = await self._cache.replace(key, body.data, body.columns, expected)
+        _answer(req, resp, written, self._path)
+
+    async def on_patch(self, req: Request, resp: Response, key: str) -> None:
+        """Merge a patch into the row."""
+        key = self._key(key)
+        refuse(req, "If-None-Match")
+        expected = expected_versions(req)
+        body = await self._bodies.to_merge(req, key)
+        written = await self._cache.merge(key, body.data, body.columns, expected)
+        _answer(req, resp, written, self._path)
+
+    async def on_delete(self, req: Request, resp: Response, key: str) -> None:
+        """Delete the row."""
+        key = self._key(key)
+        refuse(req, "If-None-Match")
+        written = await self._cache.delete(key, expected_versions(req))
+        _say_bypass(req, written)
+        resp.status = 204
+
+    async def _create(self, body: bytes, columns: Sequence[str]) -> Written:
+        try:
+            return await self._cache.insert(body, columns)
+        except DuplicateRowError as error:
+            if error.columns == (self._key_column.name,):
+                raise Problem(problems.PRECONDITION_FAILED, "a row with this key exists") from None
+            raise
+
+    def _key(self, segment: str) -> str:
+        try:
+            return self._key_column.canonical_key(segment_text(segment))
+        except InvalidValueError as error:
+            message = str(error)
+        except UnicodeEncodeError:
+            message = "is not UTF-8"
+        raise field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))
+
+
+def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
+    """Answer a write that has left a row."""
+    row = written.row
+    if row is None:
+        raise AssertionError
+    _say_bypass(req, written)
+    resp.set_header("ETag", etag(row.version))
+    resp.data = row.payload
+    if written.created:
+        resp.status = 201
+        resp.set_header("Location", location(path, row))
+
+
+def _say_bypass(req: Request, written: Written) -> None:
+    if not written.cached:
+        req.outcome = Outcome.BYPASS
+
+
+def location(path: str, row: Row) -> str:
+    """Where a row is offered."""
+    return f"{path}/{quote(row.key, safe='')}"
+
+
+def _parameters(req: Request) -> dict[str, str]:
+    """The parameters of the query, decoded strictly."""
+    try:
+        pairs = parse_qsl(req.query_string, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except UnicodeDecodeError:
+        raise Problem(problems.INVALID_PARAMETER, "the query is not UTF-8") from None
+    except ValueError:
+        raise Problem(problems.INVALID_PARAMETER, "the query has too many parameters") from None
+    parameters: dict[str, str] = {}
+    for name, value in pairs:
+        if name in parameters:
+            raise field_problem(problems.INVALID_PARAMETER, FieldError(name, "is given twice"))
+        parameters[name] = value
+    return parameters

@@ -1,0 +1,25 @@
+"""The service sa: a second service that changes the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic_settings import SettingsConfigDict
+
+from cachesync.settings import Port  # noqa: TC001 - pydantic reads it
+from serving.app import create_app
+from serving.settings import Settings, load_settings
+
+
+class _Settings(Settings):
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_file=Path(__file__).with_name(".env"), env_file_encoding="utf-8"
+    )
+
+    service: Literal["sa"] = "sa"
+    port: Port = 8090
+
+
+settings = load_settings(_Settings)
+app = create_app(settings)
