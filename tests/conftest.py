@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from local.kafka import Kafka
 from local.postgres import Postgres
 from local.redis import Redis
 from local.state import claim_any
@@ -14,13 +15,13 @@ from local.state import claim_any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPOSITORY = Path(__file__).parents[1]
+STATE = Path(__file__).parents[1] / ".local"
 
 
 @pytest.fixture(scope="session")
 def state_folder() -> Iterator[Path]:
     """Kept from one session to the next, so that what is made once is made once."""
-    with claim_any(REPOSITORY / ".local" / "test") as folder:
+    with claim_any(STATE / "test") as folder:
         yield folder
 
 
@@ -43,4 +44,13 @@ def redis_sa(state_folder: Path) -> Iterator[Redis]:
 def redis_sb(state_folder: Path) -> Iterator[Redis]:
     """The running Redis of the service sb; tests of one session share it."""
     with Redis(state_folder, name="redis-sb") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(state_folder: Path) -> Iterator[Kafka]:
+    """The running Kafka, without topics at first; tests of one session share it."""
+    server = Kafka(state_folder, jars=STATE / "kafka")
+    server.erase()
+    with server:
         yield server

@@ -1,17 +1,222 @@
+"""The local parts themselves: what is killed comes back with its data, and nothing is left behind."""
+
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+import pytest
+import redis
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
+from local.kafka import Kafka
+from local.ports import accepts, free_port
+from local.postgres import Postgres
+from local.process import Process
+from local.redis import Redis
+from local.state import claim, claim_any
+
 if TYPE_CHECKING:
-    from local.postgres import Postgres
-    from local.redis import Redis
+    from collections.abc import Callable
+
+REPOSITORY = Path(__file__).parents[2]
 
 
-def test_x(postgres: Postgres, redis_sa: Redis, redis_sb: Redis) -> None:
-    assert postgres.sql("select datname from pg_database order by 1").splitlines() == [
-        "cachesync",
-        "postgres",
-        "template0",
-        "template1",
-    ]
+class Python(Process):
+    """A process that runs a line of Python."""
+
+    start_seconds = 1.0
+
+    def __init__(self, folder: Path, line: str) -> None:
+        self.line = line
+        super().__init__("python", folder, {})
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", self.line]
+
+    def ready(self) -> bool:
+        return "ready" in self.log.read_text()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_sessions_share_one_server_of_each(postgres: Postgres, redis_sa: Redis, redis_sb: Redis) -> None:
+    databases = postgres.sql("SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1")
+    assert databases.splitlines() == ["cachesync", "postgres"]
     assert redis_sa.url != redis_sb.url
+
+
+def test_postgres_keeps_its_data_when_killed(state_folder: Path) -> None:
+    with Postgres(state_folder / "own") as server:
+        server.drop_databases()
+        server.sql("CREATE TABLE kept (id int); INSERT INTO kept VALUES (1)")
+        server.kill()
+        assert not accepts(server.port)
+        server.start()
+        assert server.sql("TABLE kept") == "1"
+        assert server.sql("SHOW fsync") == "on"
+
+
+def test_postgres_makes_databases_once(postgres: Postgres) -> None:
+    dsn = postgres.create_database('od"d')
+    assert postgres.create_database('od"d') == dsn
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root runs PostgreSQL as somebody else")
+def test_postgres_moves_out_of_a_folder_that_its_user_cannot_enter(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    with Postgres(closed / "state") as server:
+        server.sql("CREATE TABLE kept ()")
+    # The next start finds the same data.
+    with Postgres(closed / "state") as server:
+        assert not Path(server.sql("SHOW data_directory")).is_relative_to(tmp_path)
+        assert server.sql("SELECT count(*) FROM kept") == "0"
+
+
+def test_kafka_keeps_its_data_when_killed(state_folder: Path) -> None:
+    server = Kafka(state_folder / "own", jars=REPOSITORY / ".local" / "kafka")
+    server.erase()
+    with server:
+        server.create_topics("kept", partitions=2)
+        server.create_topics("kept")
+        producer = Producer({"bootstrap.servers": server.bootstrap_servers, "log_level": 0})
+        producer.produce("kept", key=b"1", value=b"1")
+        assert producer.flush(10) == 0
+        server.kill()
+        server.start()
+        topics = AdminClient({"bootstrap.servers": server.bootstrap_servers}).list_topics(timeout=5).topics
+        assert len(topics["kept"].partitions) == 2
+        consumer = Consumer(
+            {"bootstrap.servers": server.bootstrap_servers, "group.id": "g", "auto.offset.reset": "earliest"},
+        )
+        consumer.subscribe(["kept"])
+        message = consumer.poll(20)
+        assert message is not None
+        assert message.value() == b"1"
+        consumer.close()
+
+
+def test_a_frozen_part_hangs_and_goes_on_when_thawed(tmp_path: Path) -> None:
+    with (
+        Redis(tmp_path) as server,
+        redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None) as client,
+    ):
+        client.set("a", "1")
+        server.freeze()
+        with pytest.raises(redis.TimeoutError):
+            client.get("a")
+        server.thaw()
+        assert client.get("a") == b"1"
+
+
+def test_stop_leaves_no_process_even_if_frozen(state_folder: Path) -> None:
+    server = Postgres(state_folder / "own").start()
+    members = server.tree()
+    assert len(members) > 1
+    server.freeze()
+    server.stop()
+    assert not [member for member in members if lives(member.pid)]
+    assert not server.running
+
+
+def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    child = f"import signal, os, time; {ignore}; os.fork() and print('ready', flush=True); time.sleep(60)"
+    process = Python(tmp_path, child)
+    process.stop_seconds = 0.2
+    with process:
+        members = process.tree()
+        assert len(members) == 2
+    assert not [member for member in members if lives(member.pid)]
+
+
+def test_a_process_that_ends_early_shows_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ProcessExitedError, match=r"python ended with 3 before(.|\n)*no such thing"):
+        Python(tmp_path, "print('no such thing'); exit(3)").start()
+
+
+def test_a_process_that_is_late_shows_its_log_and_is_ended(tmp_path: Path) -> None:
+    process = Python(tmp_path, "import time; print('still busy', flush=True); time.sleep(60)")
+    with pytest.raises(StartTimeoutError, match=r"python was not ready after 1 s(.|\n)*still busy"):
+        process.start()
+    assert not process.running
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            PortTakenError, match=rf"port {port} \(redis-sa\) is taken; set LOCAL_REDIS_SA_PORT"
+        ):
+            Redis(tmp_path, name="redis-sa", port=port).start()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from local.redis import Redis
+server = Redis(Path(sys.argv[1]), port=int(sys.argv[2])).start()
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def start_parent(folder: Path, port: int) -> tuple[subprocess.Popen[str], int]:
+    command = [sys.executable, "-c", PARENT, str(folder), str(port)]
+    parent = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    return parent, int(parent.stdout.readline())
+
+
+def end_parent(parent: subprocess.Popen[str]) -> None:
+    parent.kill()
+    parent.communicate()
+
+
+def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
+    parent, child = start_parent(tmp_path, free_port())
+    assert lives(child)
+    end_parent(parent)
+    wait_until(lambda: not lives(child))
+
+
+def test_a_start_ends_what_a_killed_run_left(tmp_path: Path) -> None:
+    port = free_port()
+    parent, child = start_parent(tmp_path, port)
+    guard = next(process for process in psutil.Process(parent.pid).children() if process.pid != child)
+    guard.send_signal(signal.SIGKILL)
+    end_parent(parent)
+    assert lives(child)
+    with Redis(tmp_path, port=port):
+        assert not lives(child)
+
+
+def test_a_state_folder_serves_one_run_at_a_time(tmp_path: Path) -> None:
+    with claim_any(tmp_path) as first, claim_any(tmp_path) as second:
+        assert first != second
+        with pytest.raises(StateInUseError, match="LOCAL_STATE"), claim(first):
+            pass
+    with claim_any(tmp_path) as again:
+        assert again == first

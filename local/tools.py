@@ -1,0 +1,66 @@
+"""The programs that no wheel carries: Java, and Maven to fetch Kafka's jars once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+from local.errors import MissingToolError
+from local.process import run
+
+_JAVA_MAJOR = 17
+_JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk-25-jre-headless")
+
+
+def require_java() -> str:
+    """The path of a `java` that can run Kafka, installed if this machine lets us."""
+    if not _java_is_new_enough():
+        if not _can_install():
+            message = f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
+            raise MissingToolError(message)
+        _apt_get("update")
+        _apt_get("install", next(filter(_is_packaged, _JAVA_PACKAGES), _JAVA_PACKAGES[0]))
+    return _which("java")
+
+
+def require_maven() -> str:
+    """The path of `mvn`, installed if this machine lets us."""
+    if shutil.which("mvn") is None:
+        if not _can_install():
+            message = "Maven is missing; install it so that `mvn` is on the PATH"
+            raise MissingToolError(message)
+        _apt_get("update")
+        _apt_get("install", "maven")
+    return _which("mvn")
+
+
+def _which(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        message = f"`{name}` is not on the PATH, though its package is installed"
+        raise MissingToolError(message)
+    return path
+
+
+def _java_is_new_enough() -> bool:
+    java = shutil.which("java")
+    if java is None:
+        return False
+    output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(\d+)', output)
+    return found is not None and int(found[1]) >= _JAVA_MAJOR
+
+
+def _can_install() -> bool:
+    return os.getuid() == 0 and shutil.which("apt-get") is not None
+
+
+def _is_packaged(package: str) -> bool:
+    return subprocess.run(["apt-cache", "show", package], capture_output=True, check=False).returncode == 0
+
+
+def _apt_get(*arguments: str) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    run(["apt-get", "-qq", "-y", "--no-install-recommends", *arguments], environment=environment)
