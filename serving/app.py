@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CANNOT_START: Final = 3
 _RESTART_PAUSE_SECONDS: Final = 1
 _FIRST_ERROR: Final = 400
+_READS: Final = frozenset({"GET", "HEAD"})
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -40,14 +41,13 @@ class App(falcon.asgi.App[Request, Response]):
         self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend
     ) -> Coroutine[Any, Any, None]:
         """Answer a connection; no coroutine of its own stands between the server and a read."""
-        match scope:
-            case {"type": "http", "method": "GET" | "HEAD"}:
+        if scope["type"] == "http":
+            if scope["method"] in _READS:
                 # The body of a read means nothing, so that nobody has to wait for it.
                 return super().__call__(scope, _empty_body, send)
-            case {"type": "http"}:
-                return self._with_body(scope, receive, send)
-            case {"type": "websocket"}:
-                return _refuse_websocket(send)
+            return self._with_body(scope, receive, send)
+        if scope["type"] == "websocket":
+            return _refuse_websocket(send)
         return super().__call__(scope, receive, send)
 
     async def _with_body(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
@@ -76,6 +76,7 @@ class _Lifecycle:
         self._settings = settings
         self._open_service = open_service
         self._service: Service | None = None
+        self._counting: asyncio.Task[None] | None = None
 
     async def process_startup(self, scope: dict[str, Any], _event: object) -> None:
         """Open the service and offer its entities.
@@ -97,10 +98,14 @@ class _Lifecycle:
             _log.critical("cannot start", exc_info=error)
             raise SystemExit(_CANNOT_START) from error
         self._service = service
+        self._counting = asyncio.create_task(metrics.keep_flushing())
         begin_request_ids()
 
     async def process_shutdown(self, _scope: object, _event: object) -> None:
         """Close the service, after the last request."""
+        if self._counting is not None:
+            self._counting.cancel()
+        metrics.flush()
         if self._service is not None:
             await self._service.close()
 
@@ -121,7 +126,7 @@ class _Record:
             resp.set_header("X-Cache", req.outcome)
         status = resp.status_code
         metrics.observe(getattr(resource, "entity", ""), req, status)
-        if status >= _FIRST_ERROR or req.method not in {"GET", "HEAD"}:
+        if status >= _FIRST_ERROR or req.method not in _READS:
             _log.info(
                 "request",
                 method=req.method,

@@ -85,6 +85,8 @@ def segment_text(segment: str) -> str:
     Raises:
         UnicodeEncodeError: the client sent bytes that are not UTF-8.
     """
+    if segment.isascii():
+        return segment
     text = segment.replace(_SLASH, "/")
     text.encode()
     return text
