@@ -93,4 +93,4 @@ def _client(settings: ServiceSettings) -> Redis:
         # A request does not wait for a second try: the database answers it.
         retry=Retry(NoBackoff(), 0),
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)

@@ -1,0 +1,118 @@
+"""A database with the sample's tables installed, and services on it, in this process."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from cachesync.entity import load_entities
+from cachesync.install import install
+from cachesync.service import Service
+from cachesync.settings import ServiceSettings
+from cachesync.topics import create_topics
+from local.postgres import create_role
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from cachesync.entity import Entity
+    from local.kafka import Kafka
+    from local.postgres import Postgres
+    from local.redis import Redis
+
+REPOSITORY = Path(__file__).parents[2]
+ENTITIES_FILE = REPOSITORY / "entities.toml"
+SAMPLE = REPOSITORY / "local" / "sample.sql"
+
+
+class Silent:
+    """No one watches an installation in a test."""
+
+    def step(self, text: str) -> None:
+        pass
+
+    def rows(self, done: int, total: int) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def entities() -> dict[str, Entity]:
+    return load_entities(ENTITIES_FILE)
+
+
+@pytest.fixture
+async def sample(postgres: Postgres, entities: dict[str, Entity]) -> AsyncIterator[str]:
+    """The address of a new database with the sample's tables, installed."""
+    name = f"sample_{secrets.token_hex(4)}"
+    dsn = postgres.create_database(name)
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(SAMPLE.read_text(encoding="utf-8"))
+    await install(connection, entities, Silent())
+    await connection.close()
+    for service in ("sa", "sb"):
+        create_role(dsn, service, f"{service}-password")
+        postgres.sql(f"GRANT cachesync_service TO {service}", name)
+    yield dsn
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+async def admin(sample: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the sample's owner, as psql would have it."""
+    connection = await asyncpg.connect(sample)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def topics(kafka: Kafka, entities: dict[str, Entity]) -> str:
+    """The broker's address, its topics made."""
+    create_topics(kafka.bootstrap_servers, entities.values(), partitions=6, replication=1)
+    return kafka.bootstrap_servers
+
+
+@pytest.fixture
+def open_service(
+    sample: str, postgres: Postgres, redis_sa: Redis, redis_sb: Redis, topics: str
+) -> Callable[..., AbstractAsyncContextManager[Service]]:
+    """Opens a service on the sample, its settings changed as asked."""
+    urls = {"sa": redis_sa.url, "sb": redis_sb.url}
+
+    @asynccontextmanager
+    async def opened(name: str, **changed: object) -> AsyncIterator[Service]:
+        settings = {
+            "service": name,
+            "cachesync_entities": ENTITIES_FILE,
+            "db_host": postgres.host,
+            "db_port": postgres.port,
+            "db_name": sample.rpartition("/")[2],
+            "db_username": name,
+            "db_password": f"{name}-password",
+            "redis_url": urls[name],
+            "kafka_bootstrap_servers": topics,
+            **changed,
+        }
+        service = await Service.open(ServiceSettings.model_validate(settings))
+        try:
+            yield service
+        finally:
+            await service.close()
+
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def _empty_caches(request: pytest.FixtureRequest) -> None:
+    """Each test that has a cache begins with an empty one."""
+    import redis  # noqa: PLC0415 - most tests here need none
+
+    for name in {"redis_sa", "redis_sb"} & set(request.fixturenames):
+        server: Redis = request.getfixturevalue(name)
+        with redis.Redis.from_url(server.url) as client:
+            client.flushall()

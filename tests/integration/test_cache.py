@@ -1,0 +1,375 @@
+"""Reads and writes of services through their caches, on a real PostgreSQL and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import redis as redis_client
+
+from cachesync.cache import EntityCache, Outcome
+from cachesync.errors import (
+    ConstraintViolatedError,
+    DuplicateRowError,
+    InvalidValueError,
+    NotInstalledError,
+    RowNotFoundError,
+    VersionMismatchError,
+)
+from cachesync.slot import encode_value
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    import asyncpg
+
+    from cachesync.service import Service
+    from local.redis import Redis
+
+    OpenService = Callable[..., AbstractAsyncContextManager[Service]]
+
+ANN = b'{"id":1,"name":"Ann","age":20}'
+
+
+@pytest.fixture
+async def students(open_service: OpenService) -> AsyncIterator[EntityCache]:
+    async with open_service("sa") as service:
+        yield service.caches["student"]
+
+
+@pytest.fixture
+async def courses(open_service: OpenService) -> AsyncIterator[EntityCache]:
+    async with open_service("sa") as service:
+        yield service.caches["course"]
+
+
+@pytest.fixture
+def slots(redis_sa: Redis) -> redis_client.Redis:
+    return redis_client.Redis.from_url(redis_sa.url)
+
+
+async def put(cache: EntityCache, key: int, name: str) -> int:
+    body = json.dumps({"id": key, "name": name}).encode()
+    return (await cache.replace(str(key), body, ["id", "name"], None)).version
+
+
+async def loads(admin: asyncpg.Connection) -> int:
+    """How often the table's primary key was looked up, by whomever."""
+    await admin.execute("SELECT pg_stat_force_next_flush()")
+    await asyncio.sleep(1.1)  # the sessions of the services report at most once a second
+    scans: int = await admin.fetchval(
+        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'student_pkey'"
+    )
+    return scans
+
+
+async def test_a_read_misses_then_hits_with_the_same_bytes(
+    students: EntityCache, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    miss = await students.read("1")
+    hit = await students.read("1")
+    assert (miss.outcome, hit.outcome) == (Outcome.MISS, Outcome.HIT)
+    assert hit.row == miss.row
+    assert hit.row is not None
+    assert hit.row.payload == ANN
+
+
+async def test_a_missing_row_is_cached_as_absent_for_its_own_ttl(
+    students: EntityCache, slots: redis_client.Redis
+) -> None:
+    assert (await students.read("404")).outcome is Outcome.MISS
+    assert (await students.read("404")).outcome is Outcome.HIT
+    assert slots.get("sa:student:404") == b"A"
+    assert 0 < slots.pttl("sa:student:404") <= students.entity.absent_ttl.total_seconds() * 1000
+
+
+async def test_a_write_is_read_back_as_a_hit(students: EntityCache) -> None:
+    written = await students.insert(ANN, ["id", "name", "age"])
+    read = await students.read("1")
+    assert (written.created, written.cached) == (True, True)
+    assert (read.outcome, read.row) == (Outcome.HIT, written.row)
+
+
+async def test_an_inserted_row_replaces_a_cached_absence(students: EntityCache) -> None:
+    await students.read("1")
+    await students.insert(ANN, ["id", "name", "age"])
+    assert (await students.read("1")).row is not None
+
+
+async def test_a_key_that_the_database_makes_is_not_denied_afterwards(
+    courses: EntityCache, slots: redis_client.Redis
+) -> None:
+    written = await courses.insert(b'{"title":"Logic"}', ["title"])
+    assert written.row is not None
+    slots.set(f"sa:course:{written.row.key}", b"A")
+    await courses.merge(written.row.key, b'{"title":"Logic 2"}', ["title"], None)
+    assert (await courses.read(written.row.key)).row is not None
+
+
+async def test_a_deleted_row_is_gone_at_once(students: EntityCache) -> None:
+    await put(students, 1, "Ann")
+    deleted = await students.delete("1", None)
+    assert deleted.row is None
+    assert (await students.read("1")).row is None
+
+
+async def test_a_delete_draws_a_version_above_the_rows(students: EntityCache) -> None:
+    version = await put(students, 1, "Ann")
+    assert (await students.delete("1", None)).version > version
+
+
+async def test_invalidate_empties_the_slot_that_refresh_would_replace(courses: EntityCache) -> None:
+    written = await courses.insert(b'{"title":"Logic"}', ["title"])
+    assert written.row is not None
+    assert (await courses.read(written.row.key)).outcome is Outcome.MISS
+    await courses.merge(written.row.key, b'{"fee":12.50}', ["fee"], None)
+    read = await courses.read(written.row.key)
+    assert read.outcome is Outcome.MISS
+    assert read.row is not None
+    assert json.loads(read.row.payload)["fee"] == 12.5
+
+
+async def test_a_replace_gives_left_out_columns_their_default(courses: EntityCache) -> None:
+    body = b'{"title":"Logic","fee":5,"capacity":3}'
+    row = (await courses.insert(body, ["title", "fee", "capacity"])).row
+    assert row is not None
+    replaced = (await courses.replace(row.key, b'{"title":"Sets"}', ["title"], None)).row
+    assert replaced is not None
+    assert json.loads(replaced.payload) | {"id": None} == {
+        "id": None,
+        "title": "Sets",
+        "fee": 0,
+        "starts_at": None,
+        "details": None,
+        "capacity": None,
+    }
+
+
+async def test_a_merge_patches_a_jsonb_column_member_by_member(courses: EntityCache) -> None:
+    body = b'{"title":"Logic","details":{"room":"A1","tags":["x"],"lab":{"seats":9,"open":true}}}'
+    row = (await courses.insert(body, ["title", "details"])).row
+    assert row is not None
+    patch = b'{"details":{"room":null,"lab":{"seats":10},"new":[1]}}'
+    merged = (await courses.merge(row.key, patch, ["details"], None)).row
+    assert merged is not None
+    assert json.loads(merged.payload)["details"] == {
+        "tags": ["x"],
+        "lab": {"seats": 10, "open": True},
+        "new": [1],
+    }
+
+
+async def test_numbers_keep_every_digit(courses: EntityCache) -> None:
+    row = (await courses.insert(b'{"title":"x","fee":99999999.99}', ["title", "fee"])).row
+    assert row is not None
+    assert b'"fee":99999999.99' in row.payload
+
+
+async def test_an_empty_merge_changes_nothing(students: EntityCache) -> None:
+    version = await put(students, 1, "Ann")
+    assert (await students.merge("1", b"{}", [], None)).version == version
+
+
+async def test_pages_follow_each_other_in_key_order(students: EntityCache) -> None:
+    for key in (30, 4, 200, 1):
+        await put(students, key, "x")
+    first = await students.page(None, 2)
+    second = await students.page(first[-1].key, 10)
+    assert [row.key for row in (*first, *second)] == ["1", "4", "30", "200"]
+
+
+async def test_preconditions_guard_replace_merge_and_delete(students: EntityCache) -> None:
+    old = await put(students, 1, "Ann")
+    new = await put(students, 1, "Bea")
+    expected = frozenset({old})
+    with pytest.raises(VersionMismatchError):
+        await students.replace("1", ANN, ["id", "name", "age"], expected)
+    with pytest.raises(VersionMismatchError):
+        await students.merge("1", b'{"age":1}', ["age"], expected)
+    with pytest.raises(VersionMismatchError):
+        await students.delete("1", expected)
+    with pytest.raises(VersionMismatchError):
+        await students.replace("2", b'{"id":2,"name":"x"}', ["id", "name"], frozenset())
+    with pytest.raises(RowNotFoundError):
+        await students.merge("2", b'{"age":1}', ["age"], frozenset({old}))
+    assert (await students.merge("1", b'{"age":1}', ["age"], frozenset({old, new}))).version > new
+
+
+async def test_refused_writes_name_the_columns_and_leave_no_lease(
+    courses: EntityCache, students: EntityCache, slots: redis_client.Redis
+) -> None:
+    await put(students, 1, "Ann")
+    with pytest.raises(DuplicateRowError) as duplicate:
+        await students.insert(b'{"id":1,"name":"x"}', ["id", "name"])
+    assert duplicate.value.columns == ("id",)
+    with pytest.raises(ConstraintViolatedError) as missing:
+        await students.insert(b'{"id":2}', ["id"])
+    assert missing.value.columns == ("name",)
+    with pytest.raises(ConstraintViolatedError) as checked:
+        await students.merge("1", b'{"age":151}', ["age"], None)
+    assert checked.value.columns == ("age",)
+    with pytest.raises(InvalidValueError) as invalid:
+        await courses.insert(
+            b'{"title":"x","capacity":1,"starts_at":"soon"}', ["title", "capacity", "starts_at"]
+        )
+    assert invalid.value.column == "starts_at"
+    with pytest.raises(RowNotFoundError):
+        await students.delete("7", None)
+    assert [name for name in slots.scan_iter() if (slots.get(name) or b"").startswith(b"L")] == []
+
+
+async def test_many_misses_on_one_key_in_two_processes_cost_one_database_read(
+    open_service: OpenService, admin: asyncpg.Connection
+) -> None:
+    """Two services objects that share one cache stand for two processes: nothing else is shared."""
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    async with open_service("sa") as one, open_service("sa") as other:
+        before = await loads(admin)
+        caches = [one.caches["student"], other.caches["student"]]
+        reads = await asyncio.gather(*(caches[i % 2].read("1") for i in range(500)))
+        assert await loads(admin) == before + 1
+    assert {read.row.payload if read.row else None for read in reads} == {ANN}
+    assert [read.outcome for read in reads].count(Outcome.MISS) == 1
+
+
+async def test_a_reader_gives_up_waiting_for_a_lease_and_asks_the_database(
+    open_service: OpenService, admin: asyncpg.Connection, slots: redis_client.Redis
+) -> None:
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    lease = b"L0000000000000000000" + b"someone"
+    slots.set("sa:student:1", lease, px=60_000)
+    async with open_service("sa", lease_wait_ms=30) as service:
+        reads = await asyncio.gather(*(service.caches["student"].read("1") for _ in range(20)))
+    assert {read.outcome for read in reads} == {Outcome.BYPASS}
+    assert {read.row.payload if read.row else None for read in reads} == {ANN}
+    assert slots.get("sa:student:1") == lease
+
+
+async def test_a_reader_whose_lease_met_a_newer_change_does_not_fill(
+    students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis
+) -> None:
+    """The row is locked in the reader's way, so that the change comes between its lease and its fill."""
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    await admin.execute("BEGIN; LOCK TABLE student IN ACCESS EXCLUSIVE MODE")
+    reading = asyncio.create_task(students.read("1"))
+    while not (slots.get("sa:student:1") or b"").startswith(b"L"):
+        await asyncio.sleep(0.005)
+    slot = slots.get("sa:student:1") or b""
+    slots.set("sa:student:1", b"L9000000000000000000" + slot[20:], px=60_000)
+    await admin.execute("COMMIT")
+    assert (await reading).row is not None
+    assert slots.get("sa:student:1") is None
+
+
+async def test_a_value_of_another_schema_is_a_miss_that_no_older_row_replaces(
+    students: EntityCache, slots: redis_client.Redis
+) -> None:
+    version = await put(students, 1, "Ann")
+    slots.set("sa:student:1", encode_value(version, b"deadbeef", b'{"old":true}'))
+    read = await students.read("1")
+    assert read.outcome is Outcome.MISS
+    assert (await students.read("1")).outcome is Outcome.HIT
+    slots.set("sa:student:1", encode_value(version + 1000, b"deadbeef", b'{"newer":true}'))
+    assert (await students.read("1")).outcome is Outcome.MISS
+    assert slots.get("sa:student:1") is None
+
+
+async def test_a_cancelled_writer_still_brings_its_commit_to_the_cache(
+    students: EntityCache, admin: asyncpg.Connection
+) -> None:
+    await put(students, 1, "Ann")
+    await admin.execute("BEGIN; SELECT * FROM student WHERE id = 1 FOR UPDATE")
+    writing = asyncio.create_task(students.merge("1", b'{"name":"Bea"}', ["name"], None))
+    await asyncio.sleep(0.1)
+    writing.cancel()
+    await admin.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    await students.close()
+    read = await students.read("1")
+    assert read.outcome is Outcome.HIT
+    assert read.row is not None
+    assert b"Bea" in read.row.payload
+
+
+async def test_ttls_of_values_differ_by_jitter(students: EntityCache, slots: redis_client.Redis) -> None:
+    for key in range(20):
+        await put(students, key, "x")
+    ttl_ms = students.entity.ttl.total_seconds() * 1000
+    ttls = [slots.pttl(f"sa:student:{key}") for key in range(20)]
+    assert all(0.89 * ttl_ms < ttl <= ttl_ms for ttl in ttls)
+    assert max(ttls) - min(ttls) > 0.01 * ttl_ms
+
+
+async def test_scripts_survive_a_restart_of_redis(
+    students: EntityCache, redis_sa: Redis, slots: redis_client.Redis
+) -> None:
+    await put(students, 1, "Ann")
+    redis_sa.restart()
+    outcomes = [(await students.read("1")).outcome for _ in range(5)]
+    assert outcomes[-1] is Outcome.HIT
+    slots.script_flush()
+    slots.delete("sa:student:1")
+    assert (await students.read("1")).outcome is Outcome.MISS
+    assert (await students.read("1")).outcome is Outcome.HIT
+
+
+async def test_without_redis_the_database_answers_and_writes_say_so(
+    students: EntityCache, redis_sa: Redis
+) -> None:
+    await put(students, 1, "Ann")
+    redis_sa.stop()
+    try:
+        read = await students.read("1")
+        written = await students.merge("1", b'{"name":"Bea"}', ["name"], None)
+    finally:
+        redis_sa.start()
+    assert read.outcome is Outcome.BYPASS
+    assert read.row is not None
+    assert written.cached is False
+
+
+async def test_a_frozen_redis_costs_a_few_timeouts_and_then_nothing(
+    students: EntityCache, redis_sa: Redis
+) -> None:
+    await put(students, 1, "Ann")
+    redis_sa.freeze()
+    try:
+        for _ in range(4):
+            assert (await students.read("1")).outcome is Outcome.BYPASS
+        # The breaker is open: these do not wait for Redis, which would take 100 ms each.
+        reads = [await students.read("1") for _ in range(50)]
+        assert {read.outcome for read in reads} == {Outcome.BYPASS}
+    finally:
+        redis_sa.thaw()
+    async with asyncio.timeout(10):
+        while (await students.read("1")).outcome is not Outcome.HIT:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_wrong_type_in_a_slots_place_is_bypassed(
+    students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis
+) -> None:
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    slots.hset("sa:student:1", "not", "a slot")
+    read = await students.read("1")
+    assert read.outcome is Outcome.BYPASS
+    assert read.row is not None
+
+
+async def test_a_service_refuses_a_database_that_is_not_installed_as_declared(
+    open_service: OpenService, tmp_path: Path
+) -> None:
+    file = tmp_path / "entities.toml"
+    file.write_text(
+        '[student]\ntable = "student"\nkey = "id"\ncolumns = ["id", "name"]\n'
+        'ttl = "1m"\nabsent_ttl = "1s"\npath = "/s"\n'
+    )
+    with pytest.raises(NotInstalledError, match="'student' is not installed as it is declared"):
+        async with open_service("sa", cachesync_entities=file):
+            pass
