@@ -14,7 +14,8 @@ _IF_MATCH: Final = "If-Match"
 _IF_NONE_MATCH: Final = "If-None-Match"
 _TAG: Final = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _LIST: Final = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
-_VERSION: Final = re.compile(r'"([1-9][0-9]{0,17})"')
+_VERSION: Final = re.compile(r'"([1-9][0-9]{0,18})"')
+_GREATEST: Final = 2**63 - 1
 # What no row has: tags that can match none of ours still have to be compared with a row.
 _NO_VERSION: Final = 0
 
@@ -41,7 +42,8 @@ def expected_versions(request: Request) -> frozenset[int] | None:
     if tags is None:
         return frozenset()
     versions = (_VERSION.fullmatch(tag) for tag in tags)
-    return frozenset(int(version[1]) for version in versions if version) or frozenset({_NO_VERSION})
+    known = frozenset(int(version[1]) for version in versions if version)
+    return frozenset(version for version in known if version <= _GREATEST) or frozenset({_NO_VERSION})
 
 
 def creates_only(request: Request) -> bool:

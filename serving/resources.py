@@ -102,12 +102,12 @@ class OneRow:
         if row is None:
             raise Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
         tag = etag(row.version)
-        resp.set_header("ETag", tag)
         condition = req.get_header("If-None-Match")
         if condition is None or none_match(condition, tag):
             resp.data = row.payload
         else:
             resp.status = 304
+        resp.set_header("ETag", tag)
 
     on_head = on_get
 
