@@ -18,6 +18,7 @@ _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
 
 _Command = tuple[bytes | str | int, ...]
+_Waiting = tuple[_Command, asyncio.Future[Any]]
 
 
 class CacheUnavailableError(Exception):
@@ -34,7 +35,7 @@ class Slots:
     def __init__(self, client: Redis) -> None:
         self._client = client
         self._breaker = Breaker(_FAILURES, _PAUSE_SECONDS)
-        self._waiting: list[tuple[_Command, asyncio.Future[Any]]] = []
+        self._waiting: list[_Waiting] = []
         self._round_trips: set[asyncio.Task[None]] = set()
 
     async def get(self, name: str) -> bytes | None:
@@ -119,9 +120,14 @@ class Slots:
         self._round_trips.add(task)
         task.add_done_callback(self._round_trips.discard)
 
-    async def _round_trip(self, batch: list[tuple[_Command, asyncio.Future[Any]]]) -> None:
+    async def _round_trip(self, batch: list[_Waiting]) -> None:
+        gets = [waiting for waiting in batch if waiting[0][0] == "GET"]
+        others = [waiting for waiting in batch if waiting[0][0] != "GET"]
         pipeline = self._client.pipeline(transaction=False)
-        for command, _ in batch:
+        if gets:
+            # One command: to pack many and to read many answers costs hits as much as all the rest of them.
+            pipeline.execute_command("MGET", *(command[1] for command, _ in gets))
+        for command, _ in others:
             pipeline.execute_command(*command)
         try:
             answers = await pipeline.execute(raise_on_error=False)
@@ -131,7 +137,10 @@ class Slots:
             _fail(batch, CacheUnavailableError(str(error)))
             return
         self._breaker.succeeded()
-        for (_, future), answer in zip(batch, answers, strict=True):
+        if gets:
+            slots = answers.pop(0)
+            answers[:0] = [slots] * len(gets) if isinstance(slots, Exception) else slots
+        for (_, future), answer in zip([*gets, *others], answers, strict=True):
             if future.done():
                 continue
             if isinstance(answer, NoScriptError):
@@ -144,7 +153,7 @@ class Slots:
                 future.set_result(answer)
 
 
-def _fail(batch: list[tuple[_Command, asyncio.Future[Any]]], error: Exception) -> None:
+def _fail(batch: list[_Waiting], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
