@@ -1,0 +1,65 @@
+"""The scopes that are explored; R and a number is a race of the catalogue in the design's words.
+
+R1 a slow load meets a newer write; R2 the same after an eviction or a flush; R3 a load between a write's
+start and its commit; R4 a crash between commit and publication; R5 events reordered and repeated; R6 a late
+update after a delete; R7 'absent' hides an insert; R8 a read joins a load that began before it; R10 a write
+that passes the service by; R11 two schemas at a time; R13 numbers that do not grow in commit order.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cachesync.slot import ABSENT
+from tests.unit.protocol.world import OLD, Elsewhere, Reader, Scope, Writer, value
+
+_READ: Final = Reader()
+_READ_OLD: Final = Reader(OLD)
+_INSERT: Final = Writer("insert")
+_UPDATE: Final = Writer("update")
+_DELETE: Final = Writer("delete")
+_INSERT_ELSEWHERE: Final = Elsewhere("insert")
+_UPDATE_ELSEWHERE: Final = Elsewhere("update")
+_UPDATE_OLD_ELSEWHERE: Final = Elsewhere("update", OLD)
+_DELETE_ELSEWHERE: Final = Elsewhere("delete")
+_DELETE_AND_INSERT_ELSEWHERE: Final = Elsewhere("delete and insert")
+_TRUNCATE_ELSEWHERE: Final = Elsewhere("truncate")
+
+_SCOPES: Final = (
+    Scope("R1-R2-R10-loads-and-updates", (_READ, _READ, _READ, _UPDATE, _UPDATE_ELSEWHERE)),
+    Scope("R3-unanswered-leases", (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE), silent=True),
+    Scope("R4-crashing-updates", (_READ, _READ, _UPDATE, _UPDATE)),
+    Scope("R5-updates-elsewhere", (_READ, _READ) + (_UPDATE_ELSEWHERE,) * 3, slot=value(1)),
+    Scope(
+        "R6-R13-update-delete-and-insert-elsewhere",
+        (_READ, _READ, _UPDATE_ELSEWHERE, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE),
+        slot=value(1),
+    ),
+    Scope("R7-inserts-over-absent", (_READ, _READ, _INSERT, _INSERT_ELSEWHERE), row=0, slot=ABSENT),
+    # Nothing else may have the lease, and nothing takes it away: then the commit is enough.
+    Scope(
+        "R7-insert-under-its-lease",
+        (_READ, _READ, _INSERT),
+        row=0,
+        slot=ABSENT,
+        lossy=False,
+        promised_at="commit",
+    ),
+    Scope("R8-waiting-reads", (_READ, _READ, _READ, _READ, _UPDATE)),
+    Scope("R10-truncate", (_READ, _READ, _TRUNCATE_ELSEWHERE, _INSERT, _UPDATE_ELSEWHERE)),
+    Scope("R10-key-inserted-again", (_READ, _READ, _UPDATE, _DELETE_AND_INSERT_ELSEWHERE)),
+    Scope("R11-two-schemas", (_READ, _READ_OLD, _UPDATE, _UPDATE_OLD_ELSEWHERE), slot=value(1, OLD)),
+    Scope("R13-delete-and-insert", (_READ, _DELETE, _INSERT, _UPDATE_ELSEWHERE)),
+    Scope(
+        "R13-deletes-and-inserts-elsewhere",
+        (_READ, _READ, _DELETE_ELSEWHERE, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE, _INSERT_ELSEWHERE),
+    ),
+    Scope("R13-update-beside", (_READ, _READ, _UPDATE, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE)),
+    Scope(
+        "R1-R6-invalidate",
+        (_READ, _READ, _UPDATE, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE),
+        on_change="invalidate",
+    ),
+)
+
+SCOPES: Final = {scope.name: scope for scope in _SCOPES}

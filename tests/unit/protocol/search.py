@@ -1,0 +1,70 @@
+"""A breadth-first search through every state of a model."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.unit.protocol.faults import EVERYTHING
+
+if TYPE_CHECKING:
+    from tests.unit.protocol.faults import Fault
+    from tests.unit.protocol.model import Model
+    from tests.unit.protocol.world import State
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        states: how many it looked at.
+        fault: what the last step of the story does wrong; None where nothing is wrong anywhere.
+        story: a shortest one.
+    """
+
+    states: int
+    fault: Fault | None = None
+    story: tuple[str, ...] = ()
+
+
+def search(model: Model, sought: frozenset[Fault] = EVERYTHING) -> Found:
+    """Look at every state that can be reached, until a fault that is sought shows."""
+    first = model.representative(model.first())
+    came_from: dict[State, State | None] = {first: None}
+    waiting = deque([first])
+    while waiting:
+        state = waiting.popleft()
+        for step in model.steps(state):
+            reached = model.representative(step.state)
+            faults = step.faults
+            if reached not in came_from:
+                came_from[reached] = state
+                waiting.append(reached)
+                faults |= model.faults(reached)
+            for fault in faults & sought:
+                return Found(len(came_from), fault, _story(model, [*_path(came_from, state), reached], fault))
+    return Found(len(came_from))
+
+
+def _path(came_from: dict[State, State | None], state: State | None) -> list[State]:
+    path = []
+    while state is not None:
+        path.append(state)
+        state = came_from[state]
+    return path[::-1]
+
+
+def _story(model: Model, path: list[State], fault: Fault) -> tuple[str, ...]:
+    """What happens along a path of representatives, told of the very same processes throughout."""
+    story = []
+    state = model.first()
+    for reached in path[1:]:
+        steps = [step for step in model.steps(state) if model.representative(step.state) == reached]
+        # Several steps may lead there; the last one told is the one that is wrong.
+        wrong = (step for step in steps if reached is path[-1] and fault in step.faults)
+        step = next(wrong, steps[0])
+        story.append(step.what)
+        state = step.state
+    return tuple(story)

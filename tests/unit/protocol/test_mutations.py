@@ -1,0 +1,250 @@
+"""Each rule of the scripts, and of those who call them, is one that the protocol does not hold without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cachesync.slot import script
+from tests.unit.protocol.faults import Fault
+from tests.unit.protocol.model import Model
+from tests.unit.protocol.scopes import SCOPES
+from tests.unit.protocol.scripts import Scripts
+from tests.unit.protocol.search import search
+from tests.unit.protocol.world import Rules
+
+if TYPE_CHECKING:
+    from tests.unit.protocol.scripts import Name
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """An edit of a script, and the fault that it leads to in a scope."""
+
+    name: str
+    script: Name
+    text: str
+    edited: str
+    scope: str
+    fault: Fault
+
+
+_RAISE = "redis.call('SET', KEYS[1], 'L' .. version .. token, 'KEEPTTL')"
+
+_MUTATIONS = (
+    Mutation(
+        "fill-below-the-floor",
+        "fill",
+        "if version >= floor then",
+        "if true then",
+        "R1-R2-R10-loads-and-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "fill-absent-below-the-floor",
+        "fill",
+        "if version >= floor then",
+        "if version >= floor or version == NO_FLOOR then",
+        "R7-inserts-over-absent",
+        Fault.FALSE_ABSENT,
+    ),
+    Mutation(
+        "refuse-a-fill-at-the-floor",
+        "fill",
+        "version >= floor",
+        "version > floor",
+        "R11-two-schemas",
+        Fault.REFUSED,
+    ),
+    Mutation(
+        "fill-under-anyone's-lease",
+        "fill",
+        " or string.sub(slot, 21) ~= ARGV[1]",
+        "",
+        "R1-R2-R10-loads-and-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "fill-without-a-lease",
+        "fill",
+        "    return 0\nend\nlocal floor = string.sub(slot, 2, 20)",
+        "    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n    return 1\nend\n"
+        "local floor = string.sub(slot, 2, 20)",
+        "R5-updates-elsewhere",
+        Fault.BACKWARDS,
+    ),
+    Mutation("raise-no-floor", "change", _RAISE, "", "R1-R2-R10-loads-and-updates", Fault.STALE),
+    Mutation(
+        "raise-no-floor-over-absent", "change", _RAISE, "", "R7-inserts-over-absent", Fault.FALSE_ABSENT
+    ),
+    Mutation("lower-a-floor", "change", "version <= floor", "false", "R5-updates-elsewhere", Fault.STALE),
+    Mutation(
+        "raise-a-floor-to-itself",
+        "change",
+        "version <= floor",
+        "version < floor",
+        "R5-updates-elsewhere",
+        Fault.REWRITTEN,
+    ),
+    Mutation("raise-a-floor-for-good", "change", ", 'KEEPTTL'", "", "R5-updates-elsewhere", Fault.LASTING),
+    Mutation(
+        "go-back-to-an-older-change",
+        "change",
+        "version <= string.sub(slot, 2, 20)",
+        "false",
+        "R5-updates-elsewhere",
+        Fault.STALE,
+    ),
+    Mutation(
+        "apply-an-equal-change",
+        "change",
+        "version <= string.sub(slot, 2, 20)",
+        "version < string.sub(slot, 2, 20)",
+        "R11-two-schemas",
+        Fault.REWRITTEN,
+    ),
+    Mutation(
+        "keep-a-deleted-row",
+        "change",
+        "    if ARGV[2] == '' then\n        redis.call('DEL', KEYS[1])",
+        "    if ARGV[2] == '' then",
+        "R6-R13-update-delete-and-insert-elsewhere",
+        Fault.ORPHAN,
+    ),
+    Mutation(
+        "keep-an-invalidated-row",
+        "change",
+        "    if ARGV[2] == '' then\n        redis.call('DEL', KEYS[1])",
+        "    if ARGV[2] == '' then",
+        "R1-R6-invalidate",
+        Fault.STALE,
+    ),
+    Mutation(
+        "keep-absent",
+        "change",
+        "    return 'raised'\nend\nredis.call('DEL', KEYS[1])",
+        "    return 'raised'\nend",
+        "R7-inserts-over-absent",
+        Fault.FALSE_ABSENT,
+    ),
+    Mutation(
+        "fill-an-empty-slot-from-an-event",
+        "change",
+        "if not slot then\n    return 'empty'",
+        "if not slot and ARGV[2] ~= '' then\n    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\nend\n"
+        "if not slot then\n    return 'empty'",
+        "R5-updates-elsewhere",
+        Fault.STALE,
+    ),
+    Mutation(
+        "fill-any-lease-from-a-change",
+        "change",
+        "token == ARGV[4]",
+        "true",
+        "R5-updates-elsewhere",
+        Fault.STALE,
+    ),
+    Mutation(
+        "write-below-the-floor",
+        "change",
+        " and version >= floor",
+        "",
+        "R1-R2-R10-loads-and-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "refuse-a-write-at-the-floor",
+        "change",
+        "version >= floor",
+        "version > floor",
+        "R4-crashing-updates",
+        Fault.REFUSED,
+    ),
+    Mutation(
+        "lease-nothing-over-absent",
+        "lease",
+        "state == 'A' and ARGV[4] == 'write'",
+        "false",
+        "R7-insert-under-its-lease",
+        Fault.OLDER,
+    ),
+    Mutation(
+        "lease-over-absent-for-a-read",
+        "lease",
+        "state == 'A' and ARGV[4] == 'write'",
+        "state == 'A'",
+        "R7-inserts-over-absent",
+        Fault.TAKEN,
+    ),
+    Mutation(
+        "lease-over-a-lease",
+        "lease",
+        "state == 'A' and ARGV[4] == 'write'",
+        "state == 'L' or state == 'A' and ARGV[4] == 'write'",
+        "R8-waiting-reads",
+        Fault.STOLEN,
+    ),
+    Mutation(
+        "lease-over-a-value",
+        "lease",
+        "state == 'V' and string.sub(slot, 21, 28) ~= ARGV[3]",
+        "state == 'V'",
+        "R1-R2-R10-loads-and-updates",
+        Fault.TAKEN,
+    ),
+    Mutation(
+        "lease-nothing-over-another-schema",
+        "lease",
+        "state == 'V' and string.sub(slot, 21, 28) ~= ARGV[3]",
+        "false",
+        "R11-two-schemas",
+        Fault.UNSERVED,
+    ),
+    Mutation("lease-for-good", "lease", ", 'PX', ARGV[2]", "", "R8-waiting-reads", Fault.LASTING),
+    Mutation(
+        "release-anyone's-lease",
+        "release",
+        " and string.sub(slot, 21) == ARGV[1]",
+        "",
+        "R8-waiting-reads",
+        Fault.STOLEN,
+    ),
+)
+
+
+@pytest.mark.parametrize("mutation", [pytest.param(mutation, id=mutation.name) for mutation in _MUTATIONS])
+def test_an_edit_of_a_script_breaks_the_protocol(mutation: Mutation) -> None:
+    shipped = script(mutation.script).source
+    assert shipped.count(mutation.text) == 1
+    edited = shipped.replace(mutation.text, mutation.edited)
+    assert edited != shipped
+    model = Model(SCOPES[mutation.scope], scripts=Scripts({mutation.script: edited}))
+    assert search(model, frozenset({mutation.fault})).fault is mutation.fault
+
+
+@pytest.mark.parametrize(
+    ("rules", "scope", "fault"),
+    [
+        pytest.param(
+            Rules(redraws=False), "R6-R13-update-delete-and-insert-elsewhere", Fault.STALE, id="R13"
+        ),
+        pytest.param(Rules(redraws=False), "R13-delete-and-insert", Fault.OLDER, id="R13-acknowledged"),
+        pytest.param(Rules(logs_changes=False), "R4-crashing-updates", Fault.STALE, id="R4"),
+        pytest.param(Rules(commits_first=False), "R4-crashing-updates", Fault.AHEAD, id="R3"),
+        pytest.param(Rules(asks_once=False), "R3-unanswered-leases", Fault.STALE, id="R2-token-used-twice"),
+        pytest.param(
+            Rules(believes_answers_only=False), "R3-unanswered-leases", Fault.STALE, id="R1-unknown-lease"
+        ),
+        pytest.param(Rules(waits=False), "R8-waiting-reads", Fault.OLDER, id="R8"),
+        pytest.param(Rules(forgets=False), "R5-updates-elsewhere", Fault.STALE, id="R2-restored-cache"),
+    ],
+)
+def test_the_protocol_needs_each_of_its_other_rules(rules: Rules, scope: str, fault: Fault) -> None:
+    assert search(Model(SCOPES[scope], rules), frozenset({fault})).fault is fault
+
+
+def test_a_commit_alone_promises_nothing_to_later_reads() -> None:
+    scope = replace(SCOPES["R1-R2-R10-loads-and-updates"], promised_at="commit")
+    assert search(Model(scope)).fault is Fault.OLDER
