@@ -90,17 +90,21 @@ class Relation:
 
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
+        unlogged: whether it is emptied after a crash.
         inherits: whether it is a partition, or part of an inheritance tree.
         key_columns: the columns of its primary key; empty without one.
         key_deferrable: whether the primary key may be checked at commit only.
+        virtual_columns: the columns that are computed whenever they are read.
         columns: the columns in order, without the row version.
         has_version: whether it has a column named as the row version.
     """
 
     kind: str
+    unlogged: bool
     inherits: bool
     key_columns: tuple[str, ...]
     key_deferrable: bool
+    virtual_columns: tuple[str, ...]
     columns: tuple[Column, ...]
     has_version: bool
 
@@ -115,15 +119,20 @@ class Relation:
 async def describe_relation(connection: Connection, entity: Entity) -> Relation | None:
     """Read the catalogue's description of an entity's table; None where there is no such table."""
     schema, table = entity.schema_and_table
-    relation = await connection.fetchrow(statement("relation"), schema, table)
+    async with connection.transaction():
+        # Types are named with their schema, lest the fingerprint depend on the session's search_path.
+        await connection.execute("SET LOCAL search_path = pg_catalog")
+        relation = await connection.fetchrow(statement("relation"), schema, table)
+        columns = await connection.fetch(statement("columns"), schema, table)
     if relation is None:
         return None
-    columns = await connection.fetch(statement("columns"), schema, table)
     return Relation(
         kind=relation["kind"].decode(),
+        unlogged=relation["unlogged"],
         inherits=relation["inherits"],
         key_columns=tuple(relation["key_columns"]),
         key_deferrable=relation["key_deferrable"],
+        virtual_columns=tuple(relation["virtual_columns"]),
         columns=tuple(
             Column(
                 **{

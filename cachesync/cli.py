@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import asyncpg
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cachesync import install as database_side
 from cachesync import topics
@@ -36,24 +35,11 @@ EntitiesFile = Annotated[
 ]
 
 
-class _ProgressBar:
-    """Shows the steps of an installation."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=1, total=1)
+class _Steps:
+    """Prints the steps of an installation."""
 
     def step(self, text: str) -> None:
-        self._finish()
-        self._task = self._bar.add_task(text, total=None)
-
-    def rows(self, done: int, total: int) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+        _console.print(text, style="dim", markup=False)
 
 
 @app.command()
@@ -62,10 +48,8 @@ def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> 
 
     async def work() -> None:
         declared = load_entities(entities)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=_console) as bar:
-            async with _connection(dsn) as connection:
-                undeclared = await database_side.install(connection, declared, _ProgressBar(bar))
+        async with _connection(dsn) as connection:
+            undeclared = await database_side.install(connection, declared, _Steps())
         for name in undeclared:
             _console.print(f"{name} is installed but not declared; `cachesync uninstall {name}` removes it")
         _console.print(f"installed: {', '.join(declared)}")

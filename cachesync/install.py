@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 import asyncpg
 
 from cachesync.catalogue import KEY_TYPES, VERSION_COLUMN, Relation, describe_relation, fingerprint
+from cachesync.database import PAYLOAD_SETTINGS
 from cachesync.errors import InstallError
 from cachesync.statements import identifier, literal, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Mapping
 
     from cachesync.entity import Entity
 
-# Long enough for a transaction in flight to end, short enough that those who queue behind it hardly wait.
+# Long enough for a transaction in flight to end and for a vacuum to give way (after deadlock_timeout, 1 s),
+# short enough that those who queue behind it hardly wait.
 _LOCK_TIMEOUT: Final = "2s"
 _LOCK_ATTEMPTS: Final = 15
-_BATCH_ROWS: Final = 5000
 # Any number, the same for all installs: two at once would stand in each other's way.
 _ADVISORY_LOCK: Final = 0x64_62_63_73
 
@@ -30,6 +33,9 @@ _KINDS: Final = {
     "v": "a view",
 }
 
+# Relations in the schema cachesync, where each entity has a view of its name.
+_TAKEN: Final = frozenset({"change_log", "entity", "row_version"})
+
 
 class Progress(Protocol):
     """Told what is being done."""
@@ -37,21 +43,23 @@ class Progress(Protocol):
     def step(self, text: str) -> None:
         """A step begins."""
 
-    def rows(self, done: int, total: int) -> None:
-        """So many rows of about so many have their version."""
-
 
 async def install(
-    connection: asyncpg.Connection, entities: Mapping[str, Entity], progress: Progress
+    connection: asyncpg.Connection,
+    entities: Mapping[str, Entity],
+    progress: Progress,
+    *,
+    lock_attempts: int = _LOCK_ATTEMPTS,
 ) -> tuple[str, ...]:
     """Make the database side of the entities, or bring it up to date; safe to repeat.
 
-    Tables may hold rows and be in use: locks are brief, and rows get their first version in batches.
+    Tables may hold rows and be in use: no row is written, and locks are brief.
 
     Args:
         connection: one of a user who owns the tables and may create a schema and a role.
         entities: the declared entities.
         progress: told of each step.
+        lock_attempts: how often to try for a table that others hold, for 2 s each.
 
     Returns:
         The names of entities that are installed although they are declared no more.
@@ -59,72 +67,76 @@ async def install(
     Raises:
         InstallError: an entity does not fit its table, or the user lacks a right.
     """
-    await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
-    try:
+    async with _alone(connection):
         relations = {entity.name: await _checked_relation(connection, entity) for entity in entities.values()}
         await _refuse_foreign_schema(connection)
         progress.step("schema cachesync")
-        await _execute(connection, statement("schema"))
-        await _refuse_moved_entities(connection, entities)
+        await _execute(connection, statement("schema"), "cachesync.change_log", lock_attempts)
+        registered = await connection.fetch(statement("registered"))
+        _refuse_moved_entities(registered, entities)
         for entity in entities.values():
-            await _install_entity(connection, entity, relations[entity.name], progress)
-        names = await connection.fetch("SELECT name FROM cachesync.entity ORDER BY name")
-    except asyncpg.InsufficientPrivilegeError as error:
-        message = (
-            f"{error}; connect as the owner of the tables, with the right to create a schema in the "
-            "database (CREATE ON DATABASE) and the role cachesync_service (CREATEROLE)"
-        )
-        raise InstallError(message) from error
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
-    return tuple(record["name"] for record in names if record["name"] not in entities)
+            progress.step(f"entity {entity.name}, table {entity.table}")
+            await _install_entity(connection, entity, relations[entity.name], lock_attempts)
+            await _grant(connection, entity, relations[entity.name])
+    return tuple(record["name"] for record in registered if record["name"] not in entities)
 
 
-async def uninstall(connection: asyncpg.Connection, names: Collection[str] | None = None) -> tuple[str, ...]:
+async def uninstall(
+    connection: asyncpg.Connection,
+    names: Collection[str] | None = None,
+    *,
+    lock_attempts: int = _LOCK_ATTEMPTS,
+) -> tuple[str, ...]:
     """Take the database side away: of the named entities, or all of it with its schema and role.
 
     Returns:
         The names of the entities that were taken away.
 
     Raises:
-        InstallError: a named entity is not installed.
+        InstallError: a named entity is not installed, or the user lacks a right.
     """
-    if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
-        if names:
-            message = f"{', '.join(sorted(names))}: nothing is installed in this database"
+    async with _alone(connection):
+        await _refuse_foreign_schema(connection)
+        if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
+            if names:
+                message = f"{', '.join(sorted(names))}: nothing is installed in this database"
+                raise InstallError(message)
+            return ()
+        registered = {record["name"]: record for record in await connection.fetch(statement("registered"))}
+        unknown = sorted(set(names or ()) - registered.keys())
+        if unknown:
+            message = f"{', '.join(unknown)}: not installed; installed are {', '.join(registered) or 'none'}"
             raise InstallError(message)
-        return ()
-    registered = {
-        record["name"]: (record["schema_name"], record["table_name"])
-        for record in await connection.fetch("SELECT name, schema_name, table_name FROM cachesync.entity")
-    }
-    unknown = sorted(set(names or ()) - registered.keys())
-    if unknown:
-        message = f"{', '.join(unknown)}: not installed; installed are {', '.join(registered) or 'none'}"
-        raise InstallError(message)
-    removed = tuple(names) if names is not None else tuple(registered)
-    for name in removed:
-        await _execute(
-            connection,
-            statement(
-                "drop_entity",
-                entity=literal(name),
-                table=identifier(*registered[name]),
-                view=identifier("cachesync", name),
-                **_functions(name),
-            ),
-        )
-    if names is None:
-        await _execute(connection, statement("uninstall"))
+        removed = tuple(names) if names is not None else tuple(registered)
+        for name in removed:
+            await _uninstall_entity(connection, name, registered, lock_attempts)
+        if names is None:
+            await _execute(connection, statement("uninstall"), "cachesync.change_log", lock_attempts)
     return removed
+
+
+@asynccontextmanager
+async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """One installation at a time; what the user may not do is told with what to do about it."""
+    await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = (
+            f"{error}; connect as the owner of the tables and of the schema cachesync. The first time takes "
+            "the right to create a schema (CREATE ON DATABASE) and the role cachesync_service (CREATEROLE)"
+        )
+        raise InstallError(message) from error
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
 
 
 async def _checked_relation(connection: asyncpg.Connection, entity: Entity) -> Relation:
     relation = await describe_relation(connection, entity)
     problem = "no such table in this database" if relation is None else _problem(entity, relation)
     if relation is not None and problem is None and relation.has_version:
-        state = await _only_row(connection, statement("installed"), *entity.schema_and_table)
-        if not state["versioning"]:
+        versioned = await connection.fetchval(statement("versioned"), *entity.schema_and_table)
+        if not versioned:
             problem = f"it has a column {VERSION_COLUMN!r} of its own; rename that one first"
     if problem is not None or relation is None:
         message = f"entity {entity.name!r}, table {entity.table}: {problem}"
@@ -136,13 +148,27 @@ def _problem(entity: Entity, relation: Relation) -> str | None:
     """What keeps a table from being registered, None where nothing does."""
     if relation.kind != "r":
         return f"it is {_KINDS.get(relation.kind, 'no table')}; only ordinary tables can be registered"
+    if relation.unlogged:
+        return "it is unlogged; a crash of the server would empty it without its triggers"
+    if entity.name in _TAKEN:
+        return f"the name {entity.name!r} is taken by what db-cache-sync makes; call the entity otherwise"
     if relation.inherits:
         return "it is a partition or inherits; writes to a part of it would not pass its triggers"
+    return _column_problem(entity, relation) or _key_problem(entity, relation)
+
+
+def _column_problem(entity: Entity, relation: Relation) -> str | None:
     names = [column.name for column in relation.columns]
     missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
     if missing:
         return f"it has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}"
-    return _key_problem(entity, relation)
+    virtual = [name for name in entity.columns or names if name in relation.virtual_columns]
+    if virtual:
+        return (
+            f"its column {', '.join(map(repr, virtual))} is generated when it is read, which its triggers "
+            "do not; make it STORED, or declare columns without it"
+        )
+    return None
 
 
 def _key_problem(entity: Entity, relation: Relation) -> str | None:
@@ -164,18 +190,16 @@ def _key_problem(entity: Entity, relation: Relation) -> str | None:
 
 
 async def _refuse_foreign_schema(connection: asyncpg.Connection) -> None:
-    ours = await connection.fetchval(
-        "SELECT to_regclass('cachesync.change_log') IS NOT NULL OR to_regnamespace('cachesync') IS NULL"
-    )
-    if not ours:
+    if await connection.fetchval(statement("foreign_schema")):
         message = "the database has a schema 'cachesync' that is not db-cache-sync's; rename it first"
         raise InstallError(message)
 
 
-async def _refuse_moved_entities(connection: asyncpg.Connection, entities: Mapping[str, Entity]) -> None:
-    for record in await connection.fetch(
-        "SELECT name, schema_name, table_name, key_column FROM cachesync.entity"
-    ):
+def _refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[str, Entity]) -> None:
+    """A table that was merely renamed is the same table; one that is gone is in nobody's way."""
+    for record in registered:
+        if record["table_name"] is None:
+            continue
         table = (record["schema_name"], record["table_name"])
         for entity in entities.values():
             same_name = entity.name == record["name"]
@@ -189,68 +213,98 @@ async def _refuse_moved_entities(connection: asyncpg.Connection, entities: Mappi
 
 
 async def _install_entity(
-    connection: asyncpg.Connection, entity: Entity, relation: Relation, progress: Progress
+    connection: asyncpg.Connection, entity: Entity, relation: Relation, lock_attempts: int
 ) -> None:
-    table = identifier(*entity.schema_and_table)
     columns = relation.served(entity)
     key = next(column for column in columns if column.name == entity.key)
-    state = await _only_row(connection, statement("installed"), *entity.schema_and_table)
-    if not state["versioned"]:
-        progress.step(f"{entity.name}: numbering the rows of {entity.table}")
-        await _execute(connection, statement("version_column", table=table))
-        await _execute(connection, statement("require_version", table=table))
-        backfill = statement("backfill", table=table, key=identifier(key.name), key_type=key.declared_type)
-        await _backfill(connection, backfill, state["rows"], progress)
-        await connection.execute(statement("validate_version", table=table))
-        await _execute(connection, statement("version_not_null", table=table))
-    progress.step(f"{entity.name}: triggers on {entity.table}")
-    schema, name = entity.schema_and_table
     names = [column.name for column in columns]
+    schema, table = entity.schema_and_table
     # Part of the fingerprint, so that a cache holds nothing valid of an earlier installation.
     started = await connection.fetchval(
         "SELECT seqstart FROM pg_sequence WHERE seqrelid = 'cachesync.row_version'::regclass"
     )
-    await _execute(
-        connection,
+    shape = fingerprint(entity, columns, started)
+    script = statement(
+        "entity",
+        entity=literal(entity.name),
+        table=identifier(schema, table),
+        key=identifier(key.name),
+        key_type=key.declared_type,
+        fingerprint=literal(shape),
+        payload=payload_expression("t", names),
+        new_payload=payload_expression("n", names),
+        settings=" ".join(f"SET {name} = {literal(value)}" for name, value in PAYLOAD_SETTINGS.items()),
+        view=identifier("cachesync", entity.name),
+        **_functions(entity.name),
+    )
+    definition = hashlib.sha256(script.encode()).hexdigest()
+    # No more than a look where there is nothing to do: the script's locks wait for every writer.
+    if await connection.fetchval(statement("installed"), entity.name, definition, identifier(schema, table)):
+        return
+    if not relation.has_version:
+        script = statement("version_column", table=identifier(schema, table)) + script
+    script += statement(
+        "register",
+        entity=literal(entity.name),
+        schema_name=literal(schema),
+        table_name=literal(table),
+        key_name=literal(entity.key),
+        column_names=f"ARRAY[{', '.join(map(literal, names))}]",
+        fingerprint=literal(shape),
+        definition=literal(definition),
+    )
+    await _execute(connection, script, identifier(schema, table), lock_attempts)
+
+
+async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> None:
+    """Give the services what they need, which a table's owner may not be able to where others own a part."""
+    names = [column.name for column in relation.served(entity)]
+    await connection.execute(
         statement(
-            "entity",
-            entity=literal(entity.name),
-            table=table,
-            schema=identifier(schema),
-            schema_name=literal(schema),
-            table_name=literal(name),
-            key=identifier(key.name),
-            key_name=literal(key.name),
-            key_type=key.declared_type,
+            "grant",
+            table=identifier(*entity.schema_and_table),
             columns=", ".join(map(identifier, names)),
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
-            column_names=f"ARRAY[{', '.join(map(literal, names))}]",
-            fingerprint=literal(fingerprint(entity, columns, started)),
-            payload=payload_expression("t", names),
-            new_payload=payload_expression("n", names),
-            view=identifier("cachesync", entity.name),
-            **_functions(entity.name),
-        ),
+        )
     )
+    for needed in await _lacking(connection, entity):
+        await connection.execute(f"GRANT USAGE ON {needed} TO cachesync_service")
+    lacking = await _lacking(connection, entity)
+    if lacking:
+        message = (
+            f"entity {entity.name!r}: the role cachesync_service cannot be given the use of "
+            f"{', '.join(lacking)}; have the owner run GRANT USAGE ON ... TO cachesync_service"
+        )
+        raise InstallError(message)
 
 
-async def _backfill(connection: asyncpg.Connection, batch: str, expected: int, progress: Progress) -> None:
-    done = 0
-    skipped = 1
-    while skipped:
-        skipped = 0
-        last_key: str | None = None
-        while True:
-            record = await _only_row(connection, batch, last_key, _BATCH_ROWS)
-            if record["last_key"] is None:
-                break
-            last_key = record["last_key"]
-            done += record["versioned"]
-            skipped += record["skipped"]
-            progress.rows(done, max(expected, done))
-        if skipped:
-            progress.step(f"{skipped} rows are locked by others; trying again")
-            await asyncio.sleep(1)
+async def _lacking(connection: asyncpg.Connection, entity: Entity) -> list[str]:
+    uses = await connection.fetch(statement("uses"), *entity.schema_and_table)
+    return [record["object"] for record in uses if not record["granted"]]
+
+
+async def _uninstall_entity(
+    connection: asyncpg.Connection, name: str, registered: dict[str, asyncpg.Record], lock_attempts: int
+) -> None:
+    uses = {
+        other: {
+            use["object"]
+            for use in await connection.fetch(statement("uses"), record["schema_name"], record["table_name"])
+        }
+        for other, record in registered.items()
+    }
+    record = registered.pop(name)
+    if record["table_name"] is not None:
+        table = identifier(record["schema_name"], record["table_name"])
+        needed_no_more = uses.pop(name).difference(*uses.values())
+        script = statement("drop_entity", table=table, view=identifier("cachesync", name))
+        for used in sorted(needed_no_more):
+            script += f"REVOKE USAGE ON {used} FROM cachesync_service;"
+        await _execute(connection, script, table, lock_attempts)
+    await connection.execute(statement("drop_functions", **_functions(name)))
+    # Only now, as it may take a while, which nobody has to wait for.
+    await connection.execute("DELETE FROM cachesync.change_log WHERE entity = $1", name)
+    await connection.execute("DELETE FROM cachesync.entity WHERE name = $1", name)
 
 
 def payload_expression(row: str, columns: Collection[str]) -> str:
@@ -260,29 +314,24 @@ def payload_expression(row: str, columns: Collection[str]) -> str:
 
 
 def _functions(entity: str) -> dict[str, str]:
-    return {
-        f"log_{event}": identifier("cachesync", f"{entity}_log_{event}")
-        for event in ("insert", "update", "delete", "truncate")
-    }
+    names = ("log_insert", "log_update", "log_move", "log_delete", "log_truncate", "redraw")
+    return {name: identifier("cachesync", f"{entity}_{name}") for name in names}
 
 
-async def _only_row(connection: asyncpg.Connection, query: str, *arguments: object) -> asyncpg.Record:
-    (row,) = await connection.fetch(query, *arguments)
-    return row
-
-
-async def _execute(connection: asyncpg.Connection, script: str) -> None:
-    """Run a script in one transaction that gives way where its locks are not to be had soon."""
-    for attempt in range(1, _LOCK_ATTEMPTS + 1):
+async def _execute(connection: asyncpg.Connection, script: str, table: str, lock_attempts: int) -> None:
+    """Run a script in one transaction that gives way where its lock on the table is not to be had soon."""
+    for attempt in range(1, lock_attempts + 1):
         try:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
                 await connection.execute(script)
         except asyncpg.LockNotAvailableError as error:
-            if attempt == _LOCK_ATTEMPTS:
+            if attempt == lock_attempts:
+                holders = await connection.fetch(statement("lock_holders"), table)
                 message = (
-                    f"{error}: a long transaction holds the table; see pg_stat_activity for who "
-                    "(state, xact_start), end it or wait, and run the same command again"
+                    f"{table} was in use each of {attempt} times, now by the session "
+                    f"{', '.join(record['session'] for record in holders) or 'of nobody'}; end what "
+                    "holds it (pg_terminate_backend) or wait, and run the same command again"
                 )
                 raise InstallError(message) from error
             await asyncio.sleep(attempt * 0.2)

@@ -1,12 +1,10 @@
--- How far a table has come; $1 schema, $2 table.
+-- Whether an entity is installed by just this definition, and whole; $1 its name, $2 the definition, $3 its table.
 SELECT
-    EXISTS (
-        SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid AND g.tgname = 'cachesync_version'
-    ) AS versioning,
-    coalesce(
-        (SELECT a.attnotnull FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'row_version'), false
-    ) AS versioned,
-    greatest(c.reltuples, 0)::bigint AS rows
-FROM pg_class AS c
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE n.nspname = $1 AND c.relname = $2;
+    EXISTS (SELECT FROM cachesync.entity AS e WHERE e.name = $1 AND e.definition = $2)
+    AND EXISTS (SELECT FROM pg_views AS v WHERE v.schemaname = 'cachesync' AND v.viewname = $1)
+    AND 6 = (
+        SELECT count(*)
+        FROM pg_trigger AS g
+        JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace
+        WHERE g.tgrelid = to_regclass($3) AND g.tgenabled = 'A'
+    );

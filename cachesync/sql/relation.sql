@@ -1,9 +1,15 @@
 -- What decides whether a table can be registered; $1 schema, $2 table. No row: no such table.
 SELECT
     c.relkind AS kind,
+    c.relpersistence = 'u' AS unlogged,
     c.relispartition OR EXISTS (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhparent, i.inhrelid)) AS inherits,
     coalesce(k.columns, '{}') AS key_columns,
-    coalesce(k.condeferrable, false) AS key_deferrable
+    coalesce(k.condeferrable, false) AS key_deferrable,
+    (
+        SELECT coalesce(array_agg(a.attname), '{}')
+        FROM pg_attribute AS a
+        WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
+    ) AS virtual_columns
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN LATERAL (

@@ -1,12 +1,19 @@
 -- What all entities share. Run by every `cachesync install`, so each statement leaves what is there.
 
-CREATE SCHEMA IF NOT EXISTS cachesync;
-COMMENT ON SCHEMA cachesync IS 'db-cache-sync: row versions and the change log';
+DO $cachesync$
+BEGIN
+    -- Not IF NOT EXISTS, which asks for the right to create it even where it is there.
+    IF to_regnamespace('cachesync') IS NULL THEN
+        CREATE SCHEMA cachesync;
+        COMMENT ON SCHEMA cachesync IS 'db-cache-sync: row versions and the change log';
+    END IF;
+END
+$cachesync$;
 
 -- One sequence numbers every change. CACHE 1, so that a session never holds back numbers that it would
 -- draw later than another session's higher ones. It starts at the time in milliseconds: after an uninstall
 -- and a new install its numbers are still above those that caches may remember.
-DO $$
+DO $cachesync$
 BEGIN
     IF to_regclass('cachesync.row_version') IS NULL THEN
         EXECUTE format(
@@ -15,7 +22,7 @@ BEGIN
         );
     END IF;
 END
-$$;
+$cachesync$;
 
 CREATE TABLE IF NOT EXISTS cachesync.entity (
     name text PRIMARY KEY,
@@ -24,6 +31,7 @@ CREATE TABLE IF NOT EXISTS cachesync.entity (
     key_column text NOT NULL,
     columns text [] NOT NULL,
     fingerprint text NOT NULL,
+    definition text NOT NULL,
     UNIQUE (schema_name, table_name)
 );
 COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when installed';
@@ -41,18 +49,49 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
 );
 COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in its own transaction';
 
-CREATE INDEX IF NOT EXISTS change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL;
+DO $cachesync$
+BEGIN
+    -- Not IF NOT EXISTS, which waits for every writer before it looks.
+    IF to_regclass('cachesync.change_log_unpublished') IS NULL THEN
+        CREATE INDEX change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL;
+    END IF;
+END
+$cachesync$;
 
 -- Trigger functions run with their owner's rights: whoever may write the table needs no other.
 
+-- Of all functions the one called once per row: a search_path of its own would cost a tenth of a bulk
+-- insert, and it looks nothing up by a name without its schema.
 CREATE OR REPLACE FUNCTION cachesync.draw_version() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
+LANGUAGE plpgsql SECURITY DEFINER
+AS $cachesync$
 BEGIN
-    NEW.row_version := nextval('cachesync.row_version');
+    NEW.row_version := pg_catalog.nextval('cachesync.row_version');
     RETURN NEW;
 END
-$$;
+$cachesync$;
+
+-- Those of the keys, just taken by rows with these versions, that the log says were deleted later; null
+-- where there are none. The settings leave it the log's end and a hash: quick for few keys and for many.
+CREATE OR REPLACE FUNCTION cachesync.overtaken(entity text, keys text [], versions bigint []) RETURNS text []
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off
+AS $cachesync$
+DECLARE
+    lowest bigint := (SELECT min(u.version) FROM unnest(versions) AS u (version));
+BEGIN
+    -- The snapshot of any other isolation level may be older than the delete, and so not show it.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RETURN keys;
+    END IF;
+    RETURN (
+        SELECT array_agg(DISTINCT u.key)
+        FROM unnest(keys, versions) AS u (key, version)
+        JOIN cachesync.change_log AS l ON l.key = u.key AND l.version > u.version
+        WHERE l.version > lowest AND l.entity = overtaken.entity AND l.operation = 'delete'
+    );
+END
+$cachesync$;
 
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
 LANGUAGE sql STABLE
@@ -61,7 +100,7 @@ RETURN coalesce(nullif(current_setting('cachesync.source', true), ''), session_u
 -- The version of the newest change of a key. Read backwards from the newest change of all, which is quick
 -- only for what has just been written: a transaction asks it what its own delete drew.
 CREATE OR REPLACE FUNCTION cachesync.latest_version(entity text, key text) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 BEGIN ATOMIC
     SELECT l.version
     FROM cachesync.change_log AS l
@@ -81,7 +120,7 @@ END;
 -- A JSON merge patch, RFC 7396.
 CREATE OR REPLACE FUNCTION cachesync.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
-AS $$
+AS $cachesync$
 BEGIN
     IF jsonb_typeof(patch) IS DISTINCT FROM 'object' THEN
         RETURN patch;
@@ -98,18 +137,27 @@ BEGIN
         ) AS members
     );
 END
-$$;
+$cachesync$;
 
-REVOKE ALL ON FUNCTION cachesync.mark_published(bigint []), cachesync.latest_version(text, text) FROM public;
+-- Who may make a trigger of the first on a table of their own could use up the numbers.
+REVOKE ALL ON FUNCTION
+cachesync.draw_version(),
+cachesync.overtaken(text, text [], bigint []),
+cachesync.mark_published(bigint []),
+cachesync.latest_version(text, text)
+FROM public;
 
-DO $$
+DO $cachesync$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'cachesync_service') THEN
         CREATE ROLE cachesync_service NOLOGIN;
+        COMMENT ON ROLE cachesync_service IS 'What the services of db-cache-sync may touch';
     END IF;
+EXCEPTION
+    -- Roles are the server's: an installation in another database was a moment earlier.
+    WHEN duplicate_object OR unique_violation THEN NULL;
 END
-$$;
-COMMENT ON ROLE cachesync_service IS 'What the services of db-cache-sync may touch';
+$cachesync$;
 GRANT USAGE ON SCHEMA cachesync TO cachesync_service;
 GRANT SELECT ON cachesync.entity TO cachesync_service;
 GRANT EXECUTE ON FUNCTION

@@ -1,14 +1,9 @@
 DROP SCHEMA IF EXISTS cachesync CASCADE;
-DO $$
+DO $cachesync$
 BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'cachesync_service') THEN
-        DROP OWNED BY cachesync_service;
-        -- Another database of the same server may still use the role.
-        BEGIN
-            DROP ROLE cachesync_service;
-        EXCEPTION WHEN dependent_objects_still_exist THEN
-            NULL;
-        END;
-    END IF;
+    DROP ROLE IF EXISTS cachesync_service;
+EXCEPTION
+    -- Another database of the same server still uses it, or another user made it.
+    WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
 END
-$$;
+$cachesync$;

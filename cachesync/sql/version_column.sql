@@ -1,6 +1,12 @@
--- Numbers the rows of a table from now on. Adding a column without a default rewrites nothing.
-ALTER TABLE {{table}} ADD COLUMN IF NOT EXISTS row_version bigint;
+-- The rows that are there share one number, drawn before any that a change of them will draw. Being a
+-- constant, it is kept once for the table: no row is written, and no other trigger of the table fires.
+DO $cachesync$
+BEGIN
+    EXECUTE format(
+        $alter$ALTER TABLE {{table}} ADD COLUMN row_version bigint NOT NULL DEFAULT %s$alter$,
+        nextval('cachesync.row_version')
+    );
+END
+$cachesync$;
+ALTER TABLE {{table}} ALTER COLUMN row_version DROP DEFAULT;
 COMMENT ON COLUMN {{table}}.row_version IS 'Written by db-cache-sync: grows with every change of the row';
-
-CREATE OR REPLACE TRIGGER cachesync_version BEFORE INSERT OR UPDATE ON {{table}}
-FOR EACH ROW EXECUTE FUNCTION cachesync.draw_version();

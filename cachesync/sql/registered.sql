@@ -1,0 +1,16 @@
+-- The registered entities with the tables that bear their triggers now, whatever they are called; null where
+-- the table was dropped.
+SELECT e.name, e.key_column, n.nspname AS schema_name, c.relname AS table_name
+FROM cachesync.entity AS e
+LEFT JOIN pg_class AS c ON c.relkind = 'r' AND c.oid = coalesce(
+    (
+        SELECT g.tgrelid
+        FROM pg_trigger AS g
+        JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace
+        WHERE f.proname ~ ('^' || e.name || '_log_(insert|update|move|delete|truncate)$')
+        LIMIT 1
+    ),
+    to_regclass(format('%I.%I', e.schema_name, e.table_name))
+)
+LEFT JOIN pg_namespace AS n ON n.oid = c.relnamespace
+ORDER BY e.name;
