@@ -51,7 +51,8 @@ class App(falcon.asgi.App[Request, Response]):
         return super().__call__(scope, receive, send)
 
     async def _with_body(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
-        if any(name == b"expect" for name, _ in scope["headers"]):
+        headers = scope["headers"] = [(name, value) for name, value in scope["headers"]]
+        if any(name == b"expect" for name, _ in headers):
             await send({"type": "http.response.informational", "status": 100, "headers": []})
         first = await receive()
         if first["type"] == "http.disconnect":
@@ -89,7 +90,7 @@ class _Lifecycle:
             _add_routes(self._app, service, self._settings)
         except CacheSyncError as error:
             _log.critical(f"cannot start: {error}")
-            if isinstance(error, DatabaseUnavailableError) and scope["state"].get("replaces_another"):
+            if isinstance(error, DatabaseUnavailableError) and scope.get("state", {}).get("replaces_another"):
                 # The other workers can still answer what is cached; this one is tried again.
                 await asyncio.sleep(_RESTART_PAUSE_SECONDS)
                 raise SystemExit(1) from error

@@ -183,12 +183,11 @@ def _require_media_type(request: Request, accepted: tuple[str, ...]) -> None:
     charset = parameters.strip().lower().replace('"', "")
     if name.strip().lower() not in accepted or charset not in {"", "charset=utf-8"}:
         header = "Accept-Patch" if request.method == "PATCH" else "Accept"
-        allowed = ", ".join(accepted)
-        raise Problem(
+        message = f"must be {' or '.join(accepted)}, in UTF-8"
+        raise field_problem(
             problems.UNSUPPORTED_MEDIA_TYPE,
-            f"the Content-Type must be {allowed.replace(', ', ' or ')}, in UTF-8",
-            [FieldError("Content-Type", f"must be {allowed.replace(', ', ' or ')}")],
-            headers={header: allowed},
+            FieldError("Content-Type", message),
+            headers={header: ", ".join(accepted)},
         )
 
 

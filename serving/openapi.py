@@ -162,7 +162,7 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
             "summary": f"Insert a row of {name}",
             "tags": [name],
             "parameters": [_parameter("X-Request-ID")],
-            "requestBody": _request_body({JSON: f"{name}.insert"}, _writable_example(cache)),
+            "requestBody": _request_body({JSON: f"{name}.insert"}, _insert_example(cache)),
             "responses": {
                 "201": _row_answer(cache, "The new row", "X-Cache", "Location"),
                 **_problems(400, 408, 409, 413, 415, 422, 503),
@@ -183,7 +183,7 @@ def _one_row(cache: EntityCache) -> Part:
     }
     known = [_parameter("If-None-Match"), _parameter("X-Request-ID")]
     guarded = [_parameter("If-Match"), _parameter("X-Request-ID")]
-    merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache, 1))
+    merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache))
     return {
         "parameters": [
             {
@@ -397,9 +397,14 @@ def _page_example(cache: EntityCache) -> Part:
     return {"items": [_example(cache.columns)], "next": f"{cache.entity.path}?after=…&limit=1"}
 
 
-def _writable_example(cache: EntityCache, most: int | None = None) -> Part:
-    writable = [c for c in cache.columns if not c.generated and c.name != cache.key_column.name]
-    return _example(writable[:most])
+def _writable_example(cache: EntityCache) -> Part:
+    """A row for a PUT, whose path holds the key."""
+    return _example(c for c in cache.columns if not c.generated and c is not cache.key_column)
+
+
+def _insert_example(cache: EntityCache) -> Part:
+    key = cache.key_column
+    return _writable_example(cache) | ({} if key.generated or key.has_default else _example([key]))
 
 
 def _example(columns: Iterable[Column]) -> Part:

@@ -104,9 +104,9 @@ class Problem(falcon.HTTPError):
         self.errors = errors
 
 
-def field_problem(kind: Kind, *errors: FieldError) -> Problem:
+def field_problem(kind: Kind, *errors: FieldError, headers: Mapping[str, str] | None = None) -> Problem:
     """The problem that is about these fields; its detail repeats the first."""
-    return Problem(kind, f"{errors[0].field}: {errors[0].message}", errors)
+    return Problem(kind, f"{errors[0].field}: {errors[0].message}", errors, headers)
 
 
 def document(

@@ -21,6 +21,8 @@ _TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))
 # Stands for a slash that was percent-encoded, which is part of a key and separates nothing. Decoding
 # with `surrogateescape` never gives this one, it stands for bytes from 0x80 on only.
 _SLASH: Final = "\udc2f"
+# Falcon counts its own name for a handshake among the methods.
+_METHODS: Final = frozenset(COMBINED_METHODS) - {"WEBSOCKET"}
 _counter: Final = itertools.count(1)
 _prefix = ""
 
@@ -47,7 +49,7 @@ class Request(falcon.asgi.Request):
         if not scope["query_string"].isascii():
             scope["query_string"] = quote_from_bytes(scope["query_string"], safe=_TARGET).encode()
         super().__init__(scope, receive, first_event, options)
-        if self.method not in COMBINED_METHODS:
+        if self.method not in _METHODS:
             # Falcon has a 400 for methods that it does not know; as one that no path takes, it gets its 405.
             self.method = "TRACE"
 

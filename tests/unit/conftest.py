@@ -1,0 +1,24 @@
+"""An application on the stand-in of the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from falcon.testing import ASGIConductor
+
+from tests.unit.stand_in import MemoryService, app_on
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest.fixture
+def service() -> MemoryService:
+    return MemoryService()
+
+
+@pytest.fixture
+async def client(service: MemoryService) -> AsyncIterator[ASGIConductor]:
+    async with ASGIConductor(app_on(service)) as conductor:
+        yield conductor

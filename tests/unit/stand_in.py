@@ -1,0 +1,195 @@
+"""A stand-in for the library: rows in memory, no PostgreSQL, no Redis, no Kafka.
+
+It keeps the library's contract where the services rely on it: versions that grow, preconditions, merge
+patches. Types and constraints are PostgreSQL's; what it would say of them is put in by the test.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from cachesync.cache import EntityCache, Outcome, Read, Written
+from cachesync.catalogue import Column
+from cachesync.change import Row
+from cachesync.entity import Entity
+from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
+from serving.app import create_app
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from cachesync.service import Service
+    from serving.app import App
+
+
+def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
+    """A column as the catalogue would describe it."""
+    usual: dict[str, Any] = {
+        "declared_type": base_type,
+        "nullable": False,
+        "has_default": False,
+        "generated": False,
+        "max_length": None,
+        "precision": None,
+        "scale": None,
+        "labels": None,
+        "deterministic": True,
+    }
+    return Column(name=name, base_type=base_type, category=category, **(usual | changed))
+
+
+STUDENT = (
+    column("id", "int8", "N", declared_type="bigint"),
+    column("name", "text", "S"),
+    column("age", "int4", "N", nullable=True, declared_type="integer"),
+)
+WORD = (
+    column("word", "varchar", "S", max_length=10),
+    column("score", "numeric", "N", nullable=True, precision=5, scale=2),
+    column("details", "jsonb", "U", nullable=True),
+    column("mood", "mood", "E", nullable=True, labels=("sad", "happy")),
+    column("letters", "int4", "N", nullable=True, generated=True),
+)
+THING = (
+    column("id", "uuid", "U", has_default=True),
+    column("note", "text", "S", nullable=True),
+)
+
+
+class MemoryCache:
+    """Rows of one entity.
+
+    Attributes:
+        fails: raised by every call, where it is set.
+        given: the bodies and columns of the writes, as the services handed them on.
+        outcome: how reads are answered.
+        cached: whether the cache step of writes goes through.
+    """
+
+    def __init__(self, name: str, columns: tuple[Column, ...]) -> None:
+        self.entity = Entity(
+            name=name,
+            table=name,
+            key=columns[0].name,
+            ttl=cast("timedelta", "1h"),
+            absent_ttl=cast("timedelta", "1m"),
+            path=f"/{name}s",
+        )
+        self.columns = columns
+        self.key_column = columns[0]
+        self.fails: Exception | None = None
+        self.given: list[tuple[bytes, tuple[str, ...]]] = []
+        self.outcome = Outcome.HIT
+        self.cached = True
+        self._rows: dict[str, Row] = {}
+        self._version = 41
+
+    async def read(self, key: str) -> Read:
+        self._fail()
+        return Read(self.outcome, self._rows.get(key))
+
+    async def page(self, after: str | None, limit: int) -> list[Row]:
+        self._fail()
+        keys = sorted(self._rows, key=self._order)
+        following = [key for key in keys if after is None or self._order(key) > self._order(after)]
+        return [self._rows[key] for key in following[:limit]]
+
+    async def insert(self, body: bytes, columns: Sequence[str]) -> Written:
+        members = self._members(body, columns)
+        key = str(members.get(self.key_column.name, "6f1c2a34-90ab-4cde-8f01-23456789abcd"))
+        if key in self._rows:
+            message = f"Key ({self.key_column.name})=({key}) already exists."
+            raise DuplicateRowError((self.key_column.name,), message)
+        return self._store(key, members, created=True)
+
+    async def replace(
+        self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
+    ) -> Written:
+        members = self._members(body, columns)
+        row = self._rows.get(key)
+        if expected is not None and (row is None or (expected and row.version not in expected)):
+            message = "the row's version is not the expected one"
+            raise VersionMismatchError(message)
+        return self._store(key, members, created=row is None)
+
+    async def merge(
+        self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
+    ) -> Written:
+        members = self._members(body, columns)
+        row = self._existing(key, expected)
+        return self._store(key, json.loads(row.payload) | members, created=False)
+
+    async def delete(self, key: str, expected: frozenset[int] | None) -> Written:
+        self._fail()
+        self._existing(key, expected)
+        del self._rows[key]
+        self._version += 1
+        return Written(None, self._version, created=False, cached=self.cached)
+
+    def _order(self, key: str) -> Any:
+        return int(key) if self.key_column.integer_range else key
+
+    def _fail(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+
+    def _members(self, body: bytes, columns: Sequence[str]) -> dict[str, Any]:
+        self._fail()
+        self.given.append((body, tuple(columns)))
+        members: dict[str, Any] = json.loads(body)
+        assert sorted(members) == sorted(columns)
+        return members
+
+    def _existing(self, key: str, expected: frozenset[int] | None) -> Row:
+        row = self._rows.get(key)
+        if row is None:
+            message = f"no {self.entity.name} has the key {key!r}"
+            raise RowNotFoundError(message)
+        if expected and row.version not in expected:
+            message = "the row's version is not the expected one"
+            raise VersionMismatchError(message)
+        return row
+
+    def _store(self, key: str, members: dict[str, Any], *, created: bool) -> Written:
+        self._version += 1
+        whole = {column.name: members.get(column.name) for column in self.columns}
+        row = self._rows[key] = Row(key, self._version, b"01234567", json.dumps(whole).encode())
+        return Written(row, row.version, created=created, cached=self.cached)
+
+
+class MemoryService:
+    """A service on such caches."""
+
+    def __init__(self) -> None:
+        self.student = MemoryCache("student", STUDENT)
+        self.word = MemoryCache("word", WORD)
+        self.thing = MemoryCache("thing", THING)
+        self.parts = {"postgresql": True, "redis": True, "kafka": True}
+        self.closed = False
+
+    @property
+    def caches(self) -> dict[str, EntityCache]:
+        return {
+            cache.entity.name: cast("EntityCache", cache) for cache in (self.student, self.word, self.thing)
+        }
+
+    async def health(self) -> dict[str, bool]:
+        return self.parts
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def settings(**changed: Any) -> Settings:
+    usual = {"service": "sa", "port": 8090, "db_username": "sa", "db_password": "secret", "body_limit": 1000}
+    return Settings.model_validate({**usual, **changed})
+
+
+def app_on(service: MemoryService) -> App:
+    async def open_service(_settings: Settings) -> Service:
+        return cast("Service", service)
+
+    return create_app(settings(), open_service)

@@ -1,0 +1,206 @@
+"""Health, metrics, description and life of a service; on the stand-in of the library."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import jsonschema_rs
+import orjson
+import pytest
+import structlog
+from falcon.testing import ASGIConductor
+
+from cachesync.entity import Entity
+from cachesync.errors import DatabaseUnavailableError, NotInstalledError
+from serving import logs
+from serving.app import create_app
+from tests.unit.stand_in import WORD, MemoryService, app_on, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cachesync.service import Service
+    from serving.app import App
+    from serving.settings import Settings
+
+
+async def test_live_process_says_so(client: ASGIConductor) -> None:
+    answer = await client.simulate_get("/health/live")
+    assert (answer.status_code, answer.json) == (200, {"status": "live"})
+
+
+async def test_service_is_ready_without_redis_and_kafka(
+    client: ASGIConductor, service: MemoryService
+) -> None:
+    service.parts = {"postgresql": True, "redis": False, "kafka": False}
+    answer = await client.simulate_get("/health/ready")
+    assert (answer.status_code, answer.json) == (200, {"status": "ready", **service.parts})
+
+
+async def test_service_is_not_ready_without_postgresql(client: ASGIConductor, service: MemoryService) -> None:
+    service.parts = {"postgresql": False, "redis": True, "kafka": True}
+    answer = await client.simulate_get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json["type"] == "/problems/not-ready"
+    assert service.parts.items() <= answer.json.items()
+
+
+async def test_metrics_count_what_was_answered(
+    client: ASGIConductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    answer = await client.simulate_get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_description_is_openapi_and_describes_every_path(client: ASGIConductor) -> None:
+    document = (await client.simulate_get("/openapi.json")).json
+    assert document["openapi"] == "3.1.0"
+    assert set(document["paths"]) == {
+        *("/health/live", "/health/ready", "/metrics", "/openapi.json"),
+        *("/students", "/students/{key}", "/words", "/words/{key}", "/things", "/things/{key}"),
+    }
+    assert set(document["paths"]["/students/{key}"]) == {
+        *("parameters", "get", "head", "put", "patch", "delete")
+    }
+
+
+async def test_schemas_and_examples_of_the_description_are_sound(client: ASGIConductor) -> None:
+    document = (await client.simulate_get("/openapi.json")).json
+    for name, schema in document["components"]["schemas"].items():
+        jsonschema_rs.meta.validate(schema)
+        assert "$ref" not in str(schema), name
+
+    def bodies(part: Any) -> Iterator[dict[str, Any]]:
+        if isinstance(part, dict):
+            if "schema" in part and {"example", "examples"} & set(part):
+                yield part
+            for value in part.values():
+                yield from bodies(value)
+
+    found = list(bodies(document["paths"]))
+    assert len(found) > 50
+    for body in found:
+        schema = {**body["schema"], "components": document["components"]}
+        examples = [example["value"] for example in body.get("examples", {}).values()]
+        for example in [body["example"]] if "example" in body else examples:
+            jsonschema_rs.validate(schema, example)
+
+
+async def test_integers_of_any_size_stand_in_the_description(service: MemoryService) -> None:
+    service.word.columns = tuple(
+        replace(column, precision=40) if column.name == "score" else column for column in WORD
+    )
+    async with ASGIConductor(app_on(service)) as client:
+        document = (await client.simulate_get("/openapi.json")).json
+    assert document["components"]["schemas"]["word"]["properties"]["score"]["exclusiveMaximum"] == 10**38
+
+
+async def test_service_is_closed_after_the_last_request() -> None:
+    service = MemoryService()
+    async with ASGIConductor(app_on(service)) as client:
+        await client.simulate_get("/students/1")
+        assert not service.closed
+    assert service.closed
+
+
+async def start(app: App, state: dict[str, bool]) -> tuple[int, str]:
+    """The exit code and the only line of the log of an application that cannot start."""
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    await events.put({"type": "lifespan.startup"})
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
+    with structlog.testing.capture_logs() as lines, pytest.raises(SystemExit) as caught:
+        await app(scope, events.get, cast("Any", events.put))
+    (line,) = lines
+    assert line["log_level"] == "critical"
+    return cast("int", caught.value.code), line["event"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (NotInstalledError("run `cachesync install`"), {"replaces_another": False}, 3),
+        (NotInstalledError("run `cachesync install`"), {"replaces_another": True}, 3),
+        (DatabaseUnavailableError("no answer"), {}, 3),
+        (DatabaseUnavailableError("no answer"), {"replaces_another": True}, 1),
+        (RuntimeError("a bug"), {}, 3),
+    ],
+)
+async def test_service_that_cannot_start_ends(
+    error: Exception, state: dict[str, bool], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_settings: Settings) -> Service:
+        raise error
+
+    monkeypatch.setattr("serving.app._RESTART_PAUSE_SECONDS", 0)
+    line = "cannot start" if isinstance(error, RuntimeError) else f"cannot start: {error}"
+    assert await start(create_app(settings(), fail), state) == (code, line)
+
+
+async def test_entity_cannot_take_the_path_of_the_service() -> None:
+    service = MemoryService()
+    taken = service.word.entity.model_dump() | {"path": "/metrics", "ttl": "1h", "absent_ttl": "1m"}
+    service.word.entity = Entity.model_validate(taken)
+    code, line = await start(app_on(service), {})
+    assert code == 3
+    assert "entity 'word' cannot have the path /metrics" in line
+
+
+async def test_body_that_never_comes_is_a_timeout(service: MemoryService) -> None:
+    app = app_on(service)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/students",
+        "raw_path": b"/students",
+        "query_string": b"",
+        "headers": [(b"expect", b"100-continue")],
+    }
+    await app(scope, receive, send)
+    assert [event.get("status") for event in sent] == [100, 408, None]
+    assert orjson.loads(sent[-1]["body"])["type"] == "/problems/request-timeout"
+
+
+async def test_websocket_is_refused(service: MemoryService) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    await app_on(service)({"type": "websocket", "path": "/students"}, receive, send)
+    assert sent == [{"type": "websocket.close"}]
+
+
+def test_logs_are_json_objects_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.root.handlers, logging.root.level
+    try:
+        logs.configure(logging.INFO)
+        structlog.stdlib.get_logger("a").info("one", text="\ud800\n", number=1)
+        logging.getLogger("b").warning("two %s", "words")
+        logging.getLogger("b").error("three", exc_info=ValueError("bad"))
+    finally:
+        logging.root.handlers, logging.root.level = root
+        structlog.reset_defaults()
+    lines = [orjson.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["event"].strip("'") for line in lines] == ["one", "two words", "three"]
+    assert "ValueError: bad" in lines[2]["exception"]
+    assert all({"level", "logger", "timestamp"} <= set(line) for line in lines)

@@ -1,0 +1,84 @@
+"""Settings come from the environment and a `.env` file, and a bad one is named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+from pydantic_settings import SettingsConfigDict
+
+from cachesync.settings import Port  # noqa: TC001 - pydantic reads it
+from serving.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Settings]:
+    for name in ("DB_USERNAME", "DB_PASSWORD", "PORT", "WORKERS", "DB_PORT", "SERVICE", "BODY_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
+
+    class SettingsOfX(Settings):
+        model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_file=tmp_path / ".env")
+        service: str = "x"
+        port: Port = 8090
+
+    return SettingsOfX
+
+
+def write_env(kind: type[Settings], text: str | bytes) -> None:
+    content = text.encode() if isinstance(text, str) else text
+    (kind.model_config["env_file"]).write_bytes(content)  # type: ignore[union-attr]
+
+
+def complaint(kind: type[Settings]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        load_settings(kind)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "secret" not in message
+    return message
+
+
+def test_credentials_come_from_the_env_file(kind: type[Settings]) -> None:
+    write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
+    settings = load_settings(kind)
+    assert (settings.db_username, settings.db_password.get_secret_value()) == ("sa", "secret")
+    assert settings.port == 8090
+    assert "secret" not in repr(settings)
+
+
+def test_environment_wins_over_the_env_file(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
+    monkeypatch.setenv("DB_USERNAME", "other")
+    monkeypatch.setenv("PORT", "9000")
+    settings = load_settings(kind)
+    assert (settings.db_username, settings.port) == ("other", 9000)
+
+
+def test_missing_setting_is_named(kind: type[Settings]) -> None:
+    write_env(kind, "DB_PASSWORD=secret\n")
+    assert complaint(kind).startswith("cannot start: DB_USERNAME is not set (")
+
+
+def test_empty_setting_is_a_missing_one(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "")
+    monkeypatch.setenv("DB_USERNAME", "")
+    assert "DB_USERNAME is not set; DB_PASSWORD is not set" in complaint(kind)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "http"), ("PORT", "70000"), ("WORKERS", "0"), ("BODY_LIMIT", "-1")]
+)
+def test_bad_setting_is_named(
+    kind: type[Settings], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
+    monkeypatch.setenv(name, value)
+    assert f"cannot start: {name} is wrong: Input should be" in complaint(kind)
+
+
+def test_env_file_that_is_no_text_is_named(kind: type[Settings]) -> None:
+    write_env(kind, b"DB_USERNAME=\xff\nDB_PASSWORD=secret\n")
+    assert ".env" in complaint(kind)
