@@ -69,6 +69,10 @@ class Stream:
         dead_letters: takes what can never be applied.
         entities: the declared entities.
         service: the service's name.
+
+    Attributes:
+        assigned: set while it has partitions to consume.
+        applied_count: how many changes it has applied.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Stream:
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
         self.applied_count = 0
+        self.assigned = threading.Event()
 
     def stop(self) -> None:
         """Make `run` return soon; from any thread."""
@@ -262,16 +267,20 @@ class Stream:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         _log.info("assigned", service=self._service, partitions=_named(partitions))
+        if partitions:
+            self.assigned.set()
         if self._paused:
             consumer.assign(partitions)
             consumer.pause(partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         _log.info("revoked", service=self._service, partitions=_named(partitions))
+        self.assigned.clear()
         self._commit(wait=True)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         _log.warning("lost", service=self._service, partitions=_named(partitions))
+        self.assigned.clear()
         self._applied.clear()
 
 

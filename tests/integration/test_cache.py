@@ -52,6 +52,13 @@ def slots(redis_sa: Redis) -> redis_client.Redis:
     return redis_client.Redis.from_url(redis_sa.url)
 
 
+def slot_of(slots: redis_client.Redis, name: str) -> bytes:
+    """What the cache holds there; nothing: an empty slot."""
+    slot = slots.get(name) or b""
+    assert isinstance(slot, bytes)
+    return slot
+
+
 async def put(cache: EntityCache, key: int, name: str) -> int:
     body = json.dumps({"id": key, "name": name}).encode()
     return (await cache.replace(str(key), body, ["id", "name"], None)).version
@@ -220,7 +227,7 @@ async def test_refused_writes_name_the_columns_and_leave_no_lease(
     assert invalid.value.column == "starts_at"
     with pytest.raises(RowNotFoundError):
         await students.delete("7", None)
-    assert [name for name in slots.scan_iter() if (slots.get(name) or b"").startswith(b"L")] == []
+    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
 
 
 async def test_many_misses_on_one_key_in_two_processes_cost_one_database_read(
@@ -257,10 +264,10 @@ async def test_a_reader_whose_lease_met_a_newer_change_does_not_fill(
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
     await admin.execute("BEGIN; LOCK TABLE student IN ACCESS EXCLUSIVE MODE")
     reading = asyncio.create_task(students.read("1"))
-    while not (slots.get("sa:student:1") or b"").startswith(b"L"):
+    while not slot_of(slots, "sa:student:1").startswith(b"L"):
         await asyncio.sleep(0.005)
-    slot = slots.get("sa:student:1") or b""
-    slots.set("sa:student:1", b"L9000000000000000000" + slot[20:], px=60_000)
+    raised = b"L9000000000000000000" + slot_of(slots, "sa:student:1")[20:]
+    slots.set("sa:student:1", raised, px=60_000)
     await admin.execute("COMMIT")
     assert (await reading).row is not None
     assert slots.get("sa:student:1") is None

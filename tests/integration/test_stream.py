@@ -1,0 +1,384 @@
+"""The stream, from a service's commit by way of a real Kafka to another service's Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+import redis as redis_client
+from confluent_kafka import Consumer, Message, Producer
+
+from cachesync import dead_letter
+from cachesync.apply import Applier
+from cachesync.change import Change, Operation
+from cachesync.dead_letter import DeadLetters
+from cachesync.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
+from cachesync.slot import encode_value
+from cachesync.stream import Stream, StreamError, require_manual_commit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    import asyncpg
+
+    from cachesync.entity import Entity
+    from cachesync.service import Service
+    from local.kafka import Kafka
+    from local.redis import Redis
+
+    OpenService = Callable[..., AbstractAsyncContextManager[Service]]
+    RunStream = Callable[[], AbstractContextManager[Stream]]
+
+FINGERPRINT = b"abcdef01"
+
+Poison = tuple[bytes, bytes, Headers, str]
+
+
+@pytest.fixture
+def slots(redis_sb: Redis) -> redis_client.Redis:
+    return redis_client.Redis.from_url(redis_sb.url)
+
+
+@pytest.fixture
+def group() -> str:
+    return f"test-{secrets.token_hex(4)}"
+
+
+def consumer(bootstrap_servers: str, group: str, reset: str = "latest") -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": reset,
+            "fetch.wait.max.ms": 10,
+            "session.timeout.ms": 6000,
+            "heartbeat.interval.ms": 1000,
+        }
+    )
+
+
+@pytest.fixture
+def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group: str) -> RunStream:
+    """Runs a stream to sb's cache in a thread, from the time that it has its partitions."""
+
+    @contextmanager
+    def run() -> Iterator[Stream]:
+        client = redis_client.Redis.from_url(redis_sb.url, socket_timeout=2)
+        letters = DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
+        stream = Stream(consumer(topics, group), Applier(client, "sb", entities), letters, entities, "sb")
+        thread = threading.Thread(target=stream.run, name="stream")
+        thread.start()
+        try:
+            assert stream.assigned.wait(30)
+            # `latest` is looked up after the assignment; what is produced before that would be missed.
+            time.sleep(0.5)
+            yield stream
+        finally:
+            stream.stop()
+            thread.join(30)
+            client.close()
+
+    return run
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def change(key: str | None, version: int, operation: Operation = Operation.UPSERT) -> Change:
+    upsert = operation is Operation.UPSERT
+    return Change(
+        entity="student",
+        key=key,
+        version=version,
+        operation=operation,
+        fingerprint=FINGERPRINT if upsert else None,
+        payload=b'{"version":%d}' % version if upsert else None,
+        source="test",
+        changed_at=datetime.now(UTC),
+    )
+
+
+def publish(bootstrap_servers: str, *changes: Change) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap_servers})
+    for each in changes:
+        producer.produce(
+            "cachesync.student", key=message_key(each), value=each.payload, headers=encode_headers(each)
+        )
+    assert producer.flush(30) == 0
+
+
+def value(version: int) -> bytes:
+    return encode_value(version, FINGERPRINT, b'{"version":%d}' % version)
+
+
+def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
+    """All letters of a group."""
+    reader = consumer(bootstrap_servers, f"reader-{secrets.token_hex(4)}", "earliest")
+    reader.subscribe([dead_letter.TOPIC])
+    found: list[Message] = []
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and not found:
+        found += [
+            message
+            for message in reader.consume(100, 0.5)
+            if dict(headers_of(message))["dead-letter-original-group"] == group.encode()
+        ]
+    reader.close()
+    return found
+
+
+async def test_a_write_at_one_service_is_in_the_others_cache_and_marked_published(
+    open_service: OpenService, run_stream: RunStream, admin: asyncpg.Connection
+) -> None:
+    async with open_service("sa") as sa, open_service("sb") as sb:
+        with run_stream():
+            await sa.caches["student"].insert(b'{"id":1,"name":"Ann"}', ["id", "name"])
+            await sb.caches["student"].read("1")
+            written = await sa.caches["student"].merge("1", b'{"name":"Bea"}', ["name"], None)
+            async with asyncio.timeout(10):
+                while (await sb.caches["student"].read("1")).row != written.row:
+                    await asyncio.sleep(0.002)
+            await sa.caches["student"].delete("1", None)
+            async with asyncio.timeout(10):
+                while (await sb.caches["student"].read("1")).row is not None:
+                    await asyncio.sleep(0.002)
+    assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL") == 0
+    assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log WHERE source = 'sa'") == 3
+
+
+async def test_a_change_of_an_invalidated_entity_empties_the_others_slot(
+    open_service: OpenService, run_stream: RunStream
+) -> None:
+    async with open_service("sa") as sa, open_service("sb") as sb:
+        with run_stream():
+            row = (await sa.caches["course"].insert(b'{"title":"Logic"}', ["title"])).row
+            assert row is not None
+            await sb.caches["course"].read(row.key)
+            written = await sa.caches["course"].merge(row.key, b'{"fee":3}', ["fee"], None)
+            async with asyncio.timeout(10):
+                while (await sb.caches["course"].read(row.key)).row != written.row:
+                    await asyncio.sleep(0.002)
+
+
+def test_reordered_and_repeated_changes_leave_the_newest(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    slots.set("sb:student:1", value(10))
+    with run_stream() as stream:
+        publish(topics, change("1", 30), change("1", 20), change("1", 30), change("1", 10))
+        wait_until(lambda: stream.applied_count == 4, "four changes are applied")
+    assert slots.get("sb:student:1") == value(30)
+
+
+def test_changes_never_fill_an_empty_slot(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    with run_stream() as stream:
+        publish(topics, change("1", 30))
+        wait_until(lambda: stream.applied_count == 1, "the change is applied")
+    assert slots.get("sb:student:1") is None
+
+
+def test_a_truncate_empties_every_older_slot_of_its_entity(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    for key in range(2500):
+        slots.set(f"sb:student:{key}", value(10))
+    slots.set("sb:student:newer", value(60))
+    slots.set("sb:student:absent", b"A")
+    slots.set("sb:student:leased", b"L0000000000000000000token", px=60_000)
+    slots.set("sb:course:1", value(10))
+    slots.set("sa:student:1", value(10))
+    with run_stream() as stream:
+        publish(topics, change(None, 50, Operation.TRUNCATE))
+        wait_until(lambda: stream.applied_count == 1, "the truncate is applied")
+    assert {name.decode(): slots.get(name) for name in slots.scan_iter()} == {
+        "sb:student:newer": value(60),
+        "sb:student:leased": b"L0000000000000000050token",
+        "sb:course:1": value(10),
+        "sa:student:1": value(10),
+    }
+
+
+def test_three_consumers_share_six_partitions(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    keys = [str(key) for key in range(300)]
+    for key in keys:
+        slots.set(f"sb:student:{key}", value(10))
+    with run_stream() as one, run_stream() as two, run_stream() as three:
+        time.sleep(3)  # for the last rebalance to end: a member that just got its share has none for a moment
+        publish(topics, *(change(key, 20) for key in keys))
+        wait_until(lambda: sum(each.applied_count for each in (one, two, three)) >= 300, "all are applied")
+        shares = [each.applied_count for each in (one, two, three)]
+    assert all(share > 0 for share in shares), shares
+    assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        (b"1", b"junk", [], "ce_specversion"),
+        (b"1", b"{}", [("ce_specversion", b"1.0"), ("ce_type", b"cachesync.rename")], "unknown ce_type"),
+        (b"\xff", b"{}", encode_headers(change("1", 5)), "malformed"),
+        (TRUNCATE_KEY, b"{}", encode_headers(change("1", 5)), "cannot be the key"),
+    ],
+)
+def test_what_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_goes_on(
+    run_stream: RunStream,
+    topics: str,
+    slots: redis_client.Redis,
+    group: str,
+    poison: Poison,
+) -> None:
+    key, content, headers, reason = poison
+    slots.set("sb:student:1", value(10))
+    with run_stream() as stream:
+        producer = Producer({"bootstrap.servers": topics})
+        producer.produce("cachesync.student", key=key, value=content, headers=headers, partition=0)
+        assert producer.flush(30) == 0
+        publish(topics, change("1", 20))
+        wait_until(lambda: stream.applied_count == 1, "the next change is applied")
+    assert slots.get("sb:student:1") == value(20)
+    (letter,) = dead_letters(topics, group)
+    fields = {name: text for name, text in headers_of(letter) if name.startswith("dead-letter-")}
+    assert (letter.key(), letter.value()) == (key, content)
+    assert headers_of(letter)[: len(headers)] == headers
+    error = fields["dead-letter-error"]
+    assert isinstance(error, bytes)
+    assert reason.encode() in error
+    assert fields["dead-letter-original-topic"] == b"cachesync.student"
+    assert fields["dead-letter-original-partition"] == b"0"
+    assert fields["dead-letter-stage"] == b"decode"
+    assert fields["dead-letter-attempt"] == b"1"
+    assert {
+        "dead-letter-original-offset",
+        "dead-letter-original-timestamp",
+        "dead-letter-maximum",
+        "dead-letter-first-failed-at",
+        "dead-letter-last-failed-at",
+        "dead-letter-not-before",
+        "dead-letter-service",
+    } <= fields.keys()
+
+
+def test_what_is_no_slot_in_a_slots_place_becomes_a_dead_letter(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis, group: str
+) -> None:
+    slots.hset("sb:student:1", "not", "a slot")
+    slots.set("sb:student:2", value(10))
+    with run_stream():
+        publish(topics, change("1", 20), change("2", 20))
+        wait_until(lambda: slots.get("sb:student:2") == value(20), "the other change is applied")
+        wait_until(lambda: bool(dead_letters(topics, group)), "the letter is sent")
+    (letter,) = dead_letters(topics, group)
+    assert ("dead-letter-stage", b"cache") in headers_of(letter)
+
+
+def test_too_many_undecodable_messages_in_a_row_stop_the_stream(
+    topics: str, entities: dict[str, Entity], redis_sb: Redis, group: str
+) -> None:
+    producer = Producer({"bootstrap.servers": topics})
+    for _ in range(101):
+        producer.produce("cachesync.course", key=b"k", value=b"junk", partition=3)
+    assert producer.flush(30) == 0
+    stream = Stream(
+        consumer(topics, group, "earliest"),
+        Applier(redis_client.Redis.from_url(redis_sb.url), "sb", entities),
+        DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group),
+        {"course": entities["course"]},
+        "sb",
+    )
+    with pytest.raises(StreamError, match=r"101 undecodable messages in a row.*cachesync\.course\[3\]@"):
+        stream.run()
+
+
+def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
+    run_stream: RunStream, topics: str, redis_sb: Redis, slots: redis_client.Redis, group: str
+) -> None:
+    keys = [str(key) for key in range(50)]
+    for key in keys:
+        slots.set(f"sb:student:{key}", value(10))
+    with run_stream() as stream:
+        redis_sb.freeze()
+        try:
+            publish(topics, *(change(key, 20) for key in keys))
+            time.sleep(7)  # longer than the session's timeout: the consumer must stay in its group
+            assert stream.applied_count == 0
+            assert committed(topics, group) == 0
+        finally:
+            redis_sb.thaw()
+        wait_until(lambda: stream.applied_count >= 50, "all are applied")
+        wait_until(lambda: committed(topics, group) > 0, "offsets are committed")
+    assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
+
+
+def committed(bootstrap_servers: str, group: str) -> int:
+    """How many partitions of the topic have a committed offset."""
+    from confluent_kafka import TopicPartition  # noqa: PLC0415 - used here alone
+
+    reader = consumer(bootstrap_servers, group)
+    offsets = reader.committed(
+        [TopicPartition("cachesync.student", number) for number in range(6)], timeout=10
+    )
+    reader.close()
+    return sum(offset.offset >= 0 for offset in offsets)
+
+
+def test_what_was_not_committed_is_applied_again_by_the_next_consumer(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    """A stream that is stopped while Redis is away leaves its batch to the next."""
+    slots.set("sb:student:1", value(10))
+    with run_stream() as stream:
+        publish(topics, change("1", 15))
+        wait_until(lambda: stream.applied_count == 1, "the first change is applied")
+    publish(topics, change("1", 20))
+    with run_stream() as stream:
+        wait_until(lambda: stream.applied_count == 1, "what came between is applied")
+    assert slots.get("sb:student:1") == value(20)
+
+
+def test_the_stream_survives_a_kill_of_the_broker(
+    run_stream: RunStream, topics: str, kafka: Kafka, slots: redis_client.Redis
+) -> None:
+    slots.set("sb:student:1", value(10))
+    with run_stream():
+        publish(topics, change("1", 20))
+        wait_until(lambda: slots.get("sb:student:1") == value(20), "the first change is applied")
+        kafka.kill()
+        kafka.start()
+        publish(topics, change("1", 30))
+        wait_until(lambda: slots.get("sb:student:1") == value(30), "the second change is applied", 60)
+
+
+async def test_a_dead_broker_neither_fails_nor_delays_a_write(
+    open_service: OpenService, admin: asyncpg.Connection
+) -> None:
+    async with open_service("sa", kafka_bootstrap_servers="127.0.0.1:1") as sa:
+        async with asyncio.timeout(10):
+            for key in range(200):
+                body = b'{"id":%d,"name":"x"}' % key
+                written = await sa.caches["student"].insert(body, ["id", "name"])
+                assert written.cached
+        assert (await sa.health())["kafka"] is False
+    unpublished = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+    assert await admin.fetchval(unpublished) == 200
+
+
+@pytest.mark.parametrize("settings", [{}, {"enable.auto.commit": True}, {"enable.auto.commit": "true"}])
+def test_a_consumer_that_commits_by_itself_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(StreamError, match=r"enable\.auto\.commit must be false"):
+        require_manual_commit(settings)
