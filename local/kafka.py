@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +49,11 @@ class Kafka(Process):
     ) -> None:
         self.port = port or free_port()
         self.controller_port = controller_port or free_port()
-        self._jars = jars / hashlib.sha256((_SERVER / "pom.xml").read_bytes()).hexdigest()[:16]
+        self._jars = jars
         self._data = folder / f"{name}-data"
         self._properties = folder / f"{name}.properties"
         self._java = "java"
+        self._classes = jars
         super().__init__(name, folder, {name: self.port, f"{name}-controller": self.controller_port})
 
     @property
@@ -75,8 +77,7 @@ class Kafka(Process):
     def prepare(self) -> None:
         """Fetch the jars once, write the configuration, format the data folder once."""
         self._java = require_java()
-        if not self._jars.exists():
-            _fetch_jars(self._jars)
+        self._classes = fetch_jars(self._jars)
         self._write_properties()
         if not (self._data / "meta.properties").exists():
             self._format()
@@ -103,7 +104,7 @@ class Kafka(Process):
     def _jvm(self) -> list[str]:
         # The quick compiler alone: the other one takes half the time of a start, and on a few shared cores it
         # does not win that back.
-        return [self._java, "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", str(self._jars / "*")]
+        return [self._java, "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", str(self._classes / "*")]
 
     def _write_properties(self) -> None:
         properties = {
@@ -159,12 +160,15 @@ def create_topics(
                 raise
 
 
-def _fetch_jars(folder: Path) -> None:
+def fetch_jars(parent: Path) -> Path:
+    """The folder in `parent` that holds Kafka's jars; Maven fills it once per version."""
+    folder = parent / hashlib.sha256((_SERVER / "pom.xml").read_bytes()).hexdigest()[:16]
+    if folder.exists():
+        return folder
     unfinished = folder.with_name(f"{folder.name}-{os.getpid()}")
     command = [require_maven(), "-q", "-B", "-f", str(_SERVER / "pom.xml"), "dependency:copy-dependencies"]
-    command += ["-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]
-    run(command)
-    if folder.exists():  # another run was faster
-        shutil.rmtree(unfinished)
-    else:
+    run([*command, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"])
+    with suppress(OSError):  # another run was faster
         unfinished.rename(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return folder

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,17 +42,22 @@ class Postgres(Process):
     stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path, *, name: str = "postgres", port: int | None = None) -> None:
+        super().__init__(name, folder, {name: port or free_port()})
         self.host = HOST
-        self.port = port or free_port()
+        self.port = self.ports[name]
         self.user = _unprivileged_user()
-        self._home = folder
         self._programs = programs()
-        super().__init__(name, folder, {name: self.port})
+        if self.user is not None and not _may(self.user, "-x", self._programs / "postgres"):
+            self._programs = _open_programs()
 
-    @property
+    @cached_property
     def password(self) -> str:
-        """The password of the superuser `postgres`."""
-        return (self._home / "password").read_text().strip()
+        """The password of the superuser `postgres`, made with the first start."""
+        file = self._home / "password"
+        if not file.exists():
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(24))
+        return file.read_text()
 
     @property
     def dsn(self) -> str:
@@ -60,7 +66,8 @@ class Postgres(Process):
 
     def dsn_of(self, database: str) -> str:
         """The superuser's address of a database."""
-        return f"postgresql://postgres:{quote(self.password)}@{self.host}:{self.port}/{database}"
+        server = f"postgresql://{self.host}:{self.port}"
+        return address(server, database=database, user="postgres", password=self.password)
 
     def create_database(self, name: str) -> str:
         """Make an empty database if there is none of this name; its address."""
@@ -78,9 +85,7 @@ class Postgres(Process):
         return run_sql(self.dsn_of(database), statement)
 
     def prepare(self) -> None:
-        """Find a place for the data, and make the cluster there once."""
-        if self.user is not None:
-            self._move_where_the_user_can_reach(self.user)
+        """Make the cluster once."""
         if not self._data.exists():
             self._initialise()
 
@@ -119,24 +124,28 @@ class Postgres(Process):
     def _data(self) -> Path:
         return self._home / f"data-{_MAJOR}"
 
-    def _move_where_the_user_can_reach(self, user: str) -> None:
-        if not _may(user, "-x", self._programs / "postgres"):
-            self._programs = _open_programs()
-        if not _may(user, "-x", self.folder):
-            # The name is that of the state folder, so that the next start finds its data again.
-            self._home = _open_folder() / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-            self._home.mkdir(exist_ok=True)
-            _forget_removed_state_folders(keep=self._home)
-            (self._home / "state-folder").write_text(str(self.folder.resolve()))
+    @cached_property
+    def _home(self) -> Path:
+        """The folder of the data: the given one, or one that the server's user can enter."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.user is None or _may(self.user, "-x", self.folder):
+            return self.folder
+        # Named after the state folder, so that the next start finds its data again.
+        home = _open_folder() / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+        home.mkdir(exist_ok=True)
+        home.chmod(0o755)
+        _forget_removed_state_folders(keep=home)
+        (home / "state-folder").write_text(str(self.folder.resolve()))
+        return home
 
     def _initialise(self) -> None:
-        password = self._home / "password"
         # A cluster is whole or absent: an interrupted initdb leaves only the folder that is made anew here.
         unfinished = self._home / "data-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
+        password = unfinished.with_name("password-for-initdb")
         password.touch(mode=0o600)
-        password.write_text(secrets.token_urlsafe(24))
+        password.write_text(self.password)
         if self.user is not None:
             for path in (unfinished, password):
                 shutil.chown(path, self.user)
@@ -157,6 +166,7 @@ class Postgres(Process):
         ]
         run(command, cwd=self._home, environment=self.environment(), user=self.user)
         unfinished.rename(self._data)
+        password.unlink()
 
 
 def programs() -> Path:
@@ -172,27 +182,28 @@ def run_sql(dsn: str, statement: str, **variables: str) -> str:
     return run(command, standard_input=statement).strip()
 
 
-def create_database(dsn: str, name: str) -> None:
-    """Make an empty database if the server of this address has none of this name."""
-    statement = "SELECT format('CREATE DATABASE %I', :'name') WHERE NOT EXISTS"
-    run_sql(dsn, f"{statement} (SELECT FROM pg_database WHERE datname = :'name') \\gexec", name=name)
+def create_database(dsn: str, name: str, *, template: str = "template1") -> None:
+    """Make a database like the template if the server of this address has none of this name."""
+    statement = "SELECT format('CREATE DATABASE %I TEMPLATE %I', :'name', :'template') WHERE NOT EXISTS"
+    where = "(SELECT FROM pg_database WHERE datname = :'name')"
+    run_sql(dsn, f"{statement} {where} \\gexec", name=name, template=template)
 
 
 def create_role(dsn: str, name: str, password: str) -> None:
-    """Make a role that may log in with this password, or set the password of the one that exists."""
-    run_sql(
-        dsn,
-        "SELECT format('CREATE ROLE %I', :'name')"
-        " WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'name') \\gexec\n"
-        "ALTER ROLE :\"name\" LOGIN PASSWORD :'password'",
-        name=name,
-        password=password,
+    """Make a role that logs in with this password; one that exists gets the password."""
+    statement = "SELECT format('CREATE ROLE %I', :'name') WHERE NOT EXISTS"
+    where = "(SELECT FROM pg_roles WHERE rolname = :'name')"
+    run_sql(dsn, f"{statement} {where} \\gexec", name=name)
+    run_sql(dsn, "ALTER ROLE :\"name\" LOGIN PASSWORD :'password'", name=name, password=password)
+
+
+def address(dsn: str, *, database: str, user: str, password: str) -> str:
+    """The address of another database on the same server, for another user."""
+    parts = urlsplit(dsn)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(
+        parts._replace(netloc=f"{quote(user)}:{quote(password)}@{host}", path=f"/{quote(database)}")
     )
-
-
-def with_database(dsn: str, database: str) -> str:
-    """The same server's address of another database."""
-    return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
 
 
 def _package() -> Path:
@@ -218,11 +229,12 @@ def _may(user: str, test: str, path: Path) -> bool:
 
 
 def _open_folder() -> Path:
-    _OPEN_FOLDER.mkdir(mode=0o755, exist_ok=True)
+    _OPEN_FOLDER.mkdir(exist_ok=True)
     # The name can be guessed, so somebody else may have been there first.
     if _OPEN_FOLDER.is_symlink() or _OPEN_FOLDER.stat().st_uid != os.getuid():
         message = f"{_OPEN_FOLDER} belongs to somebody else; remove it"
         raise LocalError(message)
+    _OPEN_FOLDER.chmod(0o755)
     return _OPEN_FOLDER
 
 
@@ -238,6 +250,9 @@ def _open_programs() -> Path:
             *(f"{_PACKAGE}/pginstall{_MAJOR}/{name}" for name in ("bin", "lib", "share")),
         ):
             shutil.copytree(package.parent / part, unfinished / part, symlinks=True)
+        # Whatever the umask of who made the original.
+        for path in (unfinished, *unfinished.rglob("*")):
+            path.chmod(0o755)
         unfinished.rename(copy)
     return copy / _PACKAGE / f"pginstall{_MAJOR}" / "bin"
 

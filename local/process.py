@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypedDict
+from typing import TYPE_CHECKING, Protocol, Self, TypedDict
 
 import psutil
 
@@ -23,7 +24,6 @@ from local.ports import require_free
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_POLL_SECONDS = 0.05
 _LOG_LINES = 20
 
 
@@ -120,6 +120,7 @@ class Process(ABC):
 
     """
 
+    poll_seconds = 0.05
     start_seconds = 30.0
     stop_seconds = 10.0
     stop_signal = signal.SIGTERM
@@ -281,7 +282,7 @@ class Process(ABC):
             if time.monotonic() > deadline:
                 message = f"{self.name} was not ready after {self.start_seconds:.0f} s"
                 raise StartTimeoutError(message, self.log, self._log_end())
-            time.sleep(_POLL_SECONDS)
+            time.sleep(self.poll_seconds)
 
     def _log_end(self) -> str:
         with self.log.open("rb") as log:
@@ -305,6 +306,47 @@ class Process(ABC):
         self._pid_file.unlink(missing_ok=True)
 
 
+class Part(Protocol):
+    """What can be started, stopped and killed."""
+
+    ports: Mapping[str, int]
+
+    def start(self) -> object:
+        """Start it, and wait until it works."""
+
+    def stop(self) -> None:
+        """End it in good order."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+def start_all(parts: Sequence[Part]) -> None:
+    """Start the parts at the same time; if one cannot start, end them all."""
+    try:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            starts = [pool.submit(part.start) for part in parts]
+            try:
+                for start in as_completed(starts):
+                    start.result()
+            except BaseException:
+                # Nobody needs to wait for the others any more.
+                for part in parts:
+                    part.kill()
+                raise
+    except BaseException:
+        stop_all(parts)
+        raise
+
+
+def stop_all(parts: Sequence[Part]) -> None:
+    """Stop the parts at the same time."""
+    with ThreadPoolExecutor() as pool:
+        stops = [pool.submit(part.stop) for part in parts]
+    for stop in stops:
+        stop.result()
+
+
 def _send(process: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
@@ -314,7 +356,7 @@ def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
     # A zombie is gone too: it waits for a new parent that may be slow to collect it.
     deadline = time.monotonic() + seconds
     while any(map(_lives, processes)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
+        time.sleep(0.02)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -1,0 +1,39 @@
+"""What can be set for a run of the whole system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+REPOSITORY = Path(__file__).parents[1]
+Port = Annotated[int, Field(gt=0, lt=65536)]
+
+
+class Settings(BaseSettings):
+    """Each from the variable `LOCAL_` and its name, such as LOCAL_SB_PORT.
+
+    Attributes:
+        state: the folder of all data, logs and generated secrets.
+        postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: servers of your own; what is set is not
+            started. The DSN is that of a superuser, or of a user who may make roles and databases.
+        postgres_port, ...: where a part listens.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LOCAL_", frozen=True, env_ignore_empty=True)
+
+    state: Path = REPOSITORY / ".local"
+    postgres_dsn: str | None = None
+    redis_sa_url: str | None = None
+    redis_sb_url: str | None = None
+    kafka_bootstrap: str | None = None
+    postgres_port: Port = 15432
+    redis_sa_port: Port = 16379
+    redis_sb_port: Port = 16380
+    kafka_port: Port = 19092
+    kafka_controller_port: Port = 19093
+    airflow_port: Port = 8080
+    sa_port: Port = 8090
+    sb_port: Port = 8085

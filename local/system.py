@@ -1,0 +1,192 @@
+"""The whole system: which part needs which, started and stopped as one."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING, Self
+
+from local.airflow import Airflow, connections
+from local.kafka import Kafka
+from local.ports import require_free
+from local.postgres import Postgres, create_role, run_sql
+from local.process import run, stop_all
+from local.redis import Redis
+from local.service import Service, credentials
+from local.settings import REPOSITORY
+from local.state import claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from local.process import Part
+    from local.settings import Settings
+
+SERVICES = ("sa", "sb")
+_ENTITIES = str(REPOSITORY / "entities.toml")
+_SAMPLE = REPOSITORY / "local" / "sample.sql"
+
+
+class System:
+    """PostgreSQL, a Redis per service, Kafka, Airflow, and the services sa and sb.
+
+    A server of the user's own, which the settings name, is used and not started.
+
+    Arguments:
+        settings: what can be set
+        console: told of each part that has come up
+
+    """
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.folder = settings.state / "run"
+        self._console = console
+        self._claim = ExitStack()
+        self.postgres: Postgres | None = None
+        if settings.postgres_dsn is None:
+            self.postgres = Postgres(self.folder, port=settings.postgres_port)
+            self.dsn = self.postgres.dsn
+        else:
+            self.dsn = settings.postgres_dsn
+        self.redis: dict[str, Redis] = {}
+        self.redis_urls: dict[str, str] = {}
+        for service in SERVICES:
+            url: str | None = getattr(settings, f"redis_{service}_url")
+            if url is None:
+                port: int = getattr(settings, f"redis_{service}_port")
+                server = self.redis[service] = Redis(self.folder, name=f"redis-{service}", port=port)
+                url = server.url
+            self.redis_urls[service] = url
+        self.kafka: Kafka | None = None
+        if settings.kafka_bootstrap is None:
+            self.kafka = Kafka(
+                self.folder,
+                jars=settings.state / "kafka",
+                port=settings.kafka_port,
+                controller_port=settings.kafka_controller_port,
+            )
+            self.bootstrap_servers = self.kafka.bootstrap_servers
+        else:
+            self.bootstrap_servers = settings.kafka_bootstrap
+        self.airflow = Airflow(
+            self.folder / "airflow",
+            admin_dsn=self.dsn,
+            environment={
+                **connections(self.redis_urls, self.bootstrap_servers, self.dsn),
+                "CACHESYNC_CACHES": ",".join(SERVICES),
+                "CACHESYNC_ENTITIES": _ENTITIES,
+            },
+            port=settings.airflow_port,
+        )
+        self.services = {
+            service: Service(
+                self.folder,
+                service,
+                dsn=self.dsn,
+                redis_url=self.redis_urls[service],
+                bootstrap_servers=self.bootstrap_servers,
+                port=getattr(settings, f"{service}_port"),
+            )
+            for service in SERVICES
+        }
+        servers = [self.postgres, *self.redis.values(), self.kafka]
+        #: What is started here, by name.
+        self.parts: dict[str, Part] = {server.name: server for server in servers if server is not None}
+        self.parts |= {"airflow": self.airflow, **self.services}
+        #: Where each part is, started here or not.
+        self.addresses = {
+            "postgres": self.dsn,
+            **{f"redis-{service}": url for service, url in self.redis_urls.items()},
+            "kafka": self.bootstrap_servers,
+            "airflow": f"{self.airflow.url} as {self.airflow.username}, password {self.airflow.password}",
+            **{service.name: service.url for service in self.services.values()},
+        }
+
+    def start(self) -> Self:
+        """Start everything, each part as soon as those that it needs have come up.
+
+        Raises:
+            PortTakenError: ports are taken; nothing was started.
+            StateInUseError: another run has the same state folder; nothing was started.
+
+        """
+        self._claim.enter_context(claim(self.folder))
+        try:
+            require_free({name: port for part in self.parts.values() for name, port in part.ports.items()})
+            self._run_steps()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop everything; first what uses the servers, while they still answer."""
+        users: list[Part] = [self.airflow, *self.services.values()]
+        stop_all(users)
+        stop_all([part for part in self.parts.values() if part not in users])
+        self._claim.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run_steps(self) -> None:
+        work: dict[str, Callable[[], object]] = {name: part.start for name, part in self.parts.items()}
+        work |= {"tables": self._make_tables, "topics": self._make_topics}
+        needs = {"tables": {"postgres"}, "topics": {"kafka"}, "airflow": {"postgres"}}
+        needs |= {service: {"tables", "topics", f"redis-{service}"} for service in SERVICES}
+        # A server of the user's own is there already.
+        steps = TopologicalSorter({name: needs.get(name, set()) & work.keys() for name in work})
+        steps.prepare()
+        running: dict[Future[float], str] = {}
+        with ThreadPoolExecutor(len(work)) as pool:
+            try:
+                while steps.is_active():
+                    running |= {pool.submit(_timed, work[name]): name for name in steps.get_ready()}
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        name = running.pop(future)
+                        self._tell(name, future.result())
+                        steps.done(name)
+            except BaseException:
+                # Nobody needs to wait for the others any more.
+                for part in self.parts.values():
+                    part.kill()
+                raise
+
+    def _tell(self, name: str, seconds: float) -> None:
+        line = f"{name:<10}{seconds:6.1f} s  {self.addresses.get(name, '')}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _make_tables(self) -> None:
+        """Install the database side, and let the services in."""
+        # A database of the user's own has its own tables.
+        if self.postgres is not None:
+            run_sql(self.dsn, _SAMPLE.read_text())
+        self._cachesync("install", CACHESYNC_DSN=self.dsn)
+        for service in SERVICES:
+            who = credentials(service)
+            create_role(self.dsn, who.username, who.password)
+            run_sql(self.dsn, 'GRANT cachesync_service TO :"name"', name=who.username)
+
+    def _make_topics(self) -> None:
+        self._cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
+
+    @staticmethod
+    def _cachesync(command: str, **environment: str) -> None:
+        """Run the project's own command, as a user would."""
+        variables = os.environ | {"CACHESYNC_ENTITIES": _ENTITIES} | environment
+        run([sys.executable, "-m", "cachesync", command], cwd=REPOSITORY, environment=variables)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
