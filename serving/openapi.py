@@ -26,6 +26,7 @@ Part = dict[str, Any]
 _ALWAYS: Final = (500,)
 
 _TAG: Final = {"type": "string", "examples": ['"42"']}
+_TAGS: Final = {**_TAG, "pattern": '^(\\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'}
 _HEADERS: Final[Part] = {
     "X-Request-ID": {
         "description": "names the request in the log; the client's own where it sent a sane one",
@@ -50,13 +51,13 @@ _PARAMETERS: Final[Part] = {
         "name": "If-Match",
         "in": "header",
         "description": "the write is made only if the row has one of these versions; `*`: if it exists",
-        "schema": _TAG,
+        "schema": _TAGS,
     },
     "If-None-Match": {
         "name": "If-None-Match",
         "in": "header",
         "description": "304 if the row has one of these versions; `*`: any",
-        "schema": _TAG,
+        "schema": _TAGS,
     },
     "Create-Only": {
         "name": "If-None-Match",
