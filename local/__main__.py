@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from local.demo import Story, describe
 from local.errors import LocalError
 from local.kafka import fetch_jars
 from local.settings import Settings
@@ -34,6 +35,24 @@ def up() -> None:
         with System(Settings(), _console):
             _console.print("up; Ctrl-C stops it")
             threading.Event().wait()
+    except KeyboardInterrupt:
+        _console.print("stopped")
+
+
+@app.command()
+def demo(
+    *, once: Annotated[bool, typer.Option(envvar="DEMO_ONCE", help="End after the story.")] = False
+) -> None:
+    """Start the whole system and tell its story; it stays up until Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with System(Settings(), _console) as system:
+            _console.print()
+            Story(system, _console).tell()
+            describe(system, _console)
+            if not once:
+                _console.print("up; Ctrl-C stops it")
+                threading.Event().wait()
     except KeyboardInterrupt:
         _console.print("stopped")
 

@@ -1,0 +1,165 @@
+"""From a write's acknowledgement at sa to the entry in sb's cache: percentiles under open-loop load.
+
+Writes are sent at a fixed rate, whether or not earlier ones were answered, to rows that sb has cached.
+Redis tells of each change of sb's slots (keyspace notifications); the time of a write is that from its
+acknowledgement to the notice after which the slot holds its version or a later one.
+
+Run `python -m benchmarks.propagation`: it starts the whole system, measures, and stops it. With
+`--running` it uses the system that `make demo` or `make up` has started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from contextlib import nullcontext
+from http import HTTPStatus
+from typing import Annotated
+
+import redis.asyncio
+import typer
+import uvloop
+from rich.console import Console
+
+from benchmarks.http_client import Client
+from benchmarks.percentiles import in_milliseconds
+from local.settings import Settings
+from local.system import System
+
+_ROWS = 2000
+_LAG_LIMIT_SECONDS = 30.0
+
+
+class Watch:
+    """Waits for versions to show up in sb's slots."""
+
+    def __init__(self, url: str) -> None:
+        self._client = redis.asyncio.Redis.from_url(url, protocol=2)
+        self._awaited: dict[str, list[tuple[int, float]]] = {}
+        self.lags: list[float] = []
+
+    async def start(self) -> asyncio.Task[None]:
+        """Begin to listen."""
+        await self._client.config_set("notify-keyspace-events", "K$g")
+        pubsub = self._client.pubsub()
+        await pubsub.psubscribe("__keyspace@*__:sb:student:*")
+        return asyncio.create_task(self._listen(pubsub))
+
+    def expect(self, key: str, version: int, acknowledged: float) -> None:
+        """A write has been acknowledged."""
+        self._awaited.setdefault(key, []).append((version, acknowledged))
+
+    @property
+    def missing(self) -> int:
+        """How many writes have not shown up yet."""
+        return sum(map(len, self._awaited.values()))
+
+    async def _listen(self, pubsub: redis.asyncio.client.PubSub) -> None:
+        async for message in pubsub.listen():
+            if message["type"] != "pmessage":
+                continue
+            now = time.perf_counter()
+            key = message["channel"].rpartition(b":")[2].decode()
+            version = await self._version(key)
+            waiting = self._awaited.pop(key, [])
+            # The stream may be faster than the acknowledgement.
+            self.lags += [max(0.0, now - when) for expected, when in waiting if expected <= version]
+            later = [one for one in waiting if one[0] > version]
+            if later:
+                self._awaited[key] = later
+
+    async def _version(self, key: str) -> int:
+        """The version that the slot holds, 0 without a value."""
+        slot = await self._client.getrange(f"sb:student:{key}", 0, 19)
+        assert isinstance(slot, bytes)
+        return int(slot[1:]) if slot.startswith(b"V") else 0
+
+    async def sweep(self) -> None:
+        """Find those that showed up before they were expected."""
+        for key in list(self._awaited):
+            version = await self._version(key)
+            waiting = self._awaited.pop(key, [])
+            self.lags += [0.0 for expected, _ in waiting if expected <= version]
+            later = [one for one in waiting if one[0] > version]
+            if later:
+                self._awaited[key] = later
+
+
+async def measure(settings: Settings, redis_url: str, rates: list[int], seconds: int) -> None:
+    """Print the percentiles at each rate."""
+    console = Console()
+    sa, sb = Client("127.0.0.1", settings.sa_port), Client("127.0.0.1", settings.sb_port)
+    for key in range(_ROWS):
+        body = b'{"id":%d,"name":"before","age":20}' % key
+        answer = await sa.request("PUT", f"/students/{key}", body)
+        assert answer.status in {HTTPStatus.OK, HTTPStatus.CREATED}, answer
+        await sb.request("GET", f"/students/{key}")
+        await sb.request("GET", f"/students/{key}")
+    watch = Watch(redis_url)
+    listening = await watch.start()
+    for rate in rates:
+        acknowledged: list[float] = []
+        failures = 0
+
+        async def write(due: float, times: list[float] = acknowledged) -> None:
+            nonlocal failures
+            key = random.randrange(_ROWS)
+            answer = await sa.request(
+                "PUT", f"/students/{key}", b'{"name":"Ann","age":%d}' % random.randrange(99)
+            )
+            now = time.perf_counter()
+            if answer.status != HTTPStatus.OK:
+                failures += 1
+                return
+            times.append(now - due)
+            watch.expect(str(key), int(answer.headers[b"etag"].strip(b'"')), now)
+
+        await _open_loop(write, rate, 3)  # warms up
+        await asyncio.sleep(1)
+        await watch.sweep()
+        watch.lags.clear()
+        acknowledged.clear()
+        failures = 0
+        await _open_loop(write, rate, seconds)
+        deadline = time.perf_counter() + _LAG_LIMIT_SECONDS
+        while watch.missing and time.perf_counter() < deadline:
+            await asyncio.sleep(0.2)
+            await watch.sweep()
+        console.print(f"{rate} writes/s for {seconds} s, {failures} failed, {watch.missing} never arrived")
+        console.print(f"  acknowledged after  {in_milliseconds(acknowledged)}")
+        console.print(f"  then in sb's cache  {in_milliseconds(watch.lags)}")
+    listening.cancel()
+    await sa.close()
+    await sb.close()
+
+
+async def _open_loop(write: object, rate: int, seconds: int) -> None:
+    """Start `rate` writes per second, each at its time, however long the others take."""
+    assert callable(write)
+    begin = time.perf_counter()
+    tasks = []
+    for number in range(rate * seconds):
+        due = begin + number / rate
+        delay = due - time.perf_counter()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        tasks.append(asyncio.create_task(write(due)))
+    await asyncio.gather(*tasks)
+
+
+def main(
+    rates: Annotated[list[int] | None, typer.Option("--rate", help="Writes per second.")] = None,
+    seconds: int = 20,
+    *,
+    running: Annotated[bool, typer.Option("--running", help="Use the system that is up.")] = False,
+) -> None:
+    """Measure how long a change takes from one service's acknowledgement to the other's cache."""
+    settings = Settings()
+    system = System(settings, Console())
+    with nullcontext() if running else system:
+        uvloop.run(measure(settings, system.redis_urls["sb"], rates or [100, 1000], seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)

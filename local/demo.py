@@ -1,0 +1,212 @@
+"""The demo's story: what the system does, shown by real calls, each with the time it took."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+import httpx
+import psutil
+
+from local.errors import LocalError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from local.system import System
+
+_STREAM_SECONDS = 90.0
+_FOLLOW_SECONDS = 10.0
+_POLL_SECONDS = 0.001
+_OUTAGE_SECONDS = 60.0
+
+
+class StoryError(LocalError):
+    """A step of the story did not go as told."""
+
+
+class Story:
+    """Told once over a running system.
+
+    Arguments:
+        system: the system
+        console: where it is told
+
+    """
+
+    def __init__(self, system: System, console: Console) -> None:
+        self._system = system
+        self._console = console
+        self._sa = httpx.Client(base_url=system.services["sa"].url, timeout=10)
+        self._sb = httpx.Client(base_url=system.services["sb"].url, timeout=10)
+
+    def tell(self) -> None:
+        """Tell all of it.
+
+        Raises:
+            StoryError: a step failed; the text says which and how.
+
+        """
+        with self._sa, self._sb:
+            self._wait_for_streams()
+            student = self._written_at_one_read_at_the_other()
+            self._followed(student)
+            self._changed_by_the_other_service(student)
+            self._deleted(student)
+            self._invalidated()
+            self._redis_stopped_and_started()
+
+    def _wait_for_streams(self) -> None:
+        """Airflow has begun to stream when a change at each service arrives at the other."""
+        started = time.monotonic()
+        deadline = started + _STREAM_SECONDS
+        for writer, reader in ((self._sa, self._sb), (self._sb, self._sa)):
+            while not self._arrives(writer, reader):
+                if time.monotonic() > deadline:
+                    message = (
+                        f"changes do not arrive within {_STREAM_SECONDS:.0f} s; see the DAG cache_sync and "
+                        f"{self._system.folder / 'airflow' / 'airflow-triggerer.log'}"
+                    )
+                    raise StoryError(message)
+        self._say("Airflow's triggerer streams to both caches", time.monotonic() - started)
+
+    def _arrives(self, writer: httpx.Client, reader: httpx.Client) -> bool:
+        writer.put("/students/0", json={"name": "Canary", "age": 1})
+        _cached(reader, "/students/0")
+        etag = writer.put("/students/0", json={"name": "Canary", "age": 2}).headers.get("etag")
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            if reader.get("/students/0").headers.get("etag") == etag:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _written_at_one_read_at_the_other(self) -> str:
+        key = time.time_ns() // 1_000_000
+        answer, seconds = _timed(
+            lambda: self._sa.post("/students", json={"id": key, "name": "Ann", "age": 20})
+        )
+        self._expect(answer, 201)
+        path = answer.headers["location"]
+        self._say(f"sa: POST /students -> 201, {path}, version {answer.headers['etag']}", seconds)
+        for outcome in ("MISS", "HIT"):
+            answer, seconds = _timed(lambda: self._sb.get(path))
+            self._expect(answer, 200, outcome)
+            self._say(f"sb: GET {path} -> {outcome}  {answer.text}", seconds)
+        return str(path)
+
+    def _followed(self, path: str) -> None:
+        answer, seconds = _timed(lambda: self._sa.patch(path, json={"age": 21}))
+        self._expect(answer, 200)
+        self._say(f"sa: PATCH {path} -> version {answer.headers['etag']}", seconds)
+        seconds = self._until(self._sb, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
+        self._expect(self._sb.get(path), 200, "HIT")
+        self._say("sb's cache has it, by way of PostgreSQL, Kafka and Airflow: HIT", seconds)
+
+    def _changed_by_the_other_service(self, path: str) -> None:
+        _cached(self._sa, path)
+        answer = self._sb.put(path, json={"name": "Anna", "age": 22})
+        self._expect(answer, 200)
+        seconds = self._until(self._sa, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
+        self._expect(self._sa.get(path), 200, "HIT")
+        self._say(f"sb: PUT {path}; sa's cache has it: HIT  {answer.text}", seconds)
+
+    def _deleted(self, path: str) -> None:
+        self._expect(self._sa.delete(path), 204)
+        seconds = self._until(self._sb, path, lambda seen: seen.status_code == httpx.codes.NOT_FOUND)
+        self._say(f"sa: DELETE {path}; sb answers 404", seconds)
+
+    def _invalidated(self) -> None:
+        answer = self._sa.post("/courses", json={"title": "Logic", "fee": 12.5, "details": {"room": "A1"}})
+        self._expect(answer, 201)
+        path = answer.headers["location"]
+        _cached(self._sb, path)
+        answer = self._sa.patch(path, json={"details": {"seats": 30}})
+        self._expect(answer, 200)
+        seconds = self._until(self._sb, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
+        self._say(f"sa: PATCH {path} (uuid key, on_change = invalidate); sb loads it anew", seconds)
+
+    def _redis_stopped_and_started(self) -> None:
+        server = self._system.redis.get("sb")
+        if server is None:
+            self._console.print("   (sb's Redis is your own: it is not stopped here)")
+            return
+        self._expect(self._sa.put("/students/1", json={"name": "Eve", "age": 30}))
+        _cached(self._sb, "/students/1")
+        server.stop()
+        answer, seconds = _timed(lambda: self._sb.get("/students/1"))
+        self._expect(answer, 200, "BYPASS")
+        self._say("sb's Redis stopped; sb: GET /students/1 -> BYPASS, the database answers", seconds)
+        written = self._sa.put("/students/1", json={"name": "Eve", "age": 31})
+        self._expect(written, 200)
+        server.start()
+        started = time.monotonic()
+        answer = self._sb.get("/students/1")
+        while answer.headers.get("x-cache") != "HIT":
+            if time.monotonic() - started > _OUTAGE_SECONDS:
+                self._fail(answer, "sb's cache is not back in use")
+            time.sleep(0.02)
+            answer = self._sb.get("/students/1")
+        if answer.headers["etag"] != written.headers["etag"]:
+            self._fail(answer, "sb's cache missed the write that sa made meanwhile")
+        self._say("Redis started again; sb -> HIT, with what sa wrote meanwhile", time.monotonic() - started)
+
+    def _until(self, client: httpx.Client, path: str, condition: Callable[[httpx.Response], bool]) -> float:
+        """Seconds until an answer meets the condition."""
+        started = time.monotonic()
+        while not condition(answer := client.get(path)):
+            if time.monotonic() - started > _FOLLOW_SECONDS:
+                self._fail(answer, f"the change did not arrive within {_FOLLOW_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        return time.monotonic() - started
+
+    def _expect(self, answer: httpx.Response, status: int | None = None, outcome: str | None = None) -> None:
+        wrong_status = not answer.is_success if status is None else answer.status_code != status
+        if wrong_status or (outcome is not None and answer.headers.get("x-cache") != outcome):
+            self._fail(answer, f"expected {status or 'success'} {outcome or ''}".rstrip())
+
+    def _fail(self, answer: httpx.Response, problem: str) -> NoReturn:
+        request = answer.request
+        seen = f"{answer.status_code} {answer.headers.get('x-cache', '')}".rstrip()
+        message = f"{problem}: {request.method} {request.url} -> {seen} {answer.text}"
+        raise StoryError(message)
+
+    def _say(self, text: str, seconds: float) -> None:
+        self._console.print(
+            f"{seconds * 1000:8.1f} ms  {text}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def describe(system: System, console: Console) -> None:
+    """Print where everything is, and what it takes."""
+    console.print("\nAddresses")
+    for name, address in system.addresses.items():
+        console.print(f"  {name:<10}{address}", markup=False, highlight=False, soft_wrap=True)
+    sa = system.services["sa"].url
+    console.print(f"  try       curl -i {sa}/students/1   {sa}/openapi.json   {sa}/metrics", soft_wrap=True)
+    console.print(f"Logs        {system.folder}/*.log  {system.folder}/airflow/*.log", soft_wrap=True)
+    console.print(f"Memory      {_memory() / 2**20:.0f} MiB in all processes (PSS)\n")
+
+
+def _memory() -> int:
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.Error, AttributeError):  # ended meanwhile, or a platform without PSS
+            continue
+    return total
+
+
+def _cached(client: httpx.Client, path: str) -> None:
+    """Read until it is a hit."""
+    for _ in range(3):
+        client.get(path)
+
+
+def _timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
+    started = time.monotonic()
+    answer = call()
+    return answer, time.monotonic() - started
