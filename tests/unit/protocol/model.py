@@ -135,9 +135,7 @@ class Model:
                 yield Step(f"{index}: its lease is carried out late", after, faults)
 
     def _deliver(self, state: State, event: Event) -> Iterator[Step]:
-        slot, faults = EMPTY, NOTHING
-        if event.operation != "truncate":
-            slot, _, faults = self._change(state, event, _NO_TOKEN)
+        slot, _, faults = self._change(state, event, _NO_TOKEN)
         what = f"{event.operation} {event.version} is delivered"
         rest = tuple(other for other in state.events if other is not event)
         yield Step(f"{what} for the last time", state._replace(slot=slot, events=rest), faults)

@@ -28,6 +28,7 @@ _TRUNCATE_ELSEWHERE: Final = Elsewhere("truncate")
 _SCOPES: Final = (
     Scope("R1-R2-R10-loads-and-updates", (_READ, _READ, _READ, _UPDATE, _UPDATE_ELSEWHERE)),
     Scope("R3-unanswered-leases", (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE), silent=True),
+    Scope("R3-unanswered-leases-of-writes", (_UPDATE, _UPDATE, _UPDATE_ELSEWHERE), silent=True),
     Scope("R4-crashing-updates", (_READ, _READ, _UPDATE, _UPDATE)),
     Scope("R5-updates-elsewhere", (_READ, _READ) + (_UPDATE_ELSEWHERE,) * 3, slot=value(1)),
     Scope(

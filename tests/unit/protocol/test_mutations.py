@@ -237,6 +237,12 @@ def test_an_edit_of_a_script_breaks_the_protocol(mutation: Mutation) -> None:
         pytest.param(
             Rules(believes_answers_only=False), "R3-unanswered-leases", Fault.STALE, id="R1-unknown-lease"
         ),
+        pytest.param(
+            Rules(believes_answers_only=False),
+            "R3-unanswered-leases-of-writes",
+            Fault.STALE,
+            id="R3-unknown-lease-of-a-write",
+        ),
         pytest.param(Rules(waits=False), "R8-waiting-reads", Fault.OLDER, id="R8"),
         pytest.param(Rules(forgets=False), "R5-updates-elsewhere", Fault.STALE, id="R2-restored-cache"),
     ],

@@ -1,0 +1,356 @@
+"""The scripts on a real Redis do what the design says of slots, to the byte and to the millisecond."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import pytest
+import redis
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from cachesync.change import Row
+from cachesync.slot import decode_value, script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from local.redis import Redis
+
+DIGITS: Final = 19
+NEWEST: Final = 2**63 - 1
+# Where digits carry, where a double stops telling neighbours apart, and where a 64-bit integer ends.
+EDGES: Final = (1, 9, 10, 2**53, 2**53 + 1, 10**18 - 1, 10**18, 2**62, 2**62 + 1, NEWEST - 1, NEWEST)
+# Far enough apart, and so far off, that a test's own time does not blur which of them a slot has.
+MINUTE_MS: Final = 60_000
+TTLS_MS: Final = (10 * MINUTE_MS, 20 * MINUTE_MS, 30 * MINUTE_MS)
+
+NO_TOKEN: Final = ""
+# What PTTL answers where there is no such string.
+NO_SLOT: Final = -2
+
+# A version, and how far from the slot's it is to be instead; None: wherever it is.
+Drawn = tuple[int, int | None]
+
+VERSIONS = st.tuples(st.sampled_from(EDGES) | st.integers(1, NEWEST), st.sampled_from([None, -1, 0, 1]))
+FINGERPRINTS = st.sampled_from([b"01234567", b"\r\n\x00\xff*1$3"])
+PAYLOADS = st.binary(max_size=40) | st.sampled_from([b"A", b"L0000000000000000001", b"{}\r\n\x00\xff"])
+# None is the token of the slot's lease: a token out of the blue is refused, which is soon tested.
+TOKENS = st.sampled_from([None, None, None, "0123456789abcdef", "0123456789abcdee", NO_TOKEN])
+TTLS = st.sampled_from(TTLS_MS)
+PURPOSES = st.sampled_from(["read", "write"])
+
+
+@dataclass(frozen=True)
+class Lease:
+    token: str
+    floor: int
+
+    def encoded(self) -> bytes:
+        return b"L" + str(self.floor).rjust(DIGITS, "0").encode() + self.token.encode()
+
+
+@dataclass(frozen=True)
+class Value:
+    version: int
+    fingerprint: bytes
+    payload: bytes
+
+    def encoded(self) -> bytes:
+        return b"V" + str(self.version).rjust(DIGITS, "0").encode() + self.fingerprint + self.payload
+
+
+@dataclass(frozen=True)
+class Absent:
+    def encoded(self) -> bytes:
+        return b"A"
+
+
+@dataclass
+class Reference:
+    """The slot of the design's text; None is an empty one."""
+
+    slot: Lease | Value | Absent | None = None
+    ttl_ms: int = 0
+
+    def lease(self, token: str, length_ms: int, fingerprint: bytes, purpose: str) -> bytes | None:
+        floor = 0
+        match self.slot:
+            case Lease():
+                return self.slot.encoded()
+            case Absent() if purpose == "read":
+                return self.slot.encoded()
+            case Value() if self.slot.fingerprint == fingerprint:
+                return self.slot.encoded()
+            case Value():
+                floor = self.slot.version
+        self._hold(Lease(token, floor), length_ms)
+        return None
+
+    def fill(self, token: str, content: Value | Absent, ttl_ms: int) -> int:
+        if not isinstance(self.slot, Lease) or self.slot.token != token:
+            return 0
+        floor = self.slot.floor
+        accepted = content.version >= floor if isinstance(content, Value) else floor == 0
+        self._hold(content if accepted else None, ttl_ms)
+        return int(accepted)
+
+    def change(self, version: int, content: Value | None, ttl_ms: int, token: str) -> bytes:
+        match self.slot:
+            case None:
+                return b"empty"
+            case Absent():
+                self._hold(None)
+                return b"emptied"
+            case Value():
+                if version <= self.slot.version:
+                    return b"older"
+                self._hold(content, ttl_ms)
+                return b"emptied" if content is None else b"advanced"
+            case Lease():
+                return self._change_lease(self.slot, version, content, ttl_ms, token)
+
+    def _change_lease(
+        self, lease: Lease, version: int, content: Value | None, ttl_ms: int, token: str
+    ) -> bytes:
+        if lease.token == token:
+            accepted = content is not None and version >= lease.floor
+            self._hold(content if accepted else None, ttl_ms)
+            return b"filled" if accepted else b"emptied"
+        if version <= lease.floor:
+            return b"older"
+        self._hold(Lease(lease.token, version), self.ttl_ms)
+        return b"raised"
+
+    def release(self, token: str) -> int:
+        if not isinstance(self.slot, Lease) or self.slot.token != token:
+            return 0
+        self._hold(None)
+        return 1
+
+    def lose(self) -> None:
+        self._hold(None)
+
+    def _hold(self, slot: Lease | Value | Absent | None, ttl_ms: int = 0) -> None:
+        self.slot = slot
+        self.ttl_ms = ttl_ms
+
+
+class Slot:
+    """One slot in a real Redis."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self._name = f"test:slot:{secrets.token_hex(4)}"
+        self._scripts = {
+            name: client.register_script(script(name).source)
+            for name in ("lease", "fill", "change", "release")
+        }
+
+    def run(self, name: str, *arguments: bytes | str | int) -> Any:
+        return self._scripts[name](keys=[self._name], args=arguments)
+
+    def change(self, version: int, content: bytes, ttl_ms: int, token: str = NO_TOKEN) -> Any:
+        return self.run("change", str(version).rjust(DIGITS, "0"), content, ttl_ms, token)
+
+    def content(self) -> Any:
+        return self._client.get(self._name)
+
+    def ttl_ms(self) -> Any:
+        return self._client.pttl(self._name)
+
+    def clear(self) -> None:
+        self._client.delete(self._name)
+
+
+# Else most steps would be tried on an empty slot, where all but a lease come to nothing.
+if_empty = precondition(lambda comparison: comparison.reference.slot is None)
+unless_empty = precondition(lambda comparison: comparison.reference.slot is not None)
+
+
+class Comparison(RuleBasedStateMachine):
+    """Does everything to a real slot and to the reference alike."""
+
+    _slot: ClassVar[Slot]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._slot.clear()
+        self.reference = Reference()
+
+    @rule(token=TOKENS, ttl_ms=TTLS, fingerprint=FINGERPRINTS, purpose=PURPOSES)
+    def lease(self, token: str | None, ttl_ms: int, fingerprint: bytes, purpose: str) -> None:
+        given = self._token(token) or "fedcba9876543210"
+        answer = self._slot.run("lease", given, ttl_ms, fingerprint, purpose)
+        assert answer == self.reference.lease(given, ttl_ms, fingerprint, purpose)
+
+    @if_empty
+    @rule(version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
+    def load(self, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int) -> None:
+        self.lease(None, ttl_ms, fingerprint, "read")
+        self.fill(None, version, fingerprint, payload, ttl_ms)
+
+    @if_empty
+    @rule(fingerprint=FINGERPRINTS, ttl_ms=TTLS)
+    def load_absent(self, fingerprint: bytes, ttl_ms: int) -> None:
+        self.lease(None, ttl_ms, fingerprint, "read")
+        self.fill_absent(None, ttl_ms)
+
+    @if_empty
+    @rule(version=VERSIONS, ttl_ms=TTLS, fingerprint=FINGERPRINTS, purpose=PURPOSES)
+    def lease_and_raise_its_floor(
+        self, version: Drawn, ttl_ms: int, fingerprint: bytes, purpose: str
+    ) -> None:
+        self.lease(None, ttl_ms, fingerprint, purpose)
+        self.change_to_nothing(NO_TOKEN, version, ttl_ms)
+
+    @if_empty
+    @rule(token=TOKENS, version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
+    def come_to_nothing(
+        self, token: str | None, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int
+    ) -> None:
+        self.fill(token, version, fingerprint, payload, ttl_ms)
+        self.fill_absent(token, ttl_ms)
+        self.change(token, version, fingerprint, payload, ttl_ms)
+        self.change_to_nothing(token, version, ttl_ms)
+        self.release(token)
+
+    @unless_empty
+    @rule(token=TOKENS, version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
+    def fill(
+        self, token: str | None, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int
+    ) -> None:
+        given, value = self._token(token), Value(self._version(version), fingerprint, payload)
+        answer = self._slot.run("fill", given, value.encoded(), ttl_ms)
+        assert answer == self.reference.fill(given, value, ttl_ms)
+
+    @unless_empty
+    @rule(token=TOKENS, ttl_ms=TTLS)
+    def fill_absent(self, token: str | None, ttl_ms: int) -> None:
+        given = self._token(token)
+        answer = self._slot.run("fill", given, Absent().encoded(), ttl_ms)
+        assert answer == self.reference.fill(given, Absent(), ttl_ms)
+
+    @unless_empty
+    @rule(token=TOKENS, version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
+    def change(
+        self, token: str | None, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int
+    ) -> None:
+        given, value = self._token(token), Value(self._version(version), fingerprint, payload)
+        answer = self._slot.change(value.version, value.encoded(), ttl_ms, given)
+        assert answer == self.reference.change(value.version, value, ttl_ms, given)
+
+    @unless_empty
+    @rule(token=TOKENS, version=VERSIONS, ttl_ms=TTLS)
+    def change_to_nothing(self, token: str | None, version: Drawn, ttl_ms: int) -> None:
+        given, number = self._token(token), self._version(version)
+        answer = self._slot.change(number, b"", ttl_ms, given)
+        assert answer == self.reference.change(number, None, ttl_ms, given)
+
+    @unless_empty
+    @rule(token=TOKENS)
+    def release(self, token: str | None) -> None:
+        given = self._token(token)
+        assert self._slot.run("release", given) == self.reference.release(given)
+
+    @unless_empty
+    @rule()
+    def lose(self) -> None:
+        self._slot.clear()
+        self.reference.lose()
+
+    @invariant()
+    def holds_the_same_bytes(self) -> None:
+        expected = self.reference.slot
+        content = self._slot.content()
+        assert content == (None if expected is None else expected.encoded())
+        if isinstance(expected, Value):
+            row = Row("1", expected.version, expected.fingerprint, expected.payload)
+            assert decode_value(content, "1", expected.fingerprint) == row
+
+    @invariant()
+    def has_the_same_time_to_live(self) -> None:
+        left = self._slot.ttl_ms()
+        if self.reference.slot is None:
+            assert left == NO_SLOT
+        else:
+            assert self.reference.ttl_ms - MINUTE_MS < left <= self.reference.ttl_ms
+
+    def _token(self, drawn: str | None) -> str:
+        if drawn is not None:
+            return drawn
+        return self.reference.slot.token if isinstance(self.reference.slot, Lease) else NO_TOKEN
+
+    def _version(self, drawn: Drawn) -> int:
+        """A version, or one beside that of the slot: there the comparisons are decided."""
+        version, distance = drawn
+        match self.reference.slot:
+            case Value(version=near) | Lease(floor=near) if distance is not None:
+                return min(max(near + distance, 1), NEWEST)
+        return version
+
+
+@pytest.fixture
+def slot(redis_sa: Redis) -> Iterator[Slot]:
+    with redis.Redis.from_url(redis_sa.url) as client:
+        slot = Slot(client)
+        yield slot
+        slot.clear()
+
+
+def test_every_operation_does_what_the_design_says(slot: Slot) -> None:
+    class OnThisSlot(Comparison):
+        _slot = slot
+
+    run_state_machine_as_test(
+        OnThisSlot, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
+    )
+
+
+@pytest.mark.parametrize(("older", "newer"), list(pairwise(EDGES)))
+def test_versions_compare_to_the_last_digit(slot: Slot, older: int, newer: int) -> None:
+    ttl_ms = TTLS_MS[0]
+    old, new = (Value(version, b"01234567", b"{}") for version in (older, newer))
+    assert slot.run("lease", "token", ttl_ms, old.fingerprint, "read") is None
+    assert slot.run("fill", "token", old.encoded(), ttl_ms) == 1
+    assert slot.change(newer, new.encoded(), ttl_ms) == b"advanced"
+    assert slot.change(older, old.encoded(), ttl_ms) == b"older"
+    assert slot.content() == new.encoded()
+
+
+@pytest.mark.parametrize(("older", "newer"), list(pairwise(EDGES)))
+def test_floors_compare_to_the_last_digit(slot: Slot, older: int, newer: int) -> None:
+    ttl_ms = TTLS_MS[0]
+    old, new = (Value(version, b"01234567", b"{}") for version in (older, newer))
+    for writes in (False, True):
+        for value, expected in ((old, None), (new, new.encoded())):
+            slot.clear()
+            assert slot.run("lease", "token", ttl_ms, value.fingerprint, "read") is None
+            assert slot.change(newer, b"", ttl_ms) == b"raised"
+            assert slot.change(older, b"", ttl_ms) == b"older"
+            if writes:
+                slot.change(value.version, value.encoded(), ttl_ms, "token")
+            else:
+                slot.run("fill", "token", value.encoded(), ttl_ms)
+            assert slot.content() == expected
+
+
+def test_a_lease_ends_by_itself_and_with_it_the_right_to_fill(slot: Slot) -> None:
+    assert slot.run("lease", "token", 20, b"01234567", "read") is None
+    deadline = time.monotonic() + 10
+    while slot.content() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert slot.run("fill", "token", Value(1, b"01234567", b"{}").encoded(), TTLS_MS[0]) == 0
+    assert slot.content() is None
