@@ -15,7 +15,7 @@ from serving import metrics, problems
 from serving.body import Bodies
 from serving.health import Live, Ready
 from serving.openapi import OpenApi
-from serving.request import Request, begin_request_ids, target
+from serving.request import Request, begin_request_ids
 from serving.resources import OneRow, Rows
 
 if TYPE_CHECKING:
@@ -42,29 +42,44 @@ class App(falcon.asgi.App[Request, Response]):
     ) -> Coroutine[Any, Any, None]:
         """Answer a connection; no coroutine of its own stands between the server and a read."""
         if scope["type"] == "http":
-            if scope["method"] in _READS:
-                # The body of a read means nothing, so that nobody has to wait for it.
-                return super().__call__(scope, _empty_body, send)
-            return self._with_body(scope, receive, send)
+            reads = scope["method"] in _READS
+            return super().__call__(scope, _no_body if reads else _Body(scope, receive, send), send)
         if scope["type"] == "websocket":
-            return _refuse_websocket(send)
+            return _refuse_websocket()
         return super().__call__(scope, receive, send)
 
-    async def _with_body(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
+
+class _Body:
+    """Receives a body when it is asked for; Falcon asks before it knows whether anyone wants it.
+
+    So what can be refused without its body is refused at once, and a client that never sends the body
+    gets an answer of the application: where the application gives none, the server says 500.
+    """
+
+    def __init__(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
         headers = scope["headers"] = [(name, value) for name, value in scope["headers"]]
-        if any(name == b"expect" for name, _ in headers):
-            await send({"type": "http.response.informational", "status": 100, "headers": []})
-        first = await receive()
-        if first["type"] == "http.disconnect":
-            # The server has given up waiting. It would answer with a 500 if the application did not.
-            await _send_timeout(scope, send)
-            return
-        events = [first]
+        self._continue = any(name == b"expect" for name, _ in headers)
+        self._asked = False
+        self._receive = receive
+        self._send = send
 
-        async def receive_all() -> Any:
-            return events.pop() if events else await receive()
+    async def __call__(self) -> Any:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": True}
+        if self._continue:
+            self._continue = False
+            await self._send({"type": "http.response.informational", "status": 100, "headers": []})
+        return await self._receive()
 
-        await super().__call__(scope, receive_all, send)
+
+async def _no_body() -> Any:
+    """The body of a read means nothing, so that nobody has to wait for it."""
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _refuse_websocket() -> None:
+    """Say nothing: on `websocket.close`, the server sends a frame to who has not been accepted."""
 
 
 class _Lifecycle:
@@ -166,23 +181,3 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
         bodies = Bodies(cache, settings.body_limit)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))
         app.add_route(f"{path}/{{key}}", OneRow(cache, bodies))
-
-
-async def _empty_body() -> dict[str, Any]:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def _refuse_websocket(send: AsgiSend) -> None:
-    await send({"type": "websocket.close"})
-
-
-async def _send_timeout(scope: dict[str, Any], send: AsgiSend) -> None:
-    kind = problems.REQUEST_TIMEOUT
-    body = problems.document(kind, "the body was announced and did not come", target(scope))
-    headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": kind.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

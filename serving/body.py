@@ -124,7 +124,7 @@ class Bodies:
 
     def _refuse_length(self) -> NoReturn:
         detail = f"a body may have up to {self._limit} bytes"
-        raise Problem(problems.BODY_TOO_LARGE, detail, headers={"Connection": "close"})
+        raise Problem(problems.BODY_TOO_LARGE, detail)
 
     def _validate(self, validator: Draft202012Validator, members: dict[str, Any]) -> None:
         errors = validator.iter_errors(members)

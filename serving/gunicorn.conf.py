@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
+
 
 def _share_metrics() -> None:
     """Give the processes of this service a folder that they count in together."""
@@ -60,3 +62,13 @@ def post_fork(server: Any, worker: Any) -> None:
     # clients: it must wait less, or it is killed before it has closed the service.
     worker.cfg.set("graceful_timeout", 20)
     worker.state["replaces_another"] = worker.age > server.num_workers
+
+
+def post_worker_init(worker: Any) -> None:  # noqa: ARG001 - gunicorn's
+    """Answer what is no HTTP with a 400.
+
+    gunicorn does so for three errors of its fast parser, all of them ValueErrors; at the others it drops
+    the connection without an answer, and logs a traceback.
+    """
+    ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 - there is no other way
+    ASGIProtocol._h1c_invalid_chunk_extension = ValueError  # noqa: SLF001

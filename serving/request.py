@@ -67,12 +67,7 @@ class Request(falcon.asgi.Request):
     @property
     def target(self) -> str:
         """The path as a URI reference."""
-        return target(self.scope)
-
-
-def target(scope: dict[str, Any]) -> str:
-    """The path of a connection scope as a URI reference."""
-    return quote_from_bytes(scope["raw_path"], safe=_TARGET)
+        return quote_from_bytes(self.scope["raw_path"], safe=_TARGET)
 
 
 def begin_request_ids() -> None:

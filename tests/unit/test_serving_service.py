@@ -152,12 +152,14 @@ async def test_entity_cannot_take_the_path_of_the_service() -> None:
     assert "entity 'word' cannot have the path /metrics" in line
 
 
-async def test_body_that_never_comes_is_a_timeout(service: MemoryService) -> None:
-    app = app_on(service)
+async def answer_to(
+    app: App, method: str, headers: dict[str, str], received: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the application sends to a request, of whose body these events arrive and then nothing."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
+        return received.pop(0) if received else {"type": "http.disconnect"}
 
     async def send(event: Any) -> None:
         sent.append(event)
@@ -166,28 +168,48 @@ async def test_body_that_never_comes_is_a_timeout(service: MemoryService) -> Non
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "path": "/students",
         "raw_path": b"/students",
         "query_string": b"",
-        "headers": [(b"expect", b"100-continue")],
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
-    await app(scope, receive, send)
-    assert [event.get("status") for event in sent] == [100, 408, None]
-    assert orjson.loads(sent[-1]["body"])["type"] == "/problems/request-timeout"
+    async with ASGIConductor(app):
+        await app(scope, cast("Any", receive), cast("Any", send))
+    return sent
 
 
-async def test_websocket_is_refused(service: MemoryService) -> None:
-    sent: list[dict[str, Any]] = []
+JSON = {"content-type": "application/json"}
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "websocket.connect"}
 
-    async def send(event: Any) -> None:
-        sent.append(event)
+async def test_body_that_never_comes_is_a_timeout(service: MemoryService) -> None:
+    events = [{"type": "http.request", "body": b'{"id": 1}', "more_body": True}]
+    sent = await answer_to(app_on(service), "POST", JSON | {"content-length": "30"}, events)
+    assert sent[0]["status"] == 408
+    assert orjson.loads(sent[1]["body"])["type"] == "/problems/request-timeout"
 
-    await app_on(service)({"type": "websocket", "path": "/students"}, receive, send)
-    assert sent == [{"type": "websocket.close"}]
+
+async def test_client_that_waits_is_asked_for_the_body_it_may_send(service: MemoryService) -> None:
+    body = b'{"id": 1, "name": "Ada"}'
+    for length, statuses in ((str(len(body)), [100, 201, None]), ("5000", [413, None])):
+        headers = JSON | {"expect": "100-continue", "content-length": length}
+        events = [{"type": "http.request", "body": body, "more_body": False}]
+        sent = await answer_to(app_on(service), "POST", headers, events)
+        assert [event.get("status") for event in sent] == statuses
+
+
+async def test_body_is_not_waited_for_where_nobody_wants_it(service: MemoryService) -> None:
+    sent = await answer_to(app_on(service), "GET", {"content-length": "30"}, [])
+    assert sent[0]["status"] == 200
+    sent = await answer_to(app_on(service), "PUT", {"content-length": "30"}, [])
+    assert sent[0]["status"] == 405
+
+
+async def test_websocket_is_refused_without_a_word(service: MemoryService) -> None:
+    async def unused(*_: object) -> Any:
+        raise AssertionError
+
+    await app_on(service)({"type": "websocket", "path": "/students"}, unused, unused)
 
 
 def test_logs_are_json_objects_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
