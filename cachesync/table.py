@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from cachesync.catalogue import Column
     from cachesync.database import Connection, Database
     from cachesync.entity import Entity
+
+# What reading a value's text may raise: some types look names up, some are not built into every server.
+_NO_VALUE: Final = (asyncpg.DataError, asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
 
 
 class Table:
@@ -231,8 +234,8 @@ class Table:
                 yield connection
             except asyncpg.PostgresError as error:
                 refusal = self._refusal(error)
-                if isinstance(refusal, InvalidValueError) and refusal.column is None:
-                    refusal = await self._located(connection, refusal, body, columns)
+                if refusal is None or (isinstance(refusal, InvalidValueError) and refusal.column is None):
+                    refusal = await self._located(connection, body, columns) or refusal
                 if refusal is None:
                     raise
                 raise refusal from error
@@ -255,18 +258,18 @@ class Table:
         return None
 
     async def _located(
-        self, connection: Connection, refusal: InvalidValueError, body: bytes, columns: Sequence[str]
-    ) -> InvalidValueError:
-        """The refusal with its column, found by asking for each value on its own: an error path only."""
+        self, connection: Connection, body: bytes, columns: Sequence[str]
+    ) -> InvalidValueError | None:
+        """What the first bad value is, found by asking for each on its own: an error path only."""
         members = json.loads(body)
         for name in columns:
             column = self._columns[name]
             query = statement("locate", column=identifier(name), definition=_definitions([column]))
             try:
                 await connection.fetchval(query, json.dumps({name: members[name]}))
-            except asyncpg.DataError as error:
+            except _NO_VALUE as error:
                 return InvalidValueError(name, error.message)
-        return refusal
+        return None
 
 
 def _definitions(columns: Iterable[Column]) -> str:
