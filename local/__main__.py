@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Annotated, NoReturn
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -16,6 +17,9 @@ from local.kafka import fetch_jars
 from local.settings import Settings
 from local.system import System
 from local.tools import require_java
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 _console = Console()
@@ -29,14 +33,8 @@ def _local() -> None:
 @app.command()
 def up() -> None:
     """Start the whole system; it stays up until Ctrl-C."""
-    # A stop by a service manager or `kill` is the same as one by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with System(Settings(), _console):
-            _console.print("up; Ctrl-C stops it")
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        _console.print("stopped")
+    with _running():
+        _stay_up()
 
 
 @app.command()
@@ -44,17 +42,37 @@ def demo(
     *, once: Annotated[bool, typer.Option(envvar="DEMO_ONCE", help="End after the story.")] = False
 ) -> None:
     """Start the whole system and tell its story; it stays up until Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _running() as system:
+        _console.print()
+        Story(system, _console).tell()
+        describe(system, _console)
+        if not once:
+            _stay_up()
+
+
+@contextmanager
+def _running() -> Iterator[System]:
+    # A stop by `kill` is the same as one by Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         with System(Settings(), _console) as system:
-            _console.print()
-            Story(system, _console).tell()
-            describe(system, _console)
-            if not once:
-                _console.print("up; Ctrl-C stops it")
-                threading.Event().wait()
+            yield system
     except KeyboardInterrupt:
         _console.print("stopped")
+        raise typer.Exit from None
+
+
+def _interrupt(*_: object) -> NoReturn:
+    # Stopping takes some seconds; an impatient second Ctrl-C must not leave half of it running.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _stay_up() -> None:
+    _console.print("up; Ctrl-C stops it")
+    threading.Event().wait()
 
 
 @app.command("install-tools")

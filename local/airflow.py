@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from local.ports import HOST, free_port
+from local.ports import HOST, accepts, free_port
 from local.postgres import address, create_database, create_role, run_sql
 from local.process import Process, run, start_all, stop_all
 from local.settings import REPOSITORY
@@ -43,7 +43,7 @@ class Component(Process):
     """
 
     # A look at the database costs more than one at a port, and four of them start at once.
-    poll_seconds = 0.25
+    poll_seconds = 0.5
     start_seconds = 180.0
 
     def __init__(
@@ -251,7 +251,7 @@ class Airflow:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/api/v2/version", timeout=5).is_success
+            return accepts(self.port) and httpx.get(f"{self.url}/api/v2/version", timeout=5).is_success
         except httpx.TransportError:
             return False
 

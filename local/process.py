@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 import psutil
 
@@ -22,7 +22,8 @@ from local.errors import CommandError, ProcessExitedError, StartTimeoutError
 from local.ports import require_free
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
 _LOG_LINES = 20
 
@@ -135,6 +136,7 @@ class Process(ABC):
         #: How long the last start took until the process was ready.
         self.startup_seconds = 0.0
         self._pid_file = folder / f"{name}.pid"
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         #: Where the log of the last start begins.
         self._log_start: int | None = None
@@ -160,16 +162,18 @@ class Process(ABC):
 
     @property
     def pid(self) -> int:
-        """The number of the running process."""
-        if self._process is None:
+        """The number of the process."""
+        process = self._process
+        if process is None:
             message = f"{self.name} was not started"
             raise RuntimeError(message)
-        return self._process.pid
+        return process.pid
 
     @property
     def running(self) -> bool:
         """Whether the process was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def start(self) -> Self:
         """Start the process and wait until it is ready; end it if it does not get there."""
@@ -192,14 +196,15 @@ class Process(ABC):
 
     def stop(self) -> None:
         """Ask the process to end; kill what is left of its tree after `stop_seconds`."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
         members = self.tree()
-        self._process.send_signal(self.stop_signal)
+        process.send_signal(self.stop_signal)
         for member in members:
             _send(member, signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(self.stop_seconds)
+            process.wait(self.stop_seconds)
         self._kill(members)
 
     def kill(self) -> None:
@@ -208,15 +213,17 @@ class Process(ABC):
         self._kill(self.freeze())
 
     def _kill(self, members: list[psutil.Process]) -> None:
-        if self._process is None:
-            return
-        for member in members:
-            _send(member, signal.SIGKILL)
-        self._process.wait()
-        _wait_until_gone(members, self.stop_seconds)
-        _guard.remove(self.pid)
-        self._pid_file.unlink(missing_ok=True)
-        self._process = None
+        # A start that fails and whoever does not wait for it any more may both be here.
+        with self._lock:
+            if self._process is None:
+                return
+            for member in members:
+                _send(member, signal.SIGKILL)
+            self._process.wait()
+            _wait_until_gone(members, self.stop_seconds)
+            _guard.remove(self._process.pid)
+            self._pid_file.unlink(missing_ok=True)
+            self._process = None
 
     def restart(self) -> Self:
         """Stop the process and start it again."""
@@ -239,13 +246,15 @@ class Process(ABC):
 
     def tree(self) -> list[psutil.Process]:
         """The process, its descendants, and what is left of its process group."""
-        if self._process is None:
+        process = self._process
+        if process is None:
             return []
         found: list[psutil.Process] = []
-        if self.running:
-            root = psutil.Process(self.pid)
+        # It may end in this moment, by itself or by another thread.
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(process.pid)
             found = [root, *root.children(recursive=True)]
-        found += [process for process in _group(self.pid) if process not in found]
+        found += [member for member in _group(process.pid) if member not in found]
         return found
 
     def __enter__(self) -> Self:
@@ -257,7 +266,7 @@ class Process(ABC):
     def _spawn(self) -> None:
         # The log of one object holds all its starts: a test that kills a part wants to read both.
         mode = "wb" if self._log_start is None else "ab"
-        with self.log.open(mode) as log:
+        with self._lock, self.log.open(mode) as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self.command(),
@@ -269,14 +278,17 @@ class Process(ABC):
                 start_new_session=True,
                 **rights(self.user),
             )
-        _guard.add(self.pid, self.stop_signal)
-        self._pid_file.write_text(f"{self.pid} {psutil.Process(self.pid).create_time()}\n")
+            pid = self._process.pid
+            _guard.add(pid, self.stop_signal)
+            self._pid_file.write_text(f"{pid} {psutil.Process(pid).create_time()}\n")
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self.start_seconds
+        process = self._process
         while not self.ready():
-            if not self.running:
-                code = None if self._process is None else self._process.returncode
+            # None if somebody has killed it meanwhile.
+            if process is None or process.poll() is not None:
+                code = process and process.returncode
                 message = f"{self.name} ended with {code} before it was ready"
                 raise ProcessExitedError(message, self.log, self._log_end())
             if time.monotonic() > deadline:
@@ -323,19 +335,24 @@ class Part(Protocol):
 
 def start_all(parts: Sequence[Part]) -> None:
     """Start the parts at the same time; if one cannot start, end them all."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        starts = [pool.submit(part.start) for part in parts]
+        with killed_unless_started(parts, starts):
+            for start in as_completed(starts):
+                start.result()
+
+
+@contextmanager
+def killed_unless_started(parts: Collection[Part], starts: Collection[Future[Any]]) -> Iterator[None]:
+    """End the parts if the block fails, those too that `starts` is still about to start."""
     try:
-        with ThreadPoolExecutor(len(parts)) as pool:
-            starts = [pool.submit(part.start) for part in parts]
-            try:
-                for start in as_completed(starts):
-                    start.result()
-            except BaseException:
-                # Nobody needs to wait for the others any more.
-                for part in parts:
-                    part.kill()
-                raise
+        yield
     except BaseException:
-        stop_all(parts)
+        while True:
+            for part in parts:
+                part.kill()
+            if not wait(starts, timeout=0.2).not_done:
+                break
         raise
 
 

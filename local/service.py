@@ -13,7 +13,7 @@ import httpx
 from dotenv import dotenv_values
 
 from local.errors import LocalError
-from local.ports import HOST, free_port
+from local.ports import HOST, accepts, free_port
 from local.process import Process
 from local.settings import REPOSITORY
 
@@ -88,7 +88,7 @@ class Service(Process):
     def ready(self) -> bool:
         """Whether it says so."""
         try:
-            return httpx.get(f"{self.url}/health/ready", timeout=5).is_success
+            return accepts(self.port) and httpx.get(f"{self.url}/health/ready", timeout=5).is_success
         except httpx.TransportError:
             return False
 

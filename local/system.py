@@ -14,7 +14,7 @@ from local.airflow import Airflow, connections
 from local.kafka import Kafka
 from local.ports import require_free
 from local.postgres import Postgres, create_role, run_sql
-from local.process import run, stop_all
+from local.process import killed_unless_started, run, stop_all
 from local.redis import Redis
 from local.service import Service, credentials
 from local.settings import REPOSITORY
@@ -147,19 +147,12 @@ class System:
         steps = TopologicalSorter({name: needs.get(name, set()) & work.keys() for name in work})
         steps.prepare()
         running: dict[Future[float], str] = {}
-        with ThreadPoolExecutor(len(work)) as pool:
-            try:
-                while steps.is_active():
-                    running |= {pool.submit(_timed, work[name]): name for name in steps.get_ready()}
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        name = running.pop(future)
-                        self._tell(name, future.result())
-                        steps.done(name)
-            except BaseException:
-                # Nobody needs to wait for the others any more.
-                for part in self.parts.values():
-                    part.kill()
-                raise
+        with ThreadPoolExecutor(len(work)) as pool, killed_unless_started(self.parts.values(), running):
+            while steps.is_active():
+                running |= {pool.submit(_timed, work[name]): name for name in steps.get_ready()}
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    self._tell(running[future], future.result())
+                    steps.done(running.pop(future))
 
     def _tell(self, name: str, seconds: float) -> None:
         line = f"{name:<10}{seconds:6.1f} s  {self.addresses.get(name, '')}"
