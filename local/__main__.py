@@ -86,7 +86,7 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        _fail("\n".join(f"LOCAL_{one['loc'][0]}: {one['msg']}".upper() for one in error.errors()))
+        _fail("\n".join(f"LOCAL_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()))
     except LocalError as error:
         _fail(str(error))
 
