@@ -72,7 +72,13 @@ class Written:
 
 @dataclass(slots=True)
 class _Lease:
-    """A slot that a write may hold the lease of, and whether its change has been brought there."""
+    """A slot that a write changes.
+
+    Attributes:
+        name: the slot.
+        token: that of the lease which the write holds; empty where it holds none.
+        settled: whether the write's change has been brought there.
+    """
 
     name: str
     token: str
@@ -311,17 +317,20 @@ class EntityCache:
     @asynccontextmanager
     async def _leased(self, key: str) -> AsyncIterator[_Lease]:
         """The lease of a slot that a write may fill; where Redis does not answer, the write goes on."""
-        lease = _Lease(self._name(key), new_token())
-        held = True
+        lease = _Lease(self._name(key), "")
+        token = new_token()
         with suppress(CacheUnavailableError):
             slot = await self._slots.lease(
-                lease.name, lease.token, self._lease_ms, self._table.fingerprint, "write"
+                lease.name, token, self._lease_ms, self._table.fingerprint, "write"
             )
-            held = slot is None
+            # Only a lease that was answered is one to fill by: one that Redis carries out late, after the
+            # commit, has not seen the changes since then.
+            if slot is None:
+                lease.token = token
         try:
             yield lease
         finally:
-            if held and not lease.settled:
+            if lease.token and not lease.settled:
                 with suppress(CacheUnavailableError):
                     await self._slots.release(lease.name, lease.token)
 

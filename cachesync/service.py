@@ -90,7 +90,8 @@ def _client(settings: ServiceSettings) -> Redis:
         timeout=timeout,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        # A request does not wait for a second try: the database answers it.
+        # No second tries: the database answers instead, and a lease that is asked for again with the same
+        # token could be taken although others have changed the row since the first time.
         retry=Retry(NoBackoff(), 0),
     )
     return Redis.from_pool(pool)

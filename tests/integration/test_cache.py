@@ -19,6 +19,7 @@ from cachesync.errors import (
     VersionMismatchError,
 )
 from cachesync.slot import encode_value
+from cachesync.slots import CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from cachesync.change import Row
     from cachesync.service import Service
     from local.redis import Redis
 
@@ -380,3 +382,27 @@ async def test_a_service_refuses_a_database_that_is_not_installed_as_declared(
     with pytest.raises(NotInstalledError, match="'student' is not installed as it is declared"):
         async with open_service("sa", cachesync_entities=file):
             pass
+
+
+async def test_a_lease_that_redis_carries_out_late_is_not_filled_by_its_writer(
+    students: EntityCache, slots: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the commit and the late lease other changes may have met the empty slot and left nothing."""
+    tokens = []
+
+    async def unanswered(name: str, token: str, *_: object) -> bytes | None:
+        tokens.append(token)
+        raise CacheUnavailableError
+
+    async def commit_then_late_lease(*arguments: object) -> Row | None:
+        row = await replace(*arguments)  # type: ignore[arg-type]
+        slots.set("sa:student:1", b"L0000000000000000000" + tokens[0].encode(), px=60_000)
+        return row
+
+    await put(students, 1, "Ann")
+    slots.flushall()
+    replace = students._table.replace  # noqa: SLF001 - the step between two of the cache's own
+    monkeypatch.setattr(students._slots, "lease", unanswered)  # noqa: SLF001
+    monkeypatch.setattr(students._table, "replace", commit_then_late_lease)  # noqa: SLF001
+    version = await put(students, 1, "Bea")
+    assert slot_of(slots, "sa:student:1") == b"L%019d" % version + tokens[0].encode()
