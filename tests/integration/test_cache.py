@@ -390,7 +390,7 @@ async def test_a_lease_that_redis_carries_out_late_is_not_filled_by_its_writer(
     """Between the commit and the late lease other changes may have met the empty slot and left nothing."""
     tokens = []
 
-    async def unanswered(name: str, token: str, *_: object) -> bytes | None:
+    async def unanswered(_: str, token: str, *__: object) -> bytes | None:
         tokens.append(token)
         raise CacheUnavailableError
 
