@@ -234,7 +234,7 @@ class Table:
                 yield connection
             except asyncpg.PostgresError as error:
                 refusal = self._refusal(error)
-                if refusal is None or (isinstance(refusal, InvalidValueError) and refusal.column is None):
+                if refusal is None or _names_no_column(refusal):
                     refusal = await self._located(connection, body, columns) or refusal
                 if refusal is None:
                     raise
@@ -257,9 +257,7 @@ class Table:
                 return InvalidValueError(error.column_name, error.message)
         return None
 
-    async def _located(
-        self, connection: Connection, body: bytes, columns: Sequence[str]
-    ) -> InvalidValueError | None:
+    async def _located(self, connection: Connection, body: bytes, columns: Sequence[str]) -> RowError | None:
         """What the first bad value is, found by asking for each on its own: an error path only."""
         members = json.loads(body)
         for name in columns:
@@ -269,7 +267,17 @@ class Table:
                 await connection.fetchval(query, json.dumps({name: members[name]}))
             except _NO_VALUE as error:
                 return InvalidValueError(name, error.message)
+            except asyncpg.IntegrityConstraintViolationError as error:
+                return ConstraintViolatedError(error.constraint_name, (name,), error.message)
         return None
+
+
+def _names_no_column(refusal: RowError) -> bool:
+    """Whether a value could be to blame, such as one that a domain's constraint refuses."""
+    match refusal:
+        case InvalidValueError(column=None) | ConstraintViolatedError(columns=()):
+            return True
+    return False
 
 
 def _definitions(columns: Iterable[Column]) -> str:

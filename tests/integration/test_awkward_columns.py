@@ -1,4 +1,4 @@
-"""Columns whose names the library's own SQL uses for something else, or whose types look names up."""
+"""Columns with names that the library's SQL uses itself, or types that refuse values in their own way."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachesync.entity import Entity, load_entities
-from cachesync.errors import InvalidValueError
+from cachesync.entity import load_entities
+from cachesync.errors import ConstraintViolatedError, InvalidValueError
 from cachesync.install import install
 from tests.integration.conftest import Silent
 
@@ -22,15 +22,36 @@ if TYPE_CHECKING:
     from cachesync.service import Service
 
 
-async def test_row_is_whole_whatever_its_columns_are_called(admin: asyncpg.Connection) -> None:
+def declare_odd(folder: Path) -> Path:
+    file = folder / "entities.toml"
+    file.write_text('[odd]\ntable = "odd"\nkey = "key"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/odd"\n')
+    return file
+
+
+async def test_row_is_whole_whatever_its_columns_are_called(
+    admin: asyncpg.Connection, tmp_path: Path
+) -> None:
     await admin.execute("CREATE TABLE odd (key int PRIMARY KEY, p text, t text, payload text)")
-    entity = Entity.model_validate(
-        {"name": "odd", "table": "odd", "key": "key", "ttl": "1h", "absent_ttl": "1m", "path": "/odd"}
-    )
-    await install(admin, {"odd": entity}, Silent())
+    await install(admin, load_entities(declare_odd(tmp_path)), Silent())
     await admin.execute("INSERT INTO odd VALUES (1, 'a', 'b', 'c')")
     payload = await admin.fetchval("SELECT payload FROM cachesync.change_log WHERE entity = 'odd'")
     assert payload == '{"key":1,"p":"a","t":"b","payload":"c"}'
+
+
+async def test_value_that_a_domain_refuses_is_refused_by_its_column(
+    admin: asyncpg.Connection,
+    open_service: Callable[..., AbstractAsyncContextManager[Service]],
+    tmp_path: Path,
+) -> None:
+    await admin.execute("CREATE DOMAIN positive AS int CHECK (VALUE > 0)")
+    await admin.execute("CREATE TABLE odd (key int PRIMARY KEY, amount positive, bits bit(2))")
+    entities = declare_odd(tmp_path)
+    await install(admin, load_entities(entities), Silent())
+    async with open_service("sa", cachesync_entities=entities) as service:
+        for body in ({"key": 1, "amount": -1}, {"key": 1, "bits": "111", "amount": -1}):
+            with pytest.raises(ConstraintViolatedError) as caught:
+                await service.caches["odd"].insert(json.dumps(body).encode(), sorted(body))
+            assert caught.value.columns == ("amount",)
 
 
 @pytest.mark.parametrize("value", ["no_such_table", "a.b.c.d", '"'])
@@ -41,8 +62,7 @@ async def test_value_whose_type_looks_names_up_is_refused_by_its_column(
     value: str,
 ) -> None:
     await admin.execute("CREATE TABLE odd (key int PRIMARY KEY, relation regclass)")
-    entities = tmp_path / "entities.toml"
-    entities.write_text('[odd]\ntable = "odd"\nkey = "key"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/odd"\n')
+    entities = declare_odd(tmp_path)
     await install(admin, load_entities(entities), Silent())
     async with open_service("sa", cachesync_entities=entities) as service:
         body = json.dumps({"key": 1, "relation": value}).encode()
