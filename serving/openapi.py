@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from serving import problems
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
 
 Part = dict[str, Any]
 
-# Any request may meet these.
+# Any request may meet these; what is too long the server refuses before the application sees it.
 _ALWAYS: Final = (500,)
+_BY_THE_SERVER: Final = {
+    "400": "The request is no HTTP",
+    "414": "The request line is too long",
+    "431": "The headers are too long",
+}
+_PLAIN: Final = {"text/plain": {"schema": {"type": "string"}}}
 
 _TAG: Final = {"type": "string", "examples": ['"42"']}
 _TAGS: Final = {**_TAG, "pattern": '^(\\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'}
@@ -276,7 +283,7 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
                 "200": {
                     "description": "The metrics",
                     "headers": _headers(),
-                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                    "content": _PLAIN,
                 }
             },
         ),
@@ -348,9 +355,13 @@ def _problems(*statuses: int) -> Part:
                 problems.MEDIA_TYPE: {
                     "schema": _schema("problem"),
                     "examples": {kind.name: {"value": _problem_example(kind)} for kind in kinds},
-                }
+                },
+                # From the server, to what is no HTTP.
+                **(_PLAIN if status == HTTPStatus.BAD_REQUEST else {}),
             },
         }
+    for code, description in _BY_THE_SERVER.items():
+        answers.setdefault(code, {"description": description, "content": _PLAIN})
     return answers
 
 
