@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from local.kafka import Kafka
+from local.ports import free_port
 from local.postgres import Postgres
 from local.redis import Redis
+from local.settings import Settings
 from local.state import claim_any
+from local.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,3 +58,11 @@ def kafka(state_folder: Path) -> Iterator[Kafka]:
     server.erase()
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def system() -> Iterator[System]:
+    """The whole system, Airflow included, as `make demo` starts it, but on free ports."""
+    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
+    with System(Settings(state=STATE / "system", **ports), Console(stderr=True)) as running:
+        yield running

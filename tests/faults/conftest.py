@@ -1,0 +1,17 @@
+"""A load of writes on the whole system."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faults.load import Load
+
+if TYPE_CHECKING:
+    from local.system import System
+
+
+@pytest.fixture
+def load(system: System) -> Load:
+    return Load(system)

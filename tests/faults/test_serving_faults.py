@@ -1,0 +1,123 @@
+"""The services answer whatever is away: only PostgreSQL is needed, and not for hits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from local.service import Service
+from tests.faults.load import wait_until
+from tests.faults.proxy import SlowProxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from local.system import System
+
+PATH = "/students/2000"
+OTHER = "/students/2001"
+
+
+@pytest.fixture
+def sb(system: System) -> Iterator[httpx.Client]:
+    """A client of sb, with one row in its cache."""
+    with httpx.Client(base_url=system.services["sb"].url, timeout=30) as client:
+        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "sb writes")
+        wait_until(lambda: client.get(PATH).headers.get("x-cache") == "HIT", "sb has it cached")
+        yield client
+
+
+def assert_reads_and_writes_go_on(client: httpx.Client, outcome: str) -> None:
+    for number in range(20):
+        written = client.put(PATH, json={"name": "Bea", "age": number})
+        read = client.get(PATH)
+        assert (written.status_code, read.status_code) == (200, 200)
+        assert read.headers["etag"] == written.headers["etag"]
+        assert (read.headers["x-cache"], written.headers.get("x-cache", "HIT")) == (outcome, outcome)
+
+
+def test_redis_stopped(system: System, sb: httpx.Client) -> None:
+    system.redis["sb"].stop()
+    try:
+        assert_reads_and_writes_go_on(sb, "BYPASS")
+        health = sb.get("/health/ready")
+        assert (health.status_code, health.json()["redis"]) == (200, False)
+    finally:
+        system.redis["sb"].start()
+    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+
+
+def test_redis_frozen(system: System, sb: httpx.Client) -> None:
+    system.redis["sb"].freeze()
+    try:
+        assert_reads_and_writes_go_on(sb, "BYPASS")
+    finally:
+        system.redis["sb"].thaw()
+    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+    newest = sb.put(PATH, json={"name": "Zoe", "age": 99})
+    assert sb.get(PATH).headers["etag"] == newest.headers["etag"]
+
+
+def test_redis_slow(system: System, tmp_path: Path) -> None:
+    """Slower than the timeout: as good as away. Slower than usual: in use."""
+    with SlowProxy(system.redis["sb"].port) as proxy:
+        service = Service(
+            tmp_path,
+            "sb",
+            dsn=system.dsn,
+            redis_url=f"redis://127.0.0.1:{proxy.port}/0",
+            bootstrap_servers=system.bootstrap_servers,
+        )
+        with service, httpx.Client(base_url=service.url, timeout=30) as client:
+            wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "it writes")
+            wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "it has the row cached")
+            proxy.delay = 0.01
+            assert_reads_and_writes_go_on(client, "HIT")
+            proxy.delay = 0.5
+            client.get(PATH)  # the answer to this one may have been under way
+            assert_reads_and_writes_go_on(client, "BYPASS")
+            proxy.delay = 0.0
+            wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+
+
+def test_kafka_stopped(system: System, sb: httpx.Client) -> None:
+    assert system.kafka is not None
+    system.kafka.stop()
+    try:
+        assert_reads_and_writes_go_on(sb, "HIT")
+        health = sb.get("/health/ready")
+        assert (health.status_code, health.json()["kafka"]) == (200, False)
+    finally:
+        system.kafka.start()
+
+
+@pytest.mark.parametrize("fault", ["stop", "freeze"])
+def test_postgresql_away(system: System, sb: httpx.Client, fault: str) -> None:
+    postgres = system.postgres
+    assert postgres is not None
+    sb.delete(OTHER)
+    getattr(postgres, fault)()
+    try:
+        hit = sb.get(PATH)
+        assert (hit.status_code, hit.headers["x-cache"]) == (200, "HIT")
+        for answer in (
+            sb.get(OTHER),
+            sb.put(PATH, json={"name": "Bea", "age": 2}),
+            sb.delete(PATH),
+            sb.get("/students"),
+        ):
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.headers["content-type"] == "application/problem+json"
+        assert sb.get("/health/ready").status_code == 503
+        assert sb.get("/health/live").status_code == 200
+    finally:
+        if fault == "freeze":
+            postgres.thaw()
+        else:
+            postgres.start()
+    wait_until(lambda: sb.put(PATH, json={"name": "Bea", "age": 3}).is_success, "writes go through again")
+    wait_until(lambda: sb.get("/health/ready").status_code == 200, "it is ready again")
