@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import random
 import socket
 from typing import TYPE_CHECKING
 
@@ -11,14 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HOST = "127.0.0.1"
+_FIRST = 20_000
+_LAST = 32_000
 
 
 def free_port() -> int:
     """A port on which nothing listens at the moment."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    # Not one of those that the kernel gives to outgoing connections: while a part is down, one of them could
+    # get its port, even a client that tries to reach that very part.
+    while not _is_free(port := _FIRST + secrets.randbelow(_LAST - _FIRST)):
+        pass
+    return port
 
 
 def accepts(port: int) -> bool:
