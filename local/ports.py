@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import random
 import socket
 from typing import TYPE_CHECKING
 
