@@ -62,7 +62,12 @@ def kafka(state_folder: Path) -> Iterator[Kafka]:
 
 @pytest.fixture(scope="session")
 def system() -> Iterator[System]:
-    """The whole system, Airflow included, as `make demo` starts it, but on free ports."""
+    """The whole system, Airflow included, as `make demo` starts it, but on free ports.
+
+    Three consumers share the load of each cache.
+    """
     ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
-    with System(Settings(state=STATE / "system", **ports), Console(stderr=True)) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
+        with System(Settings(state=STATE / "system", **ports), Console(stderr=True)) as running:
+            yield running

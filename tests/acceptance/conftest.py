@@ -1,0 +1,118 @@
+"""The services as processes, on a database of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from cachesync.entity import load_entities
+from cachesync.install import install
+from cachesync.topics import create_topics
+from local.postgres import create_role
+from local.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from local.kafka import Kafka
+    from local.postgres import Postgres
+    from local.redis import Redis
+
+REPOSITORY = Path(__file__).parents[2]
+PASSWORD = "not-the-one-of-the-env-file"
+
+
+class _Silent:
+    """No one watches an installation in a test."""
+
+    def step(self, text: str) -> None:
+        pass
+
+    def rows(self, done: int, total: int) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def entities_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's entities and two of every type."""
+    file = tmp_path_factory.mktemp("entities") / "entities.toml"
+    sections = [(REPOSITORY / "entities.toml").read_text(encoding="utf-8")]
+    for name, key in (("every_type", "id"), ("word", "word")):
+        path = f"/{name.replace('_', '-')}s"
+        sections.append(
+            f'[{name}]\ntable = "{name}"\nkey = "{key}"\nttl = "1h"\nabsent_ttl = "30s"\npath = "{path}"\n'
+        )
+    file.write_text("\n".join(sections), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def database(postgres: Postgres, entities_file: Path) -> Iterator[str]:
+    """The address of a database with the entities' tables, installed."""
+    name = f"services_{secrets.token_hex(4)}"
+    dsn = postgres.create_database(name)
+
+    async def prepare() -> None:
+        connection = await asyncpg.connect(dsn)
+        for script in (REPOSITORY / "local" / "sample.sql", Path(__file__).with_name("every_type.sql")):
+            await connection.execute(script.read_text(encoding="utf-8"))
+        await install(connection, load_entities(entities_file), _Silent())
+        await connection.close()
+
+    asyncio.run(prepare())
+    for service in ("sa", "sb"):
+        create_role(dsn, f"{name}_{service}", PASSWORD)
+        postgres.sql(f"GRANT cachesync_service TO {name}_{service}", name)
+    yield dsn
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    postgres.sql(f"DROP ROLE {name}_sa, {name}_sb", "postgres")
+
+
+@pytest.fixture(scope="session")
+def service_process(  # noqa: PLR0917
+    database: str, redis_sa: Redis, redis_sb: Redis, kafka: Kafka, entities_file: Path, state_folder: Path
+) -> Callable[..., AbstractContextManager[Service]]:
+    """Runs a service under gunicorn, its settings changed as asked."""
+    create_topics(
+        kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=1, replication=1
+    )
+    urls = {"sa": redis_sa.url, "sb": redis_sb.url}
+
+    @contextmanager
+    def run(name: str, **changed: str) -> Iterator[Service]:
+        environment = {
+            "DB_USERNAME": f"{database.rpartition('/')[2]}_{name}",
+            "DB_PASSWORD": PASSWORD,
+            "CACHESYNC_ENTITIES": str(entities_file),
+            **changed,
+        }
+        with Service(
+            state_folder,
+            name,
+            dsn=database,
+            redis_url=urls[name],
+            bootstrap_servers=kafka.bootstrap_servers,
+            environment=environment,
+        ) as running:
+            yield running
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sa(service_process: Callable[..., AbstractContextManager[Service]]) -> Iterator[Service]:
+    with service_process("sa") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def sb(service_process: Callable[..., AbstractContextManager[Service]]) -> Iterator[Service]:
+    with service_process("sb", WORKERS="2") as running:
+        yield running

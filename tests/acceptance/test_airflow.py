@@ -1,0 +1,58 @@
+"""The DAG `cache_sync` in a running Airflow."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+from confluent_kafka.admin import AdminClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from local.system import System
+
+
+@pytest.fixture
+def api(system: System) -> Iterator[httpx.Client]:
+    """Airflow's REST API, as its administrator."""
+    airflow = system.airflow
+    with httpx.Client(base_url=airflow.url, timeout=30) as client:
+        login = client.post("/auth/token", json={"username": airflow.username, "password": airflow.password})
+        client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
+        yield client
+
+
+def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:
+    assert api.get("/api/v2/importErrors").json()["import_errors"] == []
+    dags = api.get("/api/v2/dags").json()["dags"]
+    assert {dag["dag_id"] for dag in dags} == {"cache_sync"}
+    assert all(dag["is_paused"] is False for dag in dags)
+
+
+def test_a_deferred_sensor_streams_for_each_consumer_of_each_cache(api: httpx.Client) -> None:
+    deadline = time.monotonic() + 60
+    labels: dict[str, str] = {}
+    while set(labels.values()) != {"deferred"} or len(labels) != 6:
+        assert time.monotonic() < deadline, labels
+        time.sleep(0.5)
+        runs = api.get("/api/v2/dags/cache_sync/dagRuns", params={"state": "running"}).json()["dag_runs"]
+        if runs:
+            url = f"/api/v2/dags/cache_sync/dagRuns/{runs[0]['dag_run_id']}/taskInstances"
+            instances = api.get(url).json()["task_instances"]
+            labels = {one["rendered_map_index"] or str(one["map_index"]): one["state"] for one in instances}
+    assert set(labels) == {f"{service} {member}" for service in ("sa", "sb") for member in range(3)}
+
+
+def test_three_consumers_of_a_cache_share_its_six_partitions(system: System) -> None:
+    admin = AdminClient({"bootstrap.servers": system.bootstrap_servers})
+    deadline = time.monotonic() + 60
+    shares: list[int] = []
+    while shares != [2, 2, 2]:
+        assert time.monotonic() < deadline, shares
+        time.sleep(0.5)
+        group = admin.describe_consumer_groups(["cachesync-sb"])["cachesync-sb"].result(10)
+        assigned = [member.assignment.topic_partitions for member in group.members]
+        shares = [sum(one.topic == "cachesync.student" for one in partitions) for partitions in assigned]

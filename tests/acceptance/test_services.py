@@ -1,0 +1,288 @@
+"""The services as processes: HTTP over real parts, start, stop, metrics and logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+
+from local.errors import LocalError
+from local.ports import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from local.kafka import Kafka
+    from local.postgres import Postgres
+    from local.redis import Redis
+    from local.service import Service
+
+    Run = Callable[..., AbstractContextManager[Service]]
+
+_keys = iter(range(1_000_000, 2_000_000))
+
+
+@pytest.fixture
+def http(sa: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=sa.url, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def student() -> str:
+    """The path of a student that no other test knows."""
+    return f"/students/{next(_keys)}"
+
+
+def log_lines(service: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in service.log.read_text(encoding="utf-8").splitlines()]
+
+
+# Reads and writes
+
+
+def test_row_is_missed_once_and_then_hit(http: httpx.Client, sb: Service, student: str) -> None:
+    created = http.put(student, json={"name": "Ada", "age": 36})
+    assert (created.status_code, created.headers["location"]) == (201, student)
+    assert http.get(student).headers["x-cache"] == "HIT"
+    answers = [httpx.get(sb.url + student) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
+    assert {answer.content for answer in answers} == {created.content}
+    assert {answer.headers["etag"] for answer in answers} == {created.headers["etag"]}
+
+
+def test_missing_row_is_remembered(http: httpx.Client, student: str) -> None:
+    answers = [http.get(student) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
+    assert http.put(student, json={"name": "Ada"}).status_code == 201
+    assert http.get(student).status_code == 200
+
+
+def test_versions_guard_writes(http: httpx.Client, student: str) -> None:
+    first = http.put(student, json={"name": "Ada"}).headers["etag"]
+    second = http.patch(student, json={"age": 36}, headers={"If-Match": first})
+    assert (second.status_code, second.json()["age"]) == (200, 36)
+    for method, body in (("PUT", {"name": "Grace"}), ("PATCH", {"age": 1}), ("DELETE", None)):
+        stale = http.request(method, student, json=body, headers={"If-Match": first})
+        assert stale.status_code == 412
+    current = {"If-Match": second.headers["etag"]}
+    assert http.delete(student, headers=current).status_code == 204
+    assert http.delete(student).status_code == 404
+    again = http.put(student, json={"name": "Ada"}, headers={"If-None-Match": "*"})
+    assert again.status_code == 201
+    assert http.put(student, json={"name": "Ada"}, headers={"If-None-Match": "*"}).status_code == 412
+
+
+def test_client_that_knows_the_version_gets_no_body(http: httpx.Client, student: str) -> None:
+    tag = http.put(student, json={"name": "Ada"}).headers["etag"]
+    answer = http.get(student, headers={"If-None-Match": tag})
+    assert (answer.status_code, answer.content) == (304, b"")
+
+
+def test_numbers_keep_every_digit(http: httpx.Client) -> None:
+    exact = "12345678901234567890.123456789012345678901234567890"
+    body = f'{{"exact": {exact}, "big": -9223372036854775808, "small": 1.0}}'
+    answer = http.post("/every-types", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 201
+    assert f'"exact":{exact},' in answer.text
+    assert '"big":-9223372036854775808,' in answer.text
+    assert '"small":1,' in answer.text
+    assert '"twice":2' in answer.text
+
+
+def test_merge_patch_reaches_into_json_columns(http: httpx.Client) -> None:
+    created = http.post("/every-types", json={"jsonb_": {"a": 1, "b": {"c": 2, "d": 3}}})
+    answer = http.patch(created.headers["location"], json={"jsonb_": {"a": None, "b": {"c": 4}}})
+    assert answer.json()["jsonb_"] == {"b": {"c": 4, "d": 3}}
+
+
+@pytest.mark.parametrize("word", ["a/b", "ä ö", "%2F", "?&#", "..", "a\tb", "😀"])
+def test_text_key_may_hold_anything(http: httpx.Client, word: str) -> None:
+    location = http.post("/words", json={"word": word}).headers["location"]
+    assert http.get(location).json()["word"] == word
+    assert http.delete(location).status_code == 204
+
+
+def test_pages_hold_every_row_once(http: httpx.Client) -> None:
+    words = {f"page {number}/" for number in range(7)}
+    for word in words:
+        http.post("/words", json={"word": word})
+    found: list[str] = []
+    following: str | None = "/words?limit=3"
+    while following is not None:
+        page = http.get(following)
+        found += [row["word"] for row in page.json()["items"]]
+        assert ("link" in page.headers) == (page.json()["next"] is not None)
+        following = page.json()["next"]
+    assert len(found) == len(set(found))
+    assert words <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind", "field"),
+    [
+        ("/students", {"id": 1, "name": "Ada", "age": 151}, 422, "constraint-violated", "age"),
+        ("/words", {"word": "x", "note": "bad"}, 422, "constraint-violated", "note"),
+        ("/words", {"word": "x", "student_id": 1}, 409, "reference-violated", "student_id"),
+        ("/words", {"word": "y", "code": "taken"}, 409, "duplicate-row", "code"),
+        ("/every-types", {"positive": -1}, 422, "constraint-violated", "positive"),
+        ("/every-types", {"day": "2026-02-30"}, 422, "invalid-value", "day"),
+        ("/every-types", {"address": "300.0.0.1"}, 422, "invalid-value", "address"),
+        ("/every-types", {"money": 999.999}, 422, "invalid-value", "money"),
+        ("/every-types", {"uuid_": "x"}, 422, "invalid-value", "uuid_"),
+        ("/every-types", {"mood": "furious"}, 422, "invalid-value", "mood"),
+        ("/every-types", {"numbers": [1, "x"]}, 422, "invalid-value", "numbers"),
+        ("/every-types", {"twice": 4}, 422, "read-only-field", "twice"),
+        ("/every-types", {"note": None}, 422, "wrong-type", "note"),
+    ],
+)
+def test_refusal_of_the_database_names_the_field(
+    http: httpx.Client, path: str, body: dict[str, object], status: int, kind: str, field: str
+) -> None:
+    http.put("/words/taken", json={"code": "taken"})
+    answer = http.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["type"] == f"/problems/{kind}"
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+
+
+def test_row_that_others_refer_to_stays(http: httpx.Client, student: str) -> None:
+    http.put(student, json={"name": "Ada"})
+    http.put("/words/refers", json={"student_id": int(student.rpartition("/")[2])})
+    answer = http.delete(student)
+    assert (answer.status_code, answer.json()["type"]) == (409, "/problems/reference-violated")
+    assert http.get(student).status_code == 200
+
+
+def test_concurrent_creations_leave_one_row(sa: Service, student: str) -> None:
+    def create(_: int) -> int:
+        return httpx.put(sa.url + student, json={"name": "Ada"}, headers={"If-None-Match": "*"}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(create, range(8))) == [201] + [412] * 7
+
+
+# What is not quite HTTP
+
+
+def exchange(service: Service, request: bytes) -> bytes:
+    with socket.create_connection((HOST, service.port), timeout=5) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
+_POST = b"POST /students HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400),
+        (b"G@T / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
+        (b"GET /students/\x01 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /students/1 HTTP/1.1\r\nHost: x\r\nX: \x00\r\n\r\n", 400),
+        (b"GET /students/\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /students?after=\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /students/%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /students/" + b"1" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET /students/1 HTTP/1.1\r\nHost: x\r\nX: " + b"1" * 9000 + b"\r\n\r\n", 431),
+        (b"BREW /students HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (_POST + b"Content-Length: -1\r\n\r\n", 400),
+        (_POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (_POST + b"Content-Length: 300000\r\n\r\n", 413),
+        (_POST + b"Content-Length: 99999999999999999999\r\n\r\n", 413),
+        (_POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (_POST + b"Transfer-Encoding: chunked\r\n\r\n50000\r\n" + b" " * 0x50000 + b"\r\n0\r\n\r\n", 413),
+        (_POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n", 100),
+        (b"GET /students HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n", 200),
+    ],
+)
+def test_what_is_not_quite_http_gets_an_answer(sa: Service, request_: bytes, status: int) -> None:
+    answer = exchange(sa, request_)
+    assert answer.startswith(b"HTTP/1.1 %d " % status), answer
+    assert not [line for line in log_lines(sa) if line["level"] in {"error", "critical"}]
+
+
+def test_websocket_is_refused(sa: Service) -> None:
+    handshake = (
+        b"GET /students/1 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    assert exchange(sa, handshake) == b""
+
+
+# Logs, metrics, start and stop
+
+
+def test_request_can_be_found_in_the_log(http: httpx.Client, sa: Service, student: str) -> None:
+    http.put(student, json={"name": "Ada"}, headers={"X-Request-ID": "find-me"})
+    (line,) = [line for line in log_lines(sa) if line.get("request_id") == "find-me"]
+    assert (line["method"], line["path"], line["status"], line["level"]) == ("PUT", student, 201, "info")
+
+
+def test_hits_are_not_logged(http: httpx.Client, sa: Service, student: str) -> None:
+    http.put(student, json={"name": "Ada"})
+    http.get(student, headers={"X-Request-ID": "quiet"})
+    assert not [line for line in log_lines(sa) if line.get("request_id") == "quiet"]
+
+
+def test_metrics_are_those_of_all_workers(sb: Service, student: str) -> None:
+    for _ in range(40):
+        httpx.get(sb.url + student)  # each on a connection of its own, so that both workers get some
+    pattern = re.compile(
+        r'http_request_duration_seconds_count{cache="HIT",entity="student",method="GET",status="4xx"} (\S+)'
+    )
+    deadline = time.monotonic() + 5
+    while (match := pattern.search(httpx.get(f"{sb.url}/metrics").text)) is None or float(match[1]) < 39:
+        assert time.monotonic() < deadline, match
+        time.sleep(0.1)
+    assert float(match[1]) == 39
+
+
+def test_request_under_way_is_finished_before_the_end(
+    service_process: Run, postgres: Postgres, database: str, student: str
+) -> None:
+    name = database.rpartition("/")[2]
+    with service_process("sa", DB_TIMEOUT_MS="20000") as service:
+        assert httpx.put(service.url + student, json={"name": "Ada"}).status_code == 201
+        (master,) = [
+            process for process in psutil.process_iter(["cmdline"])
+            if f"{service.port}" in str(process.net_connections()) and process.children()
+        ][:1]
+        key = student.rpartition("/")[2]
+        locking = f"BEGIN; SELECT FROM student WHERE id = {key} FOR UPDATE; SELECT pg_sleep(3); COMMIT"
+        lock = threading.Thread(target=postgres.sql, args=(locking, name))
+        lock.start()
+        time.sleep(1)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx.patch, service.url + student, json={"age": 36}, timeout=20)
+            time.sleep(0.5)
+            os.kill(master.pid, signal.SIGTERM)
+            assert answer.result().json()["age"] == 36
+        lock.join()
+        assert master.wait(timeout=20) in {0, None}
+    published = f"SELECT published_at IS NOT NULL FROM cachesync.change_log WHERE key = '{key}'"
+    assert set(postgres.sql(published, name).splitlines()) == {"t"}
+
+
+def start_that_fails(service_process: Run, state_folder: Path, **changed: str) -> tuple[int, list[str]]:
+    """The exit code and the lines that matter of a service that cannot start."""
+    with pytest.raises(LocalError), service_process("sa", **changed):
+        pass
+    return 0, (state_folder / "sa.log").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,133 @@
+"""The DAG files, the sensor and the trigger, without a running Airflow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cachesync.stream import StreamError
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Read when Airflow is imported, which the tests below do: it would make its own home in the user's.
+os.environ.setdefault("AIRFLOW_HOME", str(REPOSITORY / ".local" / "test" / "airflow-home"))
+os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
+
+DAG_FILES = {"cache_sync.py": {"cache_sync"}}
+
+
+@pytest.fixture
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHESYNC_CACHES", "sa, sb")
+    monkeypatch.setenv("CACHESYNC_ENTITIES", str(REPOSITORY / "entities.toml"))
+    monkeypatch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "2")
+
+
+@pytest.fixture
+def dags(_environment: None) -> dict[str, DAG]:
+    from airflow.dag_processing.dagbag import DagBag  # noqa: PLC0415 - importing Airflow takes seconds
+
+    bag = DagBag(dag_folder=str(REPOSITORY / "dags"))
+    assert bag.import_errors == {}
+    return bag.dags
+
+
+def test_every_dag_file_is_listed_here_and_holds_its_dags(dags: dict[str, DAG]) -> None:
+    found: dict[str, set[str]] = {path.name: set() for path in (REPOSITORY / "dags").glob("*.py")}
+    for dag in dags.values():
+        found[Path(dag.fileloc).name].add(dag.dag_id)
+    assert found == DAG_FILES
+
+
+def test_every_dag_documents_itself_and_never_runs_twice_at_once(dags: dict[str, DAG]) -> None:
+    for dag in dags.values():
+        assert dag.doc_md
+        assert dag.max_active_runs == 1
+        assert dag.catchup is False
+
+
+def test_one_sensor_is_mapped_to_each_consumer_of_each_cache(dags: dict[str, DAG]) -> None:
+    (task,) = dags["cache_sync"].tasks
+    arguments: Any = task.expand_input  # type: ignore[union-attr]
+    assert arguments.value == [
+        {"service": service, "member": member} for service in ("sa", "sb") for member in (0, 1)
+    ]
+
+
+def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says() -> None:
+    from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
+    from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
+    from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
+
+    sensor = CacheSyncSensor(task_id="apply", service="sb", member=1)
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute({})
+    path, arguments = deferred.value.trigger.serialize()
+    assert path == f"{CacheSyncTrigger.__module__}.{CacheSyncTrigger.__qualname__}"
+    assert CacheSyncTrigger(**arguments).serialize() == (path, arguments)
+    assert deferred.value.timeout is None
+
+
+def test_the_sensor_fails_with_what_its_trigger_met() -> None:
+    from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
+
+    with pytest.raises(StreamError, match="the broker is gone"):
+        CacheSyncSensor(task_id="apply", service="sb").ended({}, "the broker is gone")
+
+
+class FakeStream:
+    """Stands in for the stream: what is tested is how the trigger runs and ends it."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.started = threading.Event()
+        self.stopped = threading.Event()
+        self.left = threading.Event()
+        self.error = error
+
+    def run(self) -> None:
+        self.started.set()
+        if self.error is not None:
+            raise self.error
+        self.stopped.wait(30)
+        self.left.set()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+async def test_the_trigger_yields_the_error_of_a_stream_that_cannot_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
+
+    monkeypatch.setattr(CacheSyncTrigger, "_open", lambda _: FakeStream(StreamError("no way on")))
+    events = [event.payload async for event in CacheSyncTrigger("sb", 0).run()]
+    assert events == ["StreamError: no way on"]
+
+
+async def test_a_cancelled_trigger_leaves_its_consumer_group_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
+
+    stream = FakeStream()
+    monkeypatch.setattr(CacheSyncTrigger, "_open", lambda _: stream)
+
+    async def run() -> None:
+        async for _ in CacheSyncTrigger("sb", 0).run():
+            pytest.fail("a running stream yields nothing")
+
+    running = asyncio.create_task(run())
+    assert await asyncio.to_thread(stream.started.wait, 10)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert stream.left.is_set()
