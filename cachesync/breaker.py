@@ -19,11 +19,6 @@ class Breaker:
         self._failures = 0
         self._retry_at = 0.0
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls are being refused."""
-        return self._failures >= self._limit
-
     def allows(self) -> bool:
         """Whether to make a call now; while open, the caller who gets True is the probe."""
         if self._failures < self._limit:

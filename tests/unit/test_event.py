@@ -1,0 +1,127 @@
+"""A change as a Kafka message."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachesync.change import Change, Operation
+from cachesync.event import TRUNCATE_KEY, Headers, UndecodableError, decode, encode_headers, message_key
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+VERSIONS = st.integers(1, 2**63 - 1)
+TIMES = st.datetimes(timezones=st.just(UTC))
+KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+SOURCES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+UPSERTS = st.builds(
+    Change,
+    entity=st.just("thing"),
+    key=KEYS,
+    version=VERSIONS,
+    operation=st.just(Operation.UPSERT),
+    fingerprint=st.just(b"0123abcd"),
+    payload=st.binary(),
+    source=SOURCES,
+    changed_at=TIMES,
+)
+DELETES = st.builds(
+    Change,
+    entity=st.just("thing"),
+    key=KEYS,
+    version=VERSIONS,
+    operation=st.just(Operation.DELETE),
+    fingerprint=st.none(),
+    payload=st.none(),
+    source=SOURCES,
+    changed_at=TIMES,
+)
+TRUNCATES = st.builds(
+    Change,
+    entity=st.just("thing"),
+    key=st.none(),
+    version=VERSIONS,
+    operation=st.just(Operation.TRUNCATE),
+    fingerprint=st.none(),
+    payload=st.none(),
+    source=SOURCES,
+    changed_at=TIMES,
+)
+
+
+@given(change=UPSERTS | DELETES | TRUNCATES)
+def test_every_change_comes_back_from_its_message(change: Change) -> None:
+    assert decode("thing", message_key(change), change.payload, encode_headers(change)) == change
+
+
+def test_the_headers_are_those_of_a_binary_mode_cloudevent() -> None:
+    change = Change("thing", "1", 7, Operation.UPSERT, b"0123abcd", b"{}", "sa", MOMENT)
+    assert encode_headers(change) == [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"7"),
+        ("ce_source", b"/cachesync/sa"),
+        ("ce_type", b"cachesync.upsert"),
+        ("ce_time", b"2026-01-02T03:04:05+00:00"),
+        ("ce_rowversion", b"7"),
+        ("ce_fingerprint", b"0123abcd"),
+        ("content-type", b"application/json"),
+    ]
+
+
+GOOD: dict[str, str | bytes | None] = {
+    "ce_specversion": b"1.0",
+    "ce_source": b"/cachesync/sa",
+    "ce_type": b"cachesync.upsert",
+    "ce_time": b"2026-01-02T03:04:05+00:00",
+    "ce_rowversion": b"7",
+    "ce_fingerprint": b"0123abcd",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed", "reason"),
+    [
+        (b"1", b"{}", {"ce_specversion": None}, "ce_specversion"),
+        (b"1", b"{}", {"ce_specversion": b"2.0"}, "ce_specversion"),
+        (b"1", b"{}", {"ce_type": b"cachesync.other"}, "unknown ce_type"),
+        (b"1", b"{}", {"ce_type": None}, "ce_type is missing"),
+        (b"1", b"{}", {"ce_rowversion": b"-7"}, "no row version"),
+        (b"1", b"{}", {"ce_rowversion": b"0"}, "no row version"),
+        (b"1", b"{}", {"ce_rowversion": b"9223372036854775808"}, "no row version"),
+        (b"1", b"{}", {"ce_rowversion": "\u0663".encode()}, "no row version"),
+        (b"1", b"{}", {"ce_fingerprint": b"short"}, "ce_fingerprint of 8"),
+        (b"1", b"{}", {"ce_fingerprint": None}, "ce_fingerprint is missing"),
+        (b"1", None, {}, "needs a value"),
+        (b"1", b"{}", {"ce_type": b"cachesync.delete"}, "a delete has no value"),
+        (None, b"{}", {}, "cannot be the key"),
+        (TRUNCATE_KEY, b"{}", {}, "cannot be the key"),
+        (b"1", None, {"ce_type": b"cachesync.truncate"}, "cannot be the key"),
+        (b"\xff", b"{}", {}, "malformed"),
+        (b"1", b"{}", {"ce_time": b"yesterday"}, "malformed"),
+        (b"1", b"{}", {"ce_source": b"\xff"}, "malformed"),
+    ],
+)
+def test_what_is_no_change_is_refused_with_its_reason(
+    key: bytes | None, value: bytes | None, changed: dict[str, bytes | None], reason: str
+) -> None:
+    headers: Headers = list((GOOD | changed).items())
+    with pytest.raises(UndecodableError, match=reason):
+        decode("thing", key, value, headers)
+
+
+@given(
+    key=st.none() | st.binary(),
+    value=st.none() | st.binary(),
+    headers=st.dictionaries(
+        st.sampled_from(sorted(GOOD)), st.none() | st.binary() | st.sampled_from(list(GOOD.values()))
+    ),
+)
+def test_no_message_does_more_than_be_refused(
+    key: bytes | None, value: bytes | None, headers: dict[str, str | bytes | None]
+) -> None:
+    with suppress(UndecodableError):
+        decode("thing", key, value, list(headers.items()))
