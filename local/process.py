@@ -378,7 +378,9 @@ def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        # One whose first thread is a zombie still has its files and its port while others end.
+        zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return process.is_running() and not zombie
     except psutil.NoSuchProcess:
         return False
 
