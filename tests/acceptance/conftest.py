@@ -76,13 +76,16 @@ def database(postgres: Postgres, entities_file: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service_process(  # noqa: PLR0917
-    database: str, redis_sa: Redis, redis_sb: Redis, kafka: Kafka, entities_file: Path, state_folder: Path
+def service_process(  # noqa: PLR0917 - each a server that it needs
+    database: str,
+    redis_sa: Redis,
+    redis_sb: Redis,
+    kafka: Kafka,
+    entities_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Service]]:
     """Runs a service under gunicorn, its settings changed as asked."""
-    create_topics(
-        kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=1, replication=1
-    )
+    create_topics(kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=1, replication=1)
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
     @contextmanager
@@ -94,7 +97,7 @@ def service_process(  # noqa: PLR0917
             **changed,
         }
         with Service(
-            state_folder,
+            tmp_path_factory.mktemp(name),
             name,
             dsn=database,
             redis_url=urls[name],

@@ -32,8 +32,6 @@ def test_no_request_gives_an_answer_that_is_not_described(sa: Service, tmp_path:
         *("--max-examples", "15", "--max-time", "50", "--continue-on-failure", "--no-color"),
         *("--generation-database", "none"),
     ]
-    result = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
-    )
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
     assert '"level":"error"' not in sa.log.read_text(encoding="utf-8")
