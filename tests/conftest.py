@@ -69,5 +69,7 @@ def system() -> Iterator[System]:
     ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
-        with System(Settings(state=STATE / "system", **ports), Console(stderr=True)) as running:
+        with System(
+            Settings.model_validate({"state": STATE / "system", **ports}), Console(stderr=True)
+        ) as running:
             yield running
