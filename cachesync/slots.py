@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
+_MOST_ROUND_TRIPS: Final = 1
 
 _Command = tuple[bytes | str | int, ...]
 _Waiting = tuple[_Command, asyncio.Future[Any]]
@@ -28,8 +29,8 @@ class CacheUnavailableError(Exception):
 class Slots:
     """Reads and changes slots.
 
-    All commands that are asked for in one turn of the event loop go to Redis as one round trip: under
-    load that is most of the cost of a hit.
+    Commands that are asked for while a round trip to Redis is under way go with the next one, all
+    together: under load, what a round trip costs is most of the cost of a hit.
     """
 
     def __init__(self, client: Redis) -> None:
@@ -107,18 +108,24 @@ class Slots:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((command, future))
-        if len(self._waiting) == 1:
+        if len(self._waiting) == 1 and len(self._round_trips) < _MOST_ROUND_TRIPS:
             loop.call_soon(self._send)
         return future
 
     def _send(self) -> None:
         batch, self._waiting = self._waiting, []
+        if not batch:
+            return
         if not self._breaker.allows():
             _fail(batch, CacheUnavailableError("left alone after repeated failures"))
             return
         task = asyncio.get_running_loop().create_task(self._round_trip(batch))
         self._round_trips.add(task)
-        task.add_done_callback(self._round_trips.discard)
+        task.add_done_callback(self._came_back)
+
+    def _came_back(self, round_trip: asyncio.Task[None]) -> None:
+        self._round_trips.discard(round_trip)
+        self._send()
 
     async def _round_trip(self, batch: list[_Waiting]) -> None:
         gets = [waiting for waiting in batch if waiting[0][0] == "GET"]
