@@ -1,0 +1,363 @@
+"""The database side: made on tables in use, upgraded, refused, and taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+
+from cachesync.entity import Entity
+from cachesync.errors import InstallError
+from cachesync.install import install, uninstall
+from tests.integration.conftest import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.postgres import Postgres
+
+CATALOGUE = """
+WITH schemas AS (
+    SELECT n.oid, n.nspname FROM pg_namespace AS n WHERE n.nspname !~ '^(pg_|information_schema)'
+), relations AS (
+    SELECT c.oid, c.relkind, coalesce(
+        c.relacl, acldefault(CASE c.relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", c.relowner)
+    ) AS acl
+    FROM pg_class AS c JOIN schemas AS s ON s.oid = c.relnamespace
+), lines AS (
+    SELECT format('schema %s', s.nspname) AS line FROM schemas AS s
+    UNION ALL
+    SELECT format('relation %s %s %s', r.oid::regclass, r.relkind, r.acl) FROM relations AS r
+    UNION ALL
+    SELECT format('column %s.%s %s %s', r.oid::regclass, a.attname, a.attnotnull, a.attacl)
+    FROM relations AS r JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT format('trigger %s %s', g.tgrelid::regclass, g.tgname) FROM pg_trigger AS g
+    UNION ALL
+    SELECT format('function %s %s', f.oid::regprocedure, md5(pg_get_functiondef(f.oid)))
+    FROM pg_proc AS f JOIN schemas AS s ON s.oid = f.pronamespace
+)
+SELECT string_agg(l.line, E'\\n' ORDER BY l.line) FROM lines AS l
+"""
+
+
+@pytest.fixture
+async def database(postgres: Postgres) -> AsyncIterator[str]:
+    name = f"install_{secrets.token_hex(4)}"
+    yield postgres.create_database(name)
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+async def owner(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+def thing(**changed: Any) -> dict[str, Entity]:
+    declared = {
+        "name": "thing",
+        "table": "thing",
+        "key": "id",
+        "ttl": "1h",
+        "absent_ttl": "1m",
+        "path": "/things",
+    }
+    entity = Entity.model_validate(declared | changed)
+    return {entity.name: entity}
+
+
+async def fingerprint(connection: asyncpg.Connection) -> str:
+    text: str = await connection.fetchval("SELECT fingerprint FROM cachesync.entity WHERE name = 'thing'")
+    return text
+
+
+async def test_uninstall_leaves_nothing_of_an_installation(owner: asyncpg.Connection) -> None:
+    await owner.execute(
+        "CREATE TABLE thing (id int PRIMARY KEY, name text); INSERT INTO thing VALUES (1, 'a')"
+    )
+    before = await owner.fetchval(CATALOGUE)
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval(CATALOGUE) != before
+    assert await uninstall(owner) == ("thing",)
+    assert await owner.fetchval(CATALOGUE) == before
+    assert await uninstall(owner) == ()
+
+
+async def test_a_second_installation_changes_nothing(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    before = (await owner.fetchval(CATALOGUE), await fingerprint(owner))
+    await owner.execute("INSERT INTO thing VALUES (1, 'a')")
+    await install(owner, thing(), Silent())
+    assert (await owner.fetchval(CATALOGUE), await fingerprint(owner)) == before
+    assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 1
+
+
+async def test_rows_that_are_there_have_a_version_below_every_later_one(owner: asyncpg.Connection) -> None:
+    await owner.execute(
+        "CREATE TABLE thing (id int PRIMARY KEY, name text);"
+        "INSERT INTO thing SELECT g, 'x' FROM generate_series(1, 1000) AS g"
+    )
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval("SELECT count(row_version) FROM thing") == 1000
+    old = await owner.fetchval("SELECT row_version FROM thing WHERE id = 1")
+    new = await owner.fetchval("UPDATE thing SET name = 'y' WHERE id = 1 RETURNING row_version")
+    assert new > old
+    with pytest.raises(asyncpg.NotNullViolationError):
+        await owner.execute("ALTER TABLE thing DISABLE TRIGGER ALL; INSERT INTO thing VALUES (0, 'x', NULL)")
+
+
+async def test_an_installation_under_load_fails_no_write_and_misses_no_version(
+    owner: asyncpg.Connection, database: str
+) -> None:
+    await owner.execute(
+        "CREATE TABLE thing (id int PRIMARY KEY, name text);"
+        "INSERT INTO thing SELECT g, 'x' FROM generate_series(1, 50000) AS g"
+    )
+    stop = asyncio.Event()
+
+    async def write(number: int) -> int:
+        connection = await asyncpg.connect(database)
+        written = 0
+        while not stop.is_set():
+            await connection.execute("UPDATE thing SET name = $1 WHERE id = $2", str(written), number + 1)
+            await connection.execute(
+                "INSERT INTO thing VALUES ($1, 'new')", 100_000 * number + 100_000 + written
+            )
+            written += 1
+        await connection.close()
+        return written
+
+    writers = [asyncio.create_task(write(number)) for number in range(3)]
+    await asyncio.sleep(0.3)
+    await install(owner, thing(), Silent())
+    await asyncio.sleep(0.3)
+    stop.set()
+    assert all(count > 10 for count in await asyncio.gather(*writers))
+    assert await owner.fetchval("SELECT count(*) FROM thing WHERE row_version IS NULL") == 0
+    unlogged = await owner.fetchval(
+        "SELECT count(*) FROM thing AS t"
+        " WHERE t.row_version > (SELECT min(version) FROM cachesync.change_log)"
+        " AND NOT EXISTS (SELECT FROM cachesync.change_log AS l WHERE l.version = t.row_version)"
+    )
+    assert unlogged == 0
+
+
+async def test_a_long_transaction_is_named_and_nobody_queues_behind_the_installation(
+    owner: asyncpg.Connection, database: str
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    holder, writer = await asyncpg.connect(database), await asyncpg.connect(database)
+    await holder.execute("BEGIN; INSERT INTO thing VALUES (1, 'a')")
+    installing = asyncio.create_task(install(owner, thing(), Silent(), lock_attempts=1))
+    await asyncio.sleep(0.5)
+    # Behind the installation's lock request, until that gives way.
+    await writer.execute("INSERT INTO thing VALUES (2, 'b')", timeout=10)
+    with pytest.raises(InstallError, match=r"was in use .* session .*run the same command again"):
+        await installing
+    await holder.execute("COMMIT")
+    await install(owner, thing(), Silent())
+    await holder.close()
+    await writer.close()
+
+
+async def test_a_changed_declaration_upgrades_in_place(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, price numeric(8, 2))")
+    await install(owner, thing(columns=("id", "name")), Silent())
+    await owner.execute("INSERT INTO thing VALUES (1, 'a', 2.5)")
+    first = await fingerprint(owner)
+    await install(owner, thing(), Silent())
+    await owner.execute("UPDATE thing SET name = 'b'")
+    payloads = await owner.fetch("SELECT payload, fingerprint FROM cachesync.change_log ORDER BY version")
+    assert [record["payload"] for record in payloads] == [
+        '{"id":1,"name":"a"}',
+        '{"id":1,"name":"b","price":2.50}',
+    ]
+    assert payloads[0]["fingerprint"] == first != payloads[1]["fingerprint"] == await fingerprint(owner)
+
+
+async def test_a_new_installation_has_another_fingerprint(owner: asyncpg.Connection) -> None:
+    """So that what caches still hold of the earlier one is a miss."""
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    first = await fingerprint(owner)
+    highest = await owner.fetchval("SELECT nextval('cachesync.row_version')")
+    await uninstall(owner)
+    await asyncio.sleep(0.01)
+    await install(owner, thing(), Silent())
+    assert await fingerprint(owner) != first
+    assert await owner.fetchval("SELECT nextval('cachesync.row_version')") > highest
+
+
+async def test_a_column_may_be_added_and_a_served_one_is_guarded(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, old text)")
+    await install(owner, thing(), Silent())
+    await owner.execute("ALTER TABLE thing ADD COLUMN added int; INSERT INTO thing VALUES (1, 'a')")
+    for change in ("DROP COLUMN old", "ALTER COLUMN old TYPE int USING 1"):
+        with pytest.raises(asyncpg.PostgresError, match=r"view cachesync.thing|used by a view"):
+            await owner.execute(f"ALTER TABLE thing {change}")
+    await install(owner, thing(columns=("id", "name")), Silent())
+    await owner.execute("ALTER TABLE thing DROP COLUMN old; UPDATE thing SET name = 'b'")
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval("SELECT payload FROM cachesync.thing") == '{"id":1,"name":"b","added":null}'
+
+
+async def test_one_entity_can_be_taken_away_alone(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
+    await install(owner, thing() | thing(name="other", table="other", path="/o"), Silent())
+    assert await install(owner, thing(), Silent()) == ("other",)
+    assert await uninstall(owner, ["other"]) == ("other",)
+    await owner.execute("INSERT INTO other VALUES (1); INSERT INTO thing VALUES (1)")
+    assert await owner.fetchval("SELECT array_agg(entity) FROM cachesync.change_log") == ["thing"]
+    with pytest.raises(InstallError, match="other: not installed; installed are thing"):
+        await uninstall(owner, ["other"])
+
+
+@pytest.mark.parametrize(
+    ("tables", "declared", "reason"),
+    [
+        ("SELECT 1", {}, "no such table"),
+        ("CREATE TABLE thing (id int)", {}, "no primary key; ALTER TABLE thing ADD PRIMARY KEY"),
+        ("CREATE TABLE thing (id int, b int, PRIMARY KEY (id, b))", {}, r"primary key is \(id, b\)"),
+        ("CREATE TABLE thing (id int UNIQUE, b int PRIMARY KEY)", {}, r"primary key is \(b\)"),
+        ("CREATE TABLE thing (id int PRIMARY KEY DEFERRABLE)", {}, "DEFERRABLE"),
+        ("CREATE TABLE thing (id numeric PRIMARY KEY)", {}, "key is of type numeric; a key is one of"),
+        ("CREATE TABLE thing (id int PRIMARY KEY)", {"columns": ("id", "x")}, "no column 'x'; it has id"),
+        ("CREATE TABLE thing (id int PRIMARY KEY, row_version int)", {}, "column 'row_version' of its own"),
+        ("CREATE TABLE thing (id int PRIMARY KEY) PARTITION BY HASH (id)", {}, "a partitioned table"),
+        (
+            "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE thing (PRIMARY KEY (id)) INHERITS (a)",
+            {},
+            "inherits",
+        ),
+        ("CREATE VIEW thing AS SELECT 1 AS id", {}, "it is a view"),
+        ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
+        (
+            "CREATE SCHEMA cachesync CREATE TABLE x (a int); CREATE TABLE thing (id int PRIMARY KEY)",
+            {},
+            "a schema 'cachesync' that is not db-cache-sync's",
+        ),
+        (
+            "CREATE TABLE change_log (id int PRIMARY KEY)",
+            {"name": "change_log", "table": "change_log"},
+            "is taken",
+        ),
+    ],
+)
+async def test_what_cannot_be_registered_is_refused_and_left_as_it_was(
+    owner: asyncpg.Connection, tables: str, declared: dict[str, Any], reason: str
+) -> None:
+    await owner.execute(tables)
+    before = await owner.fetchval(CATALOGUE)
+    with pytest.raises(InstallError, match=reason):
+        await install(owner, thing(**declared), Silent())
+    assert await owner.fetchval(CATALOGUE) == before
+
+
+async def test_an_entity_is_not_moved_to_another_table_silently(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
+    await install(owner, thing(), Silent())
+    with pytest.raises(InstallError, match=r"run `cachesync uninstall thing` first"):
+        await install(owner, thing(table="other"), Silent())
+    with pytest.raises(InstallError, match=r"run `cachesync uninstall thing` first"):
+        await install(owner, thing(name="renamed"), Silent())
+
+
+@pytest.mark.parametrize("key_type", ["smallint", "integer", "bigint", "uuid", "text", "varchar(40)"])
+async def test_awkward_names_and_every_type_of_key(owner: asyncpg.Connection, key_type: str) -> None:
+    await owner.execute(
+        'CREATE SCHEMA "Odd Schema";'
+        f'CREATE TABLE "Odd Schema"."select ""x""" ("Key" {key_type} PRIMARY KEY, dropped int, "order" text,'
+        " doubled int GENERATED ALWAYS AS (7) STORED, n int GENERATED BY DEFAULT AS IDENTITY);"
+        'ALTER TABLE "Odd Schema"."select ""x""" DROP COLUMN dropped'
+    )
+    await install(owner, thing(table='Odd Schema.select "x"', key="Key"), Silent())
+    value = "'00000000-0000-0000-0000-000000000001'" if key_type == "uuid" else "'1'"
+    await owner.execute(f'INSERT INTO "Odd Schema"."select ""x""" VALUES ({value}, \'a\')')
+    logged = await owner.fetchrow("SELECT key, payload FROM cachesync.change_log")
+    assert logged is not None
+    assert logged["key"] == value.strip("'")
+    assert '"order":"a","doubled":7,"n":1' in logged["payload"]
+    await uninstall(owner)
+
+
+async def test_the_services_role_may_do_what_services_do_and_no_more(
+    owner: asyncpg.Connection, database: str
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, secret text)")
+    await install(owner, thing(columns=("id", "name")), Silent())
+    role = f"service_{secrets.token_hex(4)}"
+    await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE cachesync_service")
+    service = await asyncpg.connect(database, user=role, password="x")
+    await service.execute("INSERT INTO thing (id, name) VALUES (1, 'a')")
+    version = await service.fetchval("UPDATE thing SET name = 'b' WHERE id = 1 RETURNING row_version")
+    assert await service.fetchval("SELECT cachesync.latest_version('thing', '1')") == version
+    await service.execute("SELECT cachesync.mark_published($1)", [version])
+    await service.execute("SELECT name FROM cachesync.entity")
+    await service.execute("DELETE FROM thing WHERE id = 1")
+    for forbidden in (
+        "SELECT secret FROM thing",
+        "UPDATE thing SET secret = 'x'",
+        "UPDATE thing SET row_version = 1",
+        "TRUNCATE thing",
+        "SELECT * FROM cachesync.change_log",
+        "DELETE FROM cachesync.change_log",
+        "UPDATE cachesync.entity SET name = 'x'",
+        "SELECT nextval('cachesync.row_version')",
+        "SELECT setval('cachesync.row_version', 1)",
+        "ALTER TABLE thing DISABLE TRIGGER ALL",
+        "CREATE TABLE cachesync.mine (id int)",
+        "DROP TABLE thing",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await service.execute(forbidden)
+    await service.close()
+    await owner.execute(f"DROP ROLE {role}")
+
+
+async def test_a_writer_needs_no_rights_but_the_tables(owner: asyncpg.Connection, database: str) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    role = f"writer_{secrets.token_hex(4)}"
+    await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT ALL ON thing TO {role}")
+    writer = await asyncpg.connect(database, user=role, password="x")
+    await writer.execute("INSERT INTO thing VALUES (1, 'a'); UPDATE thing SET id = 2; TRUNCATE thing")
+    await writer.close()
+    operations = await owner.fetchval(
+        "SELECT array_agg(operation ORDER BY version) FROM cachesync.change_log"
+    )
+    assert sorted(operations) == ["delete", "truncate", "upsert", "upsert"]
+    assert await owner.fetchval("SELECT array_agg(DISTINCT source) FROM cachesync.change_log") == [role]
+    await owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_user_without_the_rights_is_told_which(owner: asyncpg.Connection, database: str) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    role = f"nobody_{secrets.token_hex(4)}"
+    await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    nobody = await asyncpg.connect(database, user=role, password="x")
+    with pytest.raises(InstallError, match=r"connect as the owner of the tables"):
+        await install(nobody, thing(), Silent())
+    await nobody.close()
+    await owner.execute(f"DROP ROLE {role}")
+
+
+async def test_two_databases_of_one_server_are_installed_independently(
+    owner: asyncpg.Connection, postgres: Postgres
+) -> None:
+    name = f"install_{secrets.token_hex(4)}"
+    other = await asyncpg.connect(postgres.create_database(name))
+    for connection in (owner, other):
+        await connection.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+        await install(connection, thing(), Silent())
+    await uninstall(other)
+    await other.close()
+    await owner.execute("INSERT INTO thing VALUES (1)")
+    assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 1
+    assert await owner.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = 'cachesync_service'") == 1
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")

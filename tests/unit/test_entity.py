@@ -1,0 +1,72 @@
+"""The entities file."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cachesync.entity import load_entities
+from cachesync.errors import DeclarationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+THING = '[thing]\ntable = "shop.thing"\nkey = "id"\nttl = "1h"\nabsent_ttl = "500ms"\npath = "/things"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "entities.toml"
+    file.write_text(text)
+    return file
+
+
+def test_an_entity_is_what_its_section_says(tmp_path: Path) -> None:
+    (thing,) = load_entities(write(tmp_path, THING)).values()
+    assert (thing.name, thing.schema_and_table, thing.key) == ("thing", ("shop", "thing"), "id")
+    assert (thing.ttl, thing.absent_ttl) == (timedelta(hours=1), timedelta(seconds=0.5))
+    assert (thing.columns, thing.on_change, thing.path) == (None, "refresh", "/things")
+    assert thing.topic == "cachesync.thing"
+
+
+def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
+    (thing,) = load_entities(write(tmp_path, THING.replace("shop.", ""))).values()
+    assert thing.schema_and_table == ("public", "thing")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "entities: Dictionary should have at least 1 item"),
+        ("[thing", "is not valid TOML"),
+        ("stray = 1\n" + THING, "'stray' stands outside a section"),
+        (THING.replace('key = "id"\n', ""), "thing.key: Field required"),
+        (THING + 'colour = "red"\n', "thing.colour: Extra inputs"),
+        (THING.replace('"1h"', '"1 hour"'), "thing.ttl: '1 hour' is not a duration such as"),
+        (THING.replace('"1h"', '"0s"'), "thing.ttl: '0s' is not a duration"),
+        (THING.replace('"1h"', "60"), "thing.ttl: 60 is not a duration"),
+        (THING + 'on_change = "forget"\n', "thing.on_change"),
+        (THING.replace("[thing]", "[Thing]"), "Thing.name"),
+        (THING.replace('"/things"', '"things"'), "thing.path"),
+        (THING.replace('"shop.thing"', '"a.b.c"'), "thing.table"),
+        (THING + 'columns = ["id", "id"]\n', "columns names a column twice"),
+        (THING + 'columns = ["name"]\n', "columns must hold the key column 'id'"),
+        (THING + THING.replace("[thing]", "[other]"), "'thing' and 'other' have the same table"),
+        (
+            THING + THING.replace("[thing]", "[other]").replace("shop.thing", "shop.other"),
+            "'thing' and 'other' have the same path",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_file_and_place(tmp_path: Path, text: str, reason: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(DeclarationError) as caught:
+        load_entities(file)
+    assert str(file) in str(caught.value)
+    assert reason.removeprefix("entities: ") in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeclarationError, match=r"cannot read .*missing\.toml: No such file"):
+        load_entities(tmp_path / "missing.toml")
