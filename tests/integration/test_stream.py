@@ -19,6 +19,7 @@ from cachesync.apply import Applier
 from cachesync.change import Change, Operation
 from cachesync.dead_letter import DeadLetters
 from cachesync.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
+from cachesync.publish import producer_settings
 from cachesync.slot import encode_value
 from cachesync.stream import Stream, StreamError, require_manual_commit
 
@@ -376,6 +377,20 @@ async def test_a_dead_broker_neither_fails_nor_delays_a_write(
         assert (await sa.health())["kafka"] is False
     unpublished = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
     assert await admin.fetchval(unpublished) == 200
+
+
+async def test_a_full_queue_neither_fails_nor_delays_a_write(
+    open_service: OpenService, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_queue(bootstrap_servers: str) -> dict[str, str | int | bool]:
+        return producer_settings(bootstrap_servers) | {"queue.buffering.max.messages": 10}
+
+    monkeypatch.setattr("cachesync.publish.producer_settings", short_queue)
+    async with open_service("sa", kafka_bootstrap_servers="127.0.0.1:1") as sa, asyncio.timeout(20):
+        for key in range(50):
+            await sa.caches["student"].insert(b'{"id":%d,"name":"x"}' % key, ["id", "name"])
+    unpublished = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+    assert await admin.fetchval(unpublished) == 50
 
 
 @pytest.mark.parametrize("settings", [{}, {"enable.auto.commit": True}, {"enable.auto.commit": "true"}])

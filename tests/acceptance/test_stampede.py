@@ -1,0 +1,60 @@
+"""Many misses on one key at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import redis as redis_client
+
+from benchmarks.http_client import Client
+from local.ports import HOST
+from local.postgres import run_sql
+from local.service import Service
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from local.system import System
+
+KEY = 3000
+READS = 500
+LOOKUPS = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'student_pkey'"
+
+
+def lookups(system: System) -> int:
+    """How often a student was looked up by its key, as PostgreSQL counts it."""
+    time.sleep(1.5)  # each session reports what it did after a second
+    return int(run_sql(system.dsn, LOOKUPS))
+
+
+async def read_at_once(ports: list[int]) -> list[tuple[int, bytes]]:
+    clients = [Client(HOST, port) for port in ports]
+    answers = await asyncio.gather(
+        *(clients[number % len(clients)].request("GET", f"/students/{KEY}") for number in range(READS))
+    )
+    for client in clients:
+        await client.close()
+    return [(answer.status, answer.headers[b"x-cache"]) for answer in answers]
+
+
+def test_misses_in_two_processes_cost_one_database_read(system: System, tmp_path: Path) -> None:
+    services = [
+        Service(
+            tmp_path / str(number),
+            "sb",
+            dsn=system.dsn,
+            redis_url=system.redis_urls["sb"],
+            bootstrap_servers=system.bootstrap_servers,
+        )
+        for number in range(2)
+    ]
+    run_sql(system.dsn, f"INSERT INTO student VALUES ({KEY}, 'Ann', 20)")
+    with services[0], services[1], redis_client.Redis.from_url(system.redis_urls["sb"]) as slots:
+        slots.delete(f"sb:student:{KEY}")
+        before = lookups(system)
+        answers = asyncio.run(read_at_once([service.port for service in services]))
+        assert lookups(system) == before + 1
+    assert {status for status, _ in answers} == {200}
+    assert [outcome for _, outcome in answers].count(b"MISS") == 1
