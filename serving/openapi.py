@@ -190,6 +190,7 @@ def _one_row(cache: EntityCache) -> Part:
         **_problems(400, 404, 503),
     }
     known = [_parameter("If-None-Match"), _parameter("X-Request-ID")]
+    only_replaces = (404,) if cache.key_column.generated else ()
     guarded = [_parameter("If-Match"), _parameter("X-Request-ID")]
     merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache))
     return {
@@ -225,7 +226,7 @@ def _one_row(cache: EntityCache) -> Part:
             "responses": {
                 "200": _row_answer(cache, "The row, replaced", "X-Cache"),
                 "201": _row_answer(cache, "The row, created", "X-Cache", "Location"),
-                **_problems(400, 408, 409, 412, 413, 415, 422, 503),
+                **_problems(400, *only_replaces, 408, 409, 412, 413, 415, 422, 503),
             },
         },
         "patch": {

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_SECONDS: Final = "1"
 _LONGEST_MESSAGE: Final = 300
+# Of the problems that Falcon finds itself and says no more about.
+_OWN_DETAILS: Final = {
+    404: "nothing is offered at this path",
+    405: "the Allow header names the methods that this path knows",
+}
 
 _log: Final = structlog.stdlib.get_logger(__name__)
 
@@ -153,12 +158,6 @@ def _serialize(req: Request, resp: Response, error: falcon.HTTPError) -> None:
         detail, errors = error.description or _OWN_DETAILS.get(error.status_code, title), ()
     resp.content_type = MEDIA_TYPE
     resp.data = document(kind, detail, req.target, errors)
-
-
-_OWN_DETAILS: Final = {
-    404: "nothing is offered at this path",
-    405: "the Allow header names the methods that this path knows",
-}
 
 
 async def _database_unavailable(

@@ -9,20 +9,17 @@ from urllib.parse import parse_qsl, quote, urlencode
 import orjson
 
 from cachesync.cache import Outcome
-from cachesync.errors import DuplicateRowError, InvalidValueError
+from cachesync.errors import DuplicateRowError, InvalidValueError, VersionMismatchError
 from serving import problems
 from serving.conditions import creates_only, etag, expected_versions, none_match, refuse
 from serving.problems import FieldError, Problem, field_problem
 from serving.request import segment_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from falcon.asgi import Response
 
     from cachesync.cache import EntityCache, Written
-    from cachesync.change import Row
-    from serving.body import Bodies
+    from serving.body import Bodies, Body
     from serving.request import Request
 
 DEFAULT_PAGE: Final = 100
@@ -100,7 +97,7 @@ class OneRow:
         req.outcome = read.outcome
         row = read.row
         if row is None:
-            raise Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
+            raise self._not_found()
         tag = etag(row.version)
         condition = req.get_header("If-None-Match")
         if condition is None or none_match(condition, tag):
@@ -114,13 +111,15 @@ class OneRow:
     async def on_put(self, req: Request, resp: Response, key: str) -> None:
         """Replace the row, or create it."""
         key = self._key(key)
+        if self._key_column.generated:
+            refuse(req, "If-None-Match")
         create = creates_only(req)
         expected = expected_versions(req)
         body = await self._bodies.to_replace(req, key)
         if create:
-            written = await self._create(body.data, body.columns)
+            written = await self._create(body)
         else:
-            written = await self._cache.replace(key, body.data, body.columns, expected)
+            written = await self._replace(key, body, expected)
         _answer(req, resp, written, self._path)
 
     async def on_patch(self, req: Request, resp: Response, key: str) -> None:
@@ -140,13 +139,25 @@ class OneRow:
         _say_bypass(req, written)
         resp.status = 204
 
-    async def _create(self, body: bytes, columns: Sequence[str]) -> Written:
+    async def _create(self, body: Body) -> Written:
         try:
-            return await self._cache.insert(body, columns)
+            return await self._cache.insert(body.data, body.columns)
         except DuplicateRowError as error:
             if error.columns == (self._key_column.name,):
                 raise Problem(problems.PRECONDITION_FAILED, "a row with this key exists") from None
             raise
+
+    async def _replace(self, key: str, body: Body, expected: frozenset[int] | None) -> Written:
+        if expected is not None or not self._key_column.generated:
+            return await self._cache.replace(key, body.data, body.columns, expected)
+        try:
+            # The database alone makes the keys: a row that is created would get another one.
+            return await self._cache.replace(key, body.data, body.columns, frozenset())
+        except VersionMismatchError:
+            raise self._not_found() from None
+
+    def _not_found(self) -> Problem:
+        return Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
 
     def _key(self, segment: str) -> str:
         try:
@@ -168,17 +179,12 @@ def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
     resp.data = row.payload
     if written.created:
         resp.status = 201
-        resp.set_header("Location", location(path, row))
+        resp.set_header("Location", f"{path}/{quote(row.key, safe='')}")
 
 
 def _say_bypass(req: Request, written: Written) -> None:
     if not written.cached:
         req.outcome = Outcome.BYPASS
-
-
-def location(path: str, row: Row) -> str:
-    """Where a row is offered."""
-    return f"{path}/{quote(row.key, safe='')}"
 
 
 def _parameters(req: Request) -> dict[str, str]:

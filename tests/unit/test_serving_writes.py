@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from falcon.testing import ASGIConductor
 
 from cachesync.errors import (
     ConstraintViolatedError,
@@ -14,11 +16,10 @@ from cachesync.errors import (
     InvalidValueError,
 )
 from serving.problems import KINDS
+from tests.unit.stand_in import STUDENT, MemoryCache, MemoryService, app_on
 
 if TYPE_CHECKING:
-    from falcon.testing import ASGIConductor, Result
-
-    from tests.unit.stand_in import MemoryService
+    from falcon.testing import Result
 
 JSON = {"Content-Type": "application/json"}
 ADA = b'{"id": 1, "name": "Ada", "age": 36}'
@@ -95,6 +96,23 @@ async def test_x_cache_says_when_the_cache_could_not_follow(
     for method, path in (("POST", "/students"), ("PUT", "/students/1"), ("PATCH", "/students/1")):
         assert (await write(client, method, path, ADA)).headers["x-cache"] == "BYPASS"
     assert (await client.simulate_delete("/students/1")).headers["x-cache"] == "BYPASS"
+
+
+async def test_put_never_creates_where_the_database_makes_the_keys() -> None:
+    service = MemoryService()
+    key, *others = STUDENT
+    service.student = MemoryCache("student", (replace(key, generated=True), *others))
+    body = b'{"name": "Ada"}'
+    async with ASGIConductor(app_on(service)) as client:
+        assert problem(await write(client, "PUT", "/students/1", body)) == (404, "row-not-found", [])
+        creating = JSON | {"If-None-Match": "*"}
+        answer = await write(client, "PUT", "/students/1", body, creating)
+        assert problem(answer) == (400, "invalid-header", ["If-None-Match"])
+        await service.student.insert(ADA, ("id", "name", "age"))
+        assert (await write(client, "PUT", "/students/1", body)).status_code == 200
+        assert service.student.given[-1] == (body, ("name",))
+        answer = await write(client, "PUT", "/students/1", ADA)
+        assert problem(answer) == (422, "read-only-field", ["id"])
 
 
 # What reaches the library
