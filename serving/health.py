@@ -25,6 +25,8 @@ class Live:
         """Say so."""
         resp.data = b'{"status": "live"}'
 
+    on_head = on_get
+
 
 class Ready:
     """`/health/ready`: the database answers; without Redis and Kafka the service goes on."""
@@ -43,3 +45,5 @@ class Ready:
         resp.status = NOT_READY.status
         resp.content_type = MEDIA_TYPE
         resp.data = problems.document(NOT_READY, "PostgreSQL does not answer", req.target, extension=parts)
+
+    on_head = on_get

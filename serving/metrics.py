@@ -90,3 +90,5 @@ class Metrics:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         resp.content_type = CONTENT_TYPE_LATEST
         resp.data = generate_latest(registry)
+
+    on_head = on_get

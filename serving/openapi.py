@@ -94,6 +94,8 @@ class OpenApi:
         """The document, made once."""
         resp.data = self._document
 
+    on_head = on_get
+
 
 def document(caches: list[EntityCache], settings: Settings) -> Part:
     """The OpenAPI document of a service with these entities."""
@@ -290,16 +292,14 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
         ),
         ("/openapi.json", "This document", {"200": _answer("It", {"type": "object"}, None)}),
     ):
+        name = path.strip("/").replace("/", "_").removesuffix(".json")
+        responses = {**answers, **_problems()}
+        shared = {"summary": summary, "tags": ["service"], "parameters": [_parameter("X-Request-ID")]}
         yield (
             path,
             {
-                "get": {
-                    "operationId": path.strip("/").replace("/", "_").replace(".json", ""),
-                    "summary": summary,
-                    "tags": ["service"],
-                    "parameters": [_parameter("X-Request-ID")],
-                    "responses": {**answers, **_problems()},
-                }
+                "get": {"operationId": name, **shared, "responses": responses},
+                "head": {"operationId": f"head_{name}", **shared, "responses": _without_content(responses)},
             },
         )
 

@@ -50,6 +50,11 @@ async def test_service_is_not_ready_without_postgresql(client: ASGIConductor, se
     assert service.parts.items() <= answer.json.items()
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json"])
+async def test_head_is_known_wherever_get_is(client: ASGIConductor, path: str) -> None:
+    assert (await client.simulate_head(path)).status_code == 200
+
+
 async def test_metrics_count_what_was_answered(
     client: ASGIConductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
