@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _CANNOT_START: Final = 3
 _RESTART_PAUSE_SECONDS: Final = 1
 _FIRST_ERROR: Final = 400
+_NOT_FOUND: Final = 404
 _READS: Final = frozenset({"GET", "HEAD"})
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -146,7 +147,8 @@ class _Record:
             resp.set_header("X-Cache", req.outcome)
         status = resp.status_code
         metrics.observe(getattr(resource, "entity", ""), req, status)
-        if status >= _FIRST_ERROR or req.method not in _READS:
+        # A row that is there and one that is not are what reads are for.
+        if req.method not in _READS or (status >= _FIRST_ERROR and status != _NOT_FOUND):
             _log.info(
                 "request",
                 method=req.method,
