@@ -93,7 +93,8 @@ async def uninstall(
         The names of the entities that were taken away.
 
     Raises:
-        InstallError: a named entity is not installed, or the user lacks a right.
+        InstallError: a named entity is not installed, somebody's views depend on what is to be dropped, or
+            the user lacks a right.
     """
     async with _alone(connection):
         await _refuse_foreign_schema(connection)
@@ -126,6 +127,9 @@ async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
             f"{error}; connect as the owner of the tables and of the schema cachesync. The first time takes "
             "the right to create a schema (CREATE ON DATABASE) and the role cachesync_service (CREATEROLE)"
         )
+        raise InstallError(message) from error
+    except asyncpg.DependentObjectsStillExistError as error:
+        message = f"{error.message}: {error.detail}; drop them first"
         raise InstallError(message) from error
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
