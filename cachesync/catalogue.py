@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 VERSION_COLUMN: Final = "row_version"
 
-_INTEGER_BITS: Final = {"int2": 16, "int4": 32, "int8": 64}
+_INTEGER_RANGES: Final = {
+    name: (-(1 << bits - 1), (1 << bits - 1) - 1) for name, bits in (("int2", 16), ("int4", 32), ("int8", 64))
+}
 _TEXTS: Final = frozenset({"text", "varchar"})
 # Types whose text is the same however a client spells the value, once it is brought into this form.
-KEY_TYPES: Final = frozenset({*_INTEGER_BITS, *_TEXTS, "uuid"})
+KEY_TYPES: Final = frozenset({*_INTEGER_RANGES, *_TEXTS, "uuid"})
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -60,8 +62,7 @@ class Column:
     @property
     def integer_range(self) -> tuple[int, int] | None:
         """The least and the greatest integer that it takes, None for another type."""
-        bits = _INTEGER_BITS.get(self.base_type)
-        return None if bits is None else (-(1 << bits - 1), (1 << bits - 1) - 1)
+        return _INTEGER_RANGES.get(self.base_type)
 
     def canonical_key(self, text: str) -> str:
         """The key in the one form that names its slot and its messages.
@@ -69,8 +70,9 @@ class Column:
         Raises:
             InvalidValueError: the text cannot be a key of this column's type.
         """
-        if self.integer_range is not None:
-            low, high = self.integer_range
+        bounds = _INTEGER_RANGES.get(self.base_type)
+        if bounds is not None:
+            low, high = bounds
             if _INTEGER.fullmatch(text) and low <= int(text) <= high:
                 return text
         elif self.base_type == "uuid":
