@@ -85,7 +85,7 @@ def service_process(  # noqa: PLR0917 - each a server that it needs
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Service]]:
     """Runs a service under gunicorn, its settings changed as asked."""
-    create_topics(kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=1, replication=1)
+    create_topics(kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=6, replication=1)
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
     @contextmanager

@@ -39,22 +39,24 @@ def survive(system: System, load: Load, fault: Callable[[], object], repair: Cal
     wait_until(lambda: not behind(system, "sa"), "sa's cache holds what was published")
 
 
+def all_published(system: System, load: Load) -> bool:
+    """Whether the newest acknowledged version of each row is published."""
+    return published(system) == {str(key): version for key, version in load.acknowledged.items()}
+
+
 def test_a_killed_triggerer(system: System, load: Load) -> None:
     triggerer = system.airflow.triggerer
     survive(system, load, triggerer.kill, triggerer.start)
     assert load.refused == 0
-    assert published(system) == {str(key): version for key, version in load.acknowledged.items()}
+    wait_until(lambda: all_published(system, load), "what was acknowledged is published")
+    wait_until(lambda: not behind(system, "sb"), "sb's cache holds all of it")
 
 
 def test_a_killed_broker(system: System, load: Load) -> None:
     assert system.kafka is not None
     survive(system, load, system.kafka.kill, system.kafka.start)
     assert load.refused == 0
-
-    def all_published() -> bool:
-        return published(system) == {str(key): version for key, version in load.acknowledged.items()}
-
-    wait_until(all_published, "the producer delivers what it held back")
+    wait_until(lambda: all_published(system, load), "the producer delivers what it held back")
     wait_until(lambda: not behind(system, "sb"), "sb's cache holds that too")
 
 
