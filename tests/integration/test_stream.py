@@ -353,12 +353,14 @@ def test_what_was_not_committed_is_applied_again_by_the_next_consumer(
 
 
 def test_the_stream_survives_a_kill_of_the_broker(
-    run_stream: RunStream, topics: str, kafka: Kafka, slots: redis_client.Redis
+    run_stream: RunStream, topics: str, kafka: Kafka, slots: redis_client.Redis, group: str
 ) -> None:
     slots.set("sb:student:1", value(10))
     with run_stream():
         publish(topics, change("1", 20))
         wait_until(lambda: slots.get("sb:student:1") == value(20), "the first change is applied")
+        # Without an offset it would begin anew at the end, as these tests have it, and not where it was.
+        wait_until(lambda: committed(topics, group) > 0, "the offset is committed")
         kafka.kill()
         kafka.start()
         publish(topics, change("1", 30))
