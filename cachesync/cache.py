@@ -130,7 +130,6 @@ class EntityCache:
         self._loads: dict[str, asyncio.Event] = {}
         self._waiters = 0
         self.writes: set[asyncio.Task[Written]] = set()
-        self._count = {outcome: metrics.reads.labels(entity.name, outcome.value) for outcome in Outcome}
 
     async def read(self, key: str) -> Read:
         """The row with this canonical key.
@@ -147,7 +146,6 @@ class EntityCache:
             answer = None
         if answer is None:
             answer = Read(Outcome.BYPASS, await self._from_database(key))
-        self._count[answer.outcome].inc()
         return answer
 
     async def page(self, after: str | None, limit: int) -> list[Row]:

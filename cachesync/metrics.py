@@ -6,9 +6,6 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-reads: Final = Counter(
-    "cachesync_reads", "Reads of single rows, by how they were answered", ["entity", "outcome"]
-)
 loads: Final = Counter("cachesync_loads", "Rows read from the database for a read", ["entity"])
 waits: Final = Counter("cachesync_lease_waits", "Reads that waited for another's load", ["entity"])
 cache_failures: Final = Counter(

@@ -37,7 +37,8 @@ def producer_settings(bootstrap_servers: str) -> dict[str, str | int | bool]:
         "linger.ms": 5,
         "message.timeout.ms": 30_000,
         "queue.buffering.max.messages": 100_000,
-        # While no broker answers, one line in the log every two seconds is enough.
+        # Every attempt to connect that fails would be a line in the log; `_tell` says it once.
+        "log_level": 2,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
     }
@@ -113,7 +114,7 @@ class Publisher:
         await self._mark_batch()
 
     def _connect(self) -> Producer:
-        return Producer(self._settings, logger=logging.getLogger("cachesync.kafka"))
+        return Producer({**self._settings, "error_cb": _tell}, logger=logging.getLogger("cachesync.kafka"))
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
@@ -141,3 +142,8 @@ class Publisher:
         except Exception as error:  # noqa: BLE001 - whatever it was, it must not end the marking
             # They will be published again, which is harmless.
             _log.warning("published changes could not be marked", count=len(versions), error=str(error))
+
+
+def _tell(error: KafkaError) -> None:
+    if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - the only name of that code
+        _log.warning("no broker answers; changes wait in the change log", error=error.str())
