@@ -297,7 +297,7 @@ def connections(redis_urls: Mapping[str, str], bootstrap_servers: str, dsn: str)
             "group.id": f"cachesync-{service}",
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 10,
+            "fetch.wait.max.ms": 500,
             "session.timeout.ms": 6000,
             "heartbeat.interval.ms": 1000,
         }
