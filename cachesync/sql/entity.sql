@@ -11,9 +11,9 @@ DECLARE
     highest bigint;
     drawn bigint;
 BEGIN
-    SELECT min(n.row_version), max(n.row_version), count(*) INTO lowest, highest, drawn FROM new_rows AS n;
     -- An insert draws its number before its uniqueness check, which may then wait for a delete of the same
     -- key that draws a higher one. That can only be where others have drawn since this statement's first.
+    SELECT min(n.row_version), max(n.row_version), count(*) INTO lowest, highest, drawn FROM new_rows AS n;
     IF highest - lowest + 1 <> drawn OR highest <> pg_sequence_last_value('cachesync.row_version') THEN
         PERFORM {{redraw}}(array_agg(n.{{key}}::text), array_agg(n.row_version)) FROM new_rows AS n;
     END IF;
@@ -28,6 +28,10 @@ CREATE OR REPLACE FUNCTION {{log_update}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp {{settings}}
 AS $cachesync$
 BEGIN
+    -- Where a row came to its key by an update, it waited for that key as an insert would.
+    IF current_setting('cachesync.moved', true) = 'on' THEN
+        PERFORM {{redraw}}(array_agg(n.{{key}}::text), array_agg(n.row_version)) FROM new_rows AS n;
+    END IF;
     INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source)
     SELECT n.row_version, {{entity}}, n.{{key}}::text, 'upsert', {{fingerprint}}, {{new_payload}}, cachesync.source()
     FROM new_rows AS n;
@@ -35,14 +39,14 @@ BEGIN
 END
 $cachesync$;
 
--- After an update that changed the key of a row: what a delete and an insert would do.
+-- After each row whose key was changed. The updates of this transaction are from now on looked at more
+-- closely than others have to be: which of their rows moved, a trigger per statement could only find out
+-- by a join that every bulk update would pay for.
 CREATE OR REPLACE FUNCTION {{log_move}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $cachesync$
 BEGIN
-    IF NEW.row_version <> pg_sequence_last_value('cachesync.row_version') THEN
-        PERFORM {{redraw}}(ARRAY[NEW.{{key}}::text], ARRAY[NEW.row_version]);
-    END IF;
+    PERFORM set_config('cachesync.moved', 'on', true);
     INSERT INTO cachesync.change_log (version, entity, key, operation, source)
     SELECT nextval('cachesync.row_version'), {{entity}}, OLD.{{key}}::text, 'delete', cachesync.source()
     WHERE NOT EXISTS (
@@ -93,6 +97,7 @@ DECLARE
     overtaken text [] := cachesync.overtaken({{entity}}, keys, versions);
     lowest bigint;
     highest bigint;
+    moved text := pg_catalog.current_setting('cachesync.moved', true);
     lagging boolean;
 BEGIN
     IF overtaken IS NULL THEN
@@ -100,6 +105,8 @@ BEGIN
     END IF;
     SELECT pg_catalog.min(u.version), pg_catalog.max(u.version) INTO lowest, highest
     FROM pg_catalog.unnest(versions) AS u (version);
+    -- None of these comes to its key by this update.
+    PERFORM pg_catalog.set_config('cachesync.moved', 'off', true);
     -- EXECUTE plans for the number of keys at hand. The number drawn replaces the 0; were it no change, a
     -- trigger that drops idle updates would drop it. A row below the lowest version is one that only an old
     -- snapshot still shows.
@@ -109,6 +116,7 @@ BEGIN
             t.{{key}} OPERATOR(pg_catalog.=) ANY($1::{{key_type}} [])
             AND t.row_version OPERATOR(pg_catalog.>=) $2
     $update$ USING overtaken, lowest;
+    PERFORM pg_catalog.set_config('cachesync.moved', moved, true);
     EXECUTE $select$
         SELECT EXISTS (
             SELECT FROM {{table}} AS t

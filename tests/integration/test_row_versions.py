@@ -753,6 +753,20 @@ async def test_a_bulk_statement_takes_no_longer_where_single_rows_went_before(st
     assert seconds["after"] < 4 * seconds["fresh"]
 
 
+async def test_a_bulk_change_of_keys_takes_time_in_proportion_to_its_rows(stage: Interleaving) -> None:
+    session = stage.sessions[0].connection
+    seconds = []
+    for rows in (2_000, 20_000):
+        await session.execute(
+            f"INSERT INTO item SELECT {rows} + i, 'new' FROM generate_series(1, {rows}) AS i"
+        )
+        began = time.perf_counter()
+        await session.execute(f"UPDATE item SET id = -id WHERE id > {rows}")
+        seconds.append(time.perf_counter() - began)
+    # Ten times the rows; with their square it would be a hundred times as long.
+    assert seconds[1] < 40 * seconds[0]
+
+
 @pytest.mark.parametrize(("rows", "tables"), [(100, ["change_log"]), (20_000, ["change_log", "item"])])
 async def test_the_log_of_a_row_reads_neither_all_of_the_log_nor_of_the_table(
     stage: Interleaving, rows: int, tables: list[str]
