@@ -93,6 +93,8 @@ class Relation:
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
         unlogged: whether it is emptied after a crash.
+        hides_rows: whether its row security applies to its owner, too.
+        subscribes: whether a subscription writes to it.
         inherits: whether it is a partition, or part of an inheritance tree.
         key_columns: the columns of its primary key; empty without one.
         key_deferrable: whether the primary key may be checked at commit only.
@@ -103,6 +105,8 @@ class Relation:
 
     kind: str
     unlogged: bool
+    hides_rows: bool
+    subscribes: bool
     inherits: bool
     key_columns: tuple[str, ...]
     key_deferrable: bool
@@ -131,6 +135,8 @@ async def describe_relation(connection: Connection, entity: Entity) -> Relation 
     return Relation(
         kind=relation["kind"].decode(),
         unlogged=relation["unlogged"],
+        hides_rows=relation["hides_rows"],
+        subscribes=relation["subscribes"],
         inherits=relation["inherits"],
         key_columns=tuple(relation["key_columns"]),
         key_deferrable=relation["key_deferrable"],

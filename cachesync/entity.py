@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -89,7 +88,7 @@ class Entity(BaseModel):
 
 
 class _Declarations(BaseModel):
-    entities: Annotated[dict[str, Entity], Field(min_length=1)]
+    entities: dict[str, Entity]
 
     @model_validator(mode="after")
     def _tables_and_paths_are_distinct(self) -> Self:
@@ -123,6 +122,12 @@ def load_entities(path: Path) -> dict[str, Entity]:
         if not isinstance(section, dict):
             message = f"{path}: {name!r} stands outside a section; each entity is a [section]"
             raise DeclarationError(message)
+        if "name" in section:
+            message = f"{path}: {name}.name: an entity is called as its section is"
+            raise DeclarationError(message)
+    if not document:
+        message = f"{path} declares no entity; each is a [section]"
+        raise DeclarationError(message)
     try:
         declared = _Declarations.model_validate(
             {"entities": {name: {"name": name, **section} for name, section in document.items()}}

@@ -152,13 +152,22 @@ def _problem(entity: Entity, relation: Relation) -> str | None:
     """What keeps a table from being registered, None where nothing does."""
     if relation.kind != "r":
         return f"it is {_KINDS.get(relation.kind, 'no table')}; only ordinary tables can be registered"
-    if relation.unlogged:
-        return "it is unlogged; a crash of the server would empty it without its triggers"
     if entity.name in _TAKEN:
         return f"the name {entity.name!r} is taken by what db-cache-sync makes; call the entity otherwise"
+    return _trigger_problem(relation) or _column_problem(entity, relation) or _key_problem(entity, relation)
+
+
+def _trigger_problem(relation: Relation) -> str | None:
+    """How rows of it could change without its triggers, or they miss some."""
+    if relation.unlogged:
+        return "it is unlogged; a crash of the server would empty it without its triggers"
     if relation.inherits:
         return "it is a partition or inherits; writes to a part of it would not pass its triggers"
-    return _column_problem(entity, relation) or _key_problem(entity, relation)
+    if relation.subscribes:
+        return "a subscription writes to it, which fires no statement triggers; register it at the publisher"
+    if relation.hides_rows:
+        return "its row security is forced on its owner, so its triggers would miss rows; NO FORCE lifts that"
+    return None
 
 
 def _column_problem(entity: Entity, relation: Relation) -> str | None:

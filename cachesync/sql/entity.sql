@@ -159,7 +159,7 @@ REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_dele
 CREATE OR REPLACE TRIGGER cachesync_log_truncate AFTER TRUNCATE ON {{table}}
 FOR EACH STATEMENT EXECUTE FUNCTION {{log_truncate}}();
 
--- Replicated and bulk-loaded rows come with session_replication_role = replica, which skips other triggers.
+-- Tools that load or replicate tables set session_replication_role = replica, which skips other triggers.
 ALTER TABLE {{table}}
 ENABLE ALWAYS TRIGGER zzz_cachesync_version,
 ENABLE ALWAYS TRIGGER cachesync_log_insert,

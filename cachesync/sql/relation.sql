@@ -2,6 +2,8 @@
 SELECT
     c.relkind AS kind,
     c.relpersistence = 'u' AS unlogged,
+    c.relforcerowsecurity AS hides_rows,
+    EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid) AS subscribes,
     c.relispartition OR EXISTS (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhparent, i.inhrelid)) AS inherits,
     coalesce(k.columns, '{}') AS key_columns,
     coalesce(k.condeferrable, false) AS key_deferrable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -15,6 +16,7 @@ from cachesync.cli import app
 from cachesync.entity import Entity
 from cachesync.errors import InstallError
 from cachesync.install import install, uninstall
+from local.postgres import programs
 from tests.integration.conftest import Silent
 
 if TYPE_CHECKING:
@@ -268,6 +270,11 @@ async def test_one_entity_can_be_taken_away_alone(owner: asyncpg.Connection) -> 
         ),
         ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
         (
+            "CREATE TABLE thing (id int PRIMARY KEY); ALTER TABLE thing FORCE ROW LEVEL SECURITY",
+            {},
+            "row security is forced",
+        ),
+        (
             "CREATE SCHEMA cachesync CREATE TABLE x (a int); CREATE TABLE thing (id int PRIMARY KEY)",
             {},
             "a schema 'cachesync' that is not db-cache-sync's",
@@ -287,6 +294,23 @@ async def test_what_cannot_be_registered_is_refused_and_left_as_it_was(
     with pytest.raises(InstallError, match=reason):
         await install(owner, thing(**declared), Silent())
     assert await owner.fetchval(CATALOGUE) == before
+
+
+async def test_a_table_that_a_subscription_feeds_is_refused(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    await owner.execute(
+        "CREATE SUBSCRIPTION feed CONNECTION '' PUBLICATION feed"
+        " WITH (connect = false, enabled = false, slot_name = NONE)"
+    )
+    # What REFRESH PUBLICATION does, which wants a second server.
+    await owner.execute(
+        "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
+        " SELECT oid, 'thing'::regclass, 'r' FROM pg_subscription WHERE subname = 'feed'"
+    )
+    with pytest.raises(InstallError, match="a subscription writes to it"):
+        await install(owner, thing(), Silent())
+    await owner.execute("DROP SUBSCRIPTION feed")
+    await install(owner, thing(), Silent())
 
 
 async def test_an_entity_is_not_moved_to_another_table_silently(owner: asyncpg.Connection) -> None:
@@ -668,3 +692,28 @@ def test_the_command_says_why_there_is_no_connection(dsn: str, reason: str, enti
     assert code == 1
     assert output.startswith("cachesync: ")
     assert reason in output
+
+
+def dump(dsn: str) -> str:
+    command = [str(programs() / "pg_dump"), dsn]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_a_restored_dump_needs_no_installation(
+    owner: asyncpg.Connection, postgres: Postgres, database: str
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    await owner.execute("INSERT INTO thing VALUES (1, 'a'), (2, 'b'); DELETE FROM thing WHERE id = 2")
+    name = f"install_{secrets.token_hex(4)}"
+    restored = await asyncpg.connect(postgres.create_database(name))
+    postgres.sql(dump(database), name)
+    everything = "SELECT version, operation, payload FROM cachesync.change_log ORDER BY version"
+    assert await restored.fetch(everything) == await owner.fetch(everything)
+    assert await restored.fetchval(CATALOGUE) == await owner.fetchval(CATALOGUE)
+    highest = await owner.fetchval("SELECT last_value FROM cachesync.row_version")
+    await install(restored, thing(), Silent(), lock_attempts=1)
+    assert await restored.fetchval("UPDATE thing SET name = 'c' RETURNING row_version") > highest
+    assert await restored.fetchval("SELECT fingerprint FROM cachesync.entity") == await fingerprint(owner)
+    await restored.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")

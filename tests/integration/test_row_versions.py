@@ -590,7 +590,7 @@ async def test_the_log_names_the_source_that_the_session_set_or_its_user(stage: 
     await stage.observer.execute("DROP OWNED BY somebody; DROP ROLE somebody")
 
 
-async def test_rows_that_are_replicated_are_logged(stage: Interleaving) -> None:
+async def test_writes_in_the_role_of_a_replica_are_logged(stage: Interleaving) -> None:
     witness = await play(
         stage,
         [

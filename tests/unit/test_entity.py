@@ -38,7 +38,7 @@ def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "entities: Dictionary should have at least 1 item"),
+        ("", "declares no entity; each is a [section]"),
         ("[thing", "is not valid TOML"),
         ("stray = 1\n" + THING, "'stray' stands outside a section"),
         (THING.replace('key = "id"\n', ""), "thing.key: Field required"),
@@ -50,8 +50,14 @@ def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         (THING.replace("[thing]", "[Thing]"), "Thing.name"),
         (THING.replace('"/things"', '"things"'), "thing.path"),
         (THING.replace('"shop.thing"', '"a.b.c"'), "thing.table"),
-        (THING + 'columns = ["id", "id"]\n', "columns names a column twice"),
-        (THING + 'columns = ["name"]\n', "columns must hold the key column 'id'"),
+        (THING.replace("[thing]", f"[{'x' * 41}]"), f"{'x' * 41}.name: String should match"),
+        (THING + 'name = "other"\n', "thing.name: an entity is called as its section is"),
+        (THING + '[thing.more]\nkey = "id"\n', "thing.more: Extra inputs"),
+        (THING.replace('"id"', '""'), "thing.key: String should have at least 1 character"),
+        (THING.replace('"id"', f'"{"k" * 64}"'), "thing.key: String should have at most 63 characters"),
+        (THING + 'columns = "id"\n', "thing.columns: Input should be a valid tuple"),
+        (THING + 'columns = ["id", "id"]\n', "thing: columns names a column twice"),
+        (THING + 'columns = ["name"]\n', "thing: columns must hold the key column 'id'"),
         (THING + THING.replace("[thing]", "[other]"), "'thing' and 'other' have the same table"),
         (
             THING + THING.replace("[thing]", "[other]").replace("shop.thing", "shop.other"),
@@ -64,7 +70,19 @@ def test_what_is_wrong_is_named_with_its_file_and_place(tmp_path: Path, text: st
     with pytest.raises(DeclarationError) as caught:
         load_entities(file)
     assert str(file) in str(caught.value)
-    assert reason.removeprefix("entities: ") in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "entities.toml"
+    file.write_bytes(b"[th\xecng]")
+    with pytest.raises(DeclarationError, match=r"entities\.toml is not valid TOML: 'utf-8' codec"):
+        load_entities(file)
+
+
+def test_entities_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    text = THING + THING.replace("thing", "other") + THING.replace("thing", "another")
+    assert list(load_entities(write(tmp_path, text))) == ["thing", "other", "another"]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
