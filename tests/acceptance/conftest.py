@@ -35,9 +35,6 @@ class _Silent:
     def step(self, text: str) -> None:
         pass
 
-    def rows(self, done: int, total: int) -> None:
-        pass
-
 
 @pytest.fixture(scope="session")
 def entities_file(tmp_path_factory: pytest.TempPathFactory) -> Path:

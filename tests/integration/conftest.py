@@ -37,9 +37,6 @@ class Silent:
     def step(self, text: str) -> None:
         pass
 
-    def rows(self, done: int, total: int) -> None:
-        pass
-
 
 @pytest.fixture(scope="session")
 def entities() -> dict[str, Entity]:
