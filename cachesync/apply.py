@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +9,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from cachesync import metrics
 from cachesync.change import Operation
-from cachesync.slot import EMPTY, encode_value, encode_version, script, slot_name
+from cachesync.slot import EMPTY, encode_value, encode_version, script, slot_name, with_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -84,13 +83,11 @@ class Applier:
         slot = EMPTY
         if change.payload is not None and change.fingerprint is not None and entity.on_change == "refresh":
             slot = encode_value(change.version, change.fingerprint, change.payload)
-        # What was cached together must not expire together.
-        ttl_ms = max(1, int(entity.ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311
         return (
             slot_name(self._service, entity.name, change.key or ""),
             encode_version(change.version),
             slot,
-            ttl_ms,
+            with_jitter(entity.ttl),
         )
 
     def _run(self, calls: Sequence[_Call]) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,12 +14,20 @@ from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec
 from cachesync import metrics
 from cachesync.change import Change, Operation
 from cachesync.errors import DuplicateRowError, InvalidValueError, RowNotFoundError, VersionMismatchError
-from cachesync.slot import ABSENT, EMPTY, decode_value, encode_value, encode_version, new_token, slot_name
+from cachesync.slot import (
+    ABSENT,
+    EMPTY,
+    decode_value,
+    encode_value,
+    encode_version,
+    new_token,
+    slot_name,
+    with_jitter,
+)
 from cachesync.slots import CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-    from datetime import timedelta
 
     from cachesync.change import Row
     from cachesync.entity import Entity
@@ -137,7 +144,7 @@ class EntityCache:
         Raises:
             DatabaseUnavailableError: it is not cached, and the database cannot be asked.
         """
-        name = slot_name(self._service, self.entity.name, key)
+        name = self._name(key)
         try:
             answer = self._hit(await self._slots.get(name), key)
             if answer is None:
@@ -303,9 +310,9 @@ class EntityCache:
             raise
         with suppress(CacheUnavailableError):
             if row is None:
-                await self._slots.fill(name, token, ABSENT, _with_jitter(self.entity.absent_ttl))
+                await self._slots.fill(name, token, ABSENT, with_jitter(self.entity.absent_ttl))
             else:
-                await self._slots.fill(name, token, self._value(row), _with_jitter(self.entity.ttl))
+                await self._slots.fill(name, token, self._value(row), with_jitter(self.entity.ttl))
         return Read(Outcome.MISS, row)
 
     async def _from_database(self, key: str) -> Row | None:
@@ -342,7 +349,7 @@ class EntityCache:
         """Bring a committed change to the slot; whether that went through."""
         try:
             await self._slots.change(
-                lease.name, encode_version(version), slot, _with_jitter(self.entity.ttl), lease.token
+                lease.name, encode_version(version), slot, with_jitter(self.entity.ttl), lease.token
             )
         except CacheUnavailableError:
             return False
@@ -384,8 +391,3 @@ class EntityCache:
 
 def _versions(expected: frozenset[int] | None) -> list[int] | None:
     return list(expected) if expected else None
-
-
-def _with_jitter(ttl: timedelta) -> int:
-    """Milliseconds, up to a tenth less than asked: what was cached together must not expire together."""
-    return max(1, int(ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311 - no secret

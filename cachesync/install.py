@@ -233,9 +233,7 @@ async def _install_entity(
     names = [column.name for column in columns]
     schema, table = entity.schema_and_table
     # Part of the fingerprint, so that a cache holds nothing valid of an earlier installation.
-    started = await connection.fetchval(
-        "SELECT seqstart FROM pg_sequence WHERE seqrelid = 'cachesync.row_version'::regclass"
-    )
+    started = await connection.fetchval(statement("installation"))
     shape = fingerprint(entity, columns, started)
     script = statement(
         "entity",

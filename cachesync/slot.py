@@ -15,13 +15,17 @@ low bits of a 64-bit version.
 
 from __future__ import annotations
 
+import random
 import secrets
 from functools import cache
 from hashlib import sha1
 from importlib import resources
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cachesync.change import Row
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 ABSENT: Final = b"A"
 EMPTY: Final = b""
@@ -51,6 +55,11 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
         return None
     return Row(key, int(slot[1 : 1 + _DIGITS]), fingerprint, slot[_PAYLOAD:])
+
+
+def with_jitter(ttl: timedelta) -> int:
+    """Milliseconds, up to a tenth less than asked: what was cached together must not expire together."""
+    return max(1, int(ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311 - no secret
 
 
 def new_token() -> str:

@@ -91,9 +91,7 @@ class Table:
                 raise NotInstalledError(message)
             served = {column.name: column for column in relation.columns}
             columns = tuple(served[name] for name in registered["columns"])
-            started = await connection.fetchval(
-                "SELECT seqstart FROM pg_sequence WHERE seqrelid = 'cachesync.row_version'::regclass"
-            )
+            started = await connection.fetchval(statement("installation"))
             shape = fingerprint(entity, columns, started)
             declared = entity.columns or registered["columns"]
             same_table = (registered["schema_name"], registered["table_name"]) == entity.schema_and_table
