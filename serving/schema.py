@@ -110,10 +110,11 @@ def _numeric_schema(precision: int | None, scale: int | None) -> Schema:
 def _text_schema(column: Column) -> Schema:
     if column.labels is not None:
         return {"type": "string", "enum": list(column.labels)}
+    if column.base_type in _FORMATS:
+        # How values are served. What is written PostgreSQL itself judges, which takes more spellings.
+        return {"type": "string", "format": _FORMATS[column.base_type]}
     # PostgreSQL stores no NUL in a text. Spelled so that every dialect of regular expressions reads it alike.
     schema: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
     if column.max_length is not None:
         schema["maxLength"] = column.max_length
-    if column.base_type in _FORMATS:
-        schema["format"] = _FORMATS[column.base_type]
     return schema

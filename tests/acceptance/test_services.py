@@ -139,6 +139,8 @@ def test_pages_hold_every_row_once(http: httpx.Client) -> None:
         ("/every-types", {"address": "300.0.0.1"}, (422, "invalid-value", "address")),
         ("/every-types", {"money": 999.999}, (422, "invalid-value", "money")),
         ("/every-types", {"uuid_": "x"}, (422, "invalid-value", "uuid_")),
+        ("/every-types", {"uuid_": "\0"}, (422, "invalid-text", "uuid_")),
+        ("/every-types", {"moment_with_zone": "2026-01-01\0"}, (422, "invalid-text", "moment_with_zone")),
         ("/every-types", {"mood": "furious"}, (422, "invalid-value", "mood")),
         ("/every-types", {"numbers": [1, "x"]}, (422, "invalid-value", "numbers")),
         ("/every-types", {"twice": 4}, (422, "read-only-field", "twice")),
