@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cachesync import install as database_side
 from cachesync import topics
+from cachesync.database import connect
 from cachesync.entity import load_entities
 from cachesync.errors import CacheSyncError
 
@@ -90,7 +91,7 @@ def create_topics(
 
 @asynccontextmanager
 async def _connection(dsn: str | None) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(dsn)
+    connection = await connect(dsn, "cachesync")
     try:
         yield connection
     finally:

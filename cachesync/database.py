@@ -27,6 +27,8 @@ PAYLOAD_SETTINGS: Final = {
 }
 """What decides how PostgreSQL writes values as text; the triggers pin the same."""
 
+_CONNECT_SECONDS: Final = 10.0
+
 # What a client can do nothing about; every other error of the server is the client's, or a bug.
 _UNAVAILABLE: Final = (
     OSError,
@@ -44,6 +46,22 @@ _UNAVAILABLE: Final = (
 )
 
 
+async def connect(dsn: str | None, name: str) -> asyncpg.Connection:
+    """A single connection, which writes values as text as the triggers do.
+
+    Args:
+        dsn: the database; None: what the variables PGHOST, PGUSER, ... say.
+        name: what the server shows the session as.
+
+    Raises:
+        DatabaseUnavailableError: the database does not let us in.
+    """
+    with translated("the database"):
+        return await asyncpg.connect(
+            dsn, timeout=_CONNECT_SECONDS, server_settings={**PAYLOAD_SETTINGS, "application_name": name}
+        )
+
+
 class Database:
     """A bounded pool of connections."""
 
@@ -59,7 +77,7 @@ class Database:
             DatabaseUnavailableError: the database does not let us in.
         """
         timeout = settings.db_timeout_ms / 1000
-        with _translated(f"{settings.db_host}:{settings.db_port}/{settings.db_name}"):
+        with translated(f"{settings.db_host}:{settings.db_port}/{settings.db_name}"):
             pool = await asyncpg.create_pool(
                 host=settings.db_host,
                 port=settings.db_port,
@@ -88,7 +106,7 @@ class Database:
         Raises:
             DatabaseUnavailableError: none came free in time, or what was done with it got no answer.
         """
-        with _translated("the database"):
+        with translated("the database"):
             async with self._pool.acquire(timeout=self._timeout) as connection:
                 yield connection
 
@@ -119,7 +137,8 @@ class Database:
 
 
 @contextmanager
-def _translated(where: str) -> Iterator[None]:
+def translated(where: str) -> Iterator[None]:
+    """Raise what only the server's operator can do something about as a DatabaseUnavailableError."""
     try:
         yield
     except _UNAVAILABLE as error:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cachesync.event import Headers
 
 TOPIC: Final = "cachesync.dead-letters"
+PARKING_LOT: Final = "cachesync.parking-lot"
 MOST_ATTEMPTS: Final = 5
 _PREFIX: Final = "dead-letter-"
 _FLUSH_SECONDS: Final = 10.0

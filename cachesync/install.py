@@ -125,7 +125,8 @@ async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
     except asyncpg.InsufficientPrivilegeError as error:
         message = (
             f"{error}; connect as the owner of the tables and of the schema cachesync. The first time takes "
-            "the right to create a schema (CREATE ON DATABASE) and the role cachesync_service (CREATEROLE)"
+            "the right to create a schema (CREATE ON DATABASE) and the roles cachesync_service and "
+            "cachesync_worker (CREATEROLE)"
         )
         raise InstallError(message) from error
     except asyncpg.DependentObjectsStillExistError as error:
@@ -274,6 +275,7 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
         statement(
             "grant",
             table=identifier(*entity.schema_and_table),
+            view=identifier("cachesync", entity.name),
             columns=", ".join(map(identifier, names)),
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
         )

@@ -1,4 +1,4 @@
-"""The Kafka topics: one per entity, and that of the dead letters."""
+"""The Kafka topics: one per entity, that of the dead letters, and the parking lot."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS: Final = 30.0
 _DEAD_LETTER_DAYS: Final = 30
+_PARKED_DAYS: Final = 365
+# How long a cache may be away and still follow. Versions reach a topic in any order, and compaction keeps
+# the last message of a key, which may not be its newest change.
+_COMPACTION_LAG_DAYS: Final = 7
 
 
 class TopicsError(CacheSyncError):
@@ -28,7 +32,7 @@ def create_topics(
 ) -> list[str]:
     """Make the topics that are missing; those that are there stay as they are.
 
-    An entity's topic is compacted: it keeps the last change of each key.
+    An entity's topic is compacted: it keeps all changes for a week, and then the last of each key.
 
     Args:
         bootstrap_servers: the brokers.
@@ -42,12 +46,14 @@ def create_topics(
     Raises:
         TopicsError: the brokers do not answer or refuse.
     """
-    topics = [
-        NewTopic(entity.topic, partitions, replication, config={"cleanup.policy": "compact"})
-        for entity in entities
-    ]
-    retention = str(_DEAD_LETTER_DAYS * 86_400_000)
-    topics.append(NewTopic(dead_letter.TOPIC, 1, replication, config={"retention.ms": retention}))
+    compacted = {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": _milliseconds(_COMPACTION_LAG_DAYS),
+        "delete.retention.ms": _milliseconds(_COMPACTION_LAG_DAYS),
+    }
+    topics = [NewTopic(entity.topic, partitions, replication, config=compacted) for entity in entities]
+    for name, days in ((dead_letter.TOPIC, _DEAD_LETTER_DAYS), (dead_letter.PARKING_LOT, _PARKED_DAYS)):
+        topics.append(NewTopic(name, 1, replication, config={"retention.ms": _milliseconds(days)}))
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     made = []
     for name, outcome in admin.create_topics(topics, request_timeout=_TIMEOUT_SECONDS).items():
@@ -61,3 +67,7 @@ def create_topics(
         else:
             made.append(name)
     return made
+
+
+def _milliseconds(days: int) -> str:
+    return str(days * 86_400_000)

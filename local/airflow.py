@@ -287,10 +287,14 @@ def connections(redis_urls: Mapping[str, str], bootstrap_servers: str, dsn: str)
     Arguments:
         redis_urls: each service's Redis
         bootstrap_servers: Kafka
-        dsn: the database that the services share
+        dsn: the database that the services share, as the background work's user
 
     """
-    variables = {"AIRFLOW_CONN_POSTGRES_DEFAULT": dsn}
+    broker = {"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap_servers}}
+    variables = {
+        "AIRFLOW_CONN_POSTGRES_CACHESYNC": dsn,
+        "AIRFLOW_CONN_KAFKA_CACHESYNC": json.dumps(broker),
+    }
     for service, url in redis_urls.items():
         consumer = {
             "bootstrap.servers": bootstrap_servers,

@@ -53,11 +53,7 @@ class Postgres(Process):
     @cached_property
     def password(self) -> str:
         """The password of the superuser `postgres`, made with the first start."""
-        file = self._home / "password"
-        if not file.exists():
-            file.touch(mode=0o600)
-            file.write_text(secrets.token_urlsafe(24))
-        return file.read_text()
+        return kept_password(self._home / "password")
 
     @property
     def dsn(self) -> str:
@@ -195,6 +191,15 @@ def create_role(dsn: str, name: str, password: str) -> None:
     where = "(SELECT FROM pg_roles WHERE rolname = :'name')"
     run_sql(dsn, f"{statement} {where} \\gexec", name=name)
     run_sql(dsn, "ALTER ROLE :\"name\" LOGIN PASSWORD :'password'", name=name, password=password)
+
+
+def kept_password(file: Path) -> str:
+    """The password in the file; a new one the first time."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_urlsafe(24))
+    return file.read_text()
 
 
 def address(dsn: str, *, database: str, user: str, password: str) -> str:

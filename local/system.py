@@ -9,11 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, Self
+from urllib.parse import unquote, urlsplit
 
 from local.airflow import Airflow, connections
 from local.kafka import Kafka
 from local.ports import require_free
-from local.postgres import Postgres, create_role, run_sql
+from local.postgres import Postgres, address, create_role, kept_password, run_sql
 from local.process import killed_unless_started, run, stop_all
 from local.redis import Redis
 from local.service import Service, credentials
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from local.settings import Settings
 
 SERVICES = ("sa", "sb")
+_WORKER = "worker"
 _ENTITIES = str(REPOSITORY / "entities.toml")
 _SAMPLE = REPOSITORY / "local" / "sample.sql"
 
@@ -74,11 +76,18 @@ class System:
             self.bootstrap_servers = self.kafka.bootstrap_servers
         else:
             self.bootstrap_servers = settings.kafka_bootstrap
+        #: The database as Airflow's background work reaches it.
+        self.worker_dsn = address(
+            self.dsn,
+            database=unquote(urlsplit(self.dsn).path.removeprefix("/")),
+            user=_WORKER,
+            password=kept_password(self.folder / "worker-password"),
+        )
         self.airflow = Airflow(
             self.folder / "airflow",
             admin_dsn=self.dsn,
             environment={
-                **connections(self.redis_urls, self.bootstrap_servers, self.dsn),
+                **connections(self.redis_urls, self.bootstrap_servers, self.worker_dsn),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
                 "CACHESYNC_ENTITIES": _ENTITIES,
             },
@@ -159,7 +168,7 @@ class System:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _make_tables(self) -> None:
-        """Install the database side, and let the services in."""
+        """Install the database side, and let the services and the background work in."""
         # A database of the user's own has its own tables.
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
@@ -168,6 +177,8 @@ class System:
             who = credentials(service)
             create_role(self.dsn, who.username, who.password)
             run_sql(self.dsn, 'GRANT cachesync_service TO :"name"', name=who.username)
+        create_role(self.dsn, _WORKER, kept_password(self.folder / "worker-password"))
+        run_sql(self.dsn, 'GRANT cachesync_worker TO :"name"', name=_WORKER)
 
     def _make_topics(self) -> None:
         self._cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)

@@ -158,8 +158,20 @@ EXCEPTION
     WHEN duplicate_object OR unique_violation THEN NULL;
 END
 $cachesync$;
-GRANT USAGE ON SCHEMA cachesync TO cachesync_service;
-GRANT SELECT ON cachesync.entity TO cachesync_service;
+DO $cachesync$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'cachesync_worker') THEN
+        CREATE ROLE cachesync_worker NOLOGIN;
+        COMMENT ON ROLE cachesync_worker IS 'What the background work of db-cache-sync may touch';
+    END IF;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN NULL;
+END
+$cachesync$;
+GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
+GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
+GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
+GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),
 cachesync.latest_version(text, text),

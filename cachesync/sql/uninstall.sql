@@ -10,3 +10,10 @@ EXCEPTION
     WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
 END
 $cachesync$;
+DO $cachesync$
+BEGIN
+    DROP ROLE IF EXISTS cachesync_worker;
+EXCEPTION
+    WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
+END
+$cachesync$;

@@ -625,7 +625,8 @@ async def test_an_owner_without_other_rights_can_install_into_what_was_made_for_
     name = await modest.fetchval("SELECT current_user")
     await owner.execute(
         f"CREATE SCHEMA app AUTHORIZATION {name}; CREATE SCHEMA cachesync AUTHORIZATION {name};"
-        "DO $$BEGIN CREATE ROLE cachesync_service; EXCEPTION WHEN duplicate_object THEN END$$"
+        "DO $$BEGIN CREATE ROLE cachesync_service; EXCEPTION WHEN duplicate_object THEN END$$;"
+        "DO $$BEGIN CREATE ROLE cachesync_worker; EXCEPTION WHEN duplicate_object THEN END$$"
     )
     await modest.execute("CREATE TABLE app.thing (id int PRIMARY KEY)")
     for _ in range(2):
