@@ -234,8 +234,8 @@ async def _install_entity(
     names = [column.name for column in columns]
     schema, table = entity.schema_and_table
     # Part of the fingerprint, so that a cache holds nothing valid of an earlier installation.
-    started = await connection.fetchval(statement("installation"))
-    shape = fingerprint(entity, columns, started)
+    installation = await connection.fetchval(statement("installation"), entity.name)
+    shape = fingerprint(entity, columns, installation)
     script = statement(
         "entity",
         entity=literal(entity.name),
@@ -264,6 +264,7 @@ async def _install_entity(
         column_names=f"ARRAY[{', '.join(map(literal, names))}]",
         fingerprint=literal(shape),
         definition=literal(definition),
+        installation=str(installation),
     )
     await _execute(connection, script, identifier(schema, table), lock_attempts)
 

@@ -91,8 +91,7 @@ class Table:
                 raise NotInstalledError(message)
             served = {column.name: column for column in relation.columns}
             columns = tuple(served[name] for name in registered["columns"])
-            started = await connection.fetchval(statement("installation"))
-            shape = fingerprint(entity, columns, started)
+            shape = fingerprint(entity, columns, registered["installation"])
             declared = entity.columns or registered["columns"]
             same_table = (registered["schema_name"], registered["table_name"]) == entity.schema_and_table
             if (

@@ -32,8 +32,20 @@ CREATE TABLE IF NOT EXISTS cachesync.entity (
     columns text [] NOT NULL,
     fingerprint text NOT NULL,
     definition text NOT NULL,
+    installation bigint NOT NULL,
     UNIQUE (schema_name, table_name)
 );
+DO $cachesync$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+        WHERE a.attrelid = 'cachesync.entity'::regclass AND a.attname = 'installation'
+    ) THEN
+        ALTER TABLE cachesync.entity ADD COLUMN installation bigint NOT NULL DEFAULT 0;
+        ALTER TABLE cachesync.entity ALTER COLUMN installation DROP DEFAULT;
+    END IF;
+END
+$cachesync$;
 COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when installed';
 
 CREATE TABLE IF NOT EXISTS cachesync.change_log (

@@ -189,13 +189,16 @@ async def test_a_changed_declaration_upgrades_in_place(owner: asyncpg.Connection
     assert payloads[0]["fingerprint"] == first != payloads[1]["fingerprint"] == await fingerprint(owner)
 
 
-async def test_a_new_installation_has_another_fingerprint(owner: asyncpg.Connection) -> None:
+@pytest.mark.parametrize("names", [None, ("thing",)])
+async def test_a_new_installation_has_another_fingerprint(
+    owner: asyncpg.Connection, names: tuple[str, ...] | None
+) -> None:
     """So that what caches still hold of the earlier one is a miss."""
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     first = await fingerprint(owner)
     highest = await owner.fetchval("SELECT nextval('cachesync.row_version')")
-    await uninstall(owner)
+    await uninstall(owner, names)
     await asyncio.sleep(0.01)
     await install(owner, thing(), Silent())
     assert await fingerprint(owner) != first
