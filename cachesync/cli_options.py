@@ -1,0 +1,106 @@
+"""What the commands have in common: their options, and how they run and fail."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import asyncpg
+import typer
+from confluent_kafka import KafkaException
+from redis import Redis
+from redis.exceptions import RedisError
+from rich.console import Console
+
+from cachesync.database import connect
+from cachesync.errors import CacheSyncError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+
+console: Final = Console(stderr=True)
+"""Where commands say what they do; what they were asked for goes to the standard output."""
+
+_REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?://\S+|unix://\S+)")
+_REDIS_SECONDS: Final = 5.0
+
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CACHESYNC_DSN",
+        show_default="PGHOST, PGUSER, ... as for psql",
+        help="The database, such as postgresql://owner@host/name.",
+    ),
+]
+EntitiesFile = Annotated[
+    Path, typer.Option("--entities", envvar="CACHESYNC_ENTITIES", help="The entities file.")
+]
+BootstrapServers = Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="The brokers.")]
+RedisUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--redis",
+        envvar="CACHESYNC_REDIS_URLS",
+        metavar="SERVICE=URL",
+        help="A service's Redis, such as sb=redis://host:6379/0; repeated, or several separated by commas.",
+    ),
+]
+
+
+@asynccontextmanager
+async def connection(dsn: str | None) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the database, for the length of a command."""
+    opened = await connect(dsn, "cachesync")
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@contextmanager
+def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, Redis]]:
+    """A client for each service's Redis, by the service's name.
+
+    Args:
+        urls: as given by the option `RedisUrls`.
+
+    Raises:
+        ValueError: one is not `SERVICE=URL`; the text says which.
+    """
+    clients: dict[str, Redis] = {}
+    with ExitStack() as stack:
+        for pair in filter(None, ",".join(urls or ()).split(",")):
+            match = _REDIS_URL.fullmatch(pair)
+            if match is None:
+                # The rest may hold a password.
+                start = pair.partition("://")[0]
+                message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
+                raise ValueError(message)
+            client = Redis.from_url(
+                match[2], socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
+            )
+            clients[match[1]] = stack.enter_context(client)
+        yield clients
+
+
+def run(work: Coroutine[None, None, None]) -> None:
+    """Run a command's work; what its user can do something about is told in one line."""
+    try:
+        asyncio.run(work)
+    except (
+        CacheSyncError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        KafkaException,
+        RedisError,
+        OSError,
+        ValueError,
+    ) as error:
+        console.print(f"cachesync: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("stopped; what is done stays, run the same command again to go on")
+        raise typer.Exit(130) from None

@@ -1,0 +1,26 @@
+"""The option that names each service's Redis."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachesync.cli_options import redis_clients
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["sa=redis://one:1/0", "sb=redis://two:2/0"],
+        ["sa=redis://one:1/0,sb=redis://two:2/0"],
+    ],
+)
+def test_each_service_gets_a_client_of_its_own_redis(given: list[str]) -> None:
+    with redis_clients(given) as clients:
+        hosts = {name: client.connection_pool.connection_kwargs["host"] for name, client in clients.items()}
+    assert hosts == {"sa": "one", "sb": "two"}
+
+
+@pytest.mark.parametrize("wrong", ["redis://one:1/0", "sa=", "=redis://one", "sa=one:1"])
+def test_what_names_no_service_or_no_address_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="is not SERVICE=URL"), redis_clients([wrong]):
+        pytest.fail("it was taken")
