@@ -49,6 +49,9 @@ format: setup ## put the code in its format, and mend what the linter can
 lock: setup ## resolve the newest versions of all dependencies into requirements.txt
 	$(UV) pip compile pyproject.toml --quiet --universal --upgrade --all-extras --group local --group dev \
 	    --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.txt
+	$(UV) pip compile --group jenkins --constraint requirements.txt --quiet --universal \
+	    --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
+	    -o jenkins-job/requirements.txt
 
 clean: ## remove the environment and all local state
 	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis /var/tmp/db-cache-sync-$$(id -u)
