@@ -12,7 +12,7 @@ from asyncpg.pool import PoolConnectionProxy
 from cachesync.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from cachesync.settings import ServiceSettings
 
@@ -46,19 +46,30 @@ _UNAVAILABLE: Final = (
 )
 
 
-async def connect(dsn: str | None, name: str) -> asyncpg.Connection:
+async def connect(
+    dsn: str | None,
+    name: str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    command_timeout: float | None = None,
+) -> asyncpg.Connection:
     """A single connection, which writes values as text as the triggers do.
 
     Args:
         dsn: the database; None: what the variables PGHOST, PGUSER, ... say.
         name: what the server shows the session as.
+        settings: the session's, besides.
+        command_timeout: the longest wait for a statement's answer, in seconds; None: without end.
 
     Raises:
         DatabaseUnavailableError: the database does not let us in.
     """
     with translated("the database"):
         return await asyncpg.connect(
-            dsn, timeout=_CONNECT_SECONDS, server_settings={**PAYLOAD_SETTINGS, "application_name": name}
+            dsn,
+            timeout=_CONNECT_SECONDS,
+            command_timeout=command_timeout,
+            server_settings={**PAYLOAD_SETTINGS, "application_name": name, **(settings or {})},
         )
 
 

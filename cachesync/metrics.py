@@ -17,6 +17,21 @@ unpublished: Final = Counter(
     "Changes that could not be published; they stay marked so in the change log",
     ["reason"],
 )
+relayed: Final = Counter("cachesync_relayed", "Changes that the relay published")
+unrelayable: Final = Counter(
+    "cachesync_unrelayable",
+    "Attempts of the relay to publish a change that the broker refuses; they are made again, ever less often",
+    ["entity", "reason"],
+)
+backlog: Final = Gauge("cachesync_backlog", "Changes that the relay has yet to publish, 100,000 at most")
+backlog_age: Final = Gauge(
+    "cachesync_backlog_age_seconds", "Since when the oldest of them has been waiting for the relay"
+)
+gap: Final = Counter(
+    "cachesync_gap",
+    "Row versions without a line in the change log: of writes rolled back, or past the triggers",
+)
+pruned: Final = Counter("cachesync_pruned", "Lines that the relay removed from the change log")
 applied: Final = Counter(
     "cachesync_applied", "Changes brought to a cache, by what they did", ["service", "effect"]
 )

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -15,9 +15,7 @@ from cachesync import metrics
 from cachesync.event import encode_headers, message_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from confluent_kafka import Message
+    from collections.abc import Awaitable, Callable, Mapping
 
     from cachesync.change import Change
 
@@ -44,6 +42,58 @@ def producer_settings(bootstrap_servers: str) -> dict[str, str | int | bool]:
     }
 
 
+class Sender:
+    """A producer of changes, replaced when it failed for good.
+
+    Args:
+        settings: the producer's.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._connect()
+
+    def send(self, topic: str, change: Change, settled: Callable[[KafkaError | None], None]) -> None:
+        """Send a change on its way.
+
+        Args:
+            topic: the change's.
+            change: what to send.
+            settled: called once, by this call or by one of the producer's `poll` and `flush`, with what
+                kept the change from being delivered, or None.
+        """
+        try:
+            self.producer.produce(
+                topic,
+                key=message_key(change),
+                value=change.payload,
+                headers=encode_headers(change),
+                on_delivery=lambda error, _: settled(error),
+            )
+        except BufferError:
+            settled(KafkaError(KafkaError._QUEUE_FULL))  # noqa: SLF001 - the only name of that code
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            if reason.code() == KafkaError._FATAL:  # noqa: SLF001 - the only name of that code
+                # An idempotent producer that lost track of its sequence says so and stops for good.
+                _log.error("the producer failed and is replaced", error=reason.str())
+                self._connect()
+            settled(reason)
+
+    def answers(self, timeout: float) -> bool:
+        """Whether a broker answers within so many seconds."""
+        try:
+            self.producer.list_topics(timeout=timeout)
+        except KafkaException:
+            return False
+        return True
+
+    def _connect(self) -> None:
+        self.producer = Producer(
+            {**self._settings, "error_cb": _tell}, logger=logging.getLogger("cachesync.kafka")
+        )
+
+
 class Publisher:
     """Sends changes to Kafka and marks those that the broker acknowledged.
 
@@ -55,12 +105,11 @@ class Publisher:
     """
 
     def __init__(self, bootstrap_servers: str, mark: Callable[[list[int]], Awaitable[None]]) -> None:
-        self._settings = producer_settings(bootstrap_servers)
+        self._sender = Sender(producer_settings(bootstrap_servers))
         self._mark = mark
         self._acknowledged: deque[int] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._producer = self._connect()
         self._stopping = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="cachesync-publisher", daemon=True)
         self._poller.start()
@@ -70,41 +119,21 @@ class Publisher:
         """Send a change on its way."""
         version = change.version
 
-        def delivered(error: KafkaError | None, _: Message) -> None:
+        def settled(error: KafkaError | None) -> None:
             if error is None:
                 self._acknowledge(version)
             else:
                 metrics.unpublished.labels(error.name()).inc()
 
-        try:
-            self._producer.produce(
-                topic,
-                key=message_key(change),
-                value=change.payload,
-                headers=encode_headers(change),
-                on_delivery=delivered,
-            )
-        except BufferError:
-            metrics.unpublished.labels("queue full").inc()
-        except KafkaException as error:
-            reason: KafkaError = error.args[0]
-            metrics.unpublished.labels(reason.name()).inc()
-            if reason.code() == KafkaError._FATAL:  # noqa: SLF001 - the only name of that code
-                # An idempotent producer that lost track of its sequence says so and stops for good.
-                _log.error("the producer failed and is replaced", error=reason.str())
-                self._producer = self._connect()
+        self._sender.send(topic, change, settled)
 
     async def answers(self, timeout: float) -> bool:  # noqa: ASYNC109 - it bounds a call in a thread
         """Whether a broker answers within so many seconds."""
-        try:
-            await asyncio.to_thread(self._producer.list_topics, timeout=timeout)
-        except KafkaException:
-            return False
-        return True
+        return await asyncio.to_thread(self._sender.answers, timeout)
 
     async def close(self) -> None:
         """Deliver what is under way, for a few seconds at most, and mark what was."""
-        left = await asyncio.to_thread(self._producer.flush, _FLUSH_SECONDS)
+        left = await asyncio.to_thread(self._sender.producer.flush, _FLUSH_SECONDS)
         if left:
             _log.warning("changes left unpublished", count=left)
         self._stopping.set()
@@ -113,12 +142,9 @@ class Publisher:
         await asyncio.gather(self._marker, return_exceptions=True)
         await self._mark_batch()
 
-    def _connect(self) -> Producer:
-        return Producer({**self._settings, "error_cb": _tell}, logger=logging.getLogger("cachesync.kafka"))
-
     def _poll(self) -> None:
         while not self._stopping.is_set():
-            self._producer.poll(0.1)
+            self._sender.producer.poll(0.1)
 
     def _acknowledge(self, version: int) -> None:
         metrics.published.inc()

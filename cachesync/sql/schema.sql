@@ -61,11 +61,51 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
 );
 COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in its own transaction';
 
+CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
+LANGUAGE sql STABLE
+RETURN coalesce(nullif(current_setting('cachesync.source', true), ''), session_user::text);
+
+-- When the relay may take a line. Who names itself publishes its changes by itself and gets the time to do so.
+CREATE OR REPLACE FUNCTION cachesync.relay_at() RETURNS timestamptz
+LANGUAGE sql VOLATILE
+RETURN clock_timestamp()
++ CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
+
+-- Tells the relay of a change that nobody else publishes.
+CREATE OR REPLACE FUNCTION cachesync.announce() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $cachesync$
+BEGIN
+    PERFORM pg_notify('cachesync_change', '');
+    RETURN NULL;
+END
+$cachesync$;
+
 DO $cachesync$
 BEGIN
-    -- Not IF NOT EXISTS, which waits for every writer before it looks.
+    -- No IF NOT EXISTS and the like here, which wait for every writer before they look.
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = 'cachesync.change_log'::regclass AND a.attname = 'relay_at'
+    ) THEN
+        -- A constant, which is kept once for all the lines that are there.
+        ALTER TABLE cachesync.change_log ADD COLUMN relay_at timestamptz NOT NULL DEFAULT '2000-01-01 00:00:00Z';
+        ALTER TABLE cachesync.change_log ALTER COLUMN relay_at SET DEFAULT cachesync.relay_at();
+        DROP INDEX IF EXISTS cachesync.change_log_unpublished;
+    END IF;
     IF to_regclass('cachesync.change_log_unpublished') IS NULL THEN
-        CREATE INDEX change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL;
+        -- By another column than the primary key: both would do for the order of versions, and the planner
+        -- might take the one that leads through all that is published.
+        CREATE INDEX change_log_unpublished ON cachesync.change_log (relay_at) WHERE published_at IS NULL;
+    END IF;
+    -- NOTIFY takes a lock that all databases of the server share until the commit is done. The services,
+    -- whose commits are many, do not pay for it.
+    IF NOT EXISTS (
+        SELECT FROM pg_trigger AS g WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce'
+    ) THEN
+        CREATE TRIGGER announce AFTER INSERT ON cachesync.change_log
+        FOR EACH STATEMENT WHEN (coalesce(current_setting('cachesync.source', true), '') = '')
+        EXECUTE FUNCTION cachesync.announce();
+        ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce;
     END IF;
 END
 $cachesync$;
@@ -104,10 +144,6 @@ BEGIN
     );
 END
 $cachesync$;
-
-CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
-LANGUAGE sql STABLE
-RETURN coalesce(nullif(current_setting('cachesync.source', true), ''), session_user::text);
 
 -- The version of the newest change of a key. Read backwards from the newest change of all, which is quick
 -- only for what has just been written: a transaction asks it what its own delete drew.
@@ -184,8 +220,8 @@ GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
 GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
 GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
 GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_worker;
+GRANT EXECUTE ON FUNCTION cachesync.mark_published(bigint []) TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
-cachesync.mark_published(bigint []),
 cachesync.latest_version(text, text),
 cachesync.merge_patch(jsonb, jsonb)
 TO cachesync_service;

@@ -19,6 +19,7 @@ class AirflowSettings(BaseSettings):
             `redis_{service}` and `kafka_{service}` lead to each one's Redis and its consumer group.
         entities: the entities file.
         consumers_per_cache: how many consumers share the load of each cache.
+        change_log_retention_days: how long the change log keeps what is published.
     """
 
     model_config = SettingsConfigDict(env_prefix="CACHESYNC_", frozen=True, extra="ignore")
@@ -26,6 +27,7 @@ class AirflowSettings(BaseSettings):
     caches: Annotated[tuple[ServiceName, ...], NoDecode, Field(min_length=1)]
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
+    change_log_retention_days: Annotated[int, Field(ge=1, le=3650)] = 7
 
     @field_validator("caches", mode="before")
     @classmethod

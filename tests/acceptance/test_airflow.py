@@ -1,4 +1,4 @@
-"""The DAG `cache_sync` in a running Airflow."""
+"""The DAGs in a running Airflow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import httpx
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+from local.postgres import run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +31,7 @@ def api(system: System) -> Iterator[httpx.Client]:
 def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:
     assert api.get("/api/v2/importErrors").json()["import_errors"] == []
     dags = api.get("/api/v2/dags").json()["dags"]
-    assert {dag["dag_id"] for dag in dags} == {"cache_sync"}
+    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "outbox_relay"}
     assert all(dag["is_paused"] is False for dag in dags)
 
 
@@ -60,3 +62,17 @@ def test_three_consumers_of_a_cache_share_its_six_partitions(system: System) -> 
             continue
         assigned = [member.assignment.topic_partitions for member in group.members]
         shares = [sum(one.topic == "cachesync.student" for one in partitions) for partitions in assigned]
+
+
+def test_a_row_changed_with_psql_is_in_a_cache_that_holds_it(system: System) -> None:
+    run_sql(system.dsn, "INSERT INTO student VALUES (3000, 'Ann', 20) ON CONFLICT (id) DO NOTHING")
+    with httpx.Client(base_url=system.services["sb"].url, timeout=20) as sb:
+        sb.get("/students/3000")
+        run_sql(system.dsn, "UPDATE student SET name = 'Bea' || age, age = (age + 1) % 100 WHERE id = 3000")
+        expected = run_sql(system.dsn, "SELECT name FROM student WHERE id = 3000")
+        deadline = time.monotonic() + 60
+        while (read := sb.get("/students/3000")).json()["name"] != expected:
+            assert time.monotonic() < deadline
+            assert read.headers["x-cache"] == "HIT"
+            time.sleep(0.05)
+        assert read.headers["x-cache"] == "HIT"

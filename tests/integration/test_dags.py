@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cachesync.errors import CacheSyncError
 from cachesync.stream import StreamError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 os.environ.setdefault("AIRFLOW_HOME", str(REPOSITORY / ".local" / "test" / "airflow-home"))
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 
-DAG_FILES = {"cache_sync.py": {"cache_sync"}}
+DAG_FILES = {"cache_sync.py": {"cache_sync"}, "outbox_relay.py": {"outbox_relay"}}
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says
 def test_the_sensor_fails_with_what_its_trigger_met() -> None:
     from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
 
-    with pytest.raises(StreamError, match="the broker is gone"):
+    with pytest.raises(CacheSyncError, match="the broker is gone"):
         CacheSyncSensor(task_id="apply", service="sb").ended({}, "the broker is gone")
 
 
@@ -108,7 +109,7 @@ async def test_the_trigger_yields_the_error_of_a_stream_that_cannot_go_on(
 ) -> None:
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
 
-    monkeypatch.setattr(CacheSyncTrigger, "_open", lambda _: FakeStream(StreamError("no way on")))
+    monkeypatch.setattr(CacheSyncTrigger, "open", lambda _: FakeStream(StreamError("no way on")))
     events = [event.payload async for event in CacheSyncTrigger("sb", 0).run()]
     assert events == ["StreamError: no way on"]
 
@@ -119,7 +120,7 @@ async def test_a_cancelled_trigger_leaves_its_consumer_group_before_it_ends(
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
 
     stream = FakeStream()
-    monkeypatch.setattr(CacheSyncTrigger, "_open", lambda _: stream)
+    monkeypatch.setattr(CacheSyncTrigger, "open", lambda _: stream)
 
     async def run() -> None:
         async for _ in CacheSyncTrigger("sb", 0).run():

@@ -1,0 +1,30 @@
+"""The trigger that publishes what nobody else has published, inside the triggerer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from airflow.sdk import BaseHook
+
+from cachesync.entity import load_entities
+from cachesync.relay import Relay
+from cachesync_airflow.settings import AirflowSettings
+from cachesync_airflow.triggers.thread import ThreadTrigger
+
+_DATABASE: Final = "postgres_cachesync"
+_BROKERS: Final = "kafka_cachesync"
+
+
+class OutboxRelayTrigger(ThreadTrigger):
+    """Relays."""
+
+    def open(self) -> Relay:
+        """Take the connections; the relay connects by itself, and again after each outage."""
+        settings = AirflowSettings()
+        return Relay(
+            BaseHook.get_connection(_DATABASE).get_uri(),
+            BaseHook.get_connection(_BROKERS).extra_dejson,
+            load_entities(settings.entities),
+            timedelta(days=settings.change_log_retention_days),
+        )
