@@ -9,6 +9,7 @@ import httpx
 import psutil
 
 from local.errors import LocalError
+from local.postgres import run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,7 @@ class Story:
             student = self._written_at_one_read_at_the_other()
             self._followed(student)
             self._changed_by_the_other_service(student)
+            self._changed_with_psql(student)
             self._deleted(student)
             self._invalidated()
             self._redis_stopped_and_started()
@@ -112,6 +114,17 @@ class Story:
         seconds = self._until(self._sa, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
         self._expect(self._sa.get(path), 200, "HIT")
         self._say(f"sb: PUT {path}; sa's cache has it: HIT  {answer.text}", seconds)
+
+    def _changed_with_psql(self, path: str) -> None:
+        key = path.rpartition("/")[2]
+        for client in (self._sa, self._sb):
+            _cached(client, path)
+        run_sql(self._system.dsn, f"UPDATE student SET age = 23 WHERE id = {key}")
+        started = time.monotonic()
+        for client in (self._sa, self._sb):
+            self._until(client, path, lambda seen: seen.json()["age"] == 23)  # noqa: PLR2004 - as just set
+            self._expect(client.get(path), 200, "HIT")
+        self._say("psql: UPDATE student; both caches have it: HIT", time.monotonic() - started)
 
     def _deleted(self, path: str) -> None:
         self._expect(self._sa.delete(path), 204)
