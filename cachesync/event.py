@@ -22,6 +22,7 @@ TRUNCATE_KEY: Final = b"\x00truncate"
 _TYPE_PREFIX: Final = b"cachesync."
 _TYPES: Final = {_TYPE_PREFIX + operation.value.encode(): operation for operation in Operation}
 _LARGEST_VERSION: Final = (1 << 63) - 1
+_LONGEST_VERSION: Final = 19
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -72,7 +73,7 @@ def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers
         message = f"unknown ce_type {_field(fields, 'ce_type')!r}"
         raise UndecodableError(message)
     digits = _field(fields, "ce_rowversion")
-    if not digits.isdigit() or not 0 < int(digits) <= _LARGEST_VERSION:
+    if not digits.isdigit() or len(digits) > _LONGEST_VERSION or not 0 < int(digits) <= _LARGEST_VERSION:
         message = f"ce_rowversion {digits!r} is no row version"
         raise UndecodableError(message)
     fingerprint = None
@@ -98,7 +99,7 @@ def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers
             source=_field(fields, "ce_source").decode().removeprefix("/cachesync/"),
             changed_at=datetime.fromisoformat(_field(fields, "ce_time").decode()).astimezone(UTC),
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         message = f"a header or the key is malformed: {error}"
         raise UndecodableError(message) from error
 

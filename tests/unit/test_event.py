@@ -93,6 +93,7 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", b"{}", {"ce_rowversion": b"0"}, "no row version"),
         (b"1", b"{}", {"ce_rowversion": b"9223372036854775808"}, "no row version"),
         (b"1", b"{}", {"ce_rowversion": "\u0663".encode()}, "no row version"),
+        (b"1", b"{}", {"ce_rowversion": b"9" * 5000}, "no row version"),
         (b"1", b"{}", {"ce_fingerprint": b"short"}, "ce_fingerprint of 8"),
         (b"1", b"{}", {"ce_fingerprint": None}, "ce_fingerprint is missing"),
         (b"1", None, {}, "needs a value"),
@@ -102,6 +103,7 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", None, {"ce_type": b"cachesync.truncate"}, "cannot be the key"),
         (b"\xff", b"{}", {}, "malformed"),
         (b"1", b"{}", {"ce_time": b"yesterday"}, "malformed"),
+        (b"1", b"{}", {"ce_time": b"0001-01-01T00:00:00+14:00"}, "malformed"),
         (b"1", b"{}", {"ce_source": b"\xff"}, "malformed"),
     ],
 )
