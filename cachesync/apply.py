@@ -9,7 +9,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from cachesync import metrics
 from cachesync.change import Operation
-from cachesync.slot import EMPTY, encode_value, encode_version, script, slot_name, with_jitter
+from cachesync.slot import EMPTY, HEAD_BYTES, encode_value, encode_version, script, slot_name, with_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -64,6 +64,19 @@ class Applier:
             self._truncate(change)
         return refused
 
+    def heads(self, changes: Sequence[Change]) -> list[bytes | ResponseError]:
+        """How the slots of changes of rows begin; an error where what stands in its place is no slot.
+
+        Raises:
+            RedisError: Redis does not answer, or refuses for now.
+        """
+        pipeline = self._client.pipeline(transaction=False)
+        for change in changes:
+            pipeline.getrange(slot_name(self._service, change.entity, change.key or ""), 0, HEAD_BYTES - 1)
+        heads: list[bytes | ResponseError] = pipeline.execute(raise_on_error=False)
+        _raise_unless_wrong_type(heads)
+        return heads
+
     def _truncate(self, change: Change) -> None:
         """Empty every slot of the entity that is older; what is cached while this runs is newer."""
         version = encode_version(change.version)
@@ -99,9 +112,7 @@ class Applier:
             # Redis was restarted or flushed its scripts.
             self._client.script_load(_CHANGE.source)
             answers = self._pipeline(calls)
-        for answer in answers:
-            if isinstance(answer, RedisError) and not _is_wrong_type(answer):
-                raise answer
+        _raise_unless_wrong_type(answers)
         return answers
 
     def _pipeline(self, calls: Iterable[_Call]) -> list[Any]:
@@ -111,5 +122,8 @@ class Applier:
         return pipeline.execute(raise_on_error=False)
 
 
-def _is_wrong_type(error: RedisError) -> bool:
-    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+def _raise_unless_wrong_type(answers: Iterable[Any]) -> None:
+    for answer in answers:
+        wrong_type = isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer)
+        if isinstance(answer, RedisError) and not wrong_type:
+            raise answer

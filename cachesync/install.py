@@ -34,7 +34,7 @@ _KINDS: Final = {
 }
 
 # Relations in the schema cachesync, where each entity has a view of its name.
-_TAKEN: Final = frozenset({"change_log", "entity", "row_version"})
+_TAKEN: Final = frozenset({"change_log", "dead_letter_action", "entity", "row_version"})
 
 
 class Progress(Protocol):
@@ -72,6 +72,7 @@ async def install(
         await _refuse_foreign_schema(connection)
         progress.step("schema cachesync")
         await _execute(connection, statement("schema"), "cachesync.change_log", lock_attempts)
+        await _execute(connection, statement("dead_letters"), "cachesync.dead_letter_action", lock_attempts)
         registered = await connection.fetch(statement("registered"))
         _refuse_moved_entities(registered, entities)
         for entity in entities.values():

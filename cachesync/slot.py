@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 ABSENT: Final = b"A"
 EMPTY: Final = b""
 _VALUE: Final = ord("V")
+_LEASE: Final = ord("L")
 _DIGITS: Final = 19
+HEAD_BYTES: Final = 1 + _DIGITS
+"""How much of a slot says what it is, and which version."""
+
 _PAYLOAD: Final = 1 + _DIGITS + 8
 _FINGERPRINT: Final = slice(1 + _DIGITS, _PAYLOAD)
 
@@ -55,6 +59,13 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
         return None
     return Row(key, int(slot[1 : 1 + _DIGITS]), fingerprint, slot[_PAYLOAD:])
+
+
+def is_past(head: bytes, version: int) -> bool:
+    """Whether a change of this version has nothing to do in a slot that begins so; it may be empty."""
+    if not head:
+        return True
+    return head[0] in {_VALUE, _LEASE} and head[1:HEAD_BYTES] >= encode_version(version)
 
 
 def with_jitter(ttl: timedelta) -> int:

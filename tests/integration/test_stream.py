@@ -134,7 +134,7 @@ def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
         found += [
             message
             for message in reader.consume(100, 0.5)
-            if dict(headers_of(message))["dead-letter-original-group"] == group.encode()
+            if dict(headers_of(message)).get("dead-letter-original-group") == group.encode()
         ]
     reader.close()
     return found

@@ -1,0 +1,41 @@
+-- What became of dead letters. Kafka holds the letters; one that has a row here with another action than
+-- 'replayed', an attempt by hand that failed, is closed.
+
+CREATE TABLE IF NOT EXISTS cachesync.dead_letter_action (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor text NOT NULL,
+    action text NOT NULL CHECK (
+        action IN ('retried', 'resolved', 'superseded', 'parked', 'replayed', 'discarded')
+    ),
+    reason text CHECK (action <> 'discarded' OR reason IS NOT NULL),
+    letter_topic text NOT NULL,
+    letter_partition integer NOT NULL,
+    letter_offset bigint NOT NULL,
+    -- A topic that was made anew counts its offsets from 0 again.
+    letter_sent_at timestamptz NOT NULL,
+    service text NOT NULL,
+    original_topic text NOT NULL,
+    original_partition integer NOT NULL,
+    original_offset bigint NOT NULL,
+    entity text NOT NULL,
+    key text,
+    version bigint,
+    attempt integer NOT NULL,
+    error text NOT NULL
+);
+COMMENT ON TABLE cachesync.dead_letter_action IS 'What became of dead letters, one row per action';
+
+DO $cachesync$
+BEGIN
+    IF to_regclass('cachesync.dead_letter_action_end') IS NULL THEN
+        CREATE UNIQUE INDEX dead_letter_action_end
+        ON cachesync.dead_letter_action (letter_topic, letter_partition, letter_offset, letter_sent_at)
+        WHERE action <> 'replayed';
+        CREATE INDEX dead_letter_action_letter
+        ON cachesync.dead_letter_action (letter_topic, letter_partition, letter_offset);
+    END IF;
+END
+$cachesync$;
+
+GRANT SELECT, INSERT ON cachesync.dead_letter_action TO cachesync_worker;

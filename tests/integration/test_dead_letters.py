@@ -1,0 +1,466 @@
+"""Dead letters: tried again, parked, replayed, discarded, on a real PostgreSQL, Redis and Kafka.
+
+Tests share the topics, so each has services of its own names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import pytest
+import redis as redis_client
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from cachesync import dead_letter
+from cachesync.dead_letter import PARKING_LOT, TOPIC, Letter
+from cachesync.dead_letter_action import Ending, closed
+from cachesync.dead_letter_reader import DeadLetterReader
+from cachesync.retry import Retrier, RetryError, Unwatched
+from cachesync.slot import encode_value
+from local.postgres import address, create_role
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from cachesync.entity import Entity
+    from cachesync.event import Headers
+    from local.redis import Redis
+
+LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+PAYLOAD = b"\xff any bytes \x00"
+
+
+class Watching(Unwatched):
+    """Keeps what was done with letters."""
+
+    def __init__(self) -> None:
+        self.endings: list[Ending] = []
+
+    def end(self, ending: Ending) -> None:
+        self.endings.append(ending)
+
+    @property
+    def actions(self) -> list[str]:
+        return [ending.action.value for ending in self.endings]
+
+
+class Post:
+    """A test's service, its letters and what became of them."""
+
+    def __init__(
+        self,
+        admin: asyncpg.Connection,
+        worker: asyncpg.Connection,
+        broker: str,
+        slots: redis_client.Redis,
+        entities: dict[str, Entity],
+    ) -> None:
+        self.service = f"s{secrets.token_hex(4)}"
+        self.admin = admin
+        self.worker = worker
+        self.slots = slots
+        self.kafka = {"bootstrap.servers": broker}
+        self._entities = entities
+
+    @contextmanager
+    def open(
+        self,
+        connection: asyncpg.Connection | None = None,
+        clients: Mapping[str, redis_client.Redis] | None = None,
+    ) -> Iterator[tuple[Retrier, Watching]]:
+        """A retrier for the test's service, or for other ones."""
+        watching = Watching()
+        with DeadLetterReader(self.kafka) as reader:
+            retrier = Retrier(
+                connection or self.worker,
+                settings=self.kafka,
+                reader=reader,
+                clients=clients or {self.service: self.slots},
+                entities=self._entities,
+                actor="test",
+                watcher=watching,
+            )
+            yield retrier, watching
+
+    async def retry(self) -> list[str]:
+        """What a run does."""
+        with self.open() as (retrier, watching):
+            await retrier.retry(self.mine)
+        return watching.actions
+
+    def mine(self, letter: Letter) -> bool:
+        return letter.service == self.service
+
+    def put(self, key: bytes, version: int | bytes, operation: str = "upsert", **special: Any) -> None:
+        """Send letters: `count`, to the `topic`; what else is special are headers."""
+        topic, count = special.pop("topic", TOPIC), special.pop("count", 1)
+        fields = {
+            "service": self.service,
+            "original-topic": "cachesync.student",
+            "original-partition": "3",
+            "original-offset": "77",
+            "original-timestamp": "1767323045000",
+            "original-group": "a group",
+            "stage": "cache",
+            "error": "the first error",
+            "attempt": "1",
+            "maximum": "5",
+            "first-failed-at": LONG_AGO.isoformat(),
+            "last-failed-at": LONG_AGO.isoformat(),
+            "not-before": LONG_AGO.isoformat(),
+        } | {name.replace("_", "-"): value for name, value in special.items()}
+        own = [(f"dead-letter-{name}", value.encode()) for name, value in fields.items()]
+        self.send(
+            topic,
+            key,
+            PAYLOAD if operation == "upsert" else None,
+            [*content_headers(version, operation), *own],
+            count,
+        )
+
+    def send(self, topic: str, key: bytes, value: bytes | None, headers: Headers, count: int = 1) -> None:
+        producer = Producer(self.kafka)
+        for _ in range(count):
+            producer.produce(topic, key=key, value=value, headers=headers)
+        assert producer.flush(30) == 0
+
+    def letters(self, topic: str = TOPIC, service: str | None = None) -> list[Letter]:
+        """All letters of the service, closed or not."""
+        reader = Consumer({**self.kafka, "group.id": "test", "enable.partition.eof": True})
+        reader.assign([TopicPartition(topic, 0, 0)])
+        found: list[Letter] = []
+        while (message := reader.poll(10)) is not None and message.error() is None:
+            letter = Letter.of(message)
+            if letter.service == (self.service if service is None else service):
+                found.append(letter)
+        reader.close()
+        return found
+
+    async def insert(self, key: int) -> tuple[int, bytes]:
+        """A new row: its version, and the slot that holds it."""
+        await self.admin.execute("INSERT INTO student (id, name, age) VALUES ($1, 'Ann', 20)", key)
+        record = await self.admin.fetchrow(
+            "SELECT v.version, v.payload, e.fingerprint FROM cachesync.student AS v, cachesync.entity AS e"
+            " WHERE v.key = $1 AND e.name = 'student'",
+            key,
+        )
+        assert record is not None
+        slot = encode_value(record["version"], record["fingerprint"].encode(), record["payload"].encode())
+        return record["version"], slot
+
+    async def audit(self, service: str = "") -> list[dict[str, Any]]:
+        """What was recorded of the service."""
+        query = "SELECT * FROM cachesync.dead_letter_action WHERE service = $1 ORDER BY id"
+        return [dict(record) for record in await self.admin.fetch(query, service or self.service)]
+
+
+@pytest.fixture
+def slots(redis_sb: Redis) -> redis_client.Redis:
+    return redis_client.Redis.from_url(redis_sb.url, socket_timeout=1)
+
+
+@pytest.fixture
+async def worker(sample: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the background work."""
+    create_role(sample, "letters-worker", "password")
+    owner = await asyncpg.connect(sample)
+    await owner.execute('GRANT cachesync_worker TO "letters-worker"')
+    await owner.close()
+    database = sample.rpartition("/")[2]
+    connection = await asyncpg.connect(
+        address(sample, database=database, user="letters-worker", password="password")
+    )
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def post(
+    admin: asyncpg.Connection,
+    worker: asyncpg.Connection,
+    topics: str,
+    slots: redis_client.Redis,
+    entities: dict[str, Entity],
+) -> Post:
+    return Post(admin, worker, topics, slots, entities)
+
+
+def content_headers(version: int | bytes, operation: str = "upsert") -> Headers:
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"any"),
+        ("ce_source", b"/cachesync/test"),
+        ("ce_type", b"cachesync." + operation.encode()),
+        ("ce_time", b"2026-01-02T03:04:05+00:00"),
+        ("ce_rowversion", version if isinstance(version, bytes) else b"%d" % version),
+        *([("ce_fingerprint", b"01234567")] if operation == "upsert" else []),
+        ("other", None),
+        ("other", b"\xfe twice"),
+    ]
+
+
+def value(version: int) -> bytes:
+    return encode_value(version, b"01234567", b"{}")
+
+
+def lease(floor: int) -> bytes:
+    return b"L%019dtoken" % floor
+
+
+@pytest.mark.parametrize(
+    ("before", "action", "after"),
+    [
+        ("older", "resolved", "row"),
+        ("same", "superseded", "same"),
+        ("newer", "superseded", "newer"),
+        ("empty", "superseded", "empty"),
+        ("absent", "resolved", "empty"),
+        ("low lease", "resolved", "lease"),
+        ("lease", "superseded", "lease"),
+        ("junk", "resolved", "empty"),
+    ],
+)
+async def test_a_retry_brings_the_row_as_it_is_now_to_a_slot_that_is_behind(
+    post: Post, before: str, action: str, after: str
+) -> None:
+    version, row = await post.insert(7)
+    states = {
+        "row": row,
+        "older": value(version - 1),
+        "same": value(version),
+        "newer": value(version + 1),
+        "empty": None,
+        "absent": b"A",
+        "low lease": lease(version - 1),
+        "lease": lease(version),
+        "junk": b"junk",
+    }
+    slot = states[before]
+    if slot is not None:
+        post.slots.set(f"{post.service}:student:7", slot)
+    post.put(b"7", version)
+    assert await post.retry() == [action]
+    assert post.slots.get(f"{post.service}:student:7") == states[after]
+    (row_of_audit,) = await post.audit()
+    assert row_of_audit["action"] == action
+
+
+async def test_a_row_that_is_gone_leaves_no_older_value(post: Post) -> None:
+    post.slots.set(f"{post.service}:student:7", value(10))
+    post.slots.set(f"{post.service}:student:8", value(10))
+    post.put(b"7", 20)
+    post.put(b"8", 20, "delete")
+    assert await post.retry() == ["resolved", "resolved"]
+    assert post.slots.exists(f"{post.service}:student:7", f"{post.service}:student:8") == 0
+
+
+async def test_a_letter_about_a_truncate_empties_what_is_older(post: Post) -> None:
+    post.slots.set(f"{post.service}:student:7", value(10))
+    post.slots.set(f"{post.service}:student:8", value(30))
+    post.put(b"\x00truncate", 20, "truncate")
+    assert await post.retry() == ["resolved"]
+    assert post.slots.get(f"{post.service}:student:7") is None
+    assert post.slots.get(f"{post.service}:student:8") == value(30)
+
+
+@pytest.mark.parametrize(
+    ("key", "fields", "stage", "error"),
+    [
+        (b"7", {}, "cache", "WRONGTYPE"),
+        (b"no number", {}, "row", "no row can have the key 'no number'"),
+        (b"nul \x00", {}, "row", "no row can have the key"),
+        (b"7", {"original_topic": "cachesync.other"}, "row", "no entity 'other' is declared"),
+    ],
+)
+async def test_what_fails_again_comes_again_later_as_it_was(
+    post: Post, key: bytes, fields: dict[str, str], stage: str, error: str
+) -> None:
+    post.slots.set(f"{post.service}:student:{key.decode()}", value(10))
+    post.slots.delete(f"{post.service}:student:7")
+    post.slots.hset(f"{post.service}:student:7", "not", "a slot")
+    post.put(key, 20, **fields)
+    started = datetime.now(UTC)
+    assert await post.retry() == ["retried"]
+    first, second = post.letters()
+    assert (second.key, second.value, second.headers) == (key, PAYLOAD, content_headers(20))
+    kept = ("service", "original-topic", "original-partition", "original-offset", "original-timestamp")
+    for name in (*kept, "original-group", "maximum", "first-failed-at"):
+        assert second.fields[name] == first.fields[name]
+    assert (second.attempt, second.stage) == (2, stage)
+    assert error in second.error
+    assert started <= second.last_failed_at <= second.not_before <= started + timedelta(seconds=65)
+    (row,) = await post.audit()
+    assert (row["action"], row["attempt"], row["error"]) == ("retried", 2, second.error)
+
+
+async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
+    post.put(b"1", 20, not_before=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
+    post.put(b"2", 20)
+    with post.open() as (retrying, watching):
+        await retrying.retry(post.mine)
+        await retrying.retry(post.mine)
+    assert [ending.letter.key for ending in watching.endings] == [b"2"]
+    assert len(post.letters()) == 2
+    assert [row["key"] for row in await post.audit()] == ["2"]
+
+
+async def test_after_the_last_attempt_a_letter_is_parked_untouched(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letter, "backoff", lambda _: timedelta(0))
+    post.slots.hset(f"{post.service}:student:7", "not", "a slot")
+    post.put(b"7", 20, maximum="4")
+    with post.open() as (retrying, watching):
+        for _ in range(5):
+            await retrying.retry(post.mine)
+    assert watching.actions == ["retried", "retried", "parked"]
+    (parked,) = post.letters(PARKING_LOT)
+    assert (parked.key, parked.value, parked.headers) == (b"7", PAYLOAD, content_headers(20))
+    assert parked.attempt == 4
+    assert parked.first_failed_at == LONG_AGO
+    assert parked.fields["original-offset"] == "77"
+    assert [row["attempt"] for row in await post.audit()] == [2, 3, 4]
+
+
+async def test_the_undecodable_is_parked_at_once_and_never_tried(post: Post) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    post.put(b"7", b"junk", stage="decode", not_before=later)
+    assert await post.retry() == ["parked"]
+    (open_letter,) = post.letters()
+    (parked,) = post.letters(PARKING_LOT)
+    assert (parked.key, parked.value, parked.headers) == (b"7", PAYLOAD, content_headers(b"junk"))
+    assert parked.fields == open_letter.fields
+
+
+async def test_what_is_no_letter_is_parked_with_its_bytes(post: Post) -> None:
+    key = post.service.encode()
+    headers: Headers = [("dead-letter-service", key), ("dead-letter-attempt", b"-1")]
+    post.send(TOPIC, key, PAYLOAD, headers)
+    with post.open() as (retrying, watching):
+        await retrying.retry(lambda letter: letter.key == key)
+    assert watching.actions == ["parked"]
+    (parked,) = (one for one in post.letters(PARKING_LOT, "") if one.key == key)
+    assert (parked.value, parked.headers) == (PAYLOAD, headers)
+    assert parked.original_topic == TOPIC
+    assert "no dead letter" in parked.error
+
+
+async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> None:
+    post.put(b"7", 20)
+    with post.open() as (retrying, watching):
+        await retrying.discard([TOPIC], post.mine, "seen to by hand")
+    (ending,) = watching.endings
+    (row,) = await post.audit()
+    assert row.pop("id") > 0
+    assert abs(row.pop("at") - datetime.now(UTC)) < timedelta(minutes=1)
+    assert row == {
+        "actor": "test",
+        "action": "discarded",
+        "reason": "seen to by hand",
+        "letter_topic": TOPIC,
+        "letter_partition": 0,
+        "letter_offset": ending.letter.place.offset,
+        "letter_sent_at": ending.letter.place.sent_at,
+        "service": post.service,
+        "original_topic": "cachesync.student",
+        "original_partition": 3,
+        "original_offset": 77,
+        "entity": "student",
+        "key": "7",
+        "version": 20,
+        "attempt": 1,
+        "error": "the first error",
+    }
+
+
+async def test_a_letter_in_a_topic_made_anew_is_not_closed_by_an_older_one_of_its_offset(post: Post) -> None:
+    post.put(b"7", 20)
+    (letter,) = post.letters()
+    with post.open() as (retrying, _):
+        await retrying.retry(post.mine)
+    assert await closed(post.worker, [letter]) == {letter.place}
+    later = replace(letter, place=replace(letter.place, sent_at=datetime.now(UTC)))
+    assert await closed(post.worker, [later]) == set()
+
+
+async def test_while_a_redis_is_away_its_letters_wait_and_those_of_others_are_tried(post: Post) -> None:
+    away = f"{post.service}-away"
+    post.put(b"7", 20, service=away)
+    post.put(b"7", 20)
+
+    def both(letter: Letter) -> bool:
+        return letter.service.startswith(post.service)
+
+    clients = {away: redis_client.Redis.from_url("redis://127.0.0.1:1"), post.service: post.slots}
+    unanswered = pytest.raises(RetryError, match=f"the Redis of {away} does not answer")
+    with post.open(clients=clients) as (retrying, watching), unanswered:
+        await retrying.retry(both)
+    assert [ending.letter.service for ending in watching.endings] == [post.service]
+    assert await post.audit(away) == []
+    with post.open(clients={away: post.slots}) as (retrying, watching):
+        await retrying.retry(both)
+    assert watching.actions == ["superseded"]
+
+
+async def test_letters_of_a_service_without_a_redis_here_are_left_alone(post: Post) -> None:
+    post.put(b"7", 20, count=2)
+    with post.open(clients={"other": post.slots}) as (retrying, watching):
+        await retrying.retry(post.mine)
+    assert retrying.left_alone == {post.service: 2}
+    assert watching.endings == []
+    assert await post.audit() == []
+
+
+async def test_a_replay_tries_open_and_parked_letters_at_once_and_leaves_what_fails(post: Post) -> None:
+    version, row = await post.insert(7)
+    post.slots.set(f"{post.service}:student:7", value(10))
+    post.slots.hset(f"{post.service}:student:8", "not", "a slot")
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    post.put(b"7", version, topic=PARKING_LOT, attempt="5")
+    post.put(b"8", version, topic=PARKING_LOT, attempt="5")
+    post.put(b"9", version, not_before=later)
+
+    with post.open() as (retrying, watching):
+        await retrying.replay([PARKING_LOT, TOPIC], post.mine, dry_run=True)
+        assert watching.actions == ["resolved", "replayed", "superseded"]
+        assert await post.audit() == []
+        assert post.slots.get(f"{post.service}:student:7") == value(10)
+        await retrying.replay([PARKING_LOT, TOPIC], post.mine, rate=1000)
+        assert watching.actions[3:] == ["resolved", "replayed", "superseded"]
+        assert post.slots.get(f"{post.service}:student:7") == row
+        await retrying.replay([PARKING_LOT, TOPIC], post.mine)
+    assert watching.actions[6:] == ["replayed"]
+    assert [(row["key"], row["action"]) for row in await post.audit()] == [
+        ("7", "resolved"),
+        ("8", "replayed"),
+        ("9", "superseded"),
+        ("8", "replayed"),
+    ]
+    assert len(post.letters(PARKING_LOT)) == 2
+
+
+async def test_thousands_are_discarded_in_one_go(post: Post) -> None:
+    post.put(b"7", 20, count=3000)
+    with post.open() as (retrying, watching):
+        await retrying.discard([TOPIC], post.mine, "a bad release")
+        assert len(watching.endings) == 3000
+        await retrying.retry(post.mine)
+    assert Counter(row["action"] for row in await post.audit()) == {"discarded": 3000}
+
+
+async def test_two_at_once_close_each_letter_once(post: Post, sample: str) -> None:
+    post.slots.hset(f"{post.service}:student:7", "not", "a slot")
+    post.put(b"7", 20, count=1200)
+    second = await asyncpg.connect(sample)
+    with post.open() as (one, _), post.open(second) as (other, _):
+        await asyncio.gather(one.retry(post.mine), other.retry(post.mine))
+    await second.close()
+    assert Counter(row["action"] for row in await post.audit()) == {"retried": 1200}
+    assert Counter(letter.attempt for letter in post.letters()) == {1: 1200, 2: 1200}
