@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from local.ports import HOST, accepts, free_port
-from local.postgres import address, create_database, create_role, run_sql
+from local.postgres import address, create_database, create_role, kept_password, run_sql
 from local.process import Process, run, start_all, stop_all
 from local.settings import REPOSITORY
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _PROGRAM = Path(sys.executable).with_name("airflow")
+_ROLE = REPOSITORY / "jenkins-job" / "airflow-role.json"
 _METADATA = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 _COMMENT = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'airflow'"
 
@@ -103,6 +104,8 @@ class Airflow:
         self.folder = folder
         self.port = port or free_port()
         self.username = "admin"
+        #: The user that Jenkins comes as.
+        self.jenkins_username = "jenkins"
         self._admin_dsn = admin_dsn
         self._secrets = _secrets(folder / "secrets.json")
         #: Everything that a command like `airflow dags test` needs to work on this Airflow.
@@ -132,6 +135,11 @@ class Airflow:
     def password(self) -> str:
         """The password of `username`."""
         return self._secrets["password"]
+
+    @property
+    def jenkins_password(self) -> str:
+        """The password of `jenkins_username`."""
+        return kept_password(self.folder / "jenkins-password")
 
     def start(self) -> Self:
         """Start the components at the same time, and wait until each works."""
@@ -210,9 +218,11 @@ class Airflow:
 
     def _prepare_database(self) -> None:
         """Make the metadata from a template that is made once, since that takes long."""
-        secrets_hash = hashlib.sha256(json.dumps(self._secrets).encode()).hexdigest()[:8]
+        inside = json.dumps([self._secrets, self.jenkins_password, _ROLE.read_text()])
         packages = ("apache-airflow", "apache-airflow-providers-fab")
-        made_by = "-".join(("airflow", secrets_hash, *map(version, packages)))
+        made_by = "-".join(
+            ("airflow", hashlib.sha256(inside.encode()).hexdigest()[:8], *map(version, packages))
+        )
         create_role(self._admin_dsn, "airflow", self._secrets["database"])
         known = self._sql("SELECT datname FROM pg_database").splitlines()
         if made_by not in known:
@@ -234,11 +244,12 @@ class Airflow:
         dsn = self._dsn(database)
         environment = self.environment | {_METADATA: _for_airflow(dsn)}
         run([str(_PROGRAM), "db", "migrate"], environment=environment)
-        command = [str(_PROGRAM), "users", "reset-password", "-u", self.username, "-p", self.password]
-        if run_sql(dsn, "SELECT count(*) FROM ab_user WHERE username = :'name'", name=self.username) == "0":
-            command[2] = "create"
-            command += ["-r", "Admin", "-e", "admin@localhost", "-f", "Local", "-l", "Admin"]
-        run(command, environment=environment)
+        users = {
+            self.username: {"password": self.password, "role": "Admin"},
+            self.jenkins_username: {"password": self.jenkins_password, "role": "Reconciler"},
+        }
+        command = [sys.executable, "-m", "local.airflow_users", str(_ROLE)]
+        run(command, cwd=REPOSITORY, environment=environment, standard_input=json.dumps(users))
 
     def _own(self, database: str) -> None:
         self._sql('ALTER DATABASE :"database" OWNER TO airflow', database=database)

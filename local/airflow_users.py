@@ -1,0 +1,39 @@
+"""Makes Airflow's users and the role of Jenkins: a program of its own, for Airflow's environment.
+
+The users come as JSON from the standard input, by name. One that exists gets the password.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+
+
+def make(role_file: Path, users: dict[str, dict[str, str]]) -> None:
+    """Make what is not there yet.
+
+    Arguments:
+        role_file: as `airflow roles import` takes it; that command wants the DAG to be known already
+        users: password and role, by name
+
+    """
+    with get_application_builder() as builder:
+        manager = builder.sm
+        for entry in json.loads(role_file.read_text()):
+            role = manager.add_role(entry["name"])
+            for action in entry["action"].split(","):
+                manager.add_permission_to_role(role, manager.create_permission(action, entry["resource"]))
+        for name, user in users.items():
+            known = manager.find_user(name)
+            if known is not None:
+                manager.reset_password(known.id, user["password"])
+                continue
+            role = manager.find_role(user["role"])
+            manager.add_user(name, "Local", name, f"{name}@localhost", role, user["password"])
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), json.load(sys.stdin))
