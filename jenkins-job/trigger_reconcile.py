@@ -387,7 +387,8 @@ class Reconciliation:
             path = f"{self._run}/taskInstances/{instance['task_id']}/logs/{instance['try_number']}"
             try:
                 lines = self._airflow.lines(path, map_index=index, full_content="true")
-                print(*map(_message, deque(lines, _LOG_LINES)), sep="\n", flush=True)
+                said = (text for line in lines if (text := _message(line)))
+                print(*deque(said, _LOG_LINES), sep="\n", flush=True)
             except (CouldNotRunError, httpx.RequestError) as error:
                 print(f"(cannot be read: {error})", flush=True)
         if (left := instances["total_entries"] - len(instances["task_instances"])) > 0:
@@ -417,15 +418,18 @@ class Reconciliation:
 
 
 def _message(line: str) -> str:
-    """What a line of a structured log says, with the error that it tells of."""
+    """What a line of a structured log says, with the error that it tells of; nothing for a page's mark-up."""
     try:
         entry = json.loads(line)
     except ValueError:
         return line[:1000]
     if not isinstance(entry, dict):
         return line[:1000]
+    event = str(entry.get("event"))
+    if event.startswith("::"):
+        return ""
     errors = [f"{one.get('exc_type')}: {one.get('exc_value')}" for one in entry.get("error_detail") or []]
-    return " ".join([str(entry.get("timestamp") or ""), str(entry.get("event")), *errors]).strip()[:1000]
+    return " ".join([str(entry.get("timestamp") or ""), event, *errors]).strip()[:1000]
 
 
 def main() -> int:

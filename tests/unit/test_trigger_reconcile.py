@@ -94,7 +94,11 @@ class Stub:
         if "/logs/" in path:
             failed = {"exc_type": "ValueError", "exc_value": "the cause"}
             entries = [{"event": f"line {number}"} for number in range(500)]
-            return 200, [*entries, {"event": "Task failed", "error_detail": [failed]}]
+            return 200, [
+                *entries,
+                {"event": "Task failed", "error_detail": [failed]},
+                {"event": "::endgroup::"},
+            ]
         if path.endswith("/xcomEntries/return_value"):
             return (404, {}) if self.report is None else (200, {"value": self.report})
         run["state"] = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -359,6 +363,7 @@ def test_the_logs_of_failed_tasks_are_printed_with_a_bound(run: Run, stub: Stub)
     assert printed.count("Task failed ValueError: the cause") == 5
     assert printed.count("line 499") == 5
     assert "line 400" not in printed
+    assert "::" not in printed
     assert "2 more failed tasks" in printed
 
 
