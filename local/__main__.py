@@ -13,10 +13,10 @@ from rich.console import Console
 
 from local.demo import Story, describe
 from local.errors import LocalError
-from local.kafka import fetch_jars
+from local.kafka import POM
 from local.settings import Settings
 from local.system import System
-from local.tools import require_java
+from local.tools import fetch_jars, require_java
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,7 +78,7 @@ def _stay_up() -> None:
 @app.command("install-tools")
 def install_tools() -> None:
     """Get now what the first start would get: Java, and the jars of Kafka."""
-    _console.print(require_java(), fetch_jars(Settings().state / "kafka"), sep="\n")
+    _console.print(require_java(), fetch_jars(Settings().state / "kafka", POM), sep="\n")
 
 
 def main() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +12,14 @@ from confluent_kafka.cimpl import KafkaError, NewTopic
 
 from local.ports import HOST, accepts, free_port
 from local.process import Process, run
-from local.tools import require_java, require_maven
+from local.tools import fetch_jars, require_java
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SERVER = Path(__file__).with_name("kafka-server")
+#: Names Kafka's jars.
+POM = _SERVER / "pom.xml"
 _CLUSTER_ID = "ZGItY2FjaGUtc3luYy1kYg"  # 16 bytes in base64, as Kafka wants it
 
 
@@ -77,7 +76,7 @@ class Kafka(Process):
     def prepare(self) -> None:
         """Fetch the jars once, write the configuration, format the data folder once."""
         self._java = require_java()
-        self._classes = fetch_jars(self._jars)
+        self._classes = fetch_jars(self._jars, POM)
         self._write_properties()
         if not (self._data / "meta.properties").exists():
             self._format()
@@ -158,17 +157,3 @@ def create_topics(
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-
-
-def fetch_jars(parent: Path) -> Path:
-    """The folder in `parent` that holds Kafka's jars; Maven fills it once per version."""
-    folder = parent / hashlib.sha256((_SERVER / "pom.xml").read_bytes()).hexdigest()[:16]
-    if folder.exists():
-        return folder
-    unfinished = folder.with_name(f"{folder.name}-{os.getpid()}")
-    command = [require_maven(), "-q", "-B", "-f", str(_SERVER / "pom.xml"), "dependency:copy-dependencies"]
-    run([*command, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"])
-    with suppress(OSError):  # another run was faster
-        unfinished.rename(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    return folder

@@ -1,14 +1,20 @@
-"""The programs that no wheel carries: Java, and Maven to fetch Kafka's jars once."""
+"""What no wheel carries: Java, and the jars that Maven fetches once."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from local.errors import MissingToolError
 from local.process import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _JAVA_MAJOR = 17
 _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk-25-jre-headless")
@@ -34,6 +40,20 @@ def require_maven() -> str:
         _apt_get("update")
         _apt_get("install", "maven")
     return _which("mvn")
+
+
+def fetch_jars(parent: Path, pom: Path) -> Path:
+    """The folder in `parent` that holds the jars that the `pom` names; Maven fills it once per version."""
+    folder = parent / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
+    if folder.exists():
+        return folder
+    unfinished = folder.with_name(f"{folder.name}-{os.getpid()}")
+    command = [require_maven(), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+    run([*command, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"])
+    with suppress(OSError):  # another run was faster
+        unfinished.rename(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
 
 
 def _which(name: str) -> str:
