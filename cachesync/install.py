@@ -34,7 +34,16 @@ _KINDS: Final = {
 }
 
 # Relations in the schema cachesync, where each entity has a view of its name.
-_TAKEN: Final = frozenset({"change_log", "dead_letter_action", "entity", "row_version"})
+_TAKEN: Final = frozenset(
+    {
+        "change_log",
+        "dead_letter_action",
+        "entity",
+        "reconciliation",
+        "reconciliation_chunk",
+        "row_version",
+    }
+)
 
 
 class Progress(Protocol):
@@ -73,6 +82,7 @@ async def install(
         progress.step("schema cachesync")
         await _execute(connection, statement("schema"), "cachesync.change_log", lock_attempts)
         await _execute(connection, statement("dead_letters"), "cachesync.dead_letter_action", lock_attempts)
+        await _execute(connection, statement("reconciliation"), "cachesync.change_log", lock_attempts)
         registered = await connection.fetch(statement("registered"))
         _refuse_moved_entities(registered, entities)
         for entity in entities.values():

@@ -1,0 +1,140 @@
+"""Which slots are examined: all of a part of a keyspace, or those of rows that have changed."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import md5
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from hiredis import ReplyError
+
+from cachesync.reconcile.bulk import RedisUnavailableError
+from cachesync.slot import slot_name
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from cachesync.reconcile.bulk import Bulk
+    from cachesync.reconcile.keyspace import Part
+
+Names = list[bytes]
+
+# Redis does nothing else meanwhile, for half a millisecond or so.
+_SCAN: Final = 1000
+_UP_TO_PAYLOAD: Final = 28
+
+
+class Source(Protocol):
+    """Names slots, and reads them.
+
+    Attributes:
+        cursor: where the next read begins.
+        share: how much has been read, from 0 to 1.
+        ended: whether nothing is left.
+    """
+
+    cursor: int
+    share: float
+    ended: bool
+
+    async def read(self, size: int) -> tuple[Names, list[bytes]]:
+        """The names of about so many slots, and what they hold as `Rows.disagreeing` takes it.
+
+        Raises:
+            RedisUnavailableError: Redis does not answer.
+        """
+
+
+class Keyspace:
+    """Every slot of a part of a Redis.
+
+    Args:
+        bulk: a connection to it.
+        part: the part.
+        pattern: what the slots' names match.
+        cursor: where to begin; None: at the part's beginning.
+        deep: whether payloads are compared, too.
+    """
+
+    def __init__(self, bulk: Bulk, part: Part, pattern: str, cursor: int | None, *, deep: bool) -> None:
+        self._bulk = bulk
+        self._part = part
+        self._match = pattern.encode()
+        self._deep = deep
+        self.cursor = part.first if cursor is None else cursor
+        self.share = 0.0
+        self.ended = False
+
+    async def read(self, size: int) -> tuple[Names, list[bytes]]:
+        """Scan on, in a thread."""
+        return await asyncio.to_thread(self._read, size)
+
+    def _read(self, size: int) -> tuple[Names, list[bytes]]:
+        names: Names = []
+        slots: list[bytes] = []
+        unread: Names = []
+        # What one SCAN names is read along with the next SCAN.
+        while not self.ended and len(names) + len(unread) < size:
+            scan = (b"SCAN", b"%d" % self.cursor, b"MATCH", self._match, b"COUNT", b"%d" % min(size, _SCAN))
+            packed, count = _looks(unread, deep=self._deep)
+            answer, *looks = self._bulk.send(self._bulk.pack([scan]) + packed, count + 1)
+            if isinstance(answer, ReplyError):
+                raise RedisUnavailableError(str(answer))
+            names += unread
+            slots += [_comparable(look, deep=self._deep) for look in looks]
+            self.cursor, unread = int(answer[0]), answer[1]
+            self.share = self._part.share(self.cursor)
+            self.ended = self._part.ends_at(self.cursor)
+        looks = self._bulk.send(*_looks(unread, deep=self._deep))
+        return names + unread, slots + [_comparable(look, deep=self._deep) for look in looks]
+
+
+class Changed:
+    """The slots of keys that the change log names.
+
+    Args:
+        bulk: a connection to the Redis.
+        service: the service whose slots they are.
+        keys: the result of `changed_keys.sql`.
+        deep: whether payloads are compared, too.
+    """
+
+    def __init__(self, bulk: Bulk, service: str, keys: asyncpg.cursor.Cursor, *, deep: bool) -> None:
+        self._bulk = bulk
+        self._service = service
+        self._keys = keys
+        self._deep = deep
+        # After an interruption it begins anew: the log does not keep still.
+        self.cursor = 0
+        self.share = 0.0
+        self.ended = False
+
+    async def read(self, size: int) -> tuple[Names, list[bytes]]:
+        """The next keys of the log, and their slots."""
+        records = await self._keys.fetch(min(size, _SCAN))
+        if len(records) < min(size, _SCAN):
+            self.ended, self.share = True, 1.0
+        names = [slot_name(self._service, entity, key).encode() for entity, key in records]
+        packed, count = _looks(names, deep=self._deep)
+        looks = await asyncio.to_thread(self._bulk.send, packed, count)
+        return names, [_comparable(look, deep=self._deep) for look in looks]
+
+
+def _looks(names: Names, *, deep: bool) -> tuple[bytes, int]:
+    """The commands that read slots as far as they are compared, packed, and their number."""
+    if deep:
+        packed = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names]
+    else:
+        look = b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n$1\r\n0\r\n$2\r\n27\r\n"
+        packed = [look % (len(name), name) for name in names]
+    return b"".join(packed), len(names)
+
+
+def _comparable(look: Any, *, deep: bool) -> bytes:
+    """What is compared of a slot, given what Redis answered to a look at it; nothing where it is empty."""
+    if isinstance(look, ReplyError):
+        return b"no string"
+    if not deep or not look or look[:1] != b"V":
+        return look or b""
+    digest = md5(look[_UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest()
+    return bytes(look[:_UP_TO_PAYLOAD]) + digest.encode()

@@ -1,0 +1,36 @@
+-- The runs of the reconciliation. Run by every `cachesync install`, after `schema.sql`.
+
+CREATE TABLE IF NOT EXISTS cachesync.reconciliation (
+    run text PRIMARY KEY,
+    parameters jsonb NOT NULL,
+    notes text [] NOT NULL DEFAULT '{}',
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished_at timestamptz,
+    report jsonb
+);
+COMMENT ON TABLE cachesync.reconciliation IS 'Each run of the reconciliation and its report';
+
+CREATE TABLE IF NOT EXISTS cachesync.reconciliation_chunk (
+    run text REFERENCES cachesync.reconciliation ON DELETE CASCADE,
+    service text,
+    number integer,
+    task jsonb NOT NULL,
+    cursor numeric(20) NOT NULL,
+    findings jsonb NOT NULL DEFAULT '{}',
+    finished_at timestamptz,
+    PRIMARY KEY (run, service, number)
+);
+COMMENT ON TABLE cachesync.reconciliation_chunk IS 'How far each part of a run has come, and what it found';
+
+DO $cachesync$
+BEGIN
+    -- Not IF NOT EXISTS, which waits for every writer before it looks. What was published since a moment
+    -- stands together in the log: a few bytes for each 32 pages are enough to find it.
+    IF to_regclass('cachesync.change_log_published') IS NULL THEN
+        CREATE INDEX change_log_published ON cachesync.change_log USING brin (published_at)
+        WITH (pages_per_range = 32, autosummarize = on);
+    END IF;
+END
+$cachesync$;
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON cachesync.reconciliation, cachesync.reconciliation_chunk TO cachesync_worker;

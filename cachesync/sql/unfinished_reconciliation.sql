@@ -1,0 +1,14 @@
+-- The last run that was asked for the same and has not ended, if it began within a day and nobody works on
+-- it; $1 what its id begins with, $2 the parameters.
+WITH last AS MATERIALIZED (
+    SELECT r.run
+    FROM cachesync.reconciliation AS r
+    WHERE
+        starts_with(r.run, $1)
+        AND r.parameters = $2::jsonb
+        AND r.finished_at IS NULL
+        AND r.started_at > clock_timestamp() - interval '1 day'
+    ORDER BY r.started_at DESC
+    LIMIT 1
+)
+SELECT l.run FROM last AS l WHERE pg_try_advisory_lock(hashtextextended(l.run, 0));
