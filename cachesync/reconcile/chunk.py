@@ -251,10 +251,13 @@ class Chunk:
         def is_in_flight(one: Drift) -> bool:
             if one.row is None:
                 return going is None or one.key in going
-            if one.kind is Kind.AHEAD or one.slot[:20] == b"V%019d" % one.row.version:
-                # No change that is on its way would make it right.
-                return False
-            return one.row.version in moving
+            # A change that is on its way makes right what is older, and nothing else.
+            return (
+                one.kind is not Kind.AHEAD
+                and not isinstance(one.slot, ReplyError)
+                and not one.slot.startswith(b"V%019d" % one.row.version)
+                and one.row.version in moving
+            )
 
         return [one for one in wrong if not is_in_flight(one)]
 

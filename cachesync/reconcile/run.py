@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 from redis.exceptions import RedisError
 
 from cachesync.database import connect
@@ -89,6 +89,7 @@ class Task(BaseModel):
     part: tuple[int, int] | None = None
     since: datetime | None = None
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def label(self) -> str:
         """What progress is told of it as, such as `sb 3/8`."""
@@ -123,7 +124,7 @@ class Report(Findings):
 async def plan(
     connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, Redis]
 ) -> list[Task]:
-    """Plan a run, or take up the plan of the run that has this id.
+    """Plan a run, or take up the plan of the run that has this id and has not ended.
 
     Raises:
         RedisUnavailableError: a service's Redis does not answer.
@@ -132,6 +133,9 @@ async def plan(
         message = "the database has no table cachesync.reconciliation; run `cachesync install`"
         raise ReconcileError(message)
     async with connection.transaction():
+        await connection.execute(
+            "DELETE FROM cachesync.reconciliation WHERE run = $1 AND finished_at IS NOT NULL", run
+        )
         await connection.execute(
             "INSERT INTO cachesync.reconciliation (run, parameters) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             run,

@@ -31,7 +31,7 @@ def api(system: System) -> Iterator[httpx.Client]:
 def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:
     assert api.get("/api/v2/importErrors").json()["import_errors"] == []
     dags = api.get("/api/v2/dags").json()["dags"]
-    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "outbox_relay"}
+    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "outbox_relay", "reconcile"}
     assert all(dag["is_paused"] is False for dag in dags)
 
 

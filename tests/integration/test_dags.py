@@ -22,7 +22,11 @@ REPOSITORY = Path(__file__).parents[2]
 os.environ.setdefault("AIRFLOW_HOME", str(REPOSITORY / ".local" / "test" / "airflow-home"))
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 
-DAG_FILES = {"cache_sync.py": {"cache_sync"}, "outbox_relay.py": {"outbox_relay"}}
+DAG_FILES = {
+    "cache_sync.py": {"cache_sync"},
+    "outbox_relay.py": {"outbox_relay"},
+    "reconcile.py": {"reconcile"},
+}
 
 
 @pytest.fixture
