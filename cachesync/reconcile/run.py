@@ -133,9 +133,7 @@ async def plan(
         message = "the database has no table cachesync.reconciliation; run `cachesync install`"
         raise ReconcileError(message)
     async with connection.transaction():
-        await connection.execute(
-            "DELETE FROM cachesync.reconciliation WHERE run = $1 AND finished_at IS NOT NULL", run
-        )
+        await connection.execute(statement("forget_reconciliation"), run)
         await connection.execute(
             "INSERT INTO cachesync.reconciliation (run, parameters) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             run,

@@ -11,7 +11,7 @@ CREATE TABLE IF NOT EXISTS cachesync.reconciliation (
 COMMENT ON TABLE cachesync.reconciliation IS 'Each run of the reconciliation and its report';
 
 CREATE TABLE IF NOT EXISTS cachesync.reconciliation_chunk (
-    run text REFERENCES cachesync.reconciliation ON DELETE CASCADE,
+    run text,
     service text,
     number integer,
     task jsonb NOT NULL,
