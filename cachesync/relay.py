@@ -186,6 +186,7 @@ class Relay:
         """Go through the log once, from the line that has been due for longest."""
         position = _BEFORE_ALL
         while True:
+            began = time.monotonic()
             lines = await self._round(connection, position)
             oldest = [line for line in lines if line["oldest"]]
             size = sum(len(line["payload"] or "") for line in oldest)
@@ -193,6 +194,8 @@ class Relay:
                 return
             position = oldest[-1]["relay_at"]
             await self._upkeep.step(connection)
+            # A single change waits for what the streams are behind: a flood leaves them the same time.
+            await asyncio.sleep(time.monotonic() - began)
 
     async def _round(self, connection: asyncpg.Connection, position: datetime) -> list[asyncpg.Record]:
         """Publish some lines and mark what was acknowledged, in one transaction; the lines."""
