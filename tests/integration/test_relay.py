@@ -8,21 +8,27 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
+from prometheus_client import REGISTRY
 
+from cachesync import upkeep
+from cachesync.errors import NotInstalledError
 from cachesync.event import decode, headers_of
-from cachesync.relay import Relay
+from cachesync.install import install
+from cachesync.relay import CHANNEL, Relay
+from cachesync.upkeep import Upkeep
 from local.postgres import create_role
+from tests.integration.conftest import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    import asyncpg
-
     from cachesync.change import Change
     from cachesync.entity import Entity
+    from local.kafka import Kafka
     from local.postgres import Postgres
 
     RunRelay = Callable[..., AbstractAsyncContextManager[Relay]]
@@ -53,7 +59,8 @@ class Reader:
         self.messages: list[Message] = []
 
     def changes(self) -> list[Change]:
-        self.messages += self._consumer.consume(10_000, 0.2)
+        while fetched := self._consumer.consume(10_000, 0.5):
+            self.messages += fetched
         return [
             decode("student", message.key(), message.value(), headers_of(message))
             for message in self.messages
@@ -83,12 +90,18 @@ def worker(sample: str, postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def run_relay(worker: str, topics: str, entities: dict[str, Entity]) -> RunRelay:
+def new_relay(worker: str, topics: str, entities: dict[str, Entity]) -> Callable[..., Relay]:
+    """Makes a relay, its Kafka settings changed as asked."""
+    return lambda **kafka: Relay(worker, {"bootstrap.servers": topics, **kafka}, entities, timedelta(days=1))
+
+
+@pytest.fixture
+def run_relay(new_relay: Callable[..., Relay]) -> RunRelay:
     """Runs a relay in a thread, as Airflow's triggerer does."""
 
     @asynccontextmanager
-    async def run(retention: timedelta = timedelta(days=1), **kafka: Any) -> AsyncIterator[Relay]:
-        relay = Relay(worker, {"bootstrap.servers": topics, **kafka}, entities, retention)
+    async def run(**kafka: Any) -> AsyncIterator[Relay]:
+        relay = new_relay(**kafka)
         thread = threading.Thread(target=relay.run, name="relay")
         thread.start()
         try:
@@ -145,3 +158,242 @@ async def test_what_another_writer_changed_is_published_as_it_is_logged(
         for line in lines
     ]
     assert len(lines) == 6
+
+
+async def test_what_a_service_did_not_publish_goes_out_after_a_grace(
+    sample: str, admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    service = await asyncpg.connect(sample, server_settings={"cachesync.source": "sa"})
+    async with run_relay():
+        await service.execute(INSERT, 1, 1)
+        await admin.execute(INSERT, 2, 2)
+        other = await admin.fetchval("SELECT max(version) FROM cachesync.change_log")
+        await wait_until(admin, f"published_at IS NOT NULL FROM cachesync.change_log WHERE version = {other}")
+        assert await admin.fetchval(UNPUBLISHED) == 1
+        await all_published(admin)
+    await service.close()
+    assert await admin.fetchval(
+        "SELECT published_at >= changed_at + interval '2 s' FROM cachesync.change_log WHERE source = 'sa'"
+    )
+    assert reader.versions() == await logged(admin)
+
+
+async def test_only_what_no_service_publishes_is_announced(sample: str, admin: asyncpg.Connection) -> None:
+    announced: list[object] = []
+    await admin.add_listener(CHANNEL, lambda *told: announced.append(told))
+    service = await asyncpg.connect(sample, server_settings={"cachesync.source": "sa"})
+    await service.execute(INSERT, 1, 1)
+    await service.close()
+    await admin.execute("SELECT 1")
+    assert announced == []
+    other = await asyncpg.connect(sample, server_settings={"session_replication_role": "replica"})
+    await other.execute(INSERT, 2, 1000)
+    await other.close()
+    await admin.execute("SELECT 1")
+    assert len(announced) == 1
+
+
+async def test_several_relays_share_the_work(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    async with run_relay(), run_relay(), run_relay():
+        for number in range(0, 3000, 100):
+            await admin.execute(INSERT, number, number + 99)
+        await all_published(admin)
+    assert reader.versions() == await logged(admin)
+
+
+async def test_a_bulk_change_arrives_whole_and_lets_a_single_one_pass(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    await admin.execute(INSERT, 1, 20_000)
+    async with run_relay():
+        await wait_until(admin, f"({UNPUBLISHED}) < 20000")
+        await admin.execute(INSERT, 0, 0)
+        await wait_until(admin, "published_at IS NOT NULL FROM cachesync.change_log WHERE key = '0'")
+        assert await admin.fetchval(UNPUBLISHED) > 0
+        await all_published(admin)
+    assert reader.versions() == await logged(admin)
+
+
+async def test_what_can_never_be_published_stays_and_holds_nothing_up(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    """Changes of an entity without a topic, and one too large, before others."""
+    await admin.execute("INSERT INTO course (title) SELECT 'x' FROM generate_series(1, 1000)")
+    await admin.execute("INSERT INTO student VALUES (1, repeat('x', 2000000), 20)")
+    await admin.execute(INSERT, 2, 100)
+    async with run_relay() as relay:
+        # Deleting a topic would disturb the other tests.
+        relay._entities = {  # noqa: SLF001
+            name: entity.model_copy(update={"name": "missing"}) if name == "course" else entity
+            for name, entity in relay._entities.items()  # noqa: SLF001
+        }
+        unpublished = f"{UNPUBLISHED} AND entity = 'student' AND key <> '1'"
+        await wait_until(admin, f"({unpublished}) = 0")
+        for key in range(200, 210):
+            await admin.execute(INSERT, key, key)
+            await wait_until(admin, f"({unpublished}) = 0", 5)
+    assert await admin.fetchval(f"{UNPUBLISHED} AND entity = 'course'") == 1000
+    assert await admin.fetchval(f"{UNPUBLISHED} AND entity = 'student'") == 1
+    assert len(reader.versions()) == 109
+    assert REGISTRY.get_sample_value(
+        "cachesync_unrelayable_total", {"entity": "student", "reason": "MSG_SIZE_TOO_LARGE"}
+    )
+
+
+async def test_one_change_that_the_broker_refuses_does_not_take_others_with_it(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    """A broker refuses a whole batch of messages for its size."""
+    await admin.execute(
+        "INSERT INTO student SELECT 6 * i, repeat('x', 400000), 20 FROM generate_series(1, 20) AS i"
+    )
+    await admin.execute("INSERT INTO student VALUES (0, repeat('x', 2000000), 20)")
+    async with run_relay(**{"message.max.bytes": 10_000_000}):
+        await wait_until(admin, f"({UNPUBLISHED}) = 1")
+    assert await admin.fetchval("SELECT key FROM cachesync.change_log WHERE published_at IS NULL") == "0"
+    assert len(reader.versions()) == 20
+
+
+async def test_while_kafka_is_away_changes_wait_and_go_out_when_it_is_back(
+    admin: asyncpg.Connection, run_relay: RunRelay, kafka: Kafka, reader: Reader
+) -> None:
+    async with run_relay():
+        await admin.execute(INSERT, 1, 10)
+        await all_published(admin)
+        kafka.freeze()
+        try:
+            await admin.execute(INSERT, 11, 20)
+            await asyncio.sleep(6)
+            assert await admin.fetchval(UNPUBLISHED) == 10
+            # No line is locked any more.
+            await admin.execute("SET lock_timeout = '2s'")
+            await admin.execute("UPDATE cachesync.change_log SET source = 'x'")
+        finally:
+            kafka.thaw()
+        await all_published(admin)
+    assert sorted(set(reader.versions())) == await logged(admin)
+
+
+async def test_the_relay_comes_back_after_the_database_was_away(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cachesync-relay'"
+    async with run_relay():
+        for key in range(3):
+            await wait_until(
+                admin, "EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'cachesync-relay')"
+            )
+            await admin.execute(end)
+            await admin.execute(INSERT, key, key)
+        await all_published(admin)
+    assert sorted(set(reader.versions())) == await logged(admin)
+
+
+async def test_what_was_acknowledged_but_not_marked_is_published_again(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = Relay._deliver  # noqa: SLF001
+
+    async def die(self: Relay, changes: list[Change]) -> Any:
+        await delivered(self, changes)
+        monkeypatch.undo()
+        message = "as if the connection broke"
+        raise OSError(message)
+
+    await admin.execute(INSERT, 1, 10)
+    monkeypatch.setattr(Relay, "_deliver", die)
+    async with run_relay():
+        await all_published(admin)
+    assert reader.versions() == sorted(2 * await logged(admin))
+
+
+async def test_a_stopped_relay_ends_soon_although_the_database_is_frozen(
+    admin: asyncpg.Connection, run_relay: RunRelay, postgres: Postgres
+) -> None:
+    async with run_relay():
+        await admin.execute(INSERT, 1, 1)
+        await all_published(admin)
+        postgres.freeze()
+        await asyncio.sleep(1.5)
+    postgres.thaw()
+
+
+async def test_old_lines_are_pruned_in_batches_but_never_what_is_unpublished(
+    admin: asyncpg.Connection, run_relay: RunRelay
+) -> None:
+    await admin.execute(INSERT, 1, 12_000)
+    old = "now() - interval '25 hours'"
+    await admin.execute(
+        f"UPDATE cachesync.change_log SET changed_at = {old}, relay_at = 'infinity',"
+        f" published_at = CASE WHEN key::int % 100 <> 0 THEN {old} END"
+    )
+    await admin.execute(INSERT, 12_001, 12_010)
+    await admin.execute("UPDATE cachesync.change_log SET published_at = now() WHERE key::int > 12000")
+    async with run_relay():
+        await wait_until(admin, "count(*) = 130 FROM cachesync.change_log")
+    assert await admin.fetchval(UNPUBLISHED) == 120
+
+
+async def test_versions_without_a_line_are_counted_once_no_transaction_can_fill_them(
+    sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(upkeep, "_SETTLED_SECONDS", 0.0)
+    work = Upkeep(timedelta(days=1))
+
+    async def counted() -> float:
+        for _ in range(3):
+            await work.step(admin)
+        return REGISTRY.get_sample_value("cachesync_gap_total") or 0.0
+
+    await admin.execute(INSERT, 0, 0)
+    before = await counted()
+    other = await asyncpg.connect(sample)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute(INSERT, 1, 5)
+    await admin.execute(INSERT, 10, 12)
+    assert await counted() == before
+    await transaction.commit()
+    await other.close()
+    assert await counted() == before
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await admin.execute(INSERT, 12, 12)
+    await admin.execute("ALTER TABLE student DISABLE TRIGGER cachesync_log_insert")
+    await admin.execute(INSERT, 20, 23)
+    await admin.execute("ALTER TABLE student ENABLE ALWAYS TRIGGER cachesync_log_insert")
+    assert await counted() == before + 5
+
+
+async def test_the_backlog_is_told(admin: asyncpg.Connection) -> None:
+    await admin.execute(INSERT, 1, 7)
+    await admin.execute("UPDATE cachesync.change_log SET changed_at = now() - interval '90 s'")
+    await admin.execute("UPDATE cachesync.change_log SET relay_at = changed_at")
+    await Upkeep(timedelta(days=1)).step(admin)
+    assert REGISTRY.get_sample_value("cachesync_backlog") == 7
+    assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
+
+
+async def test_a_change_log_of_an_earlier_version_is_upgraded_in_place(
+    admin: asyncpg.Connection,
+    run_relay: RunRelay,
+    new_relay: Callable[..., Relay],
+    entities: dict[str, Entity],
+    reader: Reader,
+) -> None:
+    await admin.execute(INSERT, 1, 3)
+    await admin.execute(
+        "DROP TRIGGER announce ON cachesync.change_log;"
+        "DROP INDEX cachesync.change_log_unpublished;"
+        "ALTER TABLE cachesync.change_log DROP COLUMN relay_at;"
+        "CREATE INDEX change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL"
+    )
+    with pytest.raises(NotInstalledError, match="run `cachesync install`"):
+        await asyncio.to_thread(new_relay().run)
+    await install(admin, entities, Silent())
+    async with run_relay():
+        await admin.execute(INSERT, 4, 4)
+        await all_published(admin)
+    assert reader.versions() == await logged(admin)
