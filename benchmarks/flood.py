@@ -1,0 +1,116 @@
+"""A bulk UPDATE by psql, and what single writes notice of it while it flows through the relay.
+
+Writes at sa and writes in SQL go on at a fixed rate before the UPDATE and from its commit on. Told are their
+percentiles, from the acknowledgement to the entry in sb's cache, the rows per second of the relay, the
+largest resident size of the triggerer, in which relay and streams run, and whether all of it has arrived.
+
+Run `python -m benchmarks.flood`: it starts the whole system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import redis.asyncio
+import typer
+import uvloop
+from rich.console import Console
+
+from benchmarks.propagation import Psql, Service, Watch, measure, prepare
+from local.settings import Settings
+from local.system import System
+
+if TYPE_CHECKING:
+    from local.process import Process
+
+_FIRST: Final = 10_000_000
+_SAMPLED: Final = 1000
+_UNPUBLISHED: Final = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+
+
+def resident(process: Process) -> float:
+    """The megabytes that a process and its children hold."""
+    return sum(each.memory_info().rss for each in process.tree()) / 2**20
+
+
+async def published(pool: asyncpg.Pool) -> None:
+    """Wait until nothing is left to publish."""
+    while await pool.fetchval(f"{_UNPUBLISHED} AND relay_at < clock_timestamp()"):  # noqa: ASYNC110 - from outside
+        await asyncio.sleep(0.2)
+
+
+async def run(system: System, settings: Settings, rows: int, rate: int, seconds: int) -> None:
+    """Measure."""
+    console = Console()
+    pool = await asyncpg.create_pool(system.dsn)
+    slots = redis.asyncio.Redis.from_url(system.redis_urls["sb"])
+    last = _FIRST + rows
+    insert = "INSERT INTO student SELECT i, 'n' || i, 20 FROM generate_series($1::int, $2::int) AS i"
+    await pool.execute(f"{insert} ON CONFLICT (id) DO NOTHING", _FIRST, last - 1)
+    await published(pool)
+    await prepare(settings)
+    sample = [_FIRST + number * (rows // _SAMPLED) for number in range(_SAMPLED)]
+    for key in sample:
+        # An older one would do; only what is there follows.
+        await slots.set(f"sb:student:{key}", b"V%019d00000000{}" % 1)
+    writers: dict[str, Service | Psql] = {"sa": Service(settings), "psql": Psql(pool)}
+    watches = {name: Watch(system.redis_urls["sb"]) for name in writers}
+    listening = [await watch.start() for watch in watches.values()]
+
+    async def single(seconds: int) -> None:
+        told = await asyncio.gather(
+            *(measure(watches[name], writer, rate, seconds) for name, writer in writers.items())
+        )
+        for name, text in zip(writers, told, strict=True):
+            console.print(f"{name}: {text}")
+
+    await single(3)
+    console.print("before:")
+    await single(seconds)
+    before = resident(system.airflow.triggerer)
+    began = time.perf_counter()
+    await pool.execute("UPDATE student SET age = 30 WHERE id >= $1", _FIRST, timeout=600)
+    committed = time.perf_counter()
+    console.print(f"UPDATE of {rows} rows: {committed - began:.1f} s; from its commit on:")
+    meanwhile = asyncio.create_task(single(seconds))
+    largest = before
+    while left := await pool.fetchval(f"{_UNPUBLISHED} AND key::bigint >= $1", _FIRST):
+        largest = max(largest, resident(system.airflow.triggerer))
+        console.print(f"  {time.perf_counter() - committed:5.1f} s  {left} left")
+        await asyncio.sleep(2)
+    taken = time.perf_counter() - committed
+    await meanwhile
+    console.print(
+        f"{rows / taken:.0f} rows/s relayed; triggerer {before:.0f} MB before, {largest:.0f} at most"
+    )
+    expected = {
+        record["id"]: record["row_version"]
+        for record in await pool.fetch("SELECT id, row_version FROM student WHERE id = ANY($1)", sample)
+    }
+    behind = sample
+    while behind and time.perf_counter() - committed < 10 * taken:
+        await asyncio.sleep(0.5)
+        held = await slots.mget([f"sb:student:{key}" for key in sample])
+        behind = [
+            key for key, slot in zip(sample, held, strict=True) if slot and int(slot[1:20]) < expected[key]
+        ]
+    console.print(
+        f"{len(behind)} of {_SAMPLED} cached rows behind after {time.perf_counter() - committed:.1f} s"
+    )
+    for task in listening:
+        task.cancel()
+    await pool.close()
+
+
+def main(rows: int = 1_000_000, rate: int = 50, seconds: int = 20) -> None:
+    """Measure a bulk UPDATE's way through the relay and single writes beside it."""
+    settings = Settings()
+    with System(settings, Console()) as system:
+        uvloop.run(run(system, settings, rows, rate, seconds))
+
+
+if __name__ == "__main__":
+    typer.run(main)
