@@ -31,13 +31,13 @@ SETTLE_SECONDS: Final = 5.0
 _ROUND_SECONDS: Final = 0.2
 _FEWEST: Final = 500
 _MOST: Final = 50_000
-_FIRST: Final = 5_000
+_FIRST: Final = 10_000
 # Slots that wait for their second look; so many of them bound the memory.
 _MOST_WAITING: Final = 100_000
 # Whole slots are read so many at a time: their payloads may be large.
 _SECOND_LOOK: Final = 500
 _UP_TO_PAYLOAD: Final = 28
-_LEASE: Final = b"L"
+_LEASE: Final = ord("L")
 
 _EVAL: Final = (b"EVAL", script("repair").source.encode(), b"1")
 
@@ -188,18 +188,21 @@ class Chunk:
 
     async def _first_look(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
         """Compare slots with their rows, which are read later than they were."""
-        groups: dict[str, tuple[list[str], list[bytes]]] = {}
+        groups: dict[bytes, tuple[list[str], list[bytes]]] = {prefix: ([], []) for prefix in self._prefixes}
         service_end = len(self._service) + 1
         for name, slot in zip(names, slots, strict=True):
-            prefix = name[: name.find(b":", service_end) + 1]
-            entity = self._prefixes.get(prefix)
             # An empty one is gone since it was listed; a lease is about to be something else.
-            if entity is None or not slot or slot[:1] == _LEASE:
+            if not slot or slot[0] == _LEASE:
                 continue
-            group = groups.setdefault(entity, ([], []))
-            group[0].append(name[len(prefix) :].decode(errors="surrogateescape"))
-            group[1].append(slot)
-        for entity, (keys, found) in groups.items():
+            end = name.find(b":", service_end) + 1
+            group = groups.get(name[:end])
+            if group is not None:
+                group[0].append(name[end:].decode(errors="surrogateescape"))
+                group[1].append(slot)
+        for prefix, (keys, found) in groups.items():
+            if not keys:
+                continue
+            entity = self._prefixes[prefix]
             texts = [slot.decode("latin-1") for slot in found]
             current.findings[entity] = Findings(examined=len(keys))
             for place, version in await self._rows[entity].disagreeing(keys, texts):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from cachesync.entity import Entity
 
-SLOTS_PER_CHUNK: Final = 250_000
+_SLOTS_PER_CHUNK: Final = 1_000_000
 _SAVE_SECONDS: Final = 2.0
 # A delta looks back so much further: what was under way when the earlier run looked, it let be.
 _MARGIN: Final = timedelta(minutes=1)
@@ -345,7 +345,7 @@ async def _planned(
                 entities=tuple(name for name in entities if name in full),
                 part=(part.number, part.of),
             )
-            for part in parts(slots, SLOTS_PER_CHUNK)
+            for part in parts(slots, _SLOTS_PER_CHUNK)
         ]
     return tasks
 

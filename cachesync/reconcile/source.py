@@ -62,8 +62,10 @@ class Keyspace:
         self._match = pattern.encode()
         self._deep = deep
         self.cursor = part.first if cursor is None else cursor
-        self.share = 0.0
+        self.share = part.share(self.cursor)
         self.ended = False
+        # About so many keys are left.
+        self._left = _SCAN
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
         """Scan on, in a thread."""
@@ -75,18 +77,26 @@ class Keyspace:
         unread: Names = []
         # What one SCAN names is read along with the next SCAN.
         while not self.ended and len(names) + len(unread) < size:
-            scan = (b"SCAN", b"%d" % self.cursor, b"MATCH", self._match, b"COUNT", b"%d" % min(size, _SCAN))
-            packed, count = _looks(unread, deep=self._deep)
-            answer, *looks = self._bulk.send(self._bulk.pack([scan]) + packed, count + 1)
+            count = min(size, _SCAN, self._left)
+            scan = (b"SCAN", b"%d" % self.cursor, b"MATCH", self._match, b"COUNT", b"%d" % count)
+            packed, looks = _looks(unread, deep=self._deep)
+            answer, *found = self._bulk.send(self._bulk.pack([scan]) + packed, looks + 1)
             if isinstance(answer, ReplyError):
                 raise RedisUnavailableError(str(answer))
             names += unread
-            slots += [_comparable(look, deep=self._deep) for look in looks]
-            self.cursor, unread = int(answer[0]), answer[1]
-            self.share = self._part.share(self.cursor)
-            self.ended = self._part.ends_at(self.cursor)
-        looks = self._bulk.send(*_looks(unread, deep=self._deep))
-        return names + unread, slots + [_comparable(look, deep=self._deep) for look in looks]
+            slots += _comparable(found, deep=self._deep)
+            unread = answer[1]
+            self._move(int(answer[0]), count)
+        found = self._bulk.send(*_looks(unread, deep=self._deep))
+        return names + unread, slots + _comparable(found, deep=self._deep)
+
+    def _move(self, cursor: int, count: int) -> None:
+        before, self.share = self.share, self._part.share(cursor)
+        self.cursor = cursor
+        self.ended = self._part.ends_at(cursor)
+        if self.share > before:
+            # Towards the end in ever smaller steps, since the last one goes on into the next part.
+            self._left = max(1, int(0.8 * count * (1 - self.share) / (self.share - before)))
 
 
 class Changed:
@@ -117,7 +127,7 @@ class Changed:
         names = [slot_name(self._service, entity, key).encode() for entity, key in records]
         packed, count = _looks(names, deep=self._deep)
         looks = await asyncio.to_thread(self._bulk.send, packed, count)
-        return names, [_comparable(look, deep=self._deep) for look in looks]
+        return names, _comparable(looks, deep=self._deep)
 
 
 def _looks(names: Names, *, deep: bool) -> tuple[bytes, int]:
@@ -130,11 +140,13 @@ def _looks(names: Names, *, deep: bool) -> tuple[bytes, int]:
     return b"".join(packed), len(names)
 
 
-def _comparable(look: Any, *, deep: bool) -> bytes:
-    """What is compared of a slot, given what Redis answered to a look at it; nothing where it is empty."""
-    if isinstance(look, ReplyError):
-        return b"no string"
-    if not deep or not look or look[:1] != b"V":
-        return look or b""
-    digest = md5(look[_UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest()
-    return bytes(look[:_UP_TO_PAYLOAD]) + digest.encode()
+def _comparable(looks: list[Any], *, deep: bool) -> list[bytes]:
+    """What is compared of slots, given what Redis answered to a look at each; nothing where one is empty."""
+    slots = [look if type(look) is bytes else b"" if look is None else b"no string" for look in looks]
+    if not deep:
+        return slots
+    return [
+        slot[:_UP_TO_PAYLOAD]
+        + md5(slot[_UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest().encode() * slot.startswith(b"V")
+        for slot in slots
+    ]
