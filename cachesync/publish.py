@@ -88,6 +88,11 @@ class Sender:
             return False
         return True
 
+    def close(self) -> None:
+        """Give up what is under way, and disconnect here and now: it may take a while."""
+        self.producer.purge()
+        del self.producer
+
     def _connect(self) -> None:
         self.producer = Producer(
             {**self._settings, "error_cb": _tell}, logger=logging.getLogger("cachesync.kafka")

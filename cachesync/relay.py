@@ -136,8 +136,11 @@ class Relay:
             NotInstalledError: the database has no change log, or that of an older version.
             asyncpg.PostgresError: the database refuses what the relay asks.
         """
-        with suppress(asyncio.CancelledError):
-            asyncio.run(self._run())
+        try:
+            with suppress(asyncio.CancelledError):
+                asyncio.run(self._run())
+        finally:
+            self._sender.close()
 
     async def _run(self) -> None:
         self._task = asyncio.current_task()
