@@ -36,12 +36,6 @@ def resident(process: Process) -> float:
     return sum(each.memory_info().rss for each in process.tree()) / 2**20
 
 
-async def published(pool: asyncpg.Pool) -> None:
-    """Wait until nothing is left to publish."""
-    while await pool.fetchval(f"{_UNPUBLISHED} AND relay_at < clock_timestamp()"):  # noqa: ASYNC110 - from outside
-        await asyncio.sleep(0.2)
-
-
 async def run(system: System, settings: Settings, rows: int, rate: int, seconds: int) -> None:
     """Measure."""
     console = Console()
@@ -49,8 +43,10 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
     slots = redis.asyncio.Redis.from_url(system.redis_urls["sb"])
     last = _FIRST + rows
     insert = "INSERT INTO student SELECT i, 'n' || i, 20 FROM generate_series($1::int, $2::int) AS i"
-    await pool.execute(f"{insert} ON CONFLICT (id) DO NOTHING", _FIRST, last - 1)
-    await published(pool)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(f"{insert} ON CONFLICT (id) DO NOTHING", _FIRST, last - 1)
+        # What is measured comes later.
+        await connection.execute("UPDATE cachesync.change_log SET published_at = now()")
     await prepare(settings)
     sample = [_FIRST + number * (rows // _SAMPLED) for number in range(_SAMPLED)]
     for key in sample:
