@@ -32,6 +32,7 @@ class Kafka(Process):
         name: what messages call it
         port: where clients connect; a free port when None
         controller_port: where it talks to itself; a free port when None
+        advertised_port: where it tells its clients that it listens; `port` when None
 
     """
 
@@ -45,9 +46,11 @@ class Kafka(Process):
         name: str = "kafka",
         port: int | None = None,
         controller_port: int | None = None,
+        advertised_port: int | None = None,
     ) -> None:
         self.port = port or free_port()
         self.controller_port = controller_port or free_port()
+        self._advertised_port = advertised_port or self.port
         self._jars = jars
         self._data = folder / f"{name}-data"
         self._properties = folder / f"{name}.properties"
@@ -58,7 +61,7 @@ class Kafka(Process):
     @property
     def bootstrap_servers(self) -> str:
         """The address that Kafka clients take."""
-        return f"{HOST}:{self.port}"
+        return f"{HOST}:{self._advertised_port}"
 
     def create_topics(
         self,
@@ -94,7 +97,7 @@ class Kafka(Process):
         """Whether the broker tells a client about itself."""
         if not accepts(self.port):
             return False
-        client = AdminClient({"bootstrap.servers": self.bootstrap_servers, "log_level": 0})
+        client = AdminClient({"bootstrap.servers": f"{HOST}:{self.port}", "log_level": 0})
         try:
             return bool(client.list_topics(timeout=1).brokers)
         except KafkaException:
@@ -110,7 +113,8 @@ class Kafka(Process):
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
-            "listeners": f"PLAINTEXT://{self.bootstrap_servers},CONTROLLER://{HOST}:{self.controller_port}",
+            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self.controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self._data,
             "auto.create.topics.enable": "false",

@@ -43,12 +43,17 @@ class System:
     Arguments:
         settings: what can be set
         console: told of each part that has come up
+        link: where one part reaches another: from the names of both and the port where the other listens,
+            the port to use instead. Names are those of `parts`, and `clients` for all that use Kafka
 
     """
 
-    def __init__(self, settings: Settings, console: Console) -> None:
+    def __init__(
+        self, settings: Settings, console: Console, link: Callable[[str, str, int], int] | None = None
+    ) -> None:
         self.folder = settings.state / "run"
         self._console = console
+        self._link = link
         self._claim = ExitStack()
         self.postgres: Postgres | None = None
         if settings.postgres_dsn is None:
@@ -72,6 +77,8 @@ class System:
                 jars=settings.state / "kafka",
                 port=settings.kafka_port,
                 controller_port=settings.kafka_controller_port,
+                # Its clients go where it says that it is.
+                advertised_port=None if link is None else link("clients", "kafka", settings.kafka_port),
             )
             self.bootstrap_servers = self.kafka.bootstrap_servers
         else:
@@ -87,7 +94,14 @@ class System:
             self.folder / "airflow",
             admin_dsn=self.dsn,
             environment={
-                **connections(self.redis_urls, self.bootstrap_servers, self.worker_dsn),
+                **connections(
+                    {
+                        service: self._linked("airflow", self.redis.get(service), url)
+                        for service, url in self.redis_urls.items()
+                    },
+                    self.bootstrap_servers,
+                    self._linked("airflow", self.postgres, self.worker_dsn),
+                ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
                 "CACHESYNC_ENTITIES": _ENTITIES,
             },
@@ -97,8 +111,8 @@ class System:
             service: Service(
                 self.folder,
                 service,
-                dsn=self.dsn,
-                redis_url=self.redis_urls[service],
+                dsn=self._linked(service, self.postgres, self.dsn),
+                redis_url=self._linked(service, self.redis.get(service), self.redis_urls[service]),
                 bootstrap_servers=self.bootstrap_servers,
                 port=getattr(settings, f"{service}_port"),
             )
@@ -146,6 +160,12 @@ class System:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _linked(self, user: str, server: Postgres | Redis | None, address: str) -> str:
+        """The server's address as this user reaches it."""
+        if self._link is None or server is None:
+            return address
+        return address.replace(f":{server.port}/", f":{self._link(user, server.name, server.port)}/")
 
     def _run_steps(self) -> None:
         work: dict[str, Callable[[], object]] = {name: part.start for name, part in self.parts.items()}

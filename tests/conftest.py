@@ -15,6 +15,7 @@ from local.redis import Redis
 from local.settings import Settings
 from local.state import claim_any
 from local.system import System
+from tests.faults.links import Links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,8 +62,15 @@ def kafka(state_folder: Path) -> Iterator[Kafka]:
 
 
 @pytest.fixture(scope="session")
-def system() -> Iterator[System]:
-    """The whole system, Airflow included, as `make demo` starts it, but on free ports.
+def links() -> Iterator[Links]:
+    """The ways between the parts of the system."""
+    with Links() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def system(links: Links) -> Iterator[System]:
+    """The whole system, Airflow included, as `make demo` starts it, but on free ports and linked by proxies.
 
     Three consumers share the load of each cache.
     """
@@ -70,6 +78,6 @@ def system() -> Iterator[System]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
         with System(
-            Settings.model_validate({"state": STATE / "system", **ports}), Console(stderr=True)
+            Settings.model_validate({"state": STATE / "system", **ports}), Console(stderr=True), links
         ) as running:
             yield running

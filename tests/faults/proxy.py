@@ -1,25 +1,43 @@
-"""A TCP proxy that delays what passes through it."""
+"""A TCP proxy that delays, holds back or cuts what passes through it."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
-from typing import Self
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self, cast
+
+import uvloop
+
+from local.ports import HOST, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Closing such a socket sends a reset instead of a goodbye.
+_RESET = struct.pack("ii", 1, 0)
 
 
-class SlowProxy:
-    """Passes connections on to a port of this machine, each chunk of data `delay` seconds late.
+class Proxy:
+    """Passes connections on to a port of this machine.
 
     Attributes:
         port: where it listens.
-        delay: seconds; may be changed at any time.
+        delay: how many seconds late data arrives; may be changed at any time.
     """
 
     def __init__(self, target: int) -> None:
-        self.port = 0
+        self.port = free_port()
         self.delay = 0.0
-        self._target = target
-        self._loop = asyncio.new_event_loop()
+        self.target = target
+        self.is_cut = False
+        self.is_frozen = False
+        self.ends: set[_End] = set()
+        self.connecting: set[asyncio.Task[None]] = set()
+        self._loop = uvloop.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
 
@@ -32,33 +50,120 @@ class SlowProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
+    def cut(self) -> None:
+        """Reset every connection, and every new one, until `mend`."""
+        self.is_cut = True
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def freeze(self) -> None:
+        """Hold everything back until `mend`, which then delivers it, late."""
+        self.is_frozen = True
+
+    def mend(self) -> None:
+        """Pass everything on again, at once."""
+        self.delay = 0.0
+        self.is_cut = self.is_frozen = False
+        self._loop.call_soon_threadsafe(self._go_on)
+
+    def _reset(self) -> None:
+        for end in list(self.ends):
+            end.reset()
+
+    def _go_on(self) -> None:
+        for end in list(self.ends):
+            end.send()
+
     def _run(self) -> None:
-        server = self._loop.run_until_complete(asyncio.start_server(self._connected, "127.0.0.1", 0))
-        self.port = server.sockets[0].getsockname()[1]
+        server = self._loop.run_until_complete(
+            self._loop.create_server(lambda: _End(self, self._loop, is_client=True), HOST, self.port)
+        )
         self._ready.set()
         self._loop.run_forever()
-        self._loop.run_until_complete(self._close(server))
+        server.close()
+        self._reset()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
-    @staticmethod
-    async def _close(server: asyncio.Server) -> None:
-        server.close()
-        passing = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in passing:
-            task.cancel()
-        await asyncio.gather(*passing, return_exceptions=True)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        await asyncio.gather(
-            self._pass(reader, to_writer), self._pass(to_reader, writer), return_exceptions=True
-        )
+class _End(asyncio.Protocol):
+    """One side of a connection; what it receives goes to the other side."""
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop, *, is_client: bool) -> None:
+        self._proxy = proxy
+        self._loop = loop
+        self._is_client = is_client
+        self._transport: asyncio.Transport | None = None
+        self._other: _End | None = None
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._ended = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not an instance of it, but it has its methods.
+        self._transport = cast("asyncio.Transport", transport)
+        self._proxy.ends.add(self)
+        if self._is_client:
+            connecting = self._loop.create_task(self._connect())
+            self._proxy.connecting.add(connecting)
+            connecting.add_done_callback(self._proxy.connecting.discard)
+
+    async def _connect(self) -> None:
+        other = _End(self._proxy, self._loop, is_client=False)
         try:
-            while data := await reader.read(65536):
-                await asyncio.sleep(self.delay)
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
+            if self._proxy.is_cut:
+                raise ConnectionResetError
+            await self._loop.create_connection(lambda: other, HOST, self._proxy.target)
+        except OSError:
+            self.reset()
+            return
+        other._other = self
+        self._other = other
+        self.send()
+        other.send()
+
+    def data_received(self, data: bytes) -> None:
+        self._waiting.append((self._loop.time() + self._proxy.delay, data))
+        self.send()
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._ended = True
+        self.send()
+
+    def pause_writing(self) -> None:
+        self._other_reads(lambda transport: transport.pause_reading())
+
+    def resume_writing(self) -> None:
+        self._other_reads(lambda transport: transport.resume_reading())
+
+    def _other_reads(self, action: Callable[[asyncio.Transport], None]) -> None:
+        if self._other is not None and self._other._transport is not None:  # noqa: SLF001
+            action(self._other._transport)  # noqa: SLF001
+
+    def send(self) -> None:
+        """Send what is due to the other side, and then the end, if it has come."""
+        other = self._other
+        if self._proxy.is_frozen or (other is None and not self._ended):
+            return
+        if other is not None and other._transport is not None:  # noqa: SLF001
+            now = self._loop.time()
+            while self._waiting and self._waiting[0][0] <= now:
+                data = self._waiting.popleft()[1]
+                if not other._transport.is_closing():  # noqa: SLF001
+                    other._transport.write(data)  # noqa: SLF001
+            if self._waiting:
+                self._loop.call_at(self._waiting[0][0], self.send)
+                return
+            if self._ended:
+                other._transport.close()  # noqa: SLF001
+        if self._ended:
+            self._proxy.ends.discard(self)
+
+    def reset(self) -> None:
+        """End the connection with a reset, on both sides; nothing more passes."""
+        self._waiting.clear()
+        for end in (self, self._other):
+            if end is not None and end._transport is not None and not end._transport.is_closing():  # noqa: SLF001
+                with suppress(OSError):
+                    end._transport.get_extra_info("socket").setsockopt(  # noqa: SLF001
+                        socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+                    )
+                end._transport.abort()  # noqa: SLF001

@@ -9,7 +9,7 @@ import pytest
 
 from local.service import Service
 from tests.faults.load import wait_until
-from tests.faults.proxy import SlowProxy
+from tests.faults.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ def test_redis_frozen(system: System, sb: httpx.Client) -> None:
 
 def test_redis_slow(system: System, tmp_path: Path) -> None:
     """Slower than the timeout: as good as away. Slower than usual: in use."""
-    with SlowProxy(system.redis["sb"].port) as proxy:
+    with Proxy(system.redis["sb"].port) as proxy:
         service = Service(
             tmp_path,
             "sb",
