@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up test check format lock clean
+.PHONY: help setup demo up test faults check format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ up: setup ## start the whole system; it stays up until Ctrl-C
 
 test: setup ## run all tests on real parts
 	$(VENV)/bin/pytest
+
+faults: setup ## check the history of clients while parts fail; MINUTES=60 SEED=1 BREAK=lease, see docs/faults.md
+	$(PYTHON) -m tests.faults.history
 
 check: setup ## lint, formatting and types
 	$(VENV)/bin/ruff check

@@ -1,0 +1,108 @@
+"""The command `python -m tests.faults.history`: a long run on a system of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from local.ports import free_port
+from local.settings import REPOSITORY, Settings
+from local.system import System
+from tests.faults.history.run import run
+from tests.faults.links import Links
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
+_STATE = REPOSITORY / ".local" / "faults"
+_SWITCH = Path(__file__).with_name("switch")
+# Processes that share a cache, its slots and its stream.
+_SEVERAL = {"CACHESYNC_CONSUMERS_PER_CACHE": "3", "WORKERS": "2"}
+_TOLD = 10
+
+
+class Rule(StrEnum):
+    """What can be switched off."""
+
+    VERSION_CHECK = "version-check"
+    LEASE = "lease"
+    RELAY = "relay"
+
+
+@app.command()
+def main(
+    minutes: Annotated[float, typer.Option(envvar="MINUTES", min=0.1)] = 10,
+    seed: Annotated[int | None, typer.Option(envvar="SEED", help="A random one if none is given.")] = None,
+    rate: Annotated[float, typer.Option(envvar="RATE", min=1, help="Operations a second.")] = 200,
+    switched_off: Annotated[
+        Rule | None, typer.Option("--break", envvar="BREAK", help="A rule of the product to switch off.")
+    ] = None,
+) -> None:
+    """Put faults into the whole system under load, and check the history of what its clients saw."""
+    console = Console()
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends it and checks what there is")
+    os.environ.update(_SEVERAL)
+    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
+    with Links() as links:
+        system = System(Settings.model_validate({"state": _STATE, **ports}), console, links)
+        if switched_off is not None:
+            _switch_off(switched_off, system)
+        with system, _stopping(console) as stopping:
+            result = run(system, links, console, seed=seed, minutes=minutes, rate=rate, stopping=stopping)
+        console.print(result.line(), soft_wrap=True, highlight=False)
+    if result.wrong:
+        folder = _STATE / f"seed-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        result.keep(folder)
+        for finding in result.wrong[:_TOLD]:
+            console.print(f"{finding.wrong}: {finding.text}", style="red", markup=False, highlight=False)
+        console.print(f"the history, the faults and the findings are in {folder}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _switch_off(rule: Rule, system: System) -> None:
+    environment = system.airflow.environment
+    if rule is Rule.RELAY:
+        # Nothing listens at the address of the change log.
+        environment["AIRFLOW_CONN_POSTGRES_CACHESYNC"] = "postgresql://worker@127.0.0.1:1/cachesync"
+        return
+    changed = {"HISTORY_BREAK": rule.value, "PYTHONPATH": f"{_SWITCH}{os.pathsep}{REPOSITORY}"}
+    # That of the services, and of all that is started from here.
+    os.environ.update(changed)
+    environment.update(changed)
+
+
+@contextmanager
+def _stopping(console: Console) -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C; the second one interrupts."""
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        console.print("stopping when the faults under way are repaired; Ctrl-C again stops at once")
+        stopping.set()
+        for number in numbers:
+            signal.signal(number, _interrupt)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        signal.signal(number, stop)
+    yield stopping
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,35 @@
+"""The product with one of its rules switched off, to show that the checker sees what comes of it."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+
+from cachesync import slot
+
+#: By rule: the script, a text of it, and what takes its place.
+EDITS = {
+    # A change is written whatever the slot holds.
+    "version-check": ("change", "version <= string.sub(slot, 2, 20)", "false"),
+    # Whoever loaded a row fills, whether it still holds the lease or not, and whatever the floor.
+    "lease": (
+        "fill",
+        "    return 0\nend\nlocal floor = string.sub(slot, 2, 20)",
+        "    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n    return 1\nend\nlocal floor = ''",
+    ),
+}
+
+
+def switch_off(rule: str) -> None:
+    """Load the scripts without this rule from now on, in this process."""
+    edited_name, text, edited = EDITS[rule]
+    load = slot.Script.__init__
+
+    def load_edited(script: slot.Script, name: str) -> None:
+        load(script, name)
+        if name == edited_name:
+            assert script.source.count(text) == 1
+            script.source = script.source.replace(text, edited)
+            script.sha = sha1(script.source.encode(), usedforsecurity=False).hexdigest()
+
+    slot.Script.__init__ = load_edited  # type: ignore[method-assign, assignment]
+    slot.script.cache_clear()

@@ -1,0 +1,229 @@
+"""How each fault is put into the system, and repaired."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from random import Random
+from typing import TYPE_CHECKING
+
+import redis as redis_client
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from cachesync.event import headers_of
+from local.errors import LocalError
+from tests.faults.history.record import Fault
+from tests.faults.history.rest import reconcile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from local.process import Process
+    from local.system import System
+    from tests.faults.history.record import Clock
+    from tests.faults.history.schedule import Planned
+    from tests.faults.links import Links
+    from tests.faults.proxy import Proxy
+
+_POISON: tuple[dict[str, bytes], ...] = (
+    {},
+    {"ce_specversion": b"1.0", "ce_type": b"cachesync.nonsense"},
+    {"ce_specversion": b"1.0", "ce_type": b"cachesync.upsert", "ce_rowversion": b"-1"},
+)
+_MOST_POISON = 6
+_MOST_REPLAYED = 300
+_LONGEST_DELAY_SECONDS = 0.4
+_KAFKA_SECONDS = 10.0
+
+Dump = dict[bytes, tuple[bytes, int]]
+
+
+class Faults:
+    """Does what is planned to the system, and keeps its other parts up, as a supervisor would.
+
+    Attributes:
+        done: the faults so far, those under way included.
+        restored: the dump that was last restored to each service's cache.
+    """
+
+    def __init__(self, system: System, links: Links, clock: Clock, seed: int) -> None:
+        self._system = system
+        self._links = links
+        self._clock = clock
+        self._random = Random(f"{seed} faults")
+        self._stopping = threading.Event()
+        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._supervised: dict[str, Process] = {
+            **system.services,
+            **{part.name.removeprefix("airflow-"): part for part in system.airflow.components},
+        }
+        assert system.postgres is not None
+        assert system.kafka is not None
+        servers = (system.postgres, system.kafka, *system.redis.values())
+        self._processes: dict[str, Process] = self._supervised | {server.name: server for server in servers}
+        self.done: list[Fault] = []
+        self.restored: dict[str, Dump] = {}
+
+    @contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Start again what ends by itself, as some of Airflow does when the database is away."""
+        threads = [
+            threading.Thread(target=self._supervise, args=(name,), daemon=True) for name in self._supervised
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for thread in threads:
+                thread.join()
+
+    def _supervise(self, name: str) -> None:
+        process = self._supervised[name]
+        while not self._stopping.wait(0.5):
+            with self._locks[name]:
+                if not process.running:
+                    self._start(process)
+
+    def _start(self, process: Process) -> None:
+        while not self._stopping.is_set():
+            try:
+                process.start()
+            except LocalError:
+                # What it needs is away too.
+                time.sleep(0.5)
+            else:
+                return
+
+    def episode(self, planned: list[Planned]) -> list[Fault]:
+        """Put faults in and repair them; returns when all are repaired."""
+        faults = [Fault(kind=one.kind, part=one.part, begin=self._clock()) for one in planned]
+        threads = [
+            threading.Thread(target=self._do, args=(one, fault))
+            for one, fault in zip(planned, faults, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return faults
+
+    def _do(self, planned: Planned, fault: Fault) -> None:
+        time.sleep(planned.offset)
+        with self._locks[planned.part]:
+            fault.begin = self._clock()
+            self.done.append(fault)
+            if planned.kind in {"kill", "freeze"}:
+                self._process(planned, self._processes[planned.part])
+            elif planned.kind == "kill worker":
+                self._kill_worker(self._processes[planned.part])
+            elif planned.part.startswith("redis-"):
+                self._slots(planned, fault)
+            elif planned.part.startswith("cachesync."):
+                self._messages(planned)
+            else:
+                user, _, part = planned.part.partition(" to ")
+                self._way(planned, self._links.proxies[user, part])
+            fault.repaired = self._clock()
+
+    def _process(self, planned: Planned, process: Process) -> None:
+        if planned.kind == "kill":
+            process.kill()
+            time.sleep(planned.seconds)
+            self._start(process)
+        else:
+            process.freeze()
+            time.sleep(planned.seconds)
+            process.thaw()
+
+    @staticmethod
+    def _kill_worker(process: Process) -> None:
+        process.tree()[1].kill()
+        while not process.ready():
+            time.sleep(0.1)
+
+    @staticmethod
+    def _way(planned: Planned, proxy: Proxy) -> None:
+        if planned.kind == "cut":
+            proxy.cut()
+        elif planned.kind == "hold":
+            proxy.freeze()
+        else:
+            proxy.delay = _LONGEST_DELAY_SECONDS * planned.strength**2
+        time.sleep(planned.seconds)
+        proxy.mend()
+
+    def _slots(self, planned: Planned, fault: Fault) -> None:
+        service = planned.part.removeprefix("redis-")
+        with redis_client.Redis.from_url(self._system.redis_urls[service]) as client:
+            if planned.kind == "flush":
+                client.flushall()
+            elif planned.kind == "evict":
+                until = time.monotonic() + planned.seconds
+                while time.monotonic() < until:
+                    client.delete(*[client.randomkey() or b"-" for _ in range(10)])
+                    time.sleep(0.02)
+            else:
+                dump = _dump(client)
+                time.sleep(planned.seconds)
+                fault.begin = self._clock()
+                fault.restored = service
+                self.restored[service] = dump
+                client.flushall()
+                for name, (slot, ttl) in dump.items():
+                    client.set(name, slot, px=ttl)
+                # What was written until now may be undone; what is written from now on stays.
+                fault.repaired = self._clock()
+                reconcile(self._system, service)
+                fault.reconciled = self._clock()
+
+    def _messages(self, planned: Planned) -> None:
+        producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})
+        if planned.kind == "poison":
+            for _ in range(1 + round((_MOST_POISON - 1) * planned.strength)):
+                headers = self._random.choice(_POISON)
+                producer.produce(
+                    planned.part, key=b"poison", value=b"\x00\xff", headers=list(headers.items())
+                )
+        else:
+            self._replay(planned, producer)
+        producer.flush(_KAFKA_SECONDS)
+
+    def _replay(self, planned: Planned, producer: Producer) -> None:
+        """Send old messages again, as they were."""
+        consumer = Consumer(
+            {"bootstrap.servers": self._system.bootstrap_servers, "group.id": "history", "log_level": 0}
+        )
+        try:
+            partitions = (
+                consumer.list_topics(planned.part, timeout=_KAFKA_SECONDS).topics[planned.part].partitions
+            )
+            starts = []
+            for partition in partitions:
+                place = TopicPartition(planned.part, partition)
+                low, high = consumer.get_watermark_offsets(place, timeout=_KAFKA_SECONDS)
+                place.offset = low + int((high - low) * planned.strength)
+                starts.append(place)
+            consumer.assign(starts)
+            for message in consumer.consume(_MOST_REPLAYED, _KAFKA_SECONDS / 5):
+                if message.error() is None:
+                    producer.produce(
+                        planned.part, key=message.key(), value=message.value(), headers=headers_of(message)
+                    )
+        except KafkaException:
+            # Kafka has a fault too, at the moment.
+            pass
+        finally:
+            consumer.close()
+
+
+def _dump(client: redis_client.Redis) -> Dump:
+    dump: Dump = {}
+    for name in client.scan_iter(count=1000):
+        slot, ttl = client.get(name), client.pttl(name)
+        if isinstance(slot, bytes) and isinstance(ttl, int) and ttl > 0:
+            dump[name] = (slot, ttl)
+    return dump

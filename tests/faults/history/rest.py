@@ -1,0 +1,199 @@
+"""Whether the system has come to rest: changes published and applied, slots equal to their rows."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+import httpx
+import redis as redis_client
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from cachesync.database import connect
+from local.errors import CommandError
+from local.postgres import run_sql
+from local.process import run
+from local.settings import REPOSITORY
+from tests.faults.history.record import Difference, Kind, Logged, Row, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from local.system import System
+    from tests.faults.history.faults import Dump
+
+ENTITIES = ("student", "course")
+_ANSWER_SECONDS = 5.0
+_RECONCILE_SECONDS = 60.0
+
+
+def wait_in_step(system: System, seconds: float) -> bool:
+    """Wait until what is committed by now is in every cache; whether it was within so many seconds."""
+    deadline = time.monotonic() + seconds
+    # They ask for the groups' offsets and never join. An AdminClient would do, did it not crash at times.
+    groups = [
+        Consumer(
+            {
+                "bootstrap.servers": system.bootstrap_servers,
+                "group.id": f"cachesync-{service}",
+                "enable.auto.commit": False,
+                "log_level": 0,
+            }
+        )
+        for service in system.services
+    ]
+    newest: int | None = None
+    ends: dict[tuple[str, int], int] | None = None
+    try:
+        while time.monotonic() < deadline:
+            with suppress(KafkaException, CommandError):
+                if newest is None:
+                    newest = last_version(system)
+                if ends is None and _ready(system) and not _unpublished(system, newest):
+                    ends = _ends(groups[0])
+                if ends is not None and all(_has_applied(group, ends) for group in groups):
+                    return True
+            time.sleep(0.1)
+        return False
+    finally:
+        for group in groups:
+            group.close()
+
+
+def last_version(system: System) -> int:
+    """The newest version that was drawn."""
+    return int(run_sql(system.dsn, "SELECT last_value FROM cachesync.row_version"))
+
+
+def _unpublished(system: System, newest: int) -> bool:
+    log = "SELECT count(*) > 0 FROM cachesync.change_log"
+    return run_sql(system.dsn, f"{log} WHERE published_at IS NULL AND version <= {newest}") == "t"
+
+
+def _ready(system: System) -> bool:
+    for service in system.services.values():
+        try:
+            answer = httpx.get(f"{service.url}/health/ready", timeout=_ANSWER_SECONDS)
+        except httpx.TransportError:
+            return False
+        if not (answer.is_success and all(answer.json().values())):
+            return False
+    return True
+
+
+def _ends(consumer: Consumer) -> dict[tuple[str, int], int]:
+    """The offset after the last message of each partition."""
+    topics = consumer.list_topics(timeout=_ANSWER_SECONDS).topics
+    return {
+        (name, partition): consumer.get_watermark_offsets(
+            TopicPartition(name, partition), timeout=_ANSWER_SECONDS
+        )[1]
+        for name in (f"cachesync.{entity}" for entity in ENTITIES)
+        for partition in topics[name].partitions
+    }
+
+
+def _has_applied(group: Consumer, ends: Mapping[tuple[str, int], int]) -> bool:
+    places = [TopicPartition(*place) for place, end in ends.items() if end]
+    offsets = group.committed(places, timeout=_ANSWER_SECONDS)
+    return all(place.offset >= ends[place.topic, place.partition] for place in offsets)
+
+
+def row_versions(dsn: str) -> dict[Row, int]:
+    """The version of every row."""
+    return {row: version for row, (version, _) in _rows(dsn).items()}
+
+
+def _rows(dsn: str) -> dict[Row, tuple[int, bytes]]:
+    async def read() -> dict[Row, tuple[int, bytes]]:
+        connection = await connect(dsn, "history")
+        try:
+            return {
+                Row(entity, record["key"]): (record["version"], record["payload"].encode())
+                for entity in ENTITIES
+                for record in await connection.fetch(
+                    f"SELECT key::text, version, payload FROM cachesync.{entity}"
+                )
+            }
+        finally:
+            await connection.close()
+
+    return asyncio.run(read())
+
+
+def logged_since(dsn: str, version: int) -> list[Logged]:
+    """The changes after this version, by the change log."""
+
+    async def read() -> list[Logged]:
+        connection = await connect(dsn, "history")
+        try:
+            records = await connection.fetch(
+                "SELECT * FROM cachesync.change_log WHERE version > $1 AND key IS NOT NULL", version
+            )
+        finally:
+            await connection.close()
+        return [
+            Logged(
+                row=Row(record["entity"], record["key"]),
+                version=record["version"],
+                kind=Kind(record["operation"]),
+                source=record["source"],
+                at=record["changed_at"].astimezone(UTC).timestamp(),
+                digest="" if record["payload"] is None else digest(record["payload"].encode()),
+            )
+            for record in records
+        ]
+
+    return asyncio.run(read())
+
+
+def reconcile(system: System, *services: str) -> None:
+    """Reconcile these services' caches by the command; again while what it needs is away."""
+    command = [sys.executable, "-m", "cachesync", "reconcile", "--dsn", system.dsn]
+    for service in services:
+        command += ["--service", service, "--redis", f"{service}={system.redis_urls[service]}"]
+    deadline = time.monotonic() + _RECONCILE_SECONDS
+    while True:
+        try:
+            run(command, cwd=REPOSITORY)
+        except CommandError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+        else:
+            return
+
+
+def differences(
+    dsn: str, redis_urls: Mapping[str, str], restored: Mapping[str, Dump] | None = None
+) -> list[Difference]:
+    """The slots that do not say what their row is."""
+    rows = _rows(dsn)
+    found = []
+    for service, url in redis_urls.items():
+        with redis_client.Redis.from_url(url) as client:
+            for entity in ENTITIES:
+                prefix = f"{service}:{entity}:"
+                for name in client.scan_iter(match=f"{prefix}*", count=1000):
+                    slot = client.get(name)
+                    row = Row(entity, name.decode().removeprefix(prefix))
+                    version, payload = rows.get(row, (None, b""))
+                    if isinstance(slot, bytes) and not _equal(slot, version, payload):
+                        as_restored = (restored or {}).get(service, {}).get(name, (b"", 0))[0] == slot
+                        held = slot[:20].decode()
+                        found.append(
+                            Difference(
+                                service=service, row=row, held=held, version=version, restored=as_restored
+                            )
+                        )
+    return found
+
+
+def _equal(slot: bytes, version: int | None, payload: bytes) -> bool:
+    if slot.startswith(b"V"):
+        return version == int(slot[1:20]) and slot[28:] == payload
+    return slot.startswith(b"L") or version is None

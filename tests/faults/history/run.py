@@ -1,0 +1,149 @@
+"""A run: a workload, faults, what came to rest, and what the checker finds in it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from tests.faults.history import rest
+from tests.faults.history.checker import Finding, Wrong, check
+from tests.faults.history.faults import Faults
+from tests.faults.history.record import Clock, Fault, History, Kind, Outcome
+from tests.faults.history.schedule import episodes
+from tests.faults.history.workload import Workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from threading import Event
+
+    from rich.console import Console
+
+    from local.system import System
+    from tests.faults.links import Links
+
+_CALM_SECONDS = 3.0
+# A restarted triggerer takes up its triggers within some 20 s on a busy machine.
+_IN_STEP_SECONDS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run has come to."""
+
+    seed: int
+    seconds: float
+    history: History
+    findings: list[Finding]
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """What nothing excuses."""
+        return [finding for finding in self.findings if not finding.excuse]
+
+    def line(self) -> str:
+        """All of it in one line."""
+        operations = self.history.operations
+        counts = Counter(finding.wrong for finding in self.wrong)
+        lags: dict[float, float] = {}
+        for fault in self.history.faults:
+            # Faults that overlapped ended together.
+            lag = fault.in_step - fault.repaired
+            lags[fault.in_step] = min(lag, lags.get(fault.in_step, lag))
+        figures: dict[str, object] = {
+            "operations": len(operations),
+            "acknowledged": sum(
+                operation.kind is not Kind.READ and operation.outcome is Outcome.DONE
+                for operation in operations
+            ),
+            "lost": counts[Wrong.LOST],
+            "stale_own_reads": counts[Wrong.STALE_OWN_READ],
+            "stale_at_rest": counts[Wrong.STALE_AT_REST],
+            "max_lag_s": f"{max(lags.values()):.1f}",
+            "faults": len(self.history.faults) - 1,
+            "late_reads": counts[Wrong.LATE_READ],
+            "backwards": counts[Wrong.BACKWARDS],
+            "excused": len(self.findings) - len(self.wrong),
+            "seed": self.seed,
+            "minutes": f"{self.seconds / 60:.1f}",
+        }
+        return " ".join(f"{name}={figure}" for name, figure in figures.items())
+
+    def keep(self, folder: Path) -> None:
+        """Write everything to a folder."""
+        folder.mkdir(parents=True)
+        for name, items in (
+            ("operations", self.history.operations),
+            ("log", self.history.log),
+            ("faults", self.history.faults),
+            ("at-rest", self.history.at_rest),
+            ("reconciled", self.history.reconciled),
+            ("findings", self.findings),
+        ):
+            with (folder / f"{name}.jsonl").open("w") as file:
+                file.writelines(json.dumps(asdict(item)) + "\n" for item in items)
+        (folder / "line.txt").write_text(self.line() + "\n")
+
+
+def run(
+    system: System,
+    links: Links,
+    console: Console,
+    *,
+    seed: int,
+    minutes: float,
+    rate: float = 200,
+    stopping: Event | None = None,
+) -> Result:
+    """Run for so long, or until told to stop, and check."""
+    clock = Clock()
+    faults = Faults(system, links, clock, seed)
+    workload = Workload(system, clock, rate=rate, seed=seed)
+    rest.wait_in_step(system, _IN_STEP_SECONDS)
+    before = rest.row_versions(system.dsn)
+    since = rest.last_version(system)
+    started = time.monotonic()
+    with faults.supervised():
+        with workload.running():
+            for planned, calm in episodes(seed):
+                _told(console, faults.episode(planned), system, clock)
+                time.sleep(calm)
+                if time.monotonic() - started > 60 * minutes or (stopping and stopping.is_set()):
+                    break
+            time.sleep(_CALM_SECONDS)
+        seconds = time.monotonic() - started
+        console.print("at rest?")
+        end = Fault(kind="end", part="workload", begin=clock(), repaired=clock())
+        if rest.wait_in_step(system, _IN_STEP_SECONDS):
+            end.in_step = clock()
+        for fault in faults.done:
+            # It took longer than the limit.
+            fault.in_step = min(fault.in_step, end.in_step)
+        workload.read_all()
+        at_rest = rest.differences(system.dsn, system.redis_urls, faults.restored)
+    rest.reconcile(system, *system.services)
+    history = History(
+        operations=workload.operations,
+        log=rest.logged_since(system.dsn, since),
+        faults=[*faults.done, end],
+        before=before,
+        after=rest.row_versions(system.dsn),
+        at_rest=at_rest,
+        reconciled=rest.differences(system.dsn, system.redis_urls),
+    )
+    return Result(seed, seconds, history, check(history))
+
+
+def _told(console: Console, faults: list[Fault], system: System, clock: Clock) -> None:
+    """Wait until the caches are in step again after the faults, and tell of them."""
+    if rest.wait_in_step(system, _IN_STEP_SECONDS):
+        for fault in faults:
+            fault.in_step = clock()
+    for fault in faults:
+        console.print(
+            f"{fault.kind:<12}{fault.part:<22}{fault.repaired - fault.begin:6.1f} s, "
+            f"in step after {fault.in_step - fault.repaired:6.1f} s",
+            highlight=False,
+        )

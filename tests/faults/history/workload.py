@@ -1,0 +1,251 @@
+"""The clients whose operations make a history: some at each service, some at the database itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from http import HTTPStatus
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import httpx
+
+from cachesync.database import connect
+from cachesync.errors import DatabaseUnavailableError
+from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from local.system import System
+
+STUDENTS = [Row("student", str(key)) for key in range(5000, 5200)]
+COURSES = [Row("course", str(uuid.uuid5(uuid.NAMESPACE_URL, f"course-{number}"))) for number in range(100)]
+_HOT = 8
+_PATHS = {"student": "/students", "course": "/courses"}
+_TABLES = {"student": "public.student", "course": "public.course"}
+_CLIENTS = 4
+_PSQL_PAUSE_SECONDS = 0.15
+# Longer than a service takes to give up on the database, shorter than a fault.
+_TIMEOUT_SECONDS = 5.0
+_RECONNECT_SECONDS = 0.3
+_READ: dict[int, Outcome] = {HTTPStatus.OK: Outcome.DONE, HTTPStatus.NOT_FOUND: Outcome.ABSENT}
+
+
+class Workload:
+    """Reads and writes until stopped, in threads.
+
+    Arguments:
+        rate: operations a second through the services, if they can
+        seed: of what the clients do; when they do it is up to the machine
+
+    Attributes:
+        operations: what they did.
+    """
+
+    def __init__(self, system: System, clock: Clock, *, rate: float, seed: int) -> None:
+        self._system = system
+        self._clock = clock
+        self._stopping = threading.Event()
+        self.operations: list[Operation] = []
+        clients = [(service, number) for service in system.services for number in range(_CLIENTS)]
+        self._pause = len(clients) / rate
+        self._threads = [
+            threading.Thread(
+                target=self._serve,
+                args=(f"{service}-{number}", service, Random(f"{seed} {service} {number}")),
+            )
+            for service, number in clients
+        ]
+        self._threads += [
+            threading.Thread(target=self._psql, args=(f"psql-{number}", Random(f"{seed} psql {number}")))
+            for number in range(2)
+        ]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for thread in self._threads:
+                thread.join()
+
+    def read_all(self) -> None:
+        """Read every row once through each service."""
+        for service in self._system.services:
+            with self._client(service) as client:
+                for row in STUDENTS + COURSES:
+                    self._read(client, f"{service}-last", service, row)
+
+    def _client(self, service: str) -> httpx.Client:
+        return httpx.Client(base_url=self._system.services[service].url, timeout=_TIMEOUT_SECONDS)
+
+    def _serve(self, name: str, service: str, random: Random) -> None:
+        next_at = time.monotonic() + random.uniform(0, self._pause)
+        with self._client(service) as client:
+            while not self._stopping.wait(max(0.0, next_at - time.monotonic())):
+                # What a fault held up is not made up for.
+                next_at = max(next_at, time.monotonic() - 1) + self._pause
+                row = _pick(random)
+                choice = random.random()
+                if choice < 0.6:
+                    self._read(client, name, service, row)
+                else:
+                    self._write(client, name, service, row, random)
+
+    def _read(self, client: httpx.Client, name: str, service: str, row: Row) -> None:
+        start = self._clock()
+        answer = _answer(client, "GET", f"{_PATHS[row.entity]}/{row.key}")
+        status = 0 if answer is None else answer.status_code
+        known: dict[str, Any] = {"outcome": _READ.get(status, Outcome.UNKNOWN)}
+        if answer is not None and status in _READ:
+            known["cache"] = answer.headers["x-cache"]
+            if status == HTTPStatus.OK:
+                known |= {"version": _version(answer), "digest": digest(answer.content)}
+        self._record(client=name, service=service, row=row, kind=Kind.READ, start=start, **known)
+
+    def _write(self, client: httpx.Client, name: str, service: str, row: Row, random: Random) -> None:
+        method = random.choices(("PUT", "PATCH", "DELETE", "POST"), (10, 5, 2, 2))[0]
+        path = _PATHS[row.entity]
+        if method != "POST":
+            path = f"{path}/{row.key}"
+        body = _content(row, random)
+        if method == "POST":
+            body["id"] = int(row.key) if row.entity == "student" else row.key
+        start = self._clock()
+        answer = _answer(client, method, path, None if method == "DELETE" else body)
+        kind = Kind.DELETE if method == "DELETE" else Kind.UPSERT
+        if answer is None or answer.is_server_error:
+            # It may have been committed, or may still be.
+            known: dict[str, Any] = {"outcome": Outcome.UNKNOWN}
+        elif answer.is_client_error:
+            known = {"outcome": Outcome.REFUSED}
+        else:
+            known = {"outcome": Outcome.DONE, "cache": answer.headers.get("x-cache", "")}
+            if kind is Kind.UPSERT:
+                known |= {"version": _version(answer), "digest": digest(answer.content)}
+        self._record(client=name, service=service, row=row, kind=kind, start=start, **known)
+
+    def _record(self, **known: Any) -> None:
+        self.operations.append(Operation(end=self._clock(), **known))
+
+    def _psql(self, name: str, random: Random) -> None:
+        asyncio.run(self._psql_loop(name, random))
+
+    async def _psql_loop(self, name: str, random: Random) -> None:
+        """What no service knows of: single and bulk statements, rollbacks."""
+        connection: asyncpg.Connection | None = None
+        while not self._stopping.is_set():
+            try:
+                if connection is None or connection.is_closed():
+                    connection = await connect(self._system.dsn, name)
+            except DatabaseUnavailableError:
+                await asyncio.sleep(_RECONNECT_SECONDS)
+                continue
+            await self._transaction(connection, name, random)
+            await asyncio.sleep(random.uniform(0, 2 * _PSQL_PAUSE_SECONDS))
+        if connection is not None:
+            connection.terminate()
+
+    async def _transaction(self, connection: asyncpg.Connection, name: str, random: Random) -> None:
+        kind = random.choices(
+            ("update", "bulk", "delete", "insert", "again", "rollback"), (9, 3, 2, 4, 2, 2)
+        )[0]
+        entity = random.choice(list(_TABLES))
+        of_entity = STUDENTS if entity == "student" else COURSES
+        rows = random.sample(of_entity, 40) if kind == "bulk" else [_pick(random)]
+        entity = rows[0].entity
+        start = self._clock()
+        transaction = connection.transaction()
+        try:
+            await transaction.start()
+            written = await _change(connection, kind, entity, [row.key for row in rows], random)
+            if kind == "rollback":
+                await transaction.rollback()
+                return
+            await transaction.commit()
+        except asyncpg.TransactionRollbackError:
+            # A deadlock, which the database has undone.
+            await transaction.rollback()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            # Whether it was committed is unknown, and nobody was told that it was.
+            connection.terminate()
+        else:
+            for key, version, payload in written:
+                self._record(
+                    client=name,
+                    service="psql",
+                    row=Row(entity, key),
+                    kind=Kind.DELETE if payload is None else Kind.UPSERT,
+                    start=start,
+                    outcome=Outcome.DONE,
+                    version=version,
+                    digest="" if payload is None else digest(payload.encode()),
+                )
+
+
+async def _change(
+    connection: asyncpg.Connection, kind: str, entity: str, keys: list[str], random: Random
+) -> list[tuple[str, int, str | None]]:
+    """Change rows in the transaction; the key, version and payload of each change."""
+    table = _TABLES[entity]
+    texts = "id::text = ANY($1)"
+    column = "name" if entity == "student" else "title"
+    if kind in {"update", "bulk", "rollback"}:
+        await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {texts}", keys, _text(random))
+    deleted: list[str] = []
+    if kind in {"delete", "again"}:
+        found = await connection.fetch(f"DELETE FROM {table} WHERE {texts} RETURNING id::text", keys)
+        deleted = [record[0] for record in found]
+    if kind in {"insert", "again"}:
+        key_type = "bigint" if entity == "student" else "uuid"
+        inserted = await connection.fetch(
+            f"INSERT INTO {table} (id, {column}) SELECT key::{key_type}, $2 "
+            "FROM unnest($1::text[]) AS u (key) ON CONFLICT DO NOTHING RETURNING id::text",
+            keys,
+            _text(random),
+        )
+        keys = [record[0] for record in inserted]
+    if kind == "delete":
+        version = "SELECT cachesync.latest_version($1, $2)"
+        return [(key, await connection.fetchval(version, entity, key), None) for key in deleted]
+    records = await connection.fetch(
+        f"SELECT key::text, version, payload FROM cachesync.{entity} WHERE key::text = ANY($1)", keys
+    )
+    return [(record["key"], record["version"], record["payload"]) for record in records]
+
+
+def _pick(random: Random) -> Row:
+    rows = STUDENTS if random.random() < 0.65 else COURSES
+    return random.choice(rows[:_HOT] if random.random() < 0.4 else rows)
+
+
+def _content(row: Row, random: Random) -> dict[str, Any]:
+    if row.entity == "student":
+        return {"name": _text(random), "age": random.randrange(150)}
+    return {"title": _text(random), "fee": random.randrange(10_000), "details": {"words": [_text(random)]}}
+
+
+def _text(random: Random) -> str:
+    return f"{random.getrandbits(64):x}"
+
+
+def _answer(client: httpx.Client, method: str, path: str, body: object = None) -> httpx.Response | None:
+    content = None if body is None else json.dumps(body)
+    headers = {} if body is None else {"content-type": "application/json"}
+    try:
+        return client.request(method, path, content=content, headers=headers)
+    except httpx.TransportError:
+        return None
+
+
+def _version(answer: httpx.Response) -> int:
+    return int(answer.headers["etag"].strip('"'))

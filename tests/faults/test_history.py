@@ -1,0 +1,27 @@
+"""The history of what clients see while parts of the system fail: nothing lost, nothing wrong at rest."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from tests.faults.history.run import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from local.system import System
+    from tests.faults.links import Links
+
+
+@pytest.mark.timeout(600)
+def test_a_short_history_under_faults(system: System, links: Links, tmp_path: Path) -> None:
+    result = run(system, links, Console(), seed=secrets.randbelow(10**6), minutes=2)
+    if result.wrong:
+        result.keep(tmp_path / "history")
+    assert not result.wrong, f"{result.line()}; the history is in {tmp_path}"
+    assert result.history.faults
+    print(result.line())  # noqa: T201 - shown by -rP

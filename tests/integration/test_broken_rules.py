@@ -1,0 +1,199 @@
+"""Short histories of the product with a rule switched off: the checker finds what comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis as redis_client
+
+from cachesync import apply, slot
+from cachesync.apply import Applier
+from cachesync.change import Change
+from cachesync.change import Operation as Changed
+from tests.faults.history import rest
+from tests.faults.history.broken import EDITS, switch_off
+from tests.faults.history.checker import Wrong, check
+from tests.faults.history.record import Clock, History, Kind, Operation, Outcome, Row, digest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
+
+    from cachesync.cache import EntityCache
+    from cachesync.entity import Entity
+    from cachesync.service import Service
+    from local.redis import Redis
+
+ROW = Row("student", "1")
+
+
+class Client:
+    """Reads and writes one row through sa's cache, and records it."""
+
+    def __init__(self, cache: EntityCache) -> None:
+        self._cache = cache
+        self._clock = Clock()
+        self.history = History()
+
+    async def put(self, name: str) -> None:
+        start = self._clock()
+        body = json.dumps({"id": 1, "name": name}).encode()
+        written = await self._cache.replace(ROW.key, body, ["id", "name"], None)
+        assert written.row is not None
+        self._record(Kind.UPSERT, start, written.row.version, written.row.payload)
+
+    async def read(self) -> None:
+        start = self._clock()
+        read = await self._cache.read(ROW.key)
+        assert read.row is not None
+        self._record(Kind.READ, start, read.row.version, read.row.payload, read.outcome)
+
+    def _record(self, kind: Kind, start: float, version: int, payload: bytes, cache: str = "") -> None:
+        self.history.operations.append(
+            Operation(
+                client="sa-1",
+                service="sa",
+                row=ROW,
+                kind=kind,
+                start=start,
+                end=self._clock(),
+                outcome=Outcome.DONE,
+                version=version,
+                digest=digest(payload),
+                cache=cache,
+            )
+        )
+
+
+@pytest.fixture
+async def student(
+    open_service: Callable[..., AbstractAsyncContextManager[Service]],
+) -> AsyncIterator[EntityCache]:
+    async with open_service("sa") as service:
+        yield service.caches["student"]
+
+
+@pytest.fixture
+async def client(student: EntityCache) -> Client:
+    return Client(student)
+
+
+@pytest.fixture
+def rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The rule that is switched off; None: all are in force."""
+    monkeypatch.setattr(slot.Script, "__init__", slot.Script.__init__)
+    if request.param is not None:
+        switch_off(request.param)
+    monkeypatch.setattr(apply, "_CHANGE", slot.script("change"))
+    yield request.param
+    slot.script.cache_clear()
+
+
+async def wrong(history: History, sample: str, redis_sa: Redis) -> set[Wrong]:
+    """What the checker finds, at rest included."""
+
+    def look() -> set[Wrong]:
+        history.log = rest.logged_since(sample, 0)
+        history.after = rest.row_versions(sample)
+        history.at_rest = rest.differences(sample, {"sa": redis_sa.url})
+        return {finding.wrong for finding in check(history)}
+
+    return await asyncio.to_thread(look)
+
+
+async def logged(admin: asyncpg.Connection) -> list[Change]:
+    """The changes of the row, as their events carry them."""
+    return [
+        Change(
+            entity=record["entity"],
+            key=record["key"],
+            version=record["version"],
+            operation=Changed(record["operation"]),
+            fingerprint=record["fingerprint"].encode(),
+            payload=record["payload"].encode(),
+            source=record["source"],
+            changed_at=record["changed_at"],
+        )
+        for record in await admin.fetch("SELECT * FROM cachesync.change_log ORDER BY version")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (None, set()),
+        ("version-check", {Wrong.STALE_OWN_READ, Wrong.BACKWARDS, Wrong.STALE_AT_REST}),
+    ],
+    indirect=["rule"],
+)
+@pytest.mark.usefixtures("rule")
+async def test_an_event_that_comes_again_after_the_next(  # noqa: PLR0917 - fixtures
+    found: set[Wrong],
+    client: Client,
+    admin: asyncpg.Connection,
+    sample: str,
+    redis_sa: Redis,
+    entities: dict[str, Entity],
+) -> None:
+    await client.put("Ann")
+    await client.put("Bea")
+    await client.read()
+    with redis_client.Redis.from_url(redis_sa.url) as slots:
+        Applier(slots, "sa", entities).apply((await logged(admin))[:1])
+    await client.read()
+    assert await wrong(client.history, sample, redis_sa) == found
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [(None, set()), ("lease", {Wrong.STALE_OWN_READ, Wrong.STALE_AT_REST})],
+    indirect=["rule"],
+)
+@pytest.mark.usefixtures("rule")
+async def test_a_load_that_ends_after_a_write(  # noqa: PLR0917 - fixtures
+    found: set[Wrong],
+    client: Client,
+    student: EntityCache,
+    sample: str,
+    redis_sa: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await client.put("Ann")
+    with redis_client.Redis.from_url(redis_sa.url) as slots:
+        slots.flushall()
+    loaded, written = asyncio.Event(), asyncio.Event()
+    load = student._from_database  # noqa: SLF001 - between its load and its fill
+
+    async def slow_load(key: str) -> Any:
+        row = await load(key)
+        loaded.set()
+        await written.wait()
+        return row
+
+    monkeypatch.setattr(student, "_from_database", slow_load)
+    reading = asyncio.create_task(client.read())
+    await loaded.wait()
+    await client.put("Bea")
+    written.set()
+    await reading
+    monkeypatch.setattr(student, "_from_database", load)
+    await client.read()
+    assert await wrong(client.history, sample, redis_sa) == found
+
+
+async def test_a_change_by_psql_that_no_relay_publishes(
+    client: Client, admin: asyncpg.Connection, sample: str, redis_sa: Redis
+) -> None:
+    await client.put("Ann")
+    await admin.execute("UPDATE student SET name = 'Bea'")
+    await client.read()
+    assert await wrong(client.history, sample, redis_sa) == {Wrong.STALE_AT_REST}
+
+
+def test_every_rule_has_a_history_here() -> None:
+    assert set(EDITS) == {"version-check", "lease"}
