@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import structlog
 from hiredis import ReplyError
 
-from cachesync.reconcile.drift import Findings, Kind, drift_of
-from cachesync.slot import EMPTY, encode_value, script, slot_name, with_jitter
+from cachesync.reconcile.drift import Findings, Kind, drift_of, repair_of
+from cachesync.slot import encode_value, script, slot_name, with_jitter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -258,7 +258,7 @@ class Chunk:
             return (
                 one.kind is not Kind.AHEAD
                 and not isinstance(one.slot, ReplyError)
-                and not one.slot.startswith(b"V%019d" % one.row.version)
+                and not one.slot.startswith(encode_value(one.row.version, b"", b""))
                 and one.row.version in moving
             )
 
@@ -272,11 +272,7 @@ class Chunk:
                 _log.warning("what stands in a slot's place is none", slot=one.name, error=str(one.slot))
                 findings.could_not_repair(one.key)
                 continue
-            content = EMPTY
-            # A slot that is ahead, or hides a row, may have refused a change, or be about to, that is newer
-            # than the row as it was read; empty, it cannot be wrong.
-            if one.kind is Kind.STALE and one.row is not None and declared.on_change == "refresh":
-                content = encode_value(one.row.version, one.row.fingerprint, one.row.payload)
+            content = repair_of(one.kind, one.row, declared.on_change)
             ttl = b"%d" % with_jitter(declared.ttl)
             repairs.append((one, (*_EVAL, one.name, one.slot, content, ttl)))
         answers = await self._call([command for _, command in repairs])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slot import ABSENT
+from cachesync.slot import ABSENT, EMPTY, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,18 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
     digits = slot[_VERSION]
     if slot[:1] == b"V" and digits.isdigit() and int(digits) > row.version:
         return Kind.AHEAD
-    current = b"V%019d%b" % (row.version, row.fingerprint)
+    current = encode_value(row.version, row.fingerprint, b"")
     if slot[: len(current)] != current or (deep and slot[_PAYLOAD] != row.payload):
         return Kind.STALE
     return None
+
+
+def repair_of(kind: Kind, row: Row | None, on_change: str) -> bytes:
+    """The content that a slot is repaired with.
+
+    What is ahead, or hides a row, may have refused a change that is newer than the row as it was read, or
+    may be about to: such a slot is emptied, as then it cannot be wrong.
+    """
+    if kind is Kind.STALE and row is not None and on_change == "refresh":
+        return encode_value(row.version, row.fingerprint, row.payload)
+    return EMPTY

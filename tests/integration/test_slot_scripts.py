@@ -139,6 +139,12 @@ class Reference:
         self._hold(None)
         return 1
 
+    def repair(self, seen: bytes, content: Value | None, ttl_ms: int) -> int:
+        if self.slot is None or self.slot.encoded() != seen:
+            return 0
+        self._hold(content, ttl_ms)
+        return 1
+
     def lose(self) -> None:
         self._hold(None)
 
@@ -155,7 +161,7 @@ class Slot:
         self._name = f"test:slot:{secrets.token_hex(4)}"
         self._scripts = {
             name: client.register_script(script(name).source)
-            for name in ("lease", "fill", "change", "release")
+            for name in ("lease", "fill", "change", "release", "repair")
         }
 
     def run(self, name: str, *arguments: bytes | str | int) -> Any:
@@ -263,6 +269,22 @@ class Comparison(RuleBasedStateMachine):
     def release(self, token: str | None) -> None:
         given = self._token(token)
         assert self._slot.run("release", given) == self.reference.release(given)
+
+    @rule(
+        seen=st.sampled_from([None, None, b"", b"A"]),
+        version=st.none() | VERSIONS,
+        fingerprint=FINGERPRINTS,
+        payload=PAYLOADS,
+        ttl_ms=TTLS,
+    )
+    def repair(
+        self, seen: bytes | None, version: Drawn | None, fingerprint: bytes, payload: bytes, ttl_ms: int
+    ) -> None:
+        if seen is None:
+            seen = self._slot.content() or b""
+        value = None if version is None else Value(self._version(version), fingerprint, payload)
+        answer = self._slot.run("repair", seen, b"" if value is None else value.encoded(), ttl_ms)
+        assert answer == self.reference.repair(seen, value, ttl_ms)
 
     @unless_empty
     @rule()

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cachesync.change import Row
+from cachesync.reconcile.drift import Kind, drift_of, repair_of
 from cachesync.slot import ABSENT, EMPTY, encode_version
 from tests.unit.protocol.faults import NOTHING, Fault
 from tests.unit.protocol.scripts import Scripts
@@ -26,7 +28,9 @@ from tests.unit.protocol.world import (
     Elsewhere,
     Event,
     Local,
+    Process,
     Reader,
+    Reconciler,
     Rules,
     Scope,
     State,
@@ -71,8 +75,14 @@ class Model:
         )
 
     @cached_property
+    def _reconcilers(self) -> tuple[int, ...]:
+        return tuple(
+            index for index, process in enumerate(self.scope.processes) if isinstance(process, Reconciler)
+        )
+
+    @cached_property
     def _alike(self) -> list[list[int]]:
-        groups: dict[Reader | Writer | Elsewhere, list[int]] = {}
+        groups: dict[Process, list[int]] = {}
         for index, process in enumerate(self.scope.processes):
             groups.setdefault(process, []).append(index)
         return [indexes for indexes in groups.values() if len(indexes) > 1]
@@ -102,6 +112,8 @@ class Model:
 
     def faults(self, state: State) -> frozenset[Fault]:
         """What is wrong with a state, even if nothing ran any more."""
+        if self.scope.wrong and any(state.processes[index].at != "done" for index in self._reconcilers):
+            return NOTHING
         version = int(state.slot[_VERSION]) if state.slot[:1] == b"V" else 0
         if version > max(state.row, state.deleted):
             return frozenset({Fault.AHEAD})
@@ -129,7 +141,9 @@ class Model:
                     yield from self._read(state, index, process, local)
                 case Writer():
                     yield from self._write(state, index, process, local)
-            if local.unanswered and not isinstance(process, Elsewhere):
+                case Reconciler():
+                    yield from self._reconcile(state, index, process, local)
+            if local.unanswered and isinstance(process, Reader | Writer):
                 slot, _, faults = self._lease(state, index, process)
                 after = _after(state, index, local._replace(unanswered=False), slot)
                 yield Step(f"{index}: its lease is carried out late", after, faults)
@@ -272,6 +286,29 @@ class Model:
                     what = f"{index}: commits {process.write} {committed.row or committed.deleted}"
                     yield Step(what, _after(committed, index, Local("done")))
 
+    def _reconcile(self, state: State, index: int, process: Reconciler, local: Local) -> Iterator[Step]:
+        match local.at:
+            case "start":
+                looks = state.slot[:1] not in {b"", b"L"}
+                after = Local("compare", seen=state.slot) if looks else Local("done")
+                yield Step(f"{index}: reads the slot", _after(state, index, after))
+            case "compare":
+                wrong = self._drift(process, local, state.row)
+                after = Local("done") if wrong is None else local._replace(at="repair", number=state.row)
+                yield Step(f"{index}: reads {state.row}, and finds {wrong}", _after(state, index, after))
+            case "repair":
+                kind = self._drift(process, local, local.number)
+                if kind is Kind.AHEAD and not self.rules.empties:
+                    kind = Kind.STALE
+                assert kind is not None
+                content = repair_of(kind, _row(process, local.number), self.scope.on_change)
+                slot, _, faults = self.scripts.run("repair", state.slot, local.seen, content, _TTL_MS)
+                yield Step(f"{index}: repairs", _after(state, index, Local("done"), slot), faults)
+
+    @staticmethod
+    def _drift(process: Reconciler, local: Local, version: int) -> Kind | None:
+        return drift_of(local.seen, _row(process, version), deep=True)
+
     def _commit(self, state: State, process: Writer | Elsewhere, drawn: int) -> State | None:
         """The state after a commit of a number that was drawn before, or 0; None where it is refused."""
         write = process.write
@@ -305,6 +342,10 @@ class Model:
     def _release(self, state: State, index: int, local: Local) -> Step:
         slot, _, faults = self.scripts.run("release", state.slot, _token(index))
         return Step(f"{index}: releases", _after(state, index, local._replace(at="done"), slot), faults)
+
+
+def _row(process: Reconciler, version: int) -> Row | None:
+    return Row("1", version, process.fingerprint, b"{}") if version else None
 
 
 def _token(index: int) -> bytes:

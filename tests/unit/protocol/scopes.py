@@ -4,6 +4,7 @@ R1 a slow load meets a newer write; R2 the same after an eviction or a flush; R3
 start and its commit; R4 a crash between commit and publication; R5 events reordered and repeated; R6 a late
 update after a delete; R7 'absent' hides an insert; R8 a read joins a load that began before it; R10 a write
 that passes the service by; R11 two schemas at a time; R13 numbers that do not grow in commit order.
+The last ones are about a reconciler: beside what goes right, and where the slot is wrong at first.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from cachesync.slot import ABSENT
-from tests.unit.protocol.world import OLD, Elsewhere, Reader, Scope, Writer, value
+from tests.unit.protocol.world import OLD, Elsewhere, Reader, Reconciler, Scope, Writer, value
 
 _READ: Final = Reader()
 _READ_OLD: Final = Reader(OLD)
@@ -24,6 +25,8 @@ _UPDATE_OLD_ELSEWHERE: Final = Elsewhere("update", OLD)
 _DELETE_ELSEWHERE: Final = Elsewhere("delete")
 _DELETE_AND_INSERT_ELSEWHERE: Final = Elsewhere("delete and insert")
 _TRUNCATE_ELSEWHERE: Final = Elsewhere("truncate")
+
+_RECONCILER: Final = Reconciler()
 
 _SCOPES: Final = (
     Scope("R1-R2-R10-loads-and-updates", (_READ, _READ, _READ, _UPDATE, _UPDATE_ELSEWHERE)),
@@ -61,6 +64,18 @@ _SCOPES: Final = (
         (_READ, _READ, _UPDATE, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE),
         on_change="invalidate",
     ),
+    Scope("reconciled-updates", (_READ, _UPDATE, _UPDATE_ELSEWHERE, _RECONCILER), slot=value(1)),
+    Scope(
+        "reconciled-deletes-and-inserts",
+        (_READ, _DELETE_ELSEWHERE, _INSERT, _UPDATE_ELSEWHERE, _RECONCILER),
+        slot=value(1),
+    ),
+    Scope("reconciled-absent", (_READ, _READ, _INSERT, _DELETE_ELSEWHERE, _RECONCILER), row=0, slot=ABSENT),
+    Scope("reconciled-two-schemas", (_READ, _READ_OLD, _UPDATE, _RECONCILER), slot=value(1, OLD)),
+    Scope("stale", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), row=2, slot=value(1), wrong=True),
+    Scope("ahead", (_READ, _UPDATE, _UPDATE_ELSEWHERE, _RECONCILER), slot=value(9), wrong=True),
+    Scope("orphan", (_READ, _INSERT, _UPDATE_ELSEWHERE, _RECONCILER), row=0, slot=value(9), wrong=True),
+    Scope("false-absent", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), slot=ABSENT, wrong=True),
 )
 
 SCOPES: Final = {scope.name: scope for scope in _SCOPES}

@@ -12,9 +12,9 @@ from tests.unit.protocol.faults import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Name = Literal["lease", "fill", "change", "release"]
+Name = Literal["lease", "fill", "change", "release", "repair"]
 
-_NAMES: Final[tuple[Name, ...]] = ("lease", "fill", "change", "release")
+_NAMES: Final[tuple[Name, ...]] = ("lease", "fill", "change", "release", "repair")
 _KEY: Final = b"service:entity:1"
 _VERSION: Final = slice(1, 20)
 _FINGERPRINT: Final = slice(20, 28)

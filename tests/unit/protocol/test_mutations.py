@@ -211,6 +211,15 @@ _MUTATIONS = (
         "R8-waiting-reads",
         Fault.STOLEN,
     ),
+    Mutation(
+        "repair-what-has-changed",
+        "repair",
+        "redis.call('GET', KEYS[1]) ~= ARGV[1]",
+        "false",
+        "reconciled-updates",
+        Fault.STALE,
+    ),
+    Mutation("repair-for-good", "repair", ", 'PX', ARGV[3]", "", "stale", Fault.LASTING),
 )
 
 
@@ -245,6 +254,7 @@ def test_an_edit_of_a_script_breaks_the_protocol(mutation: Mutation) -> None:
         ),
         pytest.param(Rules(waits=False), "R8-waiting-reads", Fault.OLDER, id="R8"),
         pytest.param(Rules(forgets=False), "R5-updates-elsewhere", Fault.STALE, id="R2-restored-cache"),
+        pytest.param(Rules(empties=False), "ahead", Fault.STALE, id="ahead-filled-with-the-row"),
     ],
 )
 def test_the_protocol_needs_each_of_its_other_rules(rules: Rules, scope: str, fault: Fault) -> None:

@@ -28,14 +28,28 @@ class Local(NamedTuple):
             writer, the version that it drew. 0: none yet, or no row.
         leased: whether a writer was given the lease.
         unanswered: whether Redis may still carry out its lease, whose answer it no longer waits for.
+        seen: of a reconciler, the slot as it read it.
     """
 
     at: Literal[
-        "start", "lease", "wait", "load", "fill", "bypass", "draw", "commit", "change", "release", "done"
+        "start",
+        "lease",
+        "wait",
+        "load",
+        "fill",
+        "bypass",
+        "draw",
+        "commit",
+        "change",
+        "release",
+        "compare",
+        "repair",
+        "done",
     ]
     number: int = 0
     leased: bool = False
     unanswered: bool = False
+    seen: bytes = EMPTY
 
 
 class State(NamedTuple):
@@ -84,6 +98,16 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class Reconciler:
+    """Compares the slot with the row, and repairs it; sooner than the real one, which gives changes time."""
+
+    fingerprint: bytes = NEW
+
+
+Process = Reader | Writer | Elsewhere | Reconciler
+
+
+@dataclass(frozen=True)
 class Rules:
     """What the protocol asks of all around the scripts; each can be dropped, to see what it is for.
 
@@ -95,6 +119,7 @@ class Rules:
         believes_answers_only: whoever was not told that the lease is theirs does not act as its holder.
         waits: a read that meets a lease waits, and does not join a load that may have begun before it.
         forgets: a cache that comes back after a failure comes back empty, not as it once was.
+        empties: a reconciler empties what is ahead of the row, and does not fill it with the row.
     """
 
     redraws: bool = True
@@ -104,6 +129,7 @@ class Rules:
     believes_answers_only: bool = True
     waits: bool = True
     forgets: bool = True
+    empties: bool = True
 
 
 @dataclass(frozen=True)
@@ -119,16 +145,18 @@ class Scope:
         silent: whether Redis may leave a lease unanswered, and still carry it out at any later moment.
         on_change: as the entity declares.
         promised_at: when a write becomes what later reads must see.
+        wrong: whether the slot is wrong at first, which nobody but a reconciler has to make right.
     """
 
     name: str
-    processes: tuple[Reader | Writer | Elsewhere, ...]
+    processes: tuple[Process, ...]
     row: int = 1
     slot: bytes = EMPTY
     lossy: bool = True
     silent: bool = False
     on_change: Literal["refresh", "invalidate"] = "refresh"
     promised_at: Literal["acknowledgement", "commit"] = "acknowledgement"
+    wrong: bool = False
 
 
 def value(version: int, fingerprint: bytes = NEW) -> bytes:
