@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG
-from cachesync_airflow.sensors.cache_sync import CacheSyncSensor, members
+from cachesync_airflow.sensors.cache_sync import CacheSyncSensor, consumers
 from cachesync_airflow.settings import AirflowSettings
 
 with DAG(
@@ -24,12 +24,14 @@ with DAG(
     doc_md=__doc__,
     tags=["db-cache-sync"],
 ):
-    CacheSyncSensor.partial(
-        task_id="apply",
-        map_index_template="{{ task.service }} {{ task.member }}",
-        # A failed sensor must come back while its siblings, which keep the run alive, never end.
-        retries=1_000_000,
-        retry_delay=timedelta(seconds=5),
-        retry_exponential_backoff=True,
-        max_retry_delay=timedelta(minutes=1),
-    ).expand_kwargs(members(AirflowSettings()))
+    # Not mapped: the index of a mapped task would be another consumer's when services or consumers are added
+    # or taken away, and its trigger would go on as what it was.
+    for consumer in consumers(AirflowSettings()):
+        CacheSyncSensor(
+            **consumer,
+            # A failed sensor must come back while its siblings, which keep the run alive, never end.
+            retries=1_000_000,
+            retry_delay=timedelta(seconds=5),
+            retry_exponential_backoff=True,
+            max_retry_delay=timedelta(minutes=1),
+        )

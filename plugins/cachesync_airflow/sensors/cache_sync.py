@@ -29,10 +29,10 @@ class CacheSyncSensor(ThreadSensor):
         return CacheSyncTrigger(self.service, self.member)
 
 
-def members(settings: AirflowSettings) -> list[dict[str, Any]]:
-    """The arguments of each mapped sensor."""
+def consumers(settings: AirflowSettings) -> list[dict[str, Any]]:
+    """The arguments of each consumer's sensor."""
     return [
-        {"service": service, "member": member}
+        {"task_id": f"apply_{service}_{member}", "service": service, "member": member}
         for service in settings.caches
         for member in range(settings.consumers_per_cache)
     ]
