@@ -7,7 +7,6 @@ import random
 import threading
 import time
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -25,7 +24,7 @@ from cachesync.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Mapping
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from cachesync.entity import Entity
 
@@ -50,7 +49,6 @@ _FIRST_BACKOFF_SECONDS: Final = 0.5
 _LONGEST_BACKOFF_SECONDS: Final = 5.0
 _LONGEST_REFUSAL_SECONDS: Final = 60.0
 _MOST_REFUSED: Final = 10_000
-_BEFORE_ALL: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _SESSION: Final = {
     # A mark that a crash of the server takes is a change published again.
@@ -151,6 +149,7 @@ class Relay:
                 with translated("the database"):
                     async with self._connected() as connection:
                         database.over()
+                        self._upkeep.restart()
                         await self._relay(connection)
             except DatabaseUnavailableError as error:
                 database.met(str(error))
@@ -187,12 +186,12 @@ class Relay:
 
     async def _sweep(self, connection: asyncpg.Connection) -> None:
         """Go through the log once, from the line that has been due for longest."""
-        position = _BEFORE_ALL
+        position = self._upkeep.unpublished_from
         while True:
             began = time.monotonic()
             lines = await self._round(connection, position)
             oldest = [line for line in lines if line["oldest"]]
-            size = sum(len(line["payload"] or "") for line in oldest)
+            size = sum(len((line["payload"] or "").encode()) for line in oldest)
             if self._kafka.lasts or (len(oldest) < _OLDEST and size < _MOST_BYTES):
                 return
             position = oldest[-1]["relay_at"]

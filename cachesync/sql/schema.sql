@@ -71,12 +71,13 @@ LANGUAGE sql VOLATILE
 RETURN clock_timestamp()
 + CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
 
--- Tells the relay of a change that nobody else publishes.
+-- Tells the relay of changes that nobody else publishes, once in a transaction. The setting goes with the
+-- savepoint that takes the notification back.
 CREATE OR REPLACE FUNCTION cachesync.announce() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $cachesync$
 BEGIN
-    PERFORM pg_notify('cachesync_change', '');
+    PERFORM pg_notify('cachesync_change', ''), set_config('cachesync.announced', 'on', true);
     RETURN NULL;
 END
 $cachesync$;
@@ -103,7 +104,11 @@ BEGIN
         SELECT FROM pg_trigger AS g WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce'
     ) THEN
         CREATE TRIGGER announce AFTER INSERT ON cachesync.change_log
-        FOR EACH STATEMENT WHEN (coalesce(current_setting('cachesync.source', true), '') = '')
+        FOR EACH STATEMENT
+        WHEN (
+            coalesce(current_setting('cachesync.source', true), '') = ''
+            AND coalesce(current_setting('cachesync.announced', true), '') = ''
+        )
         EXECUTE FUNCTION cachesync.announce();
         ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce;
     END IF;

@@ -25,6 +25,7 @@ from tests.integration.conftest import Silent
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from cachesync.change import Change
     from cachesync.entity import Entity
@@ -187,10 +188,19 @@ async def test_only_what_no_service_publishes_is_announced(sample: str, admin: a
     await admin.execute("SELECT 1")
     assert announced == []
     other = await asyncpg.connect(sample, server_settings={"session_replication_role": "replica"})
-    await other.execute(INSERT, 2, 1000)
+    for key in (2, 3):
+        await other.execute(INSERT, key, key)
+        await admin.execute("SELECT 1")
+        assert len(announced) == key - 1
+    async with other.transaction():
+        await other.execute("SAVEPOINT s")
+        await other.execute(INSERT, 4, 4)
+        await other.execute("ROLLBACK TO s")
+        await other.execute(INSERT, 5, 5)
+        await other.execute("UPDATE student SET id = -id")
     await other.close()
     await admin.execute("SELECT 1")
-    assert len(announced) == 1
+    assert len(announced) == 3
 
 
 async def test_several_relays_share_the_work(
@@ -365,6 +375,35 @@ async def test_versions_without_a_line_are_counted_once_no_transaction_can_fill_
     await admin.execute(INSERT, 20, 23)
     await admin.execute("ALTER TABLE student ENABLE ALWAYS TRIGGER cachesync_log_insert")
     assert await counted() == before + 5
+
+
+async def test_sweeps_begin_where_something_may_still_be_unpublished(
+    sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_COUNT_SECONDS", "_SAMPLE_SECONDS", "_SETTLED_SECONDS"):
+        monkeypatch.setattr(upkeep, name, 0.0)
+    work = Upkeep(timedelta(days=1))
+
+    async def begin() -> datetime:
+        for _ in range(3):
+            await work.step(admin)
+        return work.unpublished_from
+
+    publish = "UPDATE cachesync.change_log SET published_at = now() WHERE key <> '1'"
+    other = await asyncpg.connect(sample)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute(INSERT, 1, 1)
+    await admin.execute(INSERT, 2, 9)
+    await admin.execute(publish)
+    under_way = await begin()
+    await transaction.commit()
+    await other.close()
+    due = await admin.fetchval("SELECT relay_at FROM cachesync.change_log WHERE key = '1'")
+    assert under_way <= due
+    assert await begin() == due
+    await admin.execute(publish.replace("<>", "="))
+    assert await begin() > due
 
 
 async def test_the_backlog_is_told(admin: asyncpg.Connection) -> None:
