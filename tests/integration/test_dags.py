@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import ValidationError
 
 from cachesync.errors import CacheSyncError
 from cachesync.stream import StreamError
@@ -67,17 +69,22 @@ def test_each_consumer_of_each_cache_is_a_task_named_after_it(dags: dict[str, DA
     }
 
 
-def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says() -> None:
+@pytest.mark.parametrize("dag_id", ["cache_sync", "outbox_relay"])
+def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says(dag_id: str) -> None:
     from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
     from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
-    from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
+    from cachesync_airflow.sensors.outbox_relay import OutboxRelaySensor  # noqa: PLC0415
 
-    sensor = CacheSyncSensor(task_id="apply", service="sb", member=1)
+    sensors = {
+        "cache_sync": CacheSyncSensor(task_id="apply", service="sb", member=1),
+        "outbox_relay": OutboxRelaySensor(task_id="relay"),
+    }
     with pytest.raises(TaskDeferred) as deferred:
-        sensor.execute({})
+        sensors[dag_id].execute({})
     path, arguments = deferred.value.trigger.serialize()
-    assert path == f"{CacheSyncTrigger.__module__}.{CacheSyncTrigger.__qualname__}"
-    assert CacheSyncTrigger(**arguments).serialize() == (path, arguments)
+    module, _, name = path.rpartition(".")
+    again: Any = getattr(import_module(module), name)(**arguments)
+    assert again.serialize() == (path, arguments)
     assert deferred.value.timeout is None
 
 
@@ -106,6 +113,30 @@ class FakeStream:
 
     def stop(self) -> None:
         self.stopped.set()
+
+
+@pytest.mark.usefixtures("_environment")
+async def test_the_relay_takes_its_connections_and_settings_from_airflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger  # noqa: PLC0415
+
+    monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_CACHESYNC", "postgresql://w:p%40ss@127.0.0.1:1/shop")
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_KAFKA_CACHESYNC",
+        '{"conn_type": "kafka", "extra": {"bootstrap.servers": "127.0.0.1:1"}}',
+    )
+    monkeypatch.setenv("CACHESYNC_CHANGE_LOG_RETENTION_DAYS", "0")
+    with pytest.raises(ValidationError, match="change_log_retention_days"):
+        OutboxRelayTrigger().open()
+    monkeypatch.setenv("CACHESYNC_CHANGE_LOG_RETENTION_DAYS", "3")
+    relay = OutboxRelayTrigger().open()
+    # Neither answers; it waits for both, and stops when told to.
+    running = asyncio.create_task(asyncio.to_thread(relay.run))
+    await asyncio.sleep(1)
+    assert not running.done()
+    relay.stop()
+    await asyncio.wait_for(running, 10)
 
 
 async def test_the_trigger_yields_the_error_of_a_stream_that_cannot_go_on(
