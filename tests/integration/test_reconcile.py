@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import secrets
 import signal
 import sys
 import threading
+import tracemalloc
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -20,25 +23,30 @@ from confluent_kafka import Consumer, Producer
 from cachesync.apply import Applier
 from cachesync.database import connect
 from cachesync.dead_letter import DeadLetters
+from cachesync.entity import load_entities
 from cachesync.errors import RowError
+from cachesync.install import install
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.keyspace import parts
+from cachesync.reconcile.rows import Rows
 from cachesync.reconcile.source import Keyspace
 from cachesync.stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
+    from cachesync.change import Row
     from cachesync.entity import Entity
+    from cachesync.reconcile.chunk import Progress
     from cachesync.service import Service
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
     Reconcile = Callable[..., Any]
 
+ENTITIES_FILE: Final = Path(__file__).parents[2] / "entities.toml"
 ROWS: Final = 100_000
 # Keys below are written to while the reconciliation runs; the ranges above them are each wrong in one way.
 LIVE: Final = range(1, 5_001)
@@ -50,6 +58,13 @@ OTHER_SCHEMA: Final = b"ffffffff"
 SETTLE_SECONDS: Final = 1.0
 
 
+class Silent:
+    """No one watches an installation in a test."""
+
+    def step(self, text: str) -> None:
+        pass
+
+
 @pytest.fixture
 def slots(redis_sb: Redis) -> redis_client.Redis:
     return redis_client.Redis.from_url(redis_sb.url)
@@ -59,13 +74,13 @@ def slots(redis_sb: Redis) -> redis_client.Redis:
 def reconcile(sample: str, slots: redis_client.Redis, entities: dict[str, Entity]) -> Reconcile:
     """Runs a reconciliation of sb's cache of students."""
 
-    async def run(**asked: Any) -> runs.Report:
+    async def run(declared: dict[str, Entity] = entities, **asked: Any) -> runs.Report:
         parameters = runs.Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
         name = f"test-{secrets.token_hex(4)}"
         connection = await connect(sample, "test")
         for task in await runs.plan(connection, name, parameters, {"sb": slots}):
             await runs.run_chunk(
-                sample, slots, name, task, entities, watch=lambda _: None, settle_seconds=SETTLE_SECONDS
+                sample, slots, name, task, declared, watch=lambda _: None, settle_seconds=SETTLE_SECONDS
             )
         report = await runs.report(connection, name)
         await connection.close()
@@ -284,6 +299,128 @@ async def test_strings_of_somebody_else_are_emptied_and_what_is_no_string_is_tol
     assert slots.exists("sb:student:none", b"sb:student:\xff\x00") == 0
     assert slots.get("sb:nobody:1") == b"x"
     assert slots.get("sb:student:5") == (await expected(admin))["sb:student:5"]
+
+
+async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
+    admin: asyncpg.Connection,
+    slots: redis_client.Redis,
+    reconcile: Reconcile,
+    open_service: OpenService,
+    tmp_path: Path,
+) -> None:
+    texts = ["a:b", "é", "x\ny", "'; --", "*", "\\", " "]
+    file = tmp_path / "entities.toml"
+    await admin.execute("CREATE TABLE word (word text PRIMARY KEY)")
+    file.write_text(
+        ENTITIES_FILE.read_text(encoding="utf-8")
+        + '[word]\ntable = "word"\nkey = "word"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/words"\n'
+    )
+    declared = load_entities(file)
+    await install(admin, declared, Silent())
+    course = {
+        "title": "Latin",
+        "fee": 1.5,
+        "starts_at": "2026-01-01T00:00:00+02:00",
+        "details": {"b": 1, "a": []},
+    }
+    async with open_service("sb", cachesync_entities=file) as sb:
+        for name, body in [("course", course)] * len(texts) + [("word", {"word": text}) for text in texts]:
+            cache = sb.caches[name]
+            written = await cache.insert(json.dumps(body).encode(), list(body))
+            assert written.row is not None
+            await cache.read(written.row.key)
+    report = await reconcile(declared, entities=["course", "word"], deep=True)
+    assert (report.examined, report.outcome) == (2 * len(texts), "clean")
+
+    await admin.execute("UPDATE course SET fee = 2; UPDATE word SET word = word || '!'")
+    await admin.execute("UPDATE cachesync.change_log SET changed_at = changed_at - interval '1 hour'")
+    report = await reconcile(declared, entities=["course", "word"], deep=True)
+    assert (report.stale, report.orphan, report.repaired) == (len(texts), len(texts), 2 * len(texts))
+    # Courses are emptied when they change.
+    assert slots.dbsize() == 0
+
+
+async def test_a_slot_that_changes_before_its_repair_is_left_as_it_is(
+    admin: asyncpg.Connection,
+    slots: redis_client.Redis,
+    reconcile: Reconcile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await fill(admin, slots, 10)
+    newer = b"V" + b"9" * 18 + b"1abcdef01{}"
+    slots.mset({"sb:student:1": b"A", "sb:student:2": newer[:19] + b"0abcdef01{}"})
+    read = Rows.read
+
+    async def change_then_read(self: Rows, keys: Iterable[str]) -> dict[str, Row]:
+        slots.delete("sb:student:1")
+        slots.set("sb:student:2", newer)
+        return await read(self, keys)
+
+    monkeypatch.setattr(Rows, "read", change_then_read)
+    report = await reconcile()
+    assert (report.false_absent, report.ahead) == (1, 1)
+    assert (report.repaired, report.refused, report.outcome) == (0, 2, "repaired")
+    assert slots.mget("sb:student:1", "sb:student:2") == [None, newer]
+
+
+async def test_a_chunk_that_failed_is_done_again_alone_from_where_it_was(  # noqa: PLR0917
+    admin: asyncpg.Connection,
+    sample: str,
+    slots: redis_client.Redis,
+    redis_sa: Redis,
+    entities: dict[str, Entity],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await fill(admin, slots, 3000)
+    monkeypatch.setattr(runs, "_SLOTS_PER_CHUNK", 1000)
+    monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
+    clients = {"sa": redis_client.Redis.from_url(redis_sa.url), "sb": slots}
+    asked = runs.Parameters(services=("sa", "sb"), entities=("student",), rate_limit=2000)
+    tasks = await runs.plan(admin, "test", asked, clients)
+    assert [task.label for task in tasks] == ["sa 1/1", "sb 1/4", "sb 2/4", "sb 3/4", "sb 4/4"]
+    assert await runs.plan(admin, "test", asked, clients) == tasks
+
+    def fail(progress: Progress) -> None:
+        if progress.share > 0.4:
+            message = "broken"
+            raise RuntimeError(message)
+
+    shares: list[float] = []
+    for task in tasks:
+        client = clients[task.service]
+        if task.label == "sb 3/4":
+            with pytest.raises(RuntimeError, match="broken"):
+                await runs.run_chunk(sample, client, "test", task, entities, watch=fail)
+            with pytest.raises(runs.ReconcileError, match="3/4 has not been done"):
+                await runs.report(admin, "test")
+            await runs.run_chunk(
+                sample, client, "test", task, entities, watch=lambda progress: shares.append(progress.share)
+            )
+        else:
+            await runs.run_chunk(sample, client, "test", task, entities, watch=lambda _: None)
+    report = await runs.report(admin, "test")
+    assert shares[0] > 0.3
+    assert report.examined >= 3000
+    assert report.outcome == "clean"
+
+
+async def test_the_memory_that_it_takes_does_not_grow_with_the_cache(
+    admin: asyncpg.Connection,
+    slots: redis_client.Redis,
+    reconcile: Reconcile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_FIRST", "_FEWEST", "_MOST"):
+        monkeypatch.setattr(f"cachesync.reconcile.chunk.{name}", 1000)
+    peaks = []
+    for rows in (2000, 20_000):
+        await admin.execute("DELETE FROM student")
+        await fill(admin, slots, rows)
+        tracemalloc.start()
+        assert (await reconcile()).examined == rows
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothing_wrong(
