@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
 from redis.exceptions import RedisError
 
 from cachesync.database import connect
-from cachesync.errors import CacheSyncError
+from cachesync.errors import CacheSyncError, NotInstalledError
 from cachesync.reconcile.bulk import Bulk, RedisUnavailableError
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
 from cachesync.reconcile.drift import Findings
@@ -127,11 +127,10 @@ async def plan(
     """Plan a run, or take up the plan of the run that has this id and has not ended.
 
     Raises:
+        NotInstalledError: the database side is missing or older than this.
         RedisUnavailableError: a service's Redis does not answer.
     """
-    if await connection.fetchval("SELECT to_regclass('cachesync.reconciliation')") is None:
-        message = "the database has no table cachesync.reconciliation; run `cachesync install`"
-        raise ReconcileError(message)
+    await _require_installed(connection)
     async with connection.transaction():
         await connection.execute(statement("forget_reconciliation"), run)
         await connection.execute(
@@ -158,6 +157,12 @@ async def plan(
     return tasks
 
 
+async def _require_installed(connection: asyncpg.Connection) -> None:
+    if await connection.fetchval("SELECT to_regclass('cachesync.reconciliation')") is None:
+        message = "the database has no table cachesync.reconciliation; run `cachesync install`"
+        raise NotInstalledError(message)
+
+
 async def _tasks(connection: asyncpg.Connection, run: str) -> list[Task]:
     records = await connection.fetch(
         "SELECT task FROM cachesync.reconciliation_chunk WHERE run = $1 ORDER BY service, number", run
@@ -167,6 +172,7 @@ async def _tasks(connection: asyncpg.Connection, run: str) -> list[Task]:
 
 async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Parameters) -> str | None:
     """The last run that was asked for the same and has no report, claimed; None if older than a day."""
+    await _require_installed(connection)
     run: str | None = await connection.fetchval(
         statement("unfinished_reconciliation"), prefix, parameters.model_dump_json()
     )
