@@ -12,8 +12,8 @@ SELECT l.version, l.key
 FROM cachesync.change_log AS l
 WHERE
     cardinality($3::text []) > 0
-    AND l.published_at IS NULL
+    AND (l.published_at > clock_timestamp() - $4::interval
+        OR l.published_at IS NULL AND l.changed_at > clock_timestamp() - $5::interval)
     AND l.entity = $1
     AND l.operation <> 'upsert'
-    AND (l.key IS NULL OR l.key = ANY($3::text []))
-    AND l.changed_at > clock_timestamp() - $5::interval;
+    AND (l.key IS NULL OR l.key = ANY($3::text []));
