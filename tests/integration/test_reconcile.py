@@ -451,7 +451,9 @@ async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothin
 
     await admin.execute("TRUNCATE student")
     await publish_all(admin)
-    await admin.execute("UPDATE cachesync.change_log SET published_at = clock_timestamp() WHERE key IS NULL")
+    await admin.execute(
+        "UPDATE cachesync.change_log SET published_at = clock_timestamp() - interval '10 s' WHERE key IS NULL"
+    )
     fourth = await reconcile(mode="delta", dry_run=True)
     assert (fourth.examined, fourth.orphan) == (4999, 4999)
     assert "truncated" in fourth.notes[0]
