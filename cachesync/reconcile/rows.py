@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Self
 
 import asyncpg
@@ -26,10 +25,6 @@ SET enable_seqscan = off;
 SET enable_nestloop = off;
 SET jit = off;
 """
-# A change that was published so lately may not have been applied yet.
-_JUST_PUBLISHED: Final = timedelta(seconds=5)
-# One that has waited so long to be published is lost as far as the caches are concerned.
-_LOST: Final = timedelta(minutes=5)
 
 
 async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
@@ -129,8 +124,6 @@ class Rows:
             self._entity,
             versions,
             [key for key in gone if self._is_possible(key)],
-            _JUST_PUBLISHED,
-            _LOST,
         )
         asked = set(versions)
         keys = {record["key"] for record in found if record["version"] not in asked}

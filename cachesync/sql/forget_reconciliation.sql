@@ -1,6 +1,7 @@
--- Forgets a run that has ended, so that it can be made again; $1 its id.
+-- Forgets a run that has ended, so that it can be made again, and those of long ago; $1 its id.
 WITH forgotten AS (
-    DELETE FROM cachesync.reconciliation AS r WHERE r.run = $1 AND r.finished_at IS NOT NULL
+    DELETE FROM cachesync.reconciliation AS r
+    WHERE (r.run = $1 AND r.finished_at IS NOT NULL) OR r.started_at < now() - interval '90 days'
     RETURNING r.run
 )
 DELETE FROM cachesync.reconciliation_chunk AS c USING forgotten AS f WHERE c.run = f.run;
