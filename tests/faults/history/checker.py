@@ -279,6 +279,6 @@ def _at_rest(history: History) -> Iterator[Finding]:
                 Wrong.STALE_AT_REST, f"changes before the repair of {fault} are still not in the caches"
             )
     for difference in history.at_rest:
-        yield Finding(Wrong.STALE_AT_REST, str(difference), "a restored dump" if difference.restored else "")
+        yield Finding(Wrong.STALE_AT_REST, str(difference))
     for difference in history.reconciled:
         yield Finding(Wrong.STALE_AT_REST, f"after a reconciliation: {difference}")

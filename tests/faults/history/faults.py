@@ -45,7 +45,6 @@ class Faults:
 
     Attributes:
         done: the faults so far, those under way included.
-        restored: the dump that was last restored to each service's cache.
     """
 
     def __init__(self, system: System, links: Links, clock: Clock, seed: int) -> None:
@@ -64,7 +63,6 @@ class Faults:
         servers = (system.postgres, system.kafka, *system.redis.values())
         self._processes: dict[str, Process] = self._supervised | {server.name: server for server in servers}
         self.done: list[Fault] = []
-        self.restored: dict[str, Dump] = {}
 
     @contextmanager
     def supervised(self) -> Iterator[None]:
@@ -127,7 +125,7 @@ class Faults:
             else:
                 user, _, part = planned.part.partition(" to ")
                 self._way(planned, self._links.proxies[user, part])
-            fault.repaired = self._clock()
+            fault.repaired = min(fault.repaired, self._clock())
 
     def _process(self, planned: Planned, process: Process) -> None:
         if planned.kind == "kill":
@@ -158,27 +156,26 @@ class Faults:
 
     def _slots(self, planned: Planned, fault: Fault) -> None:
         service = planned.part.removeprefix("redis-")
-        with redis_client.Redis.from_url(self._system.redis_urls[service]) as client:
+        url = self._system.redis_urls[service]
+        if planned.kind == "restore":
+            dump = take_dump(url)
+            time.sleep(planned.seconds)
+            fault.begin = self._clock()
+            fault.restored = service
+            restore_dump(url, dump)
+            # What was written until now may be undone; what is written from now on stays.
+            fault.repaired = self._clock()
+            reconcile(self._system, service)
+            fault.reconciled = self._clock()
+            return
+        with redis_client.Redis.from_url(url) as client:
             if planned.kind == "flush":
                 client.flushall()
-            elif planned.kind == "evict":
-                until = time.monotonic() + planned.seconds
-                while time.monotonic() < until:
-                    client.delete(*[client.randomkey() or b"-" for _ in range(10)])
-                    time.sleep(0.02)
-            else:
-                dump = _dump(client)
-                time.sleep(planned.seconds)
-                fault.begin = self._clock()
-                fault.restored = service
-                self.restored[service] = dump
-                client.flushall()
-                for name, (slot, ttl) in dump.items():
-                    client.set(name, slot, px=ttl)
-                # What was written until now may be undone; what is written from now on stays.
-                fault.repaired = self._clock()
-                reconcile(self._system, service)
-                fault.reconciled = self._clock()
+                return
+            until = time.monotonic() + planned.seconds
+            while time.monotonic() < until:
+                client.delete(*[client.randomkey() or b"-" for _ in range(10)])
+                time.sleep(0.02)
 
     def _messages(self, planned: Planned) -> None:
         producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})
@@ -220,10 +217,20 @@ class Faults:
             consumer.close()
 
 
-def _dump(client: redis_client.Redis) -> Dump:
+def take_dump(url: str) -> Dump:
+    """What a cache holds, with the milliseconds that each slot has left."""
     dump: Dump = {}
-    for name in client.scan_iter(count=1000):
-        slot, ttl = client.get(name), client.pttl(name)
-        if isinstance(slot, bytes) and isinstance(ttl, int) and ttl > 0:
-            dump[name] = (slot, ttl)
+    with redis_client.Redis.from_url(url) as client:
+        for name in client.scan_iter(count=1000):
+            slot, ttl = client.get(name), client.pttl(name)
+            if isinstance(slot, bytes) and isinstance(ttl, int) and ttl > 0:
+                dump[name] = (slot, ttl)
     return dump
+
+
+def restore_dump(url: str, dump: Dump) -> None:
+    """Let a cache hold what it held then, and nothing else."""
+    with redis_client.Redis.from_url(url) as client:
+        client.flushall()
+        for name, (slot, ttl) in dump.items():
+            client.set(name, slot, px=ttl)

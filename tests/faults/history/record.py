@@ -91,13 +91,12 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A slot that does not say what its row is; `restored` where it is as a restored dump left it."""
+    """A slot that does not say what its row is."""
 
     service: str
     row: Row
     held: str
     version: int | None
-    restored: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,7 +107,7 @@ class History:
         before: the versions of the rows that were there before the first operation.
         after: those after the last.
         at_rest: what differed when the stream had come to rest.
-        reconciled: what differed after a reconciliation.
+        reconciled: what differed after old dumps were restored to all caches, and reconciled.
     """
 
     operations: list[Operation] = field(default_factory=list)

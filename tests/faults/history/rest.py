@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from local.system import System
-    from tests.faults.history.faults import Dump
 
 ENTITIES = ("student", "course")
 _ANSWER_SECONDS = 5.0
@@ -168,9 +167,7 @@ def reconcile(system: System, *services: str) -> None:
             return
 
 
-def differences(
-    dsn: str, redis_urls: Mapping[str, str], restored: Mapping[str, Dump] | None = None
-) -> list[Difference]:
+def differences(dsn: str, redis_urls: Mapping[str, str]) -> list[Difference]:
     """The slots that do not say what their row is."""
     rows = _rows(dsn)
     found = []
@@ -183,13 +180,8 @@ def differences(
                     row = Row(entity, name.decode().removeprefix(prefix))
                     version, payload = rows.get(row, (None, b""))
                     if isinstance(slot, bytes) and not _equal(slot, version, payload):
-                        as_restored = (restored or {}).get(service, {}).get(name, (b"", 0))[0] == slot
                         held = slot[:20].decode()
-                        found.append(
-                            Difference(
-                                service=service, row=row, held=held, version=version, restored=as_restored
-                            )
-                        )
+                        found.append(Difference(service=service, row=row, held=held, version=version))
     return found
 
 

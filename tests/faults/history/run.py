@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tests.faults.history import rest
 from tests.faults.history.checker import Finding, Wrong, check
-from tests.faults.history.faults import Faults
+from tests.faults.history.faults import Faults, restore_dump, take_dump
 from tests.faults.history.record import Clock, Fault, History, Kind, Outcome
 from tests.faults.history.schedule import episodes
 from tests.faults.history.workload import Workload
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from local.system import System
+    from tests.faults.history.faults import Dump
     from tests.faults.links import Links
 
 _CALM_SECONDS = 3.0
@@ -105,10 +106,12 @@ def run(
     before = rest.row_versions(system.dsn)
     since = rest.last_version(system)
     started = time.monotonic()
+    dumps: dict[str, Dump] = {}
     with faults.supervised():
         with workload.running():
             for planned, calm in episodes(seed):
                 _told(console, faults.episode(planned), system, clock)
+                dumps = dumps or {service: take_dump(url) for service, url in system.redis_urls.items()}
                 time.sleep(calm)
                 if time.monotonic() - started > 60 * minutes or (stopping and stopping.is_set()):
                     break
@@ -122,7 +125,11 @@ def run(
             # It took longer than the limit.
             fault.in_step = min(fault.in_step, end.in_step)
         workload.read_all()
-        at_rest = rest.differences(system.dsn, system.redis_urls, faults.restored)
+        at_rest = rest.differences(system.dsn, system.redis_urls)
+    for service, dump in dumps.items():
+        restore_dump(system.redis_urls[service], dump)
+    drift = len(rest.differences(system.dsn, system.redis_urls))
+    console.print(f"{drift} slots are wrong after the dumps of the beginning were restored: reconciled?")
     rest.reconcile(system, *system.services)
     history = History(
         operations=workload.operations,
