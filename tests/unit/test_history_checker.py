@@ -53,14 +53,17 @@ def found(
     operations: Iterable[Operation],
     log: Iterable[Logged],
     after: int | None,
+    *,
     faults: Iterable[Fault] = (),
     before: int | None = None,
+    in_step: Iterable[tuple[float, float]] = (),
 ) -> list[tuple[Wrong, str]]:
     """What the checker finds in the history of one row, with its excuses."""
     history = History(
         operations=list(operations),
         log=list(log),
         faults=list(faults),
+        in_step=list(in_step),
         before={} if before is None else {ROW: before},
         after={} if after is None else {ROW: after},
     )
@@ -144,19 +147,18 @@ def test_a_row_that_was_inserted_again_after_a_delete() -> None:
 
 def test_a_write_past_the_cache_binds_no_read_until_the_stream_is_in_step() -> None:
     log = [upsert(5), upsert(6)]
-    cut = Fault(kind="cut", part="redis", begin=0, repaired=2, in_step=5)
     write = put(0, 6, cache="BYPASS")
     excused = (Wrong.STALE_OWN_READ, "the write's cache step had failed")
-    assert found([write, read(3, 5)], log, after=6, faults=[cut]) == [excused]
-    assert found([write, read(6, 5)], log, after=6, faults=[cut]) == [(Wrong.LATE_READ, "")]
+    assert found([write, read(3, 5)], log, after=6, in_step=[(2, 5)]) == [excused]
+    assert found([write, read(6, 5)], log, after=6, in_step=[(2, 5)]) == [(Wrong.LATE_READ, "")]
 
 
 def test_a_write_by_psql_binds_every_read_once_the_stream_is_in_step() -> None:
     log = [upsert(5), upsert(6, source="postgres")]
-    kill = Fault(kind="kill", part="triggerer", begin=0, repaired=2, in_step=5)
     write = put(0, 6, client="psql-0", service="psql")
-    assert found([write, read(3, 5)], log, after=6, faults=[kill]) == []
-    assert found([write, read(6, 5)], log, after=6, faults=[kill]) == [(Wrong.LATE_READ, "")]
+    assert found([write, read(3, 5)], log, after=6, in_step=[(2, 5)]) == []
+    assert found([write, read(6, 5)], log, after=6, in_step=[(2, 5)]) == [(Wrong.LATE_READ, "")]
+    assert found([write, read(6, 5)], log, after=6, in_step=[(0.4, 5), (7, 8)]) == []
 
 
 def test_a_restored_dump_unbinds_reads_from_what_was_written_before_until_it_is_reconciled() -> None:
@@ -164,7 +166,8 @@ def test_a_restored_dump_unbinds_reads_from_what_was_written_before_until_it_is_
     dump = Fault(kind="restore", part="redis-sa", begin=2, repaired=3, in_step=9, restored="sa", reconciled=6)
     excused = (Wrong.STALE_OWN_READ, "a restored dump")
     assert found([put(0, 6), read(4, 5)], log, after=6, faults=[dump]) == [excused]
-    assert found([put(0, 6), read(7, 5)], log, after=6, faults=[dump]) == [(Wrong.STALE_OWN_READ, "")]
+    assert found([put(0, 6), read(8, 5)], log, after=6, faults=[dump]) == [excused]
+    assert found([put(0, 6), read(10, 5)], log, after=6, faults=[dump]) == [(Wrong.STALE_OWN_READ, "")]
     assert found([put(3, 6), read(4, 5)], log, after=6, faults=[dump]) == [(Wrong.STALE_OWN_READ, "")]
 
 

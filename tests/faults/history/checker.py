@@ -4,7 +4,8 @@ What excuses what:
 
 - A write whose answer says BYPASS, and every write through another service or `psql`, binds a service's
   reads only once the stream was in step with it: until then its lag is the bound.
-- A dump that was restored to a cache unbinds its reads from what was written before, until a reconciliation.
+- A dump that was restored to a cache unbinds its reads from what was written before, until a reconciliation
+  has ended and the stream has brought what that left to it: a change in flight is no drift.
 - A read that went past the cache may be newer than what the cache holds while a fault keeps the stream
   behind. So a later hit may be older than it, while a fault is being repaired or not yet caught up with.
   Two hits never go backwards, nor does a read of the database.
@@ -176,21 +177,21 @@ class _Bounds:
 class _Stream:
     """When the stream was in step with what."""
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
-        known = sorted(faults, key=lambda fault: fault.repaired, reverse=True)
-        self._repaired = [-fault.repaired for fault in known]
-        self._earliest = list(accumulate((fault.in_step for fault in known), min))
+    def __init__(self, in_step: Iterable[tuple[float, float]]) -> None:
+        looks = sorted(in_step, reverse=True)
+        self._committed = [-committed for committed, _ in looks]
+        self._earliest = list(accumulate((applied for _, applied in looks), min))
 
     def in_step_with(self, committed: float) -> float:
         """When everything that was committed by then was in the caches, as far as anyone looked."""
-        count = bisect_right(self._repaired, -committed)
+        count = bisect_right(self._committed, -committed)
         return self._earliest[count - 1] if count else inf
 
 
 def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
     """Reads older than what their service had acknowledged, or than the stream had brought to its cache."""
     services = {read.service for read in _answered(history.operations)}
-    stream = _Stream(history.faults)
+    stream = _Stream(history.in_step)
     restores = [fault for fault in history.faults if fault.restored]
     own: dict[tuple[str, Row], list[_Bound]] = defaultdict(list)
     bypassed: dict[tuple[str, Row], list[_Bound]] = defaultdict(list)
@@ -227,12 +228,14 @@ def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
 
 
 def _restored(restores: Iterable[Fault], read: Operation) -> float:
-    """Since when writes bind the read: since the end of the last restore that is not reconciled by then."""
+    """Since when writes bind the read: since the end of the last restore that is not made good by then."""
     return max(
         (
             fault.repaired
             for fault in restores
-            if fault.restored == read.service and fault.begin <= read.end and read.start <= fault.reconciled
+            if fault.restored == read.service
+            and fault.begin <= read.end
+            and read.start <= max(fault.reconciled, fault.in_step)
         ),
         default=-inf,
     )

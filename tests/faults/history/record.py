@@ -76,7 +76,7 @@ class Fault:
     Attributes:
         kind, part: what, and to which part or way.
         begin, repaired: when it began, and when the part worked again.
-        in_step: when every change that was committed before `repaired` was in the caches.
+        in_step: when the services and the stream had recovered from it.
         restored: the service to whose cache an old dump was restored; it may be wrong until `reconciled`.
     """
 
@@ -106,6 +106,7 @@ class History:
     Attributes:
         before: the versions of the rows that were there before the first operation.
         after: those after the last.
+        in_step: moments, each with one at which all that had been committed by then was in the caches.
         at_rest: what differed when the stream had come to rest.
         reconciled: what differed after old dumps were restored to all caches, and reconciled.
     """
@@ -115,6 +116,7 @@ class History:
     faults: list[Fault] = field(default_factory=list)
     before: dict[Row, int] = field(default_factory=dict)
     after: dict[Row, int] = field(default_factory=dict)
+    in_step: list[tuple[float, float]] = field(default_factory=list)
     at_rest: list[Difference] = field(default_factory=list)
     reconciled: list[Difference] = field(default_factory=list)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
 import redis as redis_client
@@ -23,6 +23,7 @@ from tests.faults.history.record import Difference, Kind, Logged, Row, digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from local.service import Service
     from local.system import System
 
 ENTITIES = ("student", "course")
@@ -30,37 +31,46 @@ _ANSWER_SECONDS = 5.0
 _RECONCILE_SECONDS = 60.0
 
 
-def wait_in_step(system: System, seconds: float) -> bool:
-    """Wait until what is committed by now is in every cache; whether it was within so many seconds."""
-    deadline = time.monotonic() + seconds
-    # They ask for the groups' offsets and never join. An AdminClient would do, did it not crash at times.
-    groups = [
-        Consumer(
-            {
-                "bootstrap.servers": system.bootstrap_servers,
-                "group.id": f"cachesync-{service}",
-                "enable.auto.commit": False,
-                "log_level": 0,
-            }
-        )
-        for service in system.services
-    ]
-    newest: int | None = None
-    ends: dict[tuple[str, int], int] | None = None
-    try:
+class Watch:
+    """Looks whether the caches are in step; for one thread."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+        # They ask for the groups' offsets and never join. An AdminClient would do, did it not crash at times.
+        self._groups = [
+            Consumer(
+                {
+                    "bootstrap.servers": system.bootstrap_servers,
+                    "group.id": f"cachesync-{service}",
+                    "enable.auto.commit": False,
+                    "log_level": 0,
+                }
+            )
+            for service in system.services
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for group in self._groups:
+            group.close()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until what is committed by now is in every cache; whether it was within so many seconds."""
+        deadline = time.monotonic() + seconds
+        newest: int | None = None
+        ends: dict[tuple[str, int], int] | None = None
         while time.monotonic() < deadline:
             with suppress(KafkaException, CommandError):
                 if newest is None:
-                    newest = last_version(system)
-                if ends is None and _ready(system) and not _unpublished(system, newest):
-                    ends = _ends(groups[0])
-                if ends is not None and all(_has_applied(group, ends) for group in groups):
+                    newest = last_version(self._system)
+                if ends is None and not _unpublished(self._system, newest):
+                    ends = _ends(self._groups[0])
+                if ends is not None and all(_has_applied(group, ends) for group in self._groups):
                     return True
             time.sleep(0.1)
         return False
-    finally:
-        for group in groups:
-            group.close()
 
 
 def last_version(system: System) -> int:
@@ -73,15 +83,19 @@ def _unpublished(system: System, newest: int) -> bool:
     return run_sql(system.dsn, f"{log} WHERE published_at IS NULL AND version <= {newest}") == "t"
 
 
-def _ready(system: System) -> bool:
-    for service in system.services.values():
-        try:
-            answer = httpx.get(f"{service.url}/health/ready", timeout=_ANSWER_SECONDS)
-        except httpx.TransportError:
-            return False
-        if not (answer.is_success and all(answer.json().values())):
-            return False
-    return True
+def wait_ready(system: System, seconds: float) -> None:
+    """Wait until every service has all that it needs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and not all(map(_ready, system.services.values())):
+        time.sleep(0.1)
+
+
+def _ready(service: Service) -> bool:
+    try:
+        answer = httpx.get(f"{service.url}/health/ready", timeout=_ANSWER_SECONDS)
+    except httpx.TransportError:
+        return False
+    return answer.is_success and all(answer.json().values())
 
 
 def _ends(consumer: Consumer) -> dict[tuple[str, int], int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from tests.faults.history.schedule import episodes
 from tests.faults.history.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from threading import Event
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from tests.faults.links import Links
 
 _CALM_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
 # A restarted triggerer takes up its triggers within some 20 s on a busy machine.
 _IN_STEP_SECONDS = 90.0
 
@@ -79,12 +83,15 @@ class Result:
             ("operations", self.history.operations),
             ("log", self.history.log),
             ("faults", self.history.faults),
+            ("in-step", self.history.in_step),
             ("at-rest", self.history.at_rest),
             ("reconciled", self.history.reconciled),
             ("findings", self.findings),
         ):
             with (folder / f"{name}.jsonl").open("w") as file:
-                file.writelines(json.dumps(asdict(item)) + "\n" for item in items)
+                file.writelines(
+                    json.dumps(item if isinstance(item, tuple) else asdict(item)) + "\n" for item in items
+                )
         (folder / "line.txt").write_text(self.line() + "\n")
 
 
@@ -102,15 +109,17 @@ def run(
     clock = Clock()
     faults = Faults(system, links, clock, seed)
     workload = Workload(system, clock, rate=rate, seed=seed)
-    rest.wait_in_step(system, _IN_STEP_SECONDS)
+    watch = rest.Watch(system)
+    watch.wait(_IN_STEP_SECONDS)
     before = rest.row_versions(system.dsn)
     since = rest.last_version(system)
     started = time.monotonic()
     dumps: dict[str, Dump] = {}
-    with faults.supervised():
-        with workload.running():
+    looks: list[tuple[float, float]] = []
+    with watch, faults.supervised():
+        with workload.running(), _looking(system, clock, looks):
             for planned, calm in episodes(seed):
-                _told(console, faults.episode(planned), system, clock)
+                _tell(console, faults.episode(planned), system, watch, clock)
                 dumps = dumps or {service: take_dump(url) for service, url in system.redis_urls.items()}
                 time.sleep(calm)
                 if time.monotonic() - started > 60 * minutes or (stopping and stopping.is_set()):
@@ -119,7 +128,7 @@ def run(
         seconds = time.monotonic() - started
         console.print("at rest?")
         end = Fault(kind="end", part="workload", begin=clock(), repaired=clock())
-        if rest.wait_in_step(system, _IN_STEP_SECONDS):
+        if watch.wait(_IN_STEP_SECONDS):
             end.in_step = clock()
         for fault in faults.done:
             # It took longer than the limit.
@@ -137,15 +146,17 @@ def run(
         faults=[*faults.done, end],
         before=before,
         after=rest.row_versions(system.dsn),
+        in_step=[*looks, (end.repaired, end.in_step)],
         at_rest=at_rest,
         reconciled=rest.differences(system.dsn, system.redis_urls),
     )
     return Result(seed, seconds, history, check(history))
 
 
-def _told(console: Console, faults: list[Fault], system: System, clock: Clock) -> None:
-    """Wait until the caches are in step again after the faults, and tell of them."""
-    if rest.wait_in_step(system, _IN_STEP_SECONDS):
+def _tell(console: Console, faults: list[Fault], system: System, watch: rest.Watch, clock: Clock) -> None:
+    """Wait until all is well again after the faults, and tell of them."""
+    rest.wait_ready(system, _IN_STEP_SECONDS)
+    if watch.wait(_IN_STEP_SECONDS):
         for fault in faults:
             fault.in_step = clock()
     for fault in faults:
@@ -154,3 +165,24 @@ def _told(console: Console, faults: list[Fault], system: System, clock: Clock) -
             f"in step after {fault.in_step - fault.repaired:6.1f} s",
             highlight=False,
         )
+
+
+@contextmanager
+def _looking(system: System, clock: Clock, looks: list[tuple[float, float]]) -> Iterator[None]:
+    """Look again and again when the caches are in step with what."""
+    stopping = threading.Event()
+
+    def look() -> None:
+        with rest.Watch(system) as watch:
+            while not stopping.wait(_LOOK_SECONDS):
+                committed = clock()
+                if watch.wait(_IN_STEP_SECONDS):
+                    looks.append((committed, clock()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
