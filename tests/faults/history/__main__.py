@@ -17,6 +17,7 @@ from rich.console import Console
 
 from local.ports import free_port
 from local.settings import REPOSITORY, Settings
+from local.state import claim_any
 from local.system import System
 from tests.faults.history.run import run
 from tests.faults.links import Links
@@ -55,8 +56,8 @@ def main(
     console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends it and checks what there is")
     os.environ.update(_SEVERAL)
     ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
-    with Links() as links:
-        system = System(Settings.model_validate({"state": _STATE, **ports}), console, links)
+    with claim_any(_STATE) as state, Links() as links:
+        system = System(Settings.model_validate({"state": state, **ports}), console, links)
         if switched_off is not None:
             _switch_off(switched_off, system)
         with system, _stopping(console) as stopping:
