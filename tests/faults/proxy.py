@@ -35,6 +35,7 @@ class Proxy:
         self.target = target
         self.is_cut = False
         self.is_frozen = False
+        self.holds_answers = False
         self.ends: set[_End] = set()
         self.connecting: set[asyncio.Task[None]] = set()
         self._loop = uvloop.new_event_loop()
@@ -59,10 +60,14 @@ class Proxy:
         """Hold everything back until `mend`, which then delivers it, late."""
         self.is_frozen = True
 
+    def hold_answers(self) -> None:
+        """Hold back what comes from the port, until `mend`; what goes there passes."""
+        self.holds_answers = True
+
     def mend(self) -> None:
         """Pass everything on again, at once."""
         self.delay = 0.0
-        self.is_cut = self.is_frozen = False
+        self.is_cut = self.is_frozen = self.holds_answers = False
         self._loop.call_soon_threadsafe(self._go_on)
 
     def _reset(self) -> None:
@@ -138,10 +143,14 @@ class _End(asyncio.Protocol):
         if self._other is not None and self._other._transport is not None:  # noqa: SLF001
             action(self._other._transport)  # noqa: SLF001
 
+    @property
+    def _is_held(self) -> bool:
+        return self._proxy.is_frozen or (self._proxy.holds_answers and not self._is_client)
+
     def send(self) -> None:
         """Send what is due to the other side, and then the end, if it has come."""
         other = self._other
-        if self._proxy.is_frozen or (other is None and not self._ended):
+        if self._is_held or (other is None and not self._ended):
             return
         if other is not None and other._transport is not None:  # noqa: SLF001
             now = self._loop.time()

@@ -35,6 +35,8 @@ _POISON: tuple[dict[str, bytes], ...] = (
 _MOST_POISON = 6
 _MOST_REPLAYED = 300
 _LONGEST_DELAY_SECONDS = 0.4
+# Shorter than a service waits for the database, and than a lease: what it has asked for still counts.
+_LATEST_ANSWER_SECONDS = 1.8
 _KAFKA_SECONDS = 10.0
 
 Dump = dict[bytes, tuple[bytes, int]]
@@ -143,8 +145,15 @@ class Faults:
         while not process.ready():
             time.sleep(0.1)
 
-    @staticmethod
-    def _way(planned: Planned, proxy: Proxy) -> None:
+    def _way(self, planned: Planned, proxy: Proxy) -> None:
+        if planned.kind == "late answers":
+            until = time.monotonic() + planned.seconds
+            while time.monotonic() < until:
+                proxy.hold_answers()
+                time.sleep(self._random.uniform(0.2, _LATEST_ANSWER_SECONDS))
+                proxy.mend()
+                time.sleep(0.3)
+            return
         if planned.kind == "cut":
             proxy.cut()
         elif planned.kind == "hold":

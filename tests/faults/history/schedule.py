@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill worker": (("sa", "sb"), 0.0, 0.0),
     "cut": (_WAYS, 0.3, 6.0),
     "hold": (_WAYS, 0.3, 6.0),
+    "late answers": (_WAYS, 3.0, 8.0),
     "delay": (_WAYS, 3.0, 8.0),
     "evict": (_CACHES, 1.0, 3.0),
     "flush": (_CACHES, 0.0, 0.0),
