@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from tests.faults.history import rest
@@ -156,12 +157,11 @@ def run(
 def _tell(console: Console, faults: list[Fault], system: System, watch: rest.Watch, clock: Clock) -> None:
     """Wait until all is well again after the faults, and tell of them."""
     rest.wait_ready(system, _IN_STEP_SECONDS)
-    if watch.wait(_IN_STEP_SECONDS):
-        for fault in faults:
-            fault.in_step = clock()
+    in_step = clock() if watch.wait(_IN_STEP_SECONDS) else inf
     for fault in faults:
+        fault.in_step = in_step
         console.print(
-            f"{fault.kind:<12}{fault.part:<22}{fault.repaired - fault.begin:6.1f} s, "
+            f"{fault.kind:<13}{fault.part:<22}{fault.repaired - fault.begin:6.1f} s, "
             f"in step after {fault.in_step - fault.repaired:6.1f} s",
             highlight=False,
         )
