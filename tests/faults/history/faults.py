@@ -141,8 +141,9 @@ class Faults:
 
     @staticmethod
     def _kill_worker(process: Process) -> None:
-        process.tree()[1].kill()
-        while not process.ready():
+        for worker in process.tree()[1:2]:
+            worker.kill()
+        while process.running and not process.ready():
             time.sleep(0.1)
 
     def _way(self, planned: Planned, proxy: Proxy) -> None:

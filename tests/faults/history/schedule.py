@@ -67,7 +67,9 @@ def episodes(seed: int) -> Iterator[tuple[list[Planned], float]]:
                 deck = [(kind, part) for kind, (parts, _, _) in KINDS.items() for part in parts]
                 random.shuffle(deck)
             kind, part = deck.pop()
-            if part not in {fault.part for fault in faults}:
+            if part in {fault.part for fault in faults}:
+                deck.insert(0, (kind, part))
+            else:
                 _, shortest, longest = KINDS[kind]
                 seconds = random.uniform(shortest, longest)
                 faults.append(Planned(kind, part, random.uniform(0, 2), seconds, random.random()))
