@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 KEY = 3500
 READS = 500
-LOOKUPS = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'student_pkey'"
+# Which of the two it is, the planner decides by the table's size.
+LOOKUPS = "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relname = 'student'"
 
 
 def lookups(system: System) -> int:
-    """How often a student was looked up by its key, as PostgreSQL counts it."""
+    """How often a student was looked up, as PostgreSQL counts it."""
     time.sleep(1.5)  # each session reports what it did after a second
     return int(run_sql(system.dsn, LOOKUPS))
 
