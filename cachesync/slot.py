@@ -35,8 +35,10 @@ _DIGITS: Final = 19
 HEAD_BYTES: Final = 1 + _DIGITS
 """How much of a slot says what it is, and which version."""
 
-_PAYLOAD: Final = 1 + _DIGITS + 8
-_FINGERPRINT: Final = slice(1 + _DIGITS, _PAYLOAD)
+UP_TO_PAYLOAD: Final = HEAD_BYTES + 8
+"""How much of a value comes before its payload."""
+
+_FINGERPRINT: Final = slice(HEAD_BYTES, UP_TO_PAYLOAD)
 
 
 def slot_name(service: str, entity: str, key: str) -> str:
@@ -58,7 +60,7 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     """The row that a slot holds; None where it holds none of this schema."""
     if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
         return None
-    return Row(key, int(slot[1 : 1 + _DIGITS]), fingerprint, slot[_PAYLOAD:])
+    return Row(key, int(slot[1:HEAD_BYTES]), fingerprint, slot[UP_TO_PAYLOAD:])
 
 
 def is_past(head: bytes, version: int) -> bool:

@@ -12,7 +12,7 @@ import httpx
 import psutil
 from redis import Redis
 
-from cachesync.slot import encode_version, slot_name
+from cachesync.slot import HEAD_BYTES, encode_version, slot_name
 from local.errors import LocalError
 from local.postgres import run_sql
 from local.process import run
@@ -189,7 +189,7 @@ class Story:
             if not isinstance(slot, bytes):
                 self._fail(self._sb.get(path), "sb has not cached the row")
             # No change, then, can make it right.
-            ahead = slot[:1] + encode_version(10**18) + slot[20:].replace(b'"Ada"', b'"Lost"')
+            ahead = slot[:1] + encode_version(10**18) + slot[HEAD_BYTES:].replace(b'"Ada"', b'"Lost"')
             redis.set(name, ahead, keepttl=True)
         self._console.print(
             "             sb's cache made newer than the database, as after a restore of an old backup: "

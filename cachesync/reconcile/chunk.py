@@ -12,7 +12,7 @@ import structlog
 from hiredis import ReplyError
 
 from cachesync.reconcile.drift import Findings, Kind, drift_of, repair_of
-from cachesync.slot import encode_value, script, slot_name, with_jitter
+from cachesync.slot import UP_TO_PAYLOAD, encode_value, script, slot_name, with_jitter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -36,7 +36,6 @@ _FIRST: Final = 10_000
 _MOST_WAITING: Final = 100_000
 # Whole slots are read so many at a time: their payloads may be large.
 _SECOND_LOOK: Final = 500
-_UP_TO_PAYLOAD: Final = 28
 _LEASE: Final = ord("L")
 
 _EVAL: Final = (b"EVAL", script("repair").source.encode(), b"1")
@@ -206,7 +205,7 @@ class Chunk:
             texts = [slot.decode("latin-1") for slot in found]
             current.findings[entity] = Findings(examined=len(keys))
             for place, version in await self._rows[entity].disagreeing(keys, texts):
-                begins = found[place][:_UP_TO_PAYLOAD]
+                begins = found[place][:UP_TO_PAYLOAD]
                 current.candidates.append(Candidate(entity, keys[place], begins, version))
         current.due = time.monotonic() + self._settle_seconds
 
@@ -234,7 +233,7 @@ class Chunk:
             if isinstance(slot, ReplyError):
                 # No string at all, which no script can touch.
                 kind = Kind.ORPHAN if row is None else Kind.STALE
-            elif slot[:_UP_TO_PAYLOAD] == one.begins:
+            elif slot[:UP_TO_PAYLOAD] == one.begins:
                 kind = drift_of(slot, row, deep=self._deep)
             if kind is not None:
                 wrong.append(Drift(one.key, self._name(one), slot, row, kind))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slot import ABSENT, EMPTY, encode_value
+from cachesync.slot import ABSENT, EMPTY, HEAD_BYTES, UP_TO_PAYLOAD, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 SAMPLE: Final = 10
 """Of so many keys of each kind a report tells."""
 
-_VERSION: Final = slice(1, 20)
-_FINGERPRINT: Final = slice(20, 28)
-_PAYLOAD: Final = slice(28, None)
+_VERSION: Final = slice(1, HEAD_BYTES)
 
 
 class Kind(StrEnum):
@@ -106,7 +104,7 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
     if slot[:1] == b"V" and digits.isdigit() and int(digits) > row.version:
         return Kind.AHEAD
     current = encode_value(row.version, row.fingerprint, b"")
-    if slot[: len(current)] != current or (deep and slot[_PAYLOAD] != row.payload):
+    if slot[: len(current)] != current or (deep and slot[UP_TO_PAYLOAD:] != row.payload):
         return Kind.STALE
     return None
 

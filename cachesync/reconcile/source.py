@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from hiredis import ReplyError
 
 from cachesync.reconcile.bulk import RedisUnavailableError
-from cachesync.slot import slot_name
+from cachesync.slot import UP_TO_PAYLOAD, slot_name
 
 if TYPE_CHECKING:
     import asyncpg
@@ -21,7 +21,6 @@ Names = list[bytes]
 
 # Redis does nothing else meanwhile, for half a millisecond or so.
 _SCAN: Final = 1000
-_UP_TO_PAYLOAD: Final = 28
 
 
 class Source(Protocol):
@@ -135,7 +134,8 @@ def _looks(names: Names, *, deep: bool) -> tuple[bytes, int]:
     if deep:
         packed = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names]
     else:
-        look = b"*4\r\n$8\r\nGETRANGE\r\n$%d\r\n%b\r\n$1\r\n0\r\n$2\r\n27\r\n"
+        last = b"%d" % (UP_TO_PAYLOAD - 1)
+        look = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n" % (len(last), last)
         packed = [look % (len(name), name) for name in names]
     return b"".join(packed), len(names)
 
@@ -146,7 +146,7 @@ def _comparable(looks: list[Any], *, deep: bool) -> list[bytes]:
     if not deep:
         return slots
     return [
-        slot[:_UP_TO_PAYLOAD]
-        + md5(slot[_UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest().encode() * slot.startswith(b"V")
+        slot[:UP_TO_PAYLOAD]
+        + md5(slot[UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest().encode() * slot.startswith(b"V")
         for slot in slots
     ]
