@@ -9,16 +9,15 @@ import pytest
 from rich.console import Console
 
 from local.kafka import Kafka
-from local.ports import free_port
 from local.postgres import Postgres
 from local.redis import Redis
-from local.settings import Settings
 from local.state import claim_any
-from local.system import System
-from tests.faults.links import Links
+from tests.faults.links import Links, linked_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from local.system import System
 
 STATE = Path(__file__).parents[1] / ".local"
 
@@ -74,10 +73,7 @@ def system(links: Links) -> Iterator[System]:
 
     Three consumers share the load of each cache.
     """
-    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
-        with System(
-            Settings.model_validate({"state": STATE / "system", **ports}), Console(stderr=True), links
-        ) as running:
+        with linked_system(STATE / "system", Console(stderr=True), links) as running:
             yield running

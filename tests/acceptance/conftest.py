@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
+import httpx
 import pytest
 
 from cachesync.entity import load_entities
@@ -16,6 +17,7 @@ from cachesync.install import install
 from cachesync.topics import create_topics
 from local.postgres import create_role
 from local.service import Service
+from tests.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,16 +26,10 @@ if TYPE_CHECKING:
     from local.kafka import Kafka
     from local.postgres import Postgres
     from local.redis import Redis
+    from local.system import System
 
 REPOSITORY = Path(__file__).parents[2]
 PASSWORD = "not-the-one-of-the-env-file"
-
-
-class _Silent:
-    """No one watches an installation in a test."""
-
-    def step(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +56,7 @@ def database(postgres: Postgres, entities_file: Path) -> Iterator[str]:
         connection = await asyncpg.connect(dsn)
         for script in (REPOSITORY / "local" / "sample.sql", Path(__file__).with_name("every_type.sql")):
             await connection.execute(script.read_text(encoding="utf-8"))
-        await install(connection, load_entities(entities_file), _Silent())
+        await install(connection, load_entities(entities_file), Silent())
         await connection.close()
 
     asyncio.run(prepare())
@@ -116,3 +112,13 @@ def sa(service_process: Callable[..., AbstractContextManager[Service]]) -> Itera
 def sb(service_process: Callable[..., AbstractContextManager[Service]]) -> Iterator[Service]:
     with service_process("sb", WORKERS="2") as running:
         yield running
+
+
+@pytest.fixture
+def api(system: System) -> Iterator[httpx.Client]:
+    """Airflow's REST API, as its administrator."""
+    airflow = system.airflow
+    with httpx.Client(base_url=airflow.url, timeout=30) as client:
+        login = client.post("/auth/token", json={"username": airflow.username, "password": airflow.password})
+        client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
+        yield client

@@ -6,26 +6,13 @@ import time
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from local.postgres import run_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from local.system import System
-
-
-@pytest.fixture
-def api(system: System) -> Iterator[httpx.Client]:
-    """Airflow's REST API, as its administrator."""
-    airflow = system.airflow
-    with httpx.Client(base_url=airflow.url, timeout=30) as client:
-        login = client.post("/auth/token", json={"username": airflow.username, "password": airflow.password})
-        client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
-        yield client
 
 
 def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:

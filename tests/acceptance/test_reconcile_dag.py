@@ -13,28 +13,22 @@ import redis
 from local.postgres import run_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from local.system import System
 
 REPORT = "taskInstances/report/xcomEntries/return_value"
 
 
 @pytest.fixture
-def dag(system: System) -> Iterator[httpx.Client]:
-    """Airflow's REST API at the DAG, as its administrator."""
-    airflow = system.airflow
-    with httpx.Client(base_url=airflow.url, timeout=30) as client:
-        login = client.post("/auth/token", json={"username": airflow.username, "password": airflow.password})
-        client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
-        client.base_url = httpx.URL(f"{airflow.url}/api/v2/dags/reconcile")
-        # The day's own run may come soon after the start, and repair what is only to be found by the test's.
-        idle_since = time.monotonic()
-        while time.monotonic() - idle_since < 3:
-            if client.get("/dagRuns", params={"state": ["queued", "running"]}).json()["total_entries"]:
-                idle_since = time.monotonic()
-            time.sleep(0.5)
-        yield client
+def dag(api: httpx.Client) -> httpx.Client:
+    """Airflow's REST API at the DAG, none of whose runs is under way."""
+    api.base_url = api.base_url.join("/api/v2/dags/reconcile")
+    # The day's own run may come soon after the start, and repair what is only to be found by the test's.
+    idle_since = time.monotonic()
+    while time.monotonic() - idle_since < 3:
+        if api.get("/dagRuns", params={"state": ["queued", "running"]}).json()["total_entries"]:
+            idle_since = time.monotonic()
+        time.sleep(0.5)
+    return api
 
 
 def run_dag(dag: httpx.Client, **conf: object) -> tuple[str, str, dict[str, Any]]:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from local.ports import free_port
+from local.settings import Settings
+from local.system import System
 from tests.faults.proxy import Proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
 
 
 class Links:
@@ -29,3 +37,9 @@ class Links:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+
+
+def linked_system(state: Path, console: Console, links: Links) -> System:
+    """The whole system, not yet started, on free ports and linked by proxies."""
+    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
+    return System(Settings.model_validate({"state": state, **ports}), console, links)

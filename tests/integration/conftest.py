@@ -16,6 +16,7 @@ from cachesync.service import Service
 from cachesync.settings import ServiceSettings
 from cachesync.topics import create_topics
 from local.postgres import create_role
+from tests.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 ENTITIES_FILE = REPOSITORY / "entities.toml"
 SAMPLE = REPOSITORY / "local" / "sample.sql"
-
-
-class Silent:
-    """No one watches an installation in a test."""
-
-    def step(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from cachesync.reconcile.keyspace import parts
 from cachesync.reconcile.rows import Rows
 from cachesync.reconcile.source import Keyspace
 from cachesync.stream import Stream
+from tests.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -56,13 +57,6 @@ BEHIND, AHEAD, ORPHANS, PAYLOADS, ABSENT, SCHEMA, FLUSHED = (
 )
 OTHER_SCHEMA: Final = b"ffffffff"
 SETTLE_SECONDS: Final = 1.0
-
-
-class Silent:
-    """No one watches an installation in a test."""
-
-    def step(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from local.ports import free_port
-from local.settings import REPOSITORY, Settings
+from local.settings import REPOSITORY
 from local.state import claim_any
-from local.system import System
 from tests.faults.history.run import run
-from tests.faults.links import Links
+from tests.faults.links import Links, linked_system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from local.system import System
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 _STATE = REPOSITORY / ".local" / "faults"
@@ -55,9 +55,8 @@ def main(
     seed = secrets.randbelow(10**6) if seed is None else seed
     console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends it and checks what there is")
     os.environ.update(_SEVERAL)
-    ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
     with claim_any(_STATE) as state, Links() as links:
-        system = System(Settings.model_validate({"state": state, **ports}), console, links)
+        system = linked_system(state, console, links)
         if switched_off is not None:
             _switch_off(switched_off, system)
         with system, _stopping(console) as stopping:
