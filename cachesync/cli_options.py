@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,11 +15,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from cachesync.database import connect
+from cachesync.database import connected
 from cachesync.errors import CacheSyncError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 console: Final = Console(stderr=True)
 """Where commands say what they do; what they were asked for goes to the standard output."""
@@ -50,14 +51,9 @@ RedisUrls = Annotated[
 ]
 
 
-@asynccontextmanager
-async def connection(dsn: str | None) -> AsyncIterator[asyncpg.Connection]:
+def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connection]:
     """A connection to the database, for the length of a command."""
-    opened = await connect(dsn, "cachesync")
-    try:
-        yield opened
-    finally:
-        await opened.close()
+    return connected(dsn, "cachesync")
 
 
 @contextmanager

@@ -73,6 +73,16 @@ async def connect(
         )
 
 
+@asynccontextmanager
+async def connected(dsn: str | None, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of `connect`, closed at the end."""
+    connection = await connect(dsn, name)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 class Database:
     """A bounded pool of connections."""
 

@@ -9,7 +9,7 @@ Pausing this DAG does not stop a running stream; marking its run as failed does.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from airflow.sdk import DAG
 from cachesync_airflow.sensors.cache_sync import CacheSyncSensor, consumers
@@ -27,11 +27,4 @@ with DAG(
     # Not mapped: the index of a mapped task would be another consumer's when services or consumers are added
     # or taken away, and its trigger would go on as what it was.
     for consumer in consumers(AirflowSettings()):
-        CacheSyncSensor(
-            **consumer,
-            # A failed sensor must come back while its siblings, which keep the run alive, never end.
-            retries=1_000_000,
-            retry_delay=timedelta(seconds=5),
-            retry_exponential_backoff=True,
-            max_retry_delay=timedelta(minutes=1),
-        )
+        CacheSyncSensor(**consumer)

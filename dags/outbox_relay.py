@@ -12,7 +12,7 @@ Pausing this DAG does not stop a running relay; marking its run as failed does.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from airflow.sdk import DAG
 from cachesync_airflow.sensors.outbox_relay import OutboxRelaySensor
@@ -26,10 +26,4 @@ with DAG(
     doc_md=__doc__,
     tags=["db-cache-sync"],
 ):
-    OutboxRelaySensor(
-        task_id="relay",
-        retries=1_000_000,
-        retry_delay=timedelta(seconds=5),
-        retry_exponential_backoff=True,
-        max_retry_delay=timedelta(minutes=1),
-    )
+    OutboxRelaySensor(task_id="relay")

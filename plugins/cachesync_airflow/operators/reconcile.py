@@ -6,25 +6,23 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow.providers.redis.hooks.redis import RedisHook
-from airflow.sdk import BaseHook, BaseOperator, Param
+from airflow.sdk import BaseOperator, Param
 from airflow.sdk.exceptions import AirflowFailException
 
-from cachesync.database import connect
+from cachesync.database import connected
 from cachesync.entity import load_entities
 from cachesync.reconcile import run as runs
+from cachesync_airflow.connections import database, redis
 from cachesync_airflow.settings import AirflowSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.sdk import Context
-    from redis import Redis
 
     from cachesync.reconcile.chunk import Progress
 
-_DATABASE: Final = "postgres_cachesync"
-_CONNECT_SECONDS: Final = 5.0
+_REDIS_SECONDS: Final = 5.0
 _TELL_SECONDS: Final = 5.0
 
 
@@ -69,12 +67,9 @@ class PlanOperator(BaseOperator):
 
     @staticmethod
     async def _plan(run: str, parameters: runs.Parameters) -> list[runs.Task]:
-        connection = await connect(_dsn(), "cachesync-reconcile")
-        try:
-            clients = {service: _redis(service) for service in parameters.services}
+        async with connected(database(), "cachesync-reconcile") as connection:
+            clients = {service: redis(service, _REDIS_SECONDS) for service in parameters.services}
             return await runs.plan(connection, run, parameters, clients)
-        finally:
-            await connection.close()
 
 
 class ReconcileChunkOperator(BaseOperator):
@@ -103,9 +98,9 @@ class ReconcileChunkOperator(BaseOperator):
                 told = time.monotonic()
                 self._tell(task, now)
 
-        client = _redis(task.service)
+        client = redis(task.service, _REDIS_SECONDS)
         entities = load_entities(AirflowSettings().entities)
-        asyncio.run(runs.run_chunk(_dsn(), client, _run_id(context), task, entities, watch=watch))
+        asyncio.run(runs.run_chunk(database(), client, _run_id(context), task, entities, watch=watch))
         if progress is None:
             self.log.info("%s was done before", task.label)
         else:
@@ -136,11 +131,8 @@ class ReportOperator(BaseOperator):
 
     @staticmethod
     async def _report(run: str) -> runs.Report:
-        connection = await connect(_dsn(), "cachesync-reconcile")
-        try:
+        async with connected(database(), "cachesync-reconcile") as connection:
             return await runs.report(connection, run)
-        finally:
-            await connection.close()
 
 
 def _choice(description: str, names: list[str]) -> Param:
@@ -156,15 +148,3 @@ def _choice(description: str, names: list[str]) -> Param:
 def _run_id(context: Context) -> str:
     run: str = context["dag_run"].run_id
     return run
-
-
-def _dsn() -> str:
-    return BaseHook.get_connection(_DATABASE).get_uri()
-
-
-def _redis(service: str) -> Redis:
-    client: Redis = RedisHook(f"redis_{service}").get_conn()
-    client.connection_pool.connection_kwargs.update(
-        socket_timeout=_CONNECT_SECONDS, socket_connect_timeout=_CONNECT_SECONDS
-    )
-    return client

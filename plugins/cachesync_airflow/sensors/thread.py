@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, NoReturn
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from airflow.sdk import BaseSensorOperator
 
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
     from cachesync_airflow.triggers.thread import ThreadTrigger
 
 
+# For ever: one that failed must come back while its siblings, which keep the run alive, never end.
+_TRIED_AGAIN: Final = {
+    "retries": 1_000_000,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=1),
+}
+
+
 class ThreadSensor(BaseSensorOperator):
     """Defers at once to the trigger that does the work, and fails when that cannot go on."""
 
     template_fields: Sequence[str] = ()
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**_TRIED_AGAIN, **kwargs})
 
     @abstractmethod
     def trigger(self) -> ThreadTrigger:

@@ -6,12 +6,12 @@ from typing import Final
 
 from airflow.providers.apache.kafka.hooks.consume import KafkaConsumerHook
 from airflow.providers.apache.kafka.hooks.produce import KafkaProducerHook
-from airflow.providers.redis.hooks.redis import RedisHook
 
 from cachesync.apply import Applier
 from cachesync.dead_letter import DeadLetters
 from cachesync.entity import load_entities
 from cachesync.stream import Stream, require_manual_commit
+from cachesync_airflow.connections import redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
 
@@ -38,10 +38,7 @@ class CacheSyncTrigger(ThreadTrigger):
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
         settings = consumer_hook.get_connection(connection).extra_dejson
         require_manual_commit(settings)
-        client = RedisHook(f"redis_{self.service}").get_conn()
-        client.connection_pool.connection_kwargs.update(
-            socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
-        )
+        client = redis(self.service, _REDIS_SECONDS)
         return Stream(
             consumer_hook.get_consumer(),
             Applier(client, self.service, entities),

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
-
-from airflow.sdk import BaseHook
 
 from cachesync.entity import load_entities
 from cachesync.relay import Relay
+from cachesync_airflow.connections import brokers, database
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
-
-_DATABASE: Final = "postgres_cachesync"
-_BROKERS: Final = "kafka_cachesync"
 
 
 class OutboxRelayTrigger(ThreadTrigger):
@@ -23,8 +18,8 @@ class OutboxRelayTrigger(ThreadTrigger):
         """Take the connections; the relay connects by itself, and again after each outage."""
         settings = AirflowSettings()
         return Relay(
-            BaseHook.get_connection(_DATABASE).get_uri(),
-            BaseHook.get_connection(_BROKERS).extra_dejson,
+            database(),
+            brokers(),
             load_entities(settings.entities),
             timedelta(days=settings.change_log_retention_days),
         )
