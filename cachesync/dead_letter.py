@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaException
 
+from cachesync.entity import TOPIC_PREFIX
 from cachesync.event import decode, headers_of
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Letter:
     @property
     def entity(self) -> str:
         """The name of the entity that the message was about."""
-        return self.original_topic.removeprefix("cachesync.")
+        return self.original_topic.removeprefix(TOPIC_PREFIX)
 
     def change(self) -> Change:
         """The change that the message carries.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,9 @@ from cachesync.errors import DeclarationError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+TOPIC_PREFIX: Final = "cachesync."
+"""What every entity's topic begins with."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -84,7 +87,7 @@ class Entity(BaseModel):
     @property
     def topic(self) -> str:
         """The Kafka topic that carries its changes."""
-        return f"cachesync.{self.name}"
+        return TOPIC_PREFIX + self.name
 
 
 class _Declarations(BaseModel):

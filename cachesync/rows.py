@@ -11,7 +11,7 @@ from cachesync.errors import NotInstalledError
 from cachesync.statements import identifier, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 
 class CurrentRows:
@@ -46,13 +46,7 @@ class CurrentRows:
 
     async def _read(self, query: str, entity: str, keys: Collection[str]) -> dict[str, Row | str]:
         async with self._connection.transaction():
-            records = await self._connection.fetch(query, list(keys), entity)
-        return {
-            record["key"]: Row(
-                record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
-            )
-            for record in records
-        }
+            return {**by_key(await self._connection.fetch(query, list(keys), entity))}
 
     async def _statement(self, entity: str) -> str:
         if entity not in self._statements:
@@ -63,3 +57,13 @@ class CurrentRows:
                 raise NotInstalledError(message)
             self._statements[entity] = statement("rows", view=view, key_type=key_type)
         return self._statements[entity]
+
+
+def by_key(records: Iterable[asyncpg.Record]) -> dict[str, Row]:
+    """The rows that `rows.sql` has found, by key."""
+    return {
+        record["key"]: Row(
+            record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
+        )
+        for record in records
+    }

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Final, Self
 import asyncpg
 
 from cachesync.catalogue import describe_relation
-from cachesync.change import Row
 from cachesync.database import connect
 from cachesync.errors import InvalidValueError, NotInstalledError
+from cachesync.rows import by_key
 from cachesync.statements import identifier, statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cachesync.catalogue import Column
+    from cachesync.change import Row
     from cachesync.entity import Entity
 
 # Whatever the statistics say: the key's index, and a hash to bring slots and rows together.
@@ -101,12 +102,7 @@ class Rows:
         """The rows that there are, by key."""
         possible = [key for key in keys if self._is_possible(key)]
         records = await self._connection.fetch(self._rows, possible, self._entity)
-        return {
-            record["key"]: Row(
-                record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
-            )
-            for record in records
-        }
+        return by_key(records)
 
     async def in_flight(self, versions: list[int], gone: list[str]) -> tuple[set[int], set[str] | None]:
         """Which changes may still be on their way to the caches.
