@@ -204,24 +204,24 @@ cachesync.latest_version(text, text)
 FROM public;
 
 DO $cachesync$
+DECLARE
+    needed record;
 BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'cachesync_service') THEN
-        CREATE ROLE cachesync_service NOLOGIN;
-        COMMENT ON ROLE cachesync_service IS 'What the services of db-cache-sync may touch';
-    END IF;
-EXCEPTION
-    -- Roles are the server's: an installation in another database was a moment earlier.
-    WHEN duplicate_object OR unique_violation THEN NULL;
-END
-$cachesync$;
-DO $cachesync$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'cachesync_worker') THEN
-        CREATE ROLE cachesync_worker NOLOGIN;
-        COMMENT ON ROLE cachesync_worker IS 'What the background work of db-cache-sync may touch';
-    END IF;
-EXCEPTION
-    WHEN duplicate_object OR unique_violation THEN NULL;
+    FOR needed IN
+        VALUES
+        ('cachesync_service', 'What the services of db-cache-sync may touch'),
+        ('cachesync_worker', 'What the background work of db-cache-sync may touch')
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed.column1) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', needed.column1);
+                EXECUTE format('COMMENT ON ROLE %I IS %L', needed.column1, needed.column2);
+            EXCEPTION
+                -- Roles are the server's: an installation in another database was a moment earlier.
+                WHEN duplicate_object OR unique_violation THEN NULL;
+            END;
+        END IF;
+    END LOOP;
 END
 $cachesync$;
 GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;

@@ -5,17 +5,16 @@ cachesync.entity, cachesync.change_log, cachesync.dead_letter_action,
 cachesync.reconciliation, cachesync.reconciliation_chunk;
 DROP SCHEMA IF EXISTS cachesync CASCADE;
 DO $cachesync$
+DECLARE
+    role text;
 BEGIN
-    DROP ROLE IF EXISTS cachesync_service;
-EXCEPTION
-    -- Another database of the same server still uses it, or another user made it.
-    WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
-END
-$cachesync$;
-DO $cachesync$
-BEGIN
-    DROP ROLE IF EXISTS cachesync_worker;
-EXCEPTION
-    WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
+    FOREACH role IN ARRAY '{cachesync_service, cachesync_worker}'::text [] LOOP
+        BEGIN
+            EXECUTE format('DROP ROLE IF EXISTS %I', role);
+        EXCEPTION
+            -- Another database of the same server still uses it, or another user made it.
+            WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
+        END;
+    END LOOP;
 END
 $cachesync$;
