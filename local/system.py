@@ -83,12 +83,13 @@ class System:
             self.bootstrap_servers = self.kafka.bootstrap_servers
         else:
             self.bootstrap_servers = settings.kafka_bootstrap
+        self._worker_password = kept_password(self.folder / "worker-password")
         #: The database as Airflow's background work reaches it.
         self.worker_dsn = address(
             self.dsn,
             database=unquote(urlsplit(self.dsn).path.removeprefix("/")),
             user=_WORKER,
-            password=kept_password(self.folder / "worker-password"),
+            password=self._worker_password,
         )
         self.airflow = Airflow(
             self.folder / "airflow",
@@ -197,7 +198,7 @@ class System:
             who = credentials(service)
             create_role(self.dsn, who.username, who.password)
             run_sql(self.dsn, 'GRANT cachesync_service TO :"name"', name=who.username)
-        create_role(self.dsn, _WORKER, kept_password(self.folder / "worker-password"))
+        create_role(self.dsn, _WORKER, self._worker_password)
         run_sql(self.dsn, 'GRANT cachesync_worker TO :"name"', name=_WORKER)
 
     def _make_topics(self) -> None:
