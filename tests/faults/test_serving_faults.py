@@ -10,6 +10,7 @@ import pytest
 from local.service import Service
 from tests.faults.load import wait_until
 from tests.faults.proxy import Proxy
+from tests.faults.supervisor import bring_airflow_back
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,5 +120,6 @@ def test_postgresql_away(system: System, sb: httpx.Client, fault: str) -> None:
             postgres.thaw()
         else:
             postgres.start()
+        bring_airflow_back(system)
     wait_until(lambda: sb.put(PATH, json={"name": "Bea", "age": 3}).is_success, "writes go through again")
     wait_until(lambda: sb.get("/health/ready").status_code == 200, "it is ready again")
