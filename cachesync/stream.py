@@ -12,7 +12,9 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from redis.exceptions import RedisError
 
 from cachesync import metrics
+from cachesync.change import Change
 from cachesync.dead_letter import Stage
+from cachesync.dead_letter_limit import DeadLetterLimit, TooManyDeadLettersError
 from cachesync.errors import CacheSyncError
 from cachesync.event import UndecodableError, decode, headers_of
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from confluent_kafka import Consumer, Message
 
     from cachesync.apply import Applier
-    from cachesync.change import Change
     from cachesync.dead_letter import DeadLetters
     from cachesync.entity import Entity
 
@@ -34,9 +35,9 @@ _POLL_SECONDS: Final = 0.25
 _COMMIT_SECONDS: Final = 0.1
 _FIRST_BACKOFF_SECONDS: Final = 0.05
 _LONGEST_BACKOFF_SECONDS: Final = 2.0
-# So many messages in a row that cannot be decoded are a fault of this program or of a publisher, not of
-# the messages; going on would drain the topic into the dead letters.
-_MOST_UNDECODABLE_IN_A_ROW: Final = 100
+
+
+_Letter = tuple["Message", Stage, str]
 
 
 class StreamError(CacheSyncError):
@@ -91,7 +92,7 @@ class Stream:
         self._paused = False
         self._paused_metric = metrics.paused.labels(service)
         self._service = service
-        self._undecodable_in_a_row = 0
+        self._limit = DeadLetterLimit()
         # The next offset of each partition whose messages are applied.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
@@ -106,7 +107,7 @@ class Stream:
         """Consume and apply until `stop`.
 
         Raises:
-            StreamError: too many messages in a row were undecodable, or Kafka failed for good.
+            StreamError: too many messages cannot be applied, or Kafka failed for good.
         """
         self._consumer.subscribe(
             list(self._entities), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -133,51 +134,47 @@ class Stream:
             self._consumer.close()
 
     def _handle(self, messages: list[Message]) -> None:
-        changes: list[tuple[Message, Change]] = []
-        letters: list[tuple[Message, Stage, str]] = []
-        applicable = self._decoded(messages, changes, letters)
-        refused = self._apply([change for _, change in changes])
-        reasons = {id(change): str(error) for change, error in refused}
-        letters.extend(
-            (message, Stage.CACHE, reasons[id(change)])
-            for message, change in changes
-            if id(change) in reasons
-        )
-        self._bury(letters)
-        for message in applicable:
+        decoded = self._decoded(messages)
+        changes = [change for _, change in decoded if isinstance(change, Change)]
+        refused = {id(change): error for change, error in self._apply(changes)}
+        letters: dict[int, _Letter] = {}
+        for place, (message, change) in enumerate(decoded):
+            if isinstance(change, UndecodableError):
+                letters[place] = message, Stage.DECODE, str(change)
+            elif id(change) in refused:
+                letters[place] = message, Stage.CACHE, str(refused[id(change)])
+        self._require_few(len(decoded), letters)
+        self._bury(list(letters.values()))
+        for message, _ in decoded:
             self._applied[_topic(message), _partition(message)] = _offset(message) + 1
         self.applied_count += len(changes)
 
-    def _decoded(
-        self,
-        messages: list[Message],
-        changes: list[tuple[Message, Change]],
-        letters: list[tuple[Message, Stage, str]],
-    ) -> list[Message]:
-        """Sort messages into changes and letters; the messages that are either."""
-        real = []
+    def _decoded(self, messages: list[Message]) -> list[tuple[Message, Change | UndecodableError]]:
+        """What each message carries; those that tell of a problem of Kafka's carry nothing."""
+        decoded: list[tuple[Message, Change | UndecodableError]] = []
         for message in messages:
             problem = message.error()
             if problem is not None:
                 self._consumer_problem(problem)
                 continue
-            real.append(message)
             entity = self._entities[_topic(message)]
             try:
                 change = decode(entity.name, message.key(), message.value(), headers_of(message))
             except UndecodableError as error:
-                self._undecodable_in_a_row += 1
-                if self._undecodable_in_a_row > _MOST_UNDECODABLE_IN_A_ROW:
-                    text = (
-                        f"{self._undecodable_in_a_row} undecodable messages in a row, the last at "
-                        f"{_topic(message)}[{_partition(message)}]@{_offset(message)}: {error}"
-                    )
-                    raise StreamError(text) from error
-                letters.append((message, Stage.DECODE, str(error)))
+                decoded.append((message, error))
             else:
-                self._undecodable_in_a_row = 0
-                changes.append((message, change))
-        return real
+                decoded.append((message, change))
+        return decoded
+
+    def _require_few(self, messages: int, letters: dict[int, _Letter]) -> None:
+        """Stop before letters are sent whose number says that the fault is a program's, not theirs."""
+        try:
+            self._limit.count(messages, letters)
+        except TooManyDeadLettersError as error:
+            message, _, reason = list(letters.values())[-1]
+            place = f"{_topic(message)}[{_partition(message)}]@{_offset(message)}"
+            text = f"{error}, the last at {place}: {reason}"
+            raise StreamError(text) from error
 
     def _apply(self, changes: list[Change]) -> list[tuple[Change, Any]]:
         """Apply, waiting for Redis as long as it takes."""
@@ -226,7 +223,7 @@ class Stream:
             self._consumer.resume(self._consumer.assignment())
             _log.info("the cache answers again", service=self._service)
 
-    def _bury(self, letters: list[tuple[Message, Stage, str]]) -> None:
+    def _bury(self, letters: list[_Letter]) -> None:
         for message, stage, error in letters:
             metrics.dead_letters.labels(self._service, stage.value).inc()
             _log.warning(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import redis as redis_client
-from confluent_kafka import Consumer, Message, Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from cachesync import dead_letter
 from cachesync.apply import Applier
@@ -288,22 +288,31 @@ def test_what_is_no_slot_in_a_slots_place_becomes_a_dead_letter(
     assert ("dead-letter-stage", b"cache") in headers_of(letter)
 
 
-def test_too_many_undecodable_messages_in_a_row_stop_the_stream(
-    topics: str, entities: dict[str, Entity], redis_sb: Redis, group: str
+@pytest.mark.parametrize("poisoned", ["undecodable", "refused"])
+def test_too_many_messages_that_cannot_be_applied_stop_the_stream_before_they_are_letters(
+    topics: str, entities: dict[str, Entity], slots: redis_client.Redis, group: str, poisoned: str
 ) -> None:
+    slots.hset("sb:student:1", "not", "a slot")
+    reading = consumer(topics, group)
+    places = [TopicPartition("cachesync.student", number) for number in range(6)]
+    for place in places:
+        _, place.offset = reading.get_watermark_offsets(place, 30)
+    reading.commit(offsets=places, asynchronous=False)
     producer = Producer({"bootstrap.servers": topics})
+    headers = encode_headers(change("1", 20)) if poisoned == "refused" else []
     for _ in range(101):
-        producer.produce("cachesync.course", key=b"k", value=b"junk", partition=3)
+        producer.produce("cachesync.student", key=b"1", value=b"{}", headers=headers, partition=3)
     assert producer.flush(30) == 0
     stream = Stream(
-        consumer(topics, group, "earliest"),
-        Applier(redis_client.Redis.from_url(redis_sb.url), "sb", entities),
+        reading,
+        Applier(slots, "sb", entities),
         DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group),
-        {"course": entities["course"]},
+        {"student": entities["student"]},
         "sb",
     )
-    with pytest.raises(StreamError, match=r"101 undecodable messages in a row.*cachesync\.course\[3\]@"):
+    with pytest.raises(StreamError, match=r"101 messages in a row.*cachesync\.student\[3\]@"):
         stream.run()
+    assert len(dead_letters(topics, group)) <= 100
 
 
 def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
