@@ -23,15 +23,40 @@ if TYPE_CHECKING:
 
 TOPIC: Final = "cachesync.dead-letters"
 PARKING_LOT: Final = "cachesync.parking-lot"
-MOST_ATTEMPTS: Final = 5
-FIRST_BACKOFF: Final = timedelta(seconds=30)
-LONGEST_BACKOFF: Final = timedelta(hours=1)
 _PREFIX: Final = "dead-letter-"
 # The first header of a letter's own; a message that was a letter before may bring others of these names.
 _FIRST: Final = _PREFIX + "service"
 _FLUSH_SECONDS: Final = 10.0
 _LONGEST_ERROR: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a letter is tried, and when.
+
+    Attributes:
+        most_attempts: at how many failures a letter is parked, the first one included.
+        first_backoff: the longest wait after the first failure; it doubles with each one.
+        longest_backoff: the longest wait of all.
+    """
+
+    most_attempts: int = 5
+    first_backoff: timedelta = timedelta(seconds=30)
+    longest_backoff: timedelta = timedelta(hours=1)
+
+    def backoff(self, attempt: int) -> timedelta:
+        """How long to wait after so many failures: full jitter spreads what failed together.
+
+        Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+        """
+        # No more doublings than get there: the number of failures comes from a header.
+        doublings = max(0, min(attempt - 1, 20))
+        longest = min(self.longest_backoff, self.first_backoff * (1 << doublings))
+        return random.random() * longest  # noqa: S311 - no secret
+
+
+DEFAULT_POLICY: Final = RetryPolicy()
 
 
 class Stage(StrEnum):
@@ -116,7 +141,13 @@ class Letter:
         except (KeyError, ValueError, OverflowError) as error:
             first = len(names)
             fields = first_fields(
-                message, "", "", Stage.DECODE, f"no dead letter: header {error}", place.sent_at
+                message,
+                "",
+                "",
+                Stage.DECODE,
+                f"no dead letter: header {error}",
+                place.sent_at,
+                DEFAULT_POLICY,
             )
             parsed = _parsed(fields)
         return cls(place, message.key(), message.value(), headers[:first], fields, **parsed)
@@ -142,7 +173,7 @@ class Letter:
         """The message that takes the letter to another topic as it is."""
         return topic, self.key, self.value, [*self.headers, *_encoded(self.fields)]
 
-    def failed_again(self, stage: Stage, error: str, now: datetime) -> Outgoing:
+    def failed_again(self, stage: Stage, error: str, now: datetime, policy: RetryPolicy) -> Outgoing:
         """The message that follows the letter after another failure: another letter, or a parked one."""
         attempt = self.attempt + 1
         fields = {
@@ -151,7 +182,7 @@ class Letter:
             "error": error[:_LONGEST_ERROR],
             "attempt": str(attempt),
             "last-failed-at": now.isoformat(),
-            "not-before": (now + backoff(attempt)).isoformat(),
+            "not-before": (now + policy.backoff(attempt)).isoformat(),
         }
         topic = TOPIC if attempt < self.maximum else PARKING_LOT
         return topic, self.key, self.value, [*self.headers, *_encoded(fields)]
@@ -168,13 +199,21 @@ class DeadLetters:
         connect: makes the producer; called when the first letter is sent.
         service: the service whose cache the message was meant for.
         group: its consumer group.
+        policy: how often a letter is to be tried.
     """
 
-    def __init__(self, connect: Callable[[], Producer], service: str, group: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Producer],
+        service: str,
+        group: str,
+        policy: RetryPolicy = DEFAULT_POLICY,
+    ) -> None:
         self._connect = connect
         self._producer: Producer | None = None
         self._service = service
         self._group = group
+        self._policy = policy
 
     def send(self, letters: list[tuple[Message, Stage, str]]) -> None:
         """Send messages, each with the stage and the error that it failed with, and wait until they are safe.
@@ -190,7 +229,7 @@ class DeadLetters:
         now = datetime.now(UTC)
         outgoing: list[Outgoing] = []
         for message, stage, error in letters:
-            fields = first_fields(message, self._service, self._group, stage, error, now)
+            fields = first_fields(message, self._service, self._group, stage, error, now, self._policy)
             headers = [*headers_of(message), *_encoded(fields)]
             outgoing.append((TOPIC, message.key(), message.value(), headers))
         deliver(self._producer, outgoing)
@@ -219,16 +258,8 @@ def deliver(producer: Producer, messages: Iterable[Outgoing]) -> None:
         raise TimeoutError(text)
 
 
-def backoff(attempt: int) -> timedelta:
-    """How long to wait after so many failures: full jitter spreads what failed together."""
-    # No more doublings than get there: the number of failures comes from a header.
-    doublings = max(0, min(attempt - 1, 10))
-    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * (1 << doublings))
-    return random.random() * longest  # noqa: S311 - no secret
-
-
 def first_fields(  # noqa: PLR0917 - each a header
-    message: Message, service: str, group: str, stage: Stage, error: str, now: datetime
+    message: Message, service: str, group: str, stage: Stage, error: str, now: datetime, policy: RetryPolicy
 ) -> dict[str, str]:
     """The own headers, without their prefix, of the letter that a message becomes at its first failure."""
     kind, milliseconds = message.timestamp()
@@ -242,10 +273,10 @@ def first_fields(  # noqa: PLR0917 - each a header
         "stage": stage.value,
         "error": error[:_LONGEST_ERROR],
         "attempt": "1",
-        "maximum": str(MOST_ATTEMPTS),
+        "maximum": str(policy.most_attempts),
         "first-failed-at": now.isoformat(),
         "last-failed-at": now.isoformat(),
-        "not-before": (now + backoff(1)).isoformat(),
+        "not-before": (now + policy.backoff(1)).isoformat(),
     }
 
 

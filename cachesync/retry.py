@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from cachesync.apply import Applier
 from cachesync.change import Operation, Row
 from cachesync.database import translated
-from cachesync.dead_letter import PARKING_LOT, TOPIC, Stage, deliver
+from cachesync.dead_letter import DEFAULT_POLICY, PARKING_LOT, TOPIC, Stage, deliver
 from cachesync.dead_letter_action import Action, Ending, closed, record
 from cachesync.errors import CacheSyncError
 from cachesync.event import UndecodableError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from cachesync.change import Change
-    from cachesync.dead_letter import Letter, Outgoing, Place
+    from cachesync.dead_letter import Letter, Outgoing, Place, RetryPolicy
     from cachesync.dead_letter_reader import DeadLetterReader
     from cachesync.entity import Entity
 
@@ -99,6 +99,7 @@ class Retrier:
         clients: the services' Redis, by name. Letters of other services are left alone.
         entities: the declared entities.
         actor: who does it, for the record.
+        policy: when a letter that fails again is tried the next time.
         watcher: told of each letter.
 
     Attributes:
@@ -114,6 +115,7 @@ class Retrier:
         clients: Mapping[str, Redis],
         entities: Mapping[str, Entity],
         actor: str,
+        policy: RetryPolicy = DEFAULT_POLICY,
         watcher: Watcher | None = None,
     ) -> None:
         self._connection = connection
@@ -126,6 +128,7 @@ class Retrier:
         self._entities = entities
         self._rows = CurrentRows(connection)
         self._actor = actor
+        self._policy = policy
         self._watcher = watcher or Unwatched()
         self._away: dict[str, str] = {}
         self.left_alone: Counter[str] = Counter()
@@ -152,7 +155,7 @@ class Retrier:
                     continue
                 outcome = outcomes.get(letter.place)
                 if isinstance(outcome, _Failure):
-                    follower = letter.failed_again(outcome.stage, outcome.error, now)
+                    follower = letter.failed_again(outcome.stage, outcome.error, now, self._policy)
                     following.append(follower)
                     action = Action.RETRIED if follower[0] == TOPIC else Action.PARKED
                     endings.append(Ending(letter, action, letter.attempt + 1, outcome.error))

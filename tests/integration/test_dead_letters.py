@@ -18,8 +18,7 @@ import pytest
 import redis as redis_client
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from cachesync import dead_letter
-from cachesync.dead_letter import PARKING_LOT, TOPIC, Letter
+from cachesync.dead_letter import DEFAULT_POLICY, PARKING_LOT, TOPIC, Letter, RetryPolicy
 from cachesync.dead_letter_action import Ending, closed
 from cachesync.dead_letter_reader import DeadLetterReader
 from cachesync.retry import Retrier, RetryError, Unwatched
@@ -74,6 +73,7 @@ class Post:
         self,
         connection: asyncpg.Connection | None = None,
         clients: Mapping[str, redis_client.Redis] | None = None,
+        policy: RetryPolicy = DEFAULT_POLICY,
     ) -> Iterator[tuple[Retrier, Watching]]:
         """A retrier for the test's service, or for other ones."""
         watching = Watching()
@@ -85,6 +85,7 @@ class Post:
                 clients=clients or {self.service: self.slots},
                 entities=self._entities,
                 actor="test",
+                policy=policy,
                 watcher=watching,
             )
             yield retrier, watching
@@ -311,13 +312,10 @@ async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
     assert [row["key"] for row in await post.audit()] == ["2"]
 
 
-async def test_after_the_last_attempt_a_letter_is_parked_untouched(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dead_letter, "backoff", lambda _: timedelta(0))
+async def test_after_the_last_attempt_a_letter_is_parked_untouched(post: Post) -> None:
     post.slots.hset(f"{post.service}:student:7", "not", "a slot")
     post.put(b"7", 20, maximum="4")
-    with post.open() as (retrying, watching):
+    with post.open(policy=RetryPolicy(first_backoff=timedelta(0))) as (retrying, watching):
         for _ in range(5):
             await retrying.retry(post.mine)
     assert watching.actions == ["retried", "retried", "parked"]
