@@ -9,12 +9,14 @@ import typer
 
 from cachesync import install as database_side
 from cachesync import topics
+from cachesync.cli_dead_letters import dead_letters
 from cachesync.cli_options import BootstrapServers, Dsn, EntitiesFile, connection, console, run
 from cachesync.cli_reconcile import reconcile
 from cachesync.entity import load_entities
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Caches that follow the database.")
 app.command()(reconcile)
+app.add_typer(dead_letters, name="dead-letters")
 
 
 class _Steps:

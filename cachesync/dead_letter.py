@@ -84,7 +84,8 @@ class Place:
     sent_at: datetime
 
     def __str__(self) -> str:
-        return f"{self.partition}:{self.offset}"
+        """As commands call it, such as `parking-lot:0:17`."""
+        return f"{self.topic.removeprefix(TOPIC_PREFIX)}:{self.partition}:{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ COMMENT ON TABLE cachesync.dead_letter_action IS 'What became of dead letters, o
 
 DO $cachesync$
 BEGIN
-    IF to_regclass('cachesync.dead_letter_action_end') IS NULL THEN
-        CREATE UNIQUE INDEX dead_letter_action_end
+    IF to_regclass('cachesync.dead_letter_action_origin') IS NULL THEN
+        CREATE UNIQUE INDEX IF NOT EXISTS dead_letter_action_end
         ON cachesync.dead_letter_action (letter_topic, letter_partition, letter_offset, letter_sent_at)
         WHERE action <> 'replayed';
-        CREATE INDEX dead_letter_action_letter
-        ON cachesync.dead_letter_action (letter_topic, letter_partition, letter_offset);
+        CREATE INDEX dead_letter_action_at ON cachesync.dead_letter_action (at);
+        CREATE INDEX dead_letter_action_origin
+        ON cachesync.dead_letter_action (original_topic, original_partition, original_offset);
     END IF;
 END
 $cachesync$;

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from cachesync.dead_letter import RetryPolicy
 
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 
@@ -20,6 +23,9 @@ class AirflowSettings(BaseSettings):
         entities: the entities file.
         consumers_per_cache: how many consumers share the load of each cache.
         change_log_retention_days: how long the change log keeps what is published.
+        dead_letter_attempts: at how many failures a dead letter is parked, the first one included.
+        dead_letter_backoff_seconds: the longest wait after the first failure; it doubles with each one, to an
+            hour at most.
     """
 
     model_config = SettingsConfigDict(env_prefix="CACHESYNC_", frozen=True, extra="ignore")
@@ -28,6 +34,13 @@ class AirflowSettings(BaseSettings):
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
     change_log_retention_days: Annotated[int, Field(ge=1, le=3650)] = 7
+    dead_letter_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    dead_letter_backoff_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """How often a dead letter is tried, and when."""
+        return RetryPolicy(self.dead_letter_attempts, timedelta(seconds=self.dead_letter_backoff_seconds))
 
     @field_validator("caches", mode="before")
     @classmethod

@@ -26,6 +26,7 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 
 DAG_FILES = {
     "cache_sync.py": {"cache_sync"},
+    "dead_letter_retry.py": {"dead_letter_retry"},
     "outbox_relay.py": {"outbox_relay"},
     "reconcile.py": {"reconcile"},
 }

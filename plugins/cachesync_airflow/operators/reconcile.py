@@ -13,6 +13,7 @@ from cachesync.database import connected
 from cachesync.entity import load_entities
 from cachesync.reconcile import run as runs
 from cachesync_airflow.connections import database, redis
+from cachesync_airflow.params import names
 from cachesync_airflow.settings import AirflowSettings
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
     """What a run may be asked for, as the form in Airflow's pages shows it and its API takes it."""
     entities = list(load_entities(settings.entities))
     return {
-        "services": _choice("Whose caches; all of them where none is chosen.", list(settings.caches)),
-        "entities": _choice("The slots of which entities; all of them where none is chosen.", entities),
+        "services": names("Whose caches; all of them where none is chosen.", list(settings.caches)),
+        "entities": names("The slots of which entities; all of them where none is chosen.", entities),
         "mode": Param(
             "full",
             type="string",
@@ -133,16 +134,6 @@ class ReportOperator(BaseOperator):
     async def _report(run: str) -> runs.Report:
         async with connected(database(), "cachesync-reconcile") as connection:
             return await runs.report(connection, run)
-
-
-def _choice(description: str, names: list[str]) -> Param:
-    return Param(
-        [],
-        type="array",
-        items={"type": "string", "enum": names},
-        examples=names,
-        description=description,
-    )
 
 
 def _run_id(context: Context) -> str:

@@ -33,7 +33,8 @@ class CacheSyncTrigger(ThreadTrigger):
 
     def open(self) -> Stream:
         """Connect to the service's Redis and its consumer group."""
-        entities = load_entities(AirflowSettings().entities)
+        ours = AirflowSettings()
+        entities = load_entities(ours.entities)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
         settings = consumer_hook.get_connection(connection).extra_dejson
@@ -42,7 +43,12 @@ class CacheSyncTrigger(ThreadTrigger):
         return Stream(
             consumer_hook.get_consumer(),
             Applier(client, self.service, entities),
-            DeadLetters(KafkaProducerHook(connection).get_producer, self.service, settings["group.id"]),
+            DeadLetters(
+                KafkaProducerHook(connection).get_producer,
+                self.service,
+                settings["group.id"],
+                ours.retry_policy,
+            ),
             entities,
             self.service,
         )
