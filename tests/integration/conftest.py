@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
+import redis
 
 from cachesync.entity import load_entities
 from cachesync.install import install
 from cachesync.service import Service
 from cachesync.settings import ServiceSettings
 from cachesync.topics import create_topics
-from local.postgres import create_role
+from local.postgres import address, create_role
+from tests.integration.post import Post
 from tests.silent import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
     from cachesync.entity import Entity
@@ -101,9 +103,38 @@ def open_service(
 @pytest.fixture(autouse=True)
 def _empty_caches(request: pytest.FixtureRequest) -> None:
     """Each test that has a cache begins with an empty one."""
-    import redis  # noqa: PLC0415 - most tests here need none
-
     for name in {"redis_sa", "redis_sb"} & set(request.fixturenames):
         server: Redis = request.getfixturevalue(name)
         with redis.Redis.from_url(server.url) as client:
             client.flushall()
+
+
+@pytest.fixture
+async def worker_dsn(sample: str) -> str:
+    """The address of the database for the background work."""
+    create_role(sample, "background-worker", "password")
+    owner = await asyncpg.connect(sample)
+    await owner.execute('GRANT cachesync_worker TO "background-worker"')
+    await owner.close()
+    return address(sample, database=sample.rpartition("/")[2], user="background-worker", password="password")
+
+
+@pytest.fixture
+async def worker(worker_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the background work."""
+    connection = await asyncpg.connect(worker_dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def post(
+    admin: asyncpg.Connection,
+    worker: asyncpg.Connection,
+    topics: str,
+    redis_sb: Redis,
+    entities: dict[str, Entity],
+) -> Iterator[Post]:
+    """A service of this test alone, and its dead letters."""
+    with redis.Redis.from_url(redis_sb.url, socket_timeout=1) as slots:
+        yield Post(admin, worker, topics, slots, entities)

@@ -6,205 +6,23 @@ Tests share the topics, so each has services of its own names.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 import redis as redis_client
-from confluent_kafka import Consumer, Producer, TopicPartition
 
-from cachesync.dead_letter import DEFAULT_POLICY, PARKING_LOT, TOPIC, Letter, RetryPolicy
-from cachesync.dead_letter_action import Ending, closed
-from cachesync.dead_letter_reader import DeadLetterReader
-from cachesync.retry import Retrier, RetryError, Unwatched
+from cachesync.dead_letter import PARKING_LOT, TOPIC, Letter, RetryPolicy
+from cachesync.dead_letter_action import closed
+from cachesync.retry import RetryError
 from cachesync.slot import encode_value
-from local.postgres import address, create_role
+from tests.integration.post import LONG_AGO, PAYLOAD, Post, content_headers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
-
-    from cachesync.entity import Entity
     from cachesync.event import Headers
-    from local.redis import Redis
-
-LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-PAYLOAD = b"\xff any bytes \x00"
-
-
-class Watching(Unwatched):
-    """Keeps what was done with letters."""
-
-    def __init__(self) -> None:
-        self.endings: list[Ending] = []
-
-    def end(self, ending: Ending) -> None:
-        self.endings.append(ending)
-
-    @property
-    def actions(self) -> list[str]:
-        return [ending.action.value for ending in self.endings]
-
-
-class Post:
-    """A test's service, its letters and what became of them."""
-
-    def __init__(
-        self,
-        admin: asyncpg.Connection,
-        worker: asyncpg.Connection,
-        broker: str,
-        slots: redis_client.Redis,
-        entities: dict[str, Entity],
-    ) -> None:
-        self.service = f"s{secrets.token_hex(4)}"
-        self.admin = admin
-        self.worker = worker
-        self.slots = slots
-        self.kafka = {"bootstrap.servers": broker}
-        self._entities = entities
-
-    @contextmanager
-    def open(
-        self,
-        connection: asyncpg.Connection | None = None,
-        clients: Mapping[str, redis_client.Redis] | None = None,
-        policy: RetryPolicy = DEFAULT_POLICY,
-    ) -> Iterator[tuple[Retrier, Watching]]:
-        """A retrier for the test's service, or for other ones."""
-        watching = Watching()
-        with DeadLetterReader(self.kafka) as reader:
-            retrier = Retrier(
-                connection or self.worker,
-                settings=self.kafka,
-                reader=reader,
-                clients=clients or {self.service: self.slots},
-                entities=self._entities,
-                actor="test",
-                policy=policy,
-                watcher=watching,
-            )
-            yield retrier, watching
-
-    async def retry(self) -> list[str]:
-        """What a run does."""
-        with self.open() as (retrier, watching):
-            await retrier.retry(self.mine)
-        return watching.actions
-
-    def mine(self, letter: Letter) -> bool:
-        return letter.service == self.service
-
-    def put(self, key: bytes, version: int | bytes, operation: str = "upsert", **special: Any) -> None:
-        """Send letters: `count`, to the `topic`; what else is special are headers."""
-        topic, count = special.pop("topic", TOPIC), special.pop("count", 1)
-        fields = {
-            "service": self.service,
-            "original-topic": "cachesync.student",
-            "original-partition": "3",
-            "original-offset": "77",
-            "original-timestamp": "1767323045000",
-            "original-group": "a group",
-            "stage": "cache",
-            "error": "the first error",
-            "attempt": "1",
-            "maximum": "5",
-            "first-failed-at": LONG_AGO.isoformat(),
-            "last-failed-at": LONG_AGO.isoformat(),
-            "not-before": LONG_AGO.isoformat(),
-        } | {name.replace("_", "-"): value for name, value in special.items()}
-        own = [(f"dead-letter-{name}", value.encode()) for name, value in fields.items()]
-        self.send(
-            topic,
-            key,
-            PAYLOAD if operation == "upsert" else None,
-            [*content_headers(version, operation), *own],
-            count,
-        )
-
-    def send(self, topic: str, key: bytes, value: bytes | None, headers: Headers, count: int = 1) -> None:
-        producer = Producer(self.kafka)
-        for _ in range(count):
-            producer.produce(topic, key=key, value=value, headers=headers)
-        assert producer.flush(30) == 0
-
-    def letters(self, topic: str = TOPIC, service: str | None = None) -> list[Letter]:
-        """All letters of the service, closed or not."""
-        reader = Consumer({**self.kafka, "group.id": "test", "enable.partition.eof": True})
-        reader.assign([TopicPartition(topic, 0, 0)])
-        found: list[Letter] = []
-        while (message := reader.poll(10)) is not None and message.error() is None:
-            letter = Letter.of(message)
-            if letter.service == (self.service if service is None else service):
-                found.append(letter)
-        reader.close()
-        return found
-
-    async def insert(self, key: int) -> tuple[int, bytes]:
-        """A new row: its version, and the slot that holds it."""
-        await self.admin.execute("INSERT INTO student (id, name, age) VALUES ($1, 'Ann', 20)", key)
-        record = await self.admin.fetchrow(
-            "SELECT v.version, v.payload, e.fingerprint FROM cachesync.student AS v, cachesync.entity AS e"
-            " WHERE v.key = $1 AND e.name = 'student'",
-            key,
-        )
-        assert record is not None
-        slot = encode_value(record["version"], record["fingerprint"].encode(), record["payload"].encode())
-        return record["version"], slot
-
-    async def audit(self, service: str = "") -> list[dict[str, Any]]:
-        """What was recorded of the service."""
-        query = "SELECT * FROM cachesync.dead_letter_action WHERE service = $1 ORDER BY id"
-        return [dict(record) for record in await self.admin.fetch(query, service or self.service)]
-
-
-@pytest.fixture
-def slots(redis_sb: Redis) -> redis_client.Redis:
-    return redis_client.Redis.from_url(redis_sb.url, socket_timeout=1)
-
-
-@pytest.fixture
-async def worker(sample: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the background work."""
-    create_role(sample, "letters-worker", "password")
-    owner = await asyncpg.connect(sample)
-    await owner.execute('GRANT cachesync_worker TO "letters-worker"')
-    await owner.close()
-    database = sample.rpartition("/")[2]
-    connection = await asyncpg.connect(
-        address(sample, database=database, user="letters-worker", password="password")
-    )
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-def post(
-    admin: asyncpg.Connection,
-    worker: asyncpg.Connection,
-    topics: str,
-    slots: redis_client.Redis,
-    entities: dict[str, Entity],
-) -> Post:
-    return Post(admin, worker, topics, slots, entities)
-
-
-def content_headers(version: int | bytes, operation: str = "upsert") -> Headers:
-    return [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", b"any"),
-        ("ce_source", b"/cachesync/test"),
-        ("ce_type", b"cachesync." + operation.encode()),
-        ("ce_time", b"2026-01-02T03:04:05+00:00"),
-        ("ce_rowversion", version if isinstance(version, bytes) else b"%d" % version),
-        *([("ce_fingerprint", b"01234567")] if operation == "upsert" else []),
-        ("other", None),
-        ("other", b"\xfe twice"),
-    ]
 
 
 def value(version: int) -> bytes:

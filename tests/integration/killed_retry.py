@@ -1,0 +1,68 @@
+"""A retry as the DAG runs it, in a process of its own, which a step of it ends by SIGKILL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from cachesync import retry
+from cachesync.apply import Applier
+from cachesync.dead_letter_office import Office
+from cachesync.dead_letter_reader import DeadLetterReader
+from cachesync.dead_letter_request import Request
+from cachesync.entity import load_entities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_STEPS: dict[str, tuple[Any, str]] = {
+    "apply": (Applier, "apply"),
+    "deliver": (retry, "deliver"),
+    "record": (retry, "record"),
+    "commit-offsets": (DeadLetterReader, "commit"),
+}
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _killed(step: Callable[..., Any], when: str) -> Callable[..., Any]:
+    def plain(*arguments: Any, **named: Any) -> Any:
+        if when == "before":
+            _die()
+        step(*arguments, **named)
+        _die()
+
+    async def waiting(*arguments: Any, **named: Any) -> Any:
+        if when == "before":
+            _die()
+        await step(*arguments, **named)
+        _die()
+
+    return waiting if asyncio.iscoroutinefunction(step) else plain
+
+
+def main(step: str, when: str, *where: str) -> None:
+    """Retry the service's letters, and be killed."""
+    service, dsn, broker, redis_url, entities = where
+    owner, name = _STEPS[step]
+    setattr(owner, name, _killed(getattr(owner, name), when))
+    office = Office(
+        dsn,
+        {"bootstrap.servers": broker},
+        {service: redis.Redis.from_url(redis_url)},
+        load_entities(Path(entities)),
+        "killed",
+    )
+    asyncio.run(office.carry_out(Request(services=(service,))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
