@@ -88,14 +88,15 @@ def run(work: Coroutine[None, None, None]) -> None:
         asyncio.run(work)
     except (
         CacheSyncError,
+        KafkaException,
         asyncpg.PostgresError,
         asyncpg.InterfaceError,
-        KafkaException,
         RedisError,
         OSError,
         ValueError,
     ) as error:
-        console.print(f"cachesync: {error}", style="red", markup=False)
+        reason = f"Kafka: {error.args[0].str()}" if isinstance(error, KafkaException) else error
+        console.print(f"cachesync: {reason}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("stopped; what is done stays, run the same command again to go on")

@@ -109,7 +109,7 @@ class Office:
         return {
             "action": request.action.value,
             "dry_run": request.dry_run,
-            "letters": dict(counting.counts),
+            "letters": dict(sorted(counting.counts.items())),
             "untouched": sorted(set(request.letters) - counting.letters),
             "without_redis": dict(retrier.left_alone),
         }

@@ -1,0 +1,187 @@
+"""The commands `cachesync dead-letters`, on a real PostgreSQL, Redis and Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cachesync import dead_letter_reader
+from cachesync.cli import app
+from cachesync.dead_letter import PARKING_LOT
+from cachesync.slot import encode_value
+from tests.integration.conftest import ENTITIES_FILE
+from tests.integration.post import PAYLOAD, Post
+
+if TYPE_CHECKING:
+    from typer.testing import Result
+
+    from local.redis import Redis
+
+
+class Command:
+    """Runs the command as a user would, on the test's servers."""
+
+    def __init__(self, post: Post, dsn: str, redis_url: str) -> None:
+        self._environment = {
+            "COLUMNS": "250",
+            "CACHESYNC_DSN": dsn,
+            "CACHESYNC_ENTITIES": str(ENTITIES_FILE),
+            "CACHESYNC_REDIS_URLS": f"{post.service}={redis_url}",
+            "KAFKA_BOOTSTRAP_SERVERS": post.kafka["bootstrap.servers"],
+        }
+
+    async def __call__(self, *arguments: str, status: int = 0, **environment: str) -> Result:
+        variables = self._environment | environment
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["dead-letters", *arguments], env=variables)
+        assert result.exit_code == status, result.output
+        return result
+
+    async def json(self, *arguments: str) -> Any:
+        """What is written to the standard output."""
+        return json.loads((await self(*arguments)).stdout)
+
+
+@pytest.fixture
+def command(post: Post, worker_dsn: str, redis_sb: Redis) -> Command:
+    return Command(post, worker_dsn, redis_sb.url)
+
+
+async def test_list_shows_open_letters_and_no_closed_ones(post: Post, command: Command) -> None:
+    post.put(b"7", 20)
+    post.put(b"8", b"junk", stage="decode", error="no row version")
+    post.put(b"9", 30, topic=PARKING_LOT, attempt="5")
+    mine = ("list", "--service", post.service)
+    answer = await command.json(*mine, "--json")
+    assert answer["open"] == 3
+    first, second, third = answer["letters"]
+    assert first["letter"].startswith("dead-letters:0:")
+    assert (first["key"], first["version"], first["attempt"], first["maximum"]) == ("7", 20, 1, 5)
+    assert (second["version"], second["stage"], second["error"]) == (None, "decode", "no row version")
+    assert third["letter"].startswith("parking-lot:0:")
+
+    await command("discard", first["letter"], "--reason", "known")
+    table = await command(*mine)
+    assert "2 open" in table.output
+    assert third["letter"] in table.stdout
+    assert first["letter"] not in table.stdout
+    few = await command.json(*mine, "--json", "--limit", "1")
+    assert (few["open"], len(few["letters"])) == (2, 1)
+    for narrowed in (["--topic", "parking-lot"], ["--key", "9"], ["--entity", "student", "--key", "9"]):
+        assert (await command.json(*mine, "--json", *narrowed))["letters"] == [third]
+
+
+async def test_show_tells_all_of_a_letter_and_what_was_done_about_its_message(
+    post: Post, command: Command
+) -> None:
+    post.put(b"7", 20)
+    (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
+    shown = await command.json("show", letter["letter"])
+    assert shown | letter == shown
+    assert shown["open"] is True
+    assert shown["original"] == {
+        "topic": "cachesync.student",
+        "partition": "3",
+        "offset": "77",
+        "timestamp": "1767323045000",
+        "group": "a group",
+    }
+    assert ["ce_rowversion", "20"] in shown["headers"]
+    assert ["other", None] in shown["headers"]
+    assert shown["value"].startswith("base64:")
+    assert shown["history"] == []
+    await command("discard", letter["letter"], "--reason", "seen to by hand")
+    shown = await command.json("show", letter["letter"])
+    assert shown["open"] is False
+    (done,) = shown["history"]
+    assert (done["action"], done["reason"], done["letter"]) == (
+        "discarded",
+        "seen to by hand",
+        letter["letter"],
+    )
+    assert "@" in done["actor"]
+    assert "no letter" in (await command("show", "parking-lot:0:999999999", status=1)).output
+
+
+async def test_stats_counts_open_letters_by_what_they_are_and_what_was_done(
+    post: Post, command: Command
+) -> None:
+    post.put(b"7", 20, count=3)
+    post.put(b"7", 20, not_before="2099-01-01T00:00:00+00:00")
+    post.put(b"8", b"junk", stage="decode", topic=PARKING_LOT)
+    answer = await command.json("stats", "--json")
+    groups = [group for group in answer["open"] if group["service"] == post.service]
+    assert [(group["topic"], group["stage"], group["letters"], group["due"]) for group in groups] == [
+        ("dead-letters", "cache", 4, 3),
+        ("parking-lot", "decode", 1, 0),
+    ]
+    assert groups[0]["first_failed_at"] == "2026-01-02T03:04:05+00:00"
+    await command("discard", "--service", post.service, "--reason", "a test")
+    answer = await command.json("stats", "--json")
+    assert not [group for group in answer["open"] if group["service"] == post.service]
+    assert sum(done["letters"] for done in answer["last_day"] if done["action"] == "discarded") >= 5
+    assert "discarded by" in (await command("stats")).stdout
+
+
+async def test_replay_brings_rows_to_the_cache_and_tells_what_is_left(post: Post, command: Command) -> None:
+    version, row = await post.insert(7)
+    behind = encode_value(version - 1, b"01234567", b"{}")
+    post.slots.set(f"{post.service}:student:7", behind)
+    post.slots.hset(f"{post.service}:student:8", "not", "a slot")
+    post.put(b"7", version, topic=PARKING_LOT)
+    post.put(b"8", 20, topic=PARKING_LOT)
+    post.put(b"9", 20)
+    mine = ("replay", "--service", post.service)
+
+    result = await command(*mine, "--dry-run", status=3)
+    assert "would be: 1 resolved, 1 superseded" in result.stdout
+    assert post.slots.get(f"{post.service}:student:7") == behind
+    assert await post.audit() == []
+
+    result = await command(*mine, "--rate", "1000", status=3)
+    assert "1 resolved, 1 superseded" in result.stdout
+    assert "WRONGTYPE" in result.output
+    assert "1 left as they are" in result.output
+    assert post.slots.get(f"{post.service}:student:7") == row
+
+    post.slots.delete(f"{post.service}:student:8")
+    assert "1 superseded" in (await command(*mine)).stdout
+    assert "no letter closed" in (await command(*mine)).stdout
+
+
+async def test_what_would_do_something_else_than_was_meant_is_refused(post: Post, command: Command) -> None:
+    post.put(b"7", 20)
+    for arguments, text in (
+        (("replay",), "replay needs letters, a service"),
+        (("discard", "--reason", "x"), "discard needs letters, a service"),
+        (("discard", "--all", "--reason", " "), "discard needs a reason"),
+        (("replay", "0:7"), "should match pattern"),
+        (("show", "17"), "should match pattern"),
+    ):
+        assert text in (await command(*arguments, status=1)).output.replace("\n", " ")
+    (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
+    assert letter["key"] == "7"
+    result = await command("replay", letter["letter"], status=3, CACHESYNC_REDIS_URLS="")
+    assert f"1 of {post.service}, whose Redis is not named" in result.output
+    result = await command("discard", "parking-lot:0:999999999", "--reason", "x", status=3)
+    assert "not open: parking-lot:0:999999999" in result.output
+
+
+async def test_a_broker_that_is_away_ends_a_command_with_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letter_reader, "_TIMEOUT_SECONDS", 1)
+    result = await command("list", status=1, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
+    assert result.output.startswith("cachesync: Kafka: Failed to get metadata")
+    assert len(result.output.splitlines()) == 1
+
+
+async def test_letters_keep_their_bytes_whatever_is_done(post: Post, command: Command) -> None:
+    post.put(b"8", 20, topic=PARKING_LOT)
+    post.slots.hset(f"{post.service}:student:8", "not", "a slot")
+    await command("replay", "--service", post.service, status=3)
+    (parked,) = post.letters(PARKING_LOT)
+    assert (parked.key, parked.value) == (b"8", PAYLOAD)
