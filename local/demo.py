@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -66,6 +67,7 @@ class Story:
             self._deleted(student)
             self._invalidated()
             self._redis_stopped_and_started()
+            self._poisoned_retried_and_parked()
             self._reconciled_as_jenkins_does()
 
     def _wait_for_streams(self) -> None:
@@ -177,6 +179,57 @@ class Story:
         if answer.headers["etag"] != written.headers["etag"]:
             self._fail(answer, "sb's cache missed the write that sa made meanwhile")
         self._say("Redis started again; sb -> HIT, with what sa wrote meanwhile", time.monotonic() - started)
+
+    def _poisoned_retried_and_parked(self) -> None:
+        path = "/students/3"
+        with Redis.from_url(self._system.redis_urls["sb"]) as redis:
+            name = slot_name("sb", "student", "3")
+            redis.delete(name)
+            redis.rpush(name, "no slot")
+            written = self._sa.put(path, json={"name": "Joe", "age": 40})
+            self._expect(written)
+            version = written.headers["etag"].strip('"')
+            started = time.monotonic()
+            while (done := self._done_with_letters(version))[-1:] != ["parked"]:
+                if time.monotonic() - started > _OUTAGE_SECONDS:
+                    self._fail(written, f"the change that sb's cache refuses is not parked, but {done}")
+                self._retry_dead_letters()
+            self._say(
+                "sb's cache refuses a change, something else stands there: a dead letter, "
+                f"{', then '.join(done)}",
+                time.monotonic() - started,
+            )
+            redis.delete(name)
+        started = time.monotonic()
+        self._command("dead-letters", "replay", "--service", "sb", "--key", "3")
+        if (done := self._done_with_letters(version))[-1] not in {"resolved", "superseded"}:
+            self._fail(written, f"the replayed letter is not closed, but {done}")
+        self._say(f"cachesync dead-letters replay --key 3 -> {done[-1]}", time.monotonic() - started)
+
+    def _done_with_letters(self, version: str) -> list[str]:
+        """What was done with the letters of a change."""
+        done = "SELECT action FROM cachesync.dead_letter_action WHERE version = :version ORDER BY id"
+        return run_sql(self._system.dsn, done, version=version).splitlines()
+
+    def _retry_dead_letters(self) -> None:
+        """Run the DAG now, which runs every minute by itself."""
+        airflow = self._system.airflow
+        with httpx.Client(base_url=airflow.url, timeout=30) as client:
+            login = {"username": airflow.username, "password": airflow.password}
+            token = client.post("/auth/token", json=login).raise_for_status().json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            runs = "/api/v2/dags/dead_letter_retry/dagRuns"
+            run = client.post(runs, json={"logical_date": None}).raise_for_status().json()["dag_run_id"]
+            client.get(f"{runs}/{quote(run)}/wait", params={"interval": 1}).raise_for_status()
+
+    def _command(self, *arguments: str) -> None:
+        environment = {
+            "CACHESYNC_DSN": self._system.worker_dsn,
+            "CACHESYNC_REDIS_URLS": f"sb={self._system.redis_urls['sb']}",
+            "KAFKA_BOOTSTRAP_SERVERS": self._system.bootstrap_servers,
+        }
+        command = [sys.executable, "-m", "cachesync", *arguments]
+        run(command, cwd=REPOSITORY, environment=os.environ | environment)
 
     def _reconciled_as_jenkins_does(self) -> None:
         path = "/students/2"

@@ -105,6 +105,9 @@ class System:
                 ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
                 "CACHESYNC_ENTITIES": _ENTITIES,
+                # A dead letter comes to its end while somebody watches.
+                "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
+                "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
             },
             port=settings.airflow_port,
         )

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import redis
 
 from local.postgres import run_sql
+from tests.acceptance.dag_runs import run_dag
 
 if TYPE_CHECKING:
     from local.system import System
-
-REPORT = "taskInstances/report/xcomEntries/return_value"
 
 
 @pytest.fixture
@@ -31,20 +30,6 @@ def dag(api: httpx.Client) -> httpx.Client:
     return api
 
 
-def run_dag(dag: httpx.Client, **conf: object) -> tuple[str, str, dict[str, Any]]:
-    """A run's id, the state it ended in, and its report."""
-    run = f"test-{secrets.token_hex(4)}"
-    accepted = dag.post("/dagRuns", json={"dag_run_id": run, "logical_date": None, "conf": conf})
-    assert accepted.is_success, accepted.text
-    deadline = time.monotonic() + 120
-    state = ""
-    while state not in {"success", "failed"}:
-        assert time.monotonic() < deadline, state
-        time.sleep(0.5)
-        state = dag.get(f"/dagRuns/{run}").json()["state"]
-    return run, state, dag.get(f"/dagRuns/{run}/{REPORT}").json()["value"]
-
-
 def test_a_run_repairs_what_is_wrong_and_tells_of_it(system: System, dag: httpx.Client) -> None:
     key = secrets.randbelow(10**9) + 10**9
     name = f"sb:student:{key}"
@@ -56,11 +41,13 @@ def test_a_run_repairs_what_is_wrong_and_tells_of_it(system: System, dag: httpx.
     orphan = f"sb:student:{key + 1}"
     slots.set(orphan, ahead)
 
-    _, state, report = run_dag(dag, services=["sb"], dry_run=True)
+    _, state, report = run_dag(dag, "report", services=["sb"], dry_run=True)
     assert (state, report["outcome"]) == ("success", "drift")
     assert slots.get(name) == ahead
 
-    run, state, report = run_dag(dag, services=["sb"], entities=["student"], mode="full", rate_limit=100_000)
+    run, state, report = run_dag(
+        dag, "report", services=["sb"], entities=["student"], mode="full", rate_limit=100_000
+    )
     assert (state, report["outcome"], report["run"]) == ("success", "repaired", run)
     found = report["services"]["sb"]["student"]
     assert (found["ahead"], found["orphan"], found["repaired"]) == (1, 1, 2)
@@ -77,7 +64,7 @@ def test_a_run_that_cannot_repair_something_fails_and_still_tells_of_it(
     with redis.Redis.from_url(system.redis_urls["sa"]) as slots:
         slots.rpush(name, "no slot")
         try:
-            _, state, report = run_dag(dag, services=["sa"])
+            _, state, report = run_dag(dag, "report", services=["sa"])
         finally:
             slots.delete(name)
     assert (state, report["outcome"]) == ("failed", "unrepaired")

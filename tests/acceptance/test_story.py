@@ -16,4 +16,4 @@ if TYPE_CHECKING:
 def test_every_step_of_the_demos_story_goes_as_told(system: System) -> None:
     told = StringIO()
     Story(system, Console(file=told, width=200)).tell()
-    assert told.getvalue().count(" ms  ") == 14
+    assert told.getvalue().count(" ms  ") == 16
