@@ -229,3 +229,10 @@ def test_slots_that_differ_at_rest_or_after_a_reconciliation(when: str) -> None:
 def test_a_stream_that_never_comes_to_rest() -> None:
     kill = Fault(kind="kill", part="triggerer", begin=0, repaired=2)
     assert found([], [], after=None, faults=[kill]) == [(Wrong.STALE_AT_REST, "")]
+
+
+def test_a_poisoned_message_that_is_no_dead_letter() -> None:
+    findings = check(History(unburied=["sb poison-1"]))
+    assert [(finding.wrong, finding.text) for finding in findings] == [
+        (Wrong.LOST, "no dead letter of sb poison-1")
+    ]

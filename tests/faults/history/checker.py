@@ -57,7 +57,14 @@ class Finding:
 def check(history: History) -> list[Finding]:
     """Everything that is wrong with a history."""
     rows = _Rows(history)
-    return [*_lost(history, rows), *_old_reads(history, rows), *_backwards(history, rows), *_at_rest(history)]
+    unburied = [Finding(Wrong.LOST, f"no dead letter of {message}") for message in history.unburied]
+    return [
+        *unburied,
+        *_lost(history, rows),
+        *_old_reads(history, rows),
+        *_backwards(history, rows),
+        *_at_rest(history),
+    ]
 
 
 class _Rows:

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from random import Random
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import redis as redis_client
@@ -19,6 +20,8 @@ from tests.faults.history.rest import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from confluent_kafka import KafkaError, Message
 
     from local.process import Process
     from local.system import System
@@ -47,6 +50,7 @@ class Faults:
 
     Attributes:
         done: the faults so far, those under way included.
+        poison: the keys of the poisoned messages that the broker has acknowledged.
     """
 
     def __init__(self, system: System, links: Links, clock: Clock, seed: int) -> None:
@@ -65,6 +69,7 @@ class Faults:
         servers = (system.postgres, system.kafka, *system.redis.values())
         self._processes: dict[str, Process] = self._supervised | {server.name: server for server in servers}
         self.done: list[Fault] = []
+        self.poison: set[bytes] = set()
 
     @contextmanager
     def supervised(self) -> Iterator[None]:
@@ -193,11 +198,20 @@ class Faults:
             for _ in range(1 + round((_MOST_POISON - 1) * planned.strength)):
                 headers = self._random.choice(_POISON)
                 producer.produce(
-                    planned.part, key=b"poison", value=b"\x00\xff", headers=list(headers.items())
+                    planned.part,
+                    key=f"poison-{token_hex(8)}".encode(),
+                    value=b"\x00\xff",
+                    headers=list(headers.items()),
+                    on_delivery=self._poisoned,
                 )
         else:
             self._replay(planned, producer)
         producer.flush(_KAFKA_SECONDS)
+
+    def _poisoned(self, error: KafkaError | None, message: Message) -> None:
+        key = message.key()
+        if error is None and key is not None:
+            self.poison.add(key)
 
     def _replay(self, planned: Planned, producer: Producer) -> None:
         """Send old messages again, as they were."""

@@ -109,6 +109,7 @@ class History:
         in_step: moments, each with one at which all that had been committed by then was in the caches.
         at_rest: what differed when the stream had come to rest.
         reconciled: what differed after old dumps were restored to all caches, and reconciled.
+        unburied: poisoned messages of which a service has no dead letter.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -119,6 +120,7 @@ class History:
     in_step: list[tuple[float, float]] = field(default_factory=list)
     at_rest: list[Difference] = field(default_factory=list)
     reconciled: list[Difference] = field(default_factory=list)
+    unburied: list[str] = field(default_factory=list)
 
 
 class Clock:

@@ -14,6 +14,7 @@ import redis as redis_client
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from cachesync.database import connect
+from cachesync.dead_letter import TOPIC, Letter
 from local.errors import CommandError
 from local.postgres import run_sql
 from local.process import run
@@ -162,6 +163,27 @@ def logged_since(dsn: str, version: int) -> list[Logged]:
         ]
 
     return asyncio.run(read())
+
+
+def unburied(system: System, poison: set[bytes]) -> list[str]:
+    """The poisoned messages of which a service has no dead letter, by service and key."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": system.bootstrap_servers,
+            "group.id": "history-letters",
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+    missing = {(service, key) for service in system.services for key in poison}
+    try:
+        consumer.assign([TopicPartition(TOPIC, 0, 0)])
+        while (message := consumer.poll(_ANSWER_SECONDS)) is not None and message.error() is None:
+            letter = Letter.of(message)
+            missing.discard((letter.service, letter.key or b""))
+    finally:
+        consumer.close()
+    return [f"{service} {key.decode()}" for service, key in sorted(missing)]
 
 
 def reconcile(system: System, *services: str) -> None:

@@ -150,6 +150,7 @@ def run(
         in_step=[*looks, (end.repaired, end.in_step)],
         at_rest=at_rest,
         reconciled=rest.differences(system.dsn, system.redis_urls),
+        unburied=rest.unburied(system, faults.poison),
     )
     return Result(seed, seconds, history, check(history))
 
