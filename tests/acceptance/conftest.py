@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import contextmanager
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,11 +115,35 @@ def sb(service_process: Callable[..., AbstractContextManager[Service]]) -> Itera
         yield running
 
 
-@pytest.fixture
-def api(system: System) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="session")
+def log_in(system: System) -> Iterator[Callable[[str, str], httpx.Client]]:
+    """Makes a client of Airflow's REST API that is logged in as this user, by name and password."""
+    with ExitStack() as clients:
+
+        def log_in(username: str, password: str) -> httpx.Client:
+            client = clients.enter_context(httpx.Client(base_url=system.airflow.url, timeout=30))
+            login = client.post("/auth/token", json={"username": username, "password": password})
+            client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
+            return client
+
+        yield log_in
+
+
+@pytest.fixture(scope="session")
+def api(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
     """Airflow's REST API, as its administrator."""
-    airflow = system.airflow
-    with httpx.Client(base_url=airflow.url, timeout=30) as client:
-        login = client.post("/auth/token", json={"username": airflow.username, "password": airflow.password})
-        client.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
-        yield client
+    return log_in(system.airflow.username, system.airflow.password)
+
+
+@pytest.fixture(scope="session")
+def dag(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
+    """Airflow's REST API at the DAG `reconcile`, as its administrator, after the day's own run."""
+    client = log_in(system.airflow.username, system.airflow.password)
+    client.base_url = client.base_url.join("/api/v2/dags/reconcile")
+    # It may come soon after the start, and repair what is only to be found by a test's.
+    idle_since = time.monotonic()
+    while time.monotonic() - idle_since < 3:
+        if client.get("/dagRuns", params={"state": ["queued", "running"]}).json()["total_entries"]:
+            idle_since = time.monotonic()
+        time.sleep(0.5)
+    return client

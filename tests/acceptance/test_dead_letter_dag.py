@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from local.system import System
 
 
-@pytest.fixture
-def dag(api: httpx.Client) -> httpx.Client:
+@pytest.fixture(scope="module")
+def dag(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
     """Airflow's REST API at the DAG."""
-    api.base_url = api.base_url.join("/api/v2/dags/dead_letter_retry")
-    return api
+    client = log_in(system.airflow.username, system.airflow.password)
+    client.base_url = client.base_url.join("/api/v2/dags/dead_letter_retry")
+    return client
 
 
 @pytest.fixture

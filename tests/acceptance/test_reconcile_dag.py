@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 import redis
 
 from local.postgres import run_sql
@@ -15,19 +13,6 @@ from tests.acceptance.dag_runs import run_dag
 
 if TYPE_CHECKING:
     from local.system import System
-
-
-@pytest.fixture
-def dag(api: httpx.Client) -> httpx.Client:
-    """Airflow's REST API at the DAG, none of whose runs is under way."""
-    api.base_url = api.base_url.join("/api/v2/dags/reconcile")
-    # The day's own run may come soon after the start, and repair what is only to be found by the test's.
-    idle_since = time.monotonic()
-    while time.monotonic() - idle_since < 3:
-        if api.get("/dagRuns", params={"state": ["queued", "running"]}).json()["total_entries"]:
-            idle_since = time.monotonic()
-        time.sleep(0.5)
-    return api
 
 
 def test_a_run_repairs_what_is_wrong_and_tells_of_it(system: System, dag: httpx.Client) -> None:
