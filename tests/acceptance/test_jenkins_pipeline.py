@@ -129,12 +129,19 @@ def test_a_build_repairs_drift_though_airflow_restarts_and_shows_the_password_to
     def restart_airflow(line: str, _: Callable[[], None]) -> None:
         if line.startswith("accepted with"):
             airflow.api_server.kill()
-        elif line.startswith("Airflow does not answer"):
+        elif line.startswith("Airflow does not answer") and not airflow.api_server.running:
             airflow.api_server.start()
+            airflow.scheduler.thaw()
 
-    with command_lines() as seen:
-        parameters: dict[str, str | bool] = {"SERVICES": " sb ", "ENTITIES": "student"}
-        build = jenkins.build(tag, airflow.jenkins_password, parameters=parameters, watch=restart_airflow)
+    parameters: dict[str, str | bool] = {"SERVICES": " sb ", "ENTITIES": "student"}
+    # So that the run cannot end before, nor spend its tasks' tries on an API that is away.
+    airflow.scheduler.freeze()
+    try:
+        with command_lines() as seen:
+            build = jenkins.build(tag, airflow.jenkins_password, parameters=parameters, watch=restart_airflow)
+    finally:
+        airflow.api_server.start()
+        airflow.scheduler.thaw()
     assert (build.result, build.description) == ("SUCCESS", None), build.log
     assert "Airflow does not answer" in build.log
     report = report_of(build)
