@@ -82,7 +82,7 @@ def command_lines() -> Iterator[set[str]]:
     ended = threading.Event()
 
     def look() -> None:
-        while not ended.wait(0.05):
+        while not ended.wait(0.1):
             for process in psutil.process_iter(["cmdline"]):
                 seen.add(" ".join(process.info["cmdline"] or ()))
 

@@ -1,6 +1,6 @@
 """The client that the Jenkins pipeline calls, against a stub of Airflow's REST API that fails as asked.
 
-What the real Airflow does is shown in tests/acceptance/test_jenkins.py.
+What the real Airflow does is shown in tests/acceptance/test_jenkins_pipeline.py.
 """
 
 from __future__ import annotations
