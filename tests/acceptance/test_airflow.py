@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:
     assert api.get("/api/v2/importErrors").json()["import_errors"] == []
     dags = api.get("/api/v2/dags").json()["dags"]
-    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "outbox_relay", "reconcile"}
+    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "dead_letter_retry", "outbox_relay", "reconcile"}
     assert all(dag["is_paused"] is False for dag in dags)
 
 
