@@ -37,8 +37,12 @@ def jenkins(system: System, tmp_path_factory: pytest.TempPathFactory) -> Jenkins
 
 @pytest.fixture(scope="module")
 def refused(jenkins: Jenkins) -> Build:
-    """A build with a wrong password, in a workspace that holds the report of an earlier build."""
+    """A build with a wrong password, where an earlier one left a report, and a Python that is gone since."""
     (jenkins.workspace / "report.json").write_text("{}")
+    programs = jenkins.workspace / ".venv-jenkins-job" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python3").symlink_to("/nowhere/python3")
+    (programs / "python").symlink_to("python3")
     return jenkins.build(new_tag(), WRONG, parameters={})
 
 
