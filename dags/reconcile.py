@@ -22,7 +22,8 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=params(AirflowSettings()),
-    default_args={"retries": 3, "retry_delay": timedelta(seconds=20)},
+    # A task that begins while Airflow's own API restarts has used up a try.
+    default_args={"retries": 5, "retry_delay": timedelta(seconds=20), "retry_exponential_backoff": True},
     doc_md=__doc__,
     tags=["db-cache-sync"],
 ):
