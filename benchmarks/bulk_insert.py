@@ -23,6 +23,7 @@ from cachesync.entity import Entity
 from cachesync.install import install
 from local.postgres import Postgres
 from local.settings import REPOSITORY
+from local.silent import Silent
 from local.state import claim_any
 
 if TYPE_CHECKING:
@@ -70,11 +71,6 @@ CREATE TRIGGER log AFTER INSERT OR UPDATE OR DELETE ON row_triggers FOR EACH ROW
 """
 
 
-class _Silent:
-    def step(self, text: str) -> None:
-        """Nobody watches."""
-
-
 def _statements(connection: asyncpg.Connection, rows: int) -> dict[str, Callable[[str], Awaitable[object]]]:
     """What is measured, in an order in which each leaves what the next needs."""
     copied = "".join(f"{number}\tname {number}\t{number % 100}\n" for number in range(rows)).encode()
@@ -98,7 +94,7 @@ async def _measure(dsn: str, rows: int, rounds: int) -> dict[str, dict[str, list
     await connection.execute(_MAKE)
     declared = {"table": "registered", "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": "/r"}
     entity = Entity.model_validate({"name": "registered", **declared})
-    await install(connection, {entity.name: entity}, _Silent())
+    await install(connection, {entity.name: entity}, Silent())
     seconds: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         await connection.execute(f"TRUNCATE {', '.join(_TABLES)}, outbox, cachesync.change_log")

@@ -18,7 +18,7 @@ from cachesync.install import install
 from cachesync.topics import create_topics
 from local.postgres import create_role
 from local.service import Service
-from tests.silent import Silent
+from local.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,8 +17,8 @@ from cachesync.service import Service
 from cachesync.settings import ServiceSettings
 from cachesync.topics import create_topics
 from local.postgres import address, create_role
+from local.silent import Silent
 from tests.integration.post import Post
-from tests.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

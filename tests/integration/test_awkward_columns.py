@@ -10,7 +10,7 @@ import pytest
 from cachesync.entity import load_entities
 from cachesync.errors import ConstraintViolatedError, InvalidValueError
 from cachesync.install import install
-from tests.silent import Silent
+from local.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable

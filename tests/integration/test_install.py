@@ -17,7 +17,7 @@ from cachesync.entity import Entity
 from cachesync.errors import InstallError
 from cachesync.install import install, uninstall
 from local.postgres import programs
-from tests.silent import Silent
+from local.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine

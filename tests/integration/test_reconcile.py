@@ -32,7 +32,7 @@ from cachesync.reconcile.keyspace import parts
 from cachesync.reconcile.rows import Rows
 from cachesync.reconcile.source import Keyspace
 from cachesync.stream import Stream
-from tests.silent import Silent
+from local.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable

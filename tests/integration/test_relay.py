@@ -20,7 +20,7 @@ from cachesync.install import install
 from cachesync.relay import CHANNEL, Relay
 from cachesync.upkeep import Upkeep
 from local.postgres import create_role
-from tests.silent import Silent
+from local.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cachesync.database import PAYLOAD_SETTINGS
 from cachesync.entity import Entity
 from cachesync.install import install
+from local.silent import Silent
 from tests.integration.interleaving import Copy, Interleaving, Operation
-from tests.silent import Silent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
