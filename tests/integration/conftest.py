@@ -71,14 +71,13 @@ def topics(kafka: Kafka, entities: dict[str, Entity]) -> str:
 
 
 @pytest.fixture
-def open_service(
+def settings_of(
     sample: str, postgres: Postgres, redis_sa: Redis, redis_sb: Redis, topics: str
-) -> Callable[..., AbstractAsyncContextManager[Service]]:
-    """Opens a service on the sample, its settings changed as asked."""
+) -> Callable[..., ServiceSettings]:
+    """The settings of a service on the sample, changed as asked."""
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
-    @asynccontextmanager
-    async def opened(name: str, **changed: object) -> AsyncIterator[Service]:
+    def made(name: str, **changed: object) -> ServiceSettings:
         settings = {
             "service": name,
             "cachesync_entities": ENTITIES_FILE,
@@ -91,7 +90,20 @@ def open_service(
             "kafka_bootstrap_servers": topics,
             **changed,
         }
-        service = await Service.open(ServiceSettings.model_validate(settings))
+        return ServiceSettings.model_validate(settings)
+
+    return made
+
+
+@pytest.fixture
+def open_service(
+    settings_of: Callable[..., ServiceSettings],
+) -> Callable[..., AbstractAsyncContextManager[Service]]:
+    """Opens a service on the sample, its settings changed as asked."""
+
+    @asynccontextmanager
+    async def opened(name: str, **changed: object) -> AsyncIterator[Service]:
+        service = await Service.open(settings_of(name, **changed))
         try:
             yield service
         finally:

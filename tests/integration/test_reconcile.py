@@ -5,34 +5,30 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import secrets
 import signal
 import sys
-import threading
+import time
 import tracemalloc
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import pytest
 import redis as redis_client
-from confluent_kafka import Consumer, Producer
 
-from cachesync.apply import Applier
 from cachesync.database import connect
-from cachesync.dead_letter import DeadLetters
 from cachesync.entity import load_entities
-from cachesync.errors import RowError
 from cachesync.install import install
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.keyspace import parts
 from cachesync.reconcile.rows import Rows
 from cachesync.reconcile.source import Keyspace
-from cachesync.stream import Stream
 from local.silent import Silent
+from tests.integration.live import KEYS, live_writes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.reconcile.chunk import Progress
     from cachesync.service import Service
+    from cachesync.settings import ServiceSettings
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -49,14 +46,31 @@ if TYPE_CHECKING:
 
 ENTITIES_FILE: Final = Path(__file__).parents[2] / "entities.toml"
 ROWS: Final = 100_000
-# Keys below are written to while the reconciliation runs; the ranges above them are each wrong in one way.
-LIVE: Final = range(1, 5_001)
-EACH: Final = 2_000
-BEHIND, AHEAD, ORPHANS, PAYLOADS, ABSENT, SCHEMA, FLUSHED = (
-    range(start, start + EACH) for start in range(10_000, 10_000 + 7 * EACH, EACH)
-)
+EACH: Final = 1_000
+# Keys that nobody writes to meanwhile; each range is wrong in one way.
+(
+    UPDATED,
+    DELETED,
+    INSERTED,
+    UPDATED_UNNOTICED,
+    DELETED_UNNOTICED,
+    RESTORED,
+    RESTORED_BEFORE_INSERT,
+    RESTORED_BEFORE_DELETE,
+    PAYLOADS,
+    SCHEMA,
+) = (range(start, start + EACH) for start in range(KEYS.stop, KEYS.stop + 10 * EACH, EACH))
+FOUND: Final = {
+    "stale": [UPDATED, SCHEMA],
+    "ahead": [RESTORED],
+    "orphan": [DELETED, DELETED_UNNOTICED, RESTORED_BEFORE_INSERT],
+    "false_absent": [INSERTED, RESTORED_BEFORE_DELETE],
+}
+# With the row's version, so that versions do not show it.
+FOUND_BY_DEEP: Final = {**FOUND, "stale": [*FOUND["stale"], UPDATED_UNNOTICED, PAYLOADS]}
 OTHER_SCHEMA: Final = b"ffffffff"
-SETTLE_SECONDS: Final = 1.0
+# Shorter than many changes take to the cache, so that changes in flight are met.
+SETTLE_SECONDS: Final = 0.05
 
 
 @pytest.fixture
@@ -104,10 +118,12 @@ async def fill(admin: asyncpg.Connection, slots: redis_client.Redis, rows: int) 
         slots.mset({name: cached[name] for name in names[start : start + 10_000]})
 
 
-async def publish_all(admin: asyncpg.Connection) -> None:
+async def publish_all(admin: asyncpg.Connection, first: int = 0) -> None:
+    """Have changes published long ago, but for those of keys below the first."""
     await admin.execute(
         "UPDATE cachesync.change_log SET published_at = clock_timestamp() - interval '1 hour' "
-        "WHERE published_at IS NULL"
+        "WHERE published_at IS NULL AND coalesce(key::bigint, $1) >= $1",
+        first,
     )
 
 
@@ -125,145 +141,105 @@ async def without_triggers(admin: asyncpg.Connection) -> AsyncIterator[None]:
 
 async def inject(admin: asyncpg.Connection, slots: redis_client.Redis) -> None:
     """Make the cache wrong in every way, each range of keys in one."""
-    await admin.execute("UPDATE student SET age = 7 WHERE id = ANY($1)", list(BEHIND))
-    await publish_all(admin)
+    cached = await back_up(admin)
+    # Changes whose events were lost: published, and nothing in the cache.
+    async with admin.transaction():
+        await admin.execute("UPDATE student SET age = 7 WHERE id = ANY($1)", list(UPDATED))
+        await admin.execute("DELETE FROM student WHERE id = ANY($1)", list(DELETED))
+        await publish_all(admin, KEYS.stop)
     async with without_triggers(admin):
         await admin.execute(
-            "UPDATE student SET row_version = row_version - 1, name = 'restored' WHERE id = ANY($1)",
-            list(AHEAD),
+            "UPDATE student SET name = 'unnoticed' WHERE id = ANY($1)", list(UPDATED_UNNOTICED)
         )
-        await admin.execute("DELETE FROM student WHERE id = ANY($1)", list(ORPHANS))
-        await admin.execute("UPDATE student SET name = 'unnoticed' WHERE id = ANY($1)", list(PAYLOADS))
-    slots.mset({f"sb:student:{key}": b"A" for key in ABSENT})
-    schema = {}
-    for key in SCHEMA:
-        slot = slots.get(f"sb:student:{key}")
-        assert isinstance(slot, bytes)
-        schema[f"sb:student:{key}"] = slot[:20] + OTHER_SCHEMA + slot[28:]
-    slots.mset(schema)
-    slots.delete(*(f"sb:student:{key}" for key in FLUSHED))
+        await admin.execute("DELETE FROM student WHERE id = ANY($1)", list(DELETED_UNNOTICED))
+        restored = [*RESTORED, *RESTORED_BEFORE_INSERT, *RESTORED_BEFORE_DELETE]
+        await admin.execute("DELETE FROM student WHERE id = ANY($1)", restored)
+        await admin.execute("INSERT INTO student SELECT * FROM backup")
+    slots.mset(dict.fromkeys(map(name_of, [*INSERTED, *RESTORED_BEFORE_DELETE]), b"A"))
+    slots.mset({name_of(key): cached[name_of(key)] for key in [*RESTORED, *RESTORED_BEFORE_INSERT]})
+    slots.mset({name_of(key): cached[name_of(key)].replace(b"name", b"nome") for key in PAYLOADS})
+    slots.mset(
+        {name_of(key): cached[name_of(key)][:20] + OTHER_SCHEMA + cached[name_of(key)][28:] for key in SCHEMA}
+    )
+
+
+async def back_up(admin: asyncpg.Connection) -> dict[str, bytes]:
+    """Back up the rows that will be restored, then change, insert and delete some; the slots then."""
+    backed_up = [*RESTORED, *RESTORED_BEFORE_DELETE]
+    async with admin.transaction():
+        await admin.execute("CREATE TABLE backup AS SELECT * FROM student WHERE id = ANY($1)", backed_up)
+        await admin.execute("UPDATE student SET age = 8 WHERE id = ANY($1)", list(RESTORED))
+        await admin.execute("DELETE FROM student WHERE id = ANY($1)", list(RESTORED_BEFORE_DELETE))
+        await publish_all(admin, KEYS.stop)
+    return await expected(admin)
+
+
+def name_of(key: int) -> str:
+    return f"sb:student:{key}"
 
 
 def contents(slots: redis_client.Redis, keys: range) -> list[bytes | None]:
-    found: Any = slots.mget([f"sb:student:{key}" for key in keys])
+    found: Any = slots.mget(list(map(name_of, keys)))
     return list(found)
 
 
-class Writes:
-    """Reads and writes of the live keys through both services, as fast as they go."""
-
-    def __init__(self, sa: Service, sb: Service) -> None:
-        self._caches = (sa.caches["student"], sb.caches["student"])
-        self._stopping = False
-        self.acknowledged: dict[int, int] = {}
-        self.count = 0
-
-    async def run(self, number: int) -> None:
-        chance = random.Random(number)
-        while not self._stopping:
-            cache = chance.choice(self._caches)
-            # Each key is one writer's, so that the last that it was told is the last there is.
-            key = chance.choice(LIVE[number::WRITERS])
-            body = b'{"id":%d,"name":"%d","age":1}' % (key, self.count)
-            columns = ["id", "name", "age"]
-            with suppress(RowError):
-                if chance.random() < 0.2:
-                    written = await cache.delete(str(key), None)
-                else:
-                    written = await cache.replace(str(key), body, columns, None)
-                self.acknowledged[key] = written.version
-                self.count += 1
-            if chance.random() < 0.2:
-                await self._caches[1].read(str(chance.choice(LIVE)))
-
-    def stop(self) -> None:
-        self._stopping = True
+def counts(found: dict[str, list[range]]) -> dict[str, int]:
+    return {kind: sum(map(len, ranges)) for kind, ranges in found.items()}
 
 
-WRITERS: Final = 16
-
-
-@asynccontextmanager
-async def live_writes(
-    open_service: OpenService, topics: str, slots: redis_client.Redis, entities: dict[str, Entity]
-) -> AsyncIterator[Writes]:
-    """Both services write, and the stream brings sb's cache what sa wrote."""
-    group = f"test-{secrets.token_hex(4)}"
-    consumer = Consumer(
-        {
-            "bootstrap.servers": topics,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "latest",
-            "fetch.wait.max.ms": 10,
-        }
-    )
-    letters = DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
-    stream = Stream(consumer, Applier(slots, "sb", entities), letters, entities, "sb")
-    thread = threading.Thread(target=stream.run, name="stream")
-    thread.start()
-    try:
-        assert await asyncio.to_thread(stream.assigned.wait, 30)
-        # `latest` is looked up after the assignment; what is published before that would be missed.
-        await asyncio.sleep(0.5)
-        async with open_service("sa") as sa, open_service("sb") as sb:
-            writes = Writes(sa, sb)
-            running = [asyncio.create_task(writes.run(number)) for number in range(WRITERS)]
-            try:
-                yield writes
-            finally:
-                writes.stop()
-                await asyncio.gather(*running)
-        # The services have delivered what they published; the stream is a moment behind.
-        applied = -1
-        while applied != stream.applied_count:
-            applied = stream.applied_count
-            await asyncio.sleep(1)
-    finally:
-        stream.stop()
-        await asyncio.to_thread(thread.join, 30)
+def drift(report: runs.Report) -> dict[str, int]:
+    return {kind: getattr(report, kind) for kind in FOUND}
 
 
 async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_else(  # noqa: PLR0917
     admin: asyncpg.Connection,
+    sample: str,
     slots: redis_client.Redis,
     reconcile: Reconcile,
-    open_service: OpenService,
-    topics: str,
-    entities: dict[str, Entity],
+    settings_of: Callable[..., ServiceSettings],
+    record_testsuite_property: Callable[[str, object], None],
 ) -> None:
     await fill(admin, slots, ROWS)
-    await inject(admin, slots)
-    injected = range(LIVE.stop, ROWS + 1)
-    before = contents(slots, injected)
-    async with live_writes(open_service, topics, slots, entities) as writes:
+    rest = range(KEYS.stop, ROWS + 1)
+    # However slow the machine is, the cache's part in a write is waited for.
+    patient = {"db_timeout_ms": 30_000, "redis_timeout_ms": 30_000}
+    with live_writes(settings_of("sa", **patient), settings_of("sb", **patient), sample) as record:
+        await inject(admin, slots)
+        before = contents(slots, rest)
+        began = time.monotonic()
         shallow = await reconcile(dry_run=True)
-        assert contents(slots, injected) == before
+        untouched = contents(slots, rest)
         report = await reconcile(deep=True)
-        again = await reconcile(deep=True)
+        repaired = dict(zip(rest, contents(slots, rest), strict=True))
+        flushing = asyncio.create_task(reconcile())
+        await asyncio.sleep(0.5)
+        slots.flushall()
+        flushed = await flushing
+        ended = time.monotonic()
+    record_testsuite_property("writes_per_second", round(record.rate(began, ended)))
 
-    found = {"stale": 2 * EACH, "ahead": EACH, "orphan": EACH, "false_absent": EACH}
-    assert {kind: getattr(shallow, kind) for kind in found} == found
-    assert (shallow.outcome, shallow.repaired) == ("drift", 0)
-    found["stale"] += EACH
-    assert {kind: getattr(report, kind) for kind in found} == found
-    assert (report.outcome, report.repaired, report.refused, report.failed) == ("repaired", 6 * EACH, 0, 0)
-    assert report.examined >= ROWS - len(LIVE) - EACH
-    assert {len(keys) for keys in report.samples.values()} == {10}
-    assert (again.outcome, again.drift) == ("clean", 0)
+    assert (drift(shallow), shallow.outcome, shallow.repaired) == (counts(FOUND), "drift", 0)
+    assert untouched == before
+    wrong = counts(FOUND_BY_DEEP)
+    assert (drift(report), report.outcome) == (wrong, "repaired")
+    assert (report.repaired, report.refused, report.failed) == (sum(wrong.values()), 0, 0)
+    assert report.examined >= ROWS - len(KEYS)
+    assert {kind: len(keys) for kind, keys in report.samples.items()} == dict.fromkeys(wrong, 10)
+    # An empty cache is right.
+    assert (flushed.outcome, flushed.drift) == ("clean", 0)
 
     right = await expected(admin)
-    cached = dict(zip(injected, contents(slots, injected), strict=True))
-    empty = {*AHEAD, *ORPHANS, *ABSENT, *FLUSHED}
-    assert {key for key, slot in cached.items() if slot is None} == empty
-    assert all(slot == right[f"sb:student:{key}"] for key, slot in cached.items() if slot is not None)
-    # No write was undone, neither in the database nor in the cache.
-    assert writes.count > 100
-    for key, slot in zip(LIVE, contents(slots, LIVE), strict=True):
-        row = right.get(f"sb:student:{key}")
+    emptied = {key for kind in ("ahead", "orphan", "false_absent") for key in chain(*FOUND[kind])}
+    assert {key for key, slot in repaired.items() if slot is None} == emptied
+    assert all(slot == right[name_of(key)] for key, slot in repaired.items() if slot is not None)
+
+    # No write was undone.
+    assert record.undone == []
+    assert len(record.times) > 100
+    for key, slot in zip(KEYS, contents(slots, KEYS), strict=True):
+        row = right.get(name_of(key))
         assert slot in {None, row, b"A" if row is None else row}, key
-        if row is not None and key in writes.acknowledged:
-            assert int(row[1:20]) == writes.acknowledged[key]
+        assert row is None or int(row[1:20]) >= record.versions.get(key, 0)
 
 
 async def test_a_change_that_waits_to_be_published_or_has_just_been_is_no_drift(

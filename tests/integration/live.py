@@ -1,0 +1,245 @@
+"""Writers, and what brings their changes to sb's cache, each in a process of its own.
+
+So they keep their rate whatever the test is doing meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import secrets
+import threading
+import time
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+import redis
+import uvloop
+from confluent_kafka import Consumer, Producer
+
+from cachesync.apply import Applier
+from cachesync.dead_letter import DeadLetters
+from cachesync.entity import load_entities
+from cachesync.errors import RowError
+from cachesync.relay import Relay
+from cachesync.service import Service
+from cachesync.stream import Stream
+from local.postgres import run_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from multiprocessing.connection import Connection
+
+    from cachesync.cache import EntityCache
+    from cachesync.settings import ServiceSettings
+
+KEYS: Final = range(1, 5_001)
+"""Those that are written to."""
+
+# Together about 1,000 rows per second: a statement meets some three quarters of its ten rows.
+SERVICES_RATE: Final = 520
+STATEMENTS_RATE: Final = 65
+ROWS_PER_STATEMENT: Final = 10
+
+# What an insert returns, and a delete, is below the version that the change has in the end.
+_STATEMENTS: Final = (
+    *["UPDATE student SET age = (age + 1) % 100 WHERE id BETWEEN $1 AND $2 RETURNING id, row_version"] * 6,
+    "DELETE FROM student WHERE id BETWEEN $1 AND $2 RETURNING id, row_version",
+    """
+    INSERT INTO student SELECT i, 'psql', 1 FROM generate_series($1::int, $2) AS i
+    ON CONFLICT DO NOTHING RETURNING id, row_version
+    """,
+)
+# So many writes at most are under way in one process: where they take longer, the rate is not reached.
+_MOST_UNDER_WAY: Final = 32
+_START_SECONDS: Final = 60
+
+
+@dataclass
+class Record:
+    """What the writers did.
+
+    Attributes:
+        times: when each write was acknowledged, on the clock that all processes share.
+        versions: the highest version that was acknowledged, by key.
+        undone: reads that showed something older than had been acknowledged before them.
+    """
+
+    times: list[float] = field(default_factory=list)
+    versions: dict[int, int] = field(default_factory=dict)
+    undone: list[str] = field(default_factory=list)
+
+    def acknowledge(self, key: int, version: int) -> None:
+        self.times.append(time.monotonic())
+        self.versions[key] = max(version, self.versions.get(key, 0))
+
+    def add(self, other: Record) -> None:
+        self.times += other.times
+        for key, version in other.versions.items():
+            self.versions[key] = max(version, self.versions.get(key, 0))
+        self.undone += other.undone
+
+    def rate(self, began: float, ended: float) -> float:
+        return sum(began <= when < ended for when in self.times) / (ended - began)
+
+
+@contextmanager
+def live_writes(sa: ServiceSettings, sb: ServiceSettings, dsn: str) -> Iterator[Record]:
+    """Writes go on, through both services and in SQL; the record is complete at the end.
+
+    By then sb's cache has been brought all of them.
+    """
+    record = Record()
+    with ExitStack() as stack:
+        follower, *writers = [
+            stack.enter_context(_running(target, *arguments))
+            for target, *arguments in (
+                (_follow, dsn, sb),
+                (_write_in_sql, dsn),
+                (_write_through_services, sa, sb),
+            )
+        ]
+        for each in (follower, *writers):
+            assert each.poll(_START_SECONDS)
+            each.recv()
+        for writer in writers:
+            writer.send(None)
+        yield record
+        # What brings changes to the cache ends when it has brought all that the writers have written.
+        for each in (*writers, follower):
+            each.send(None)
+            record.add(each.recv())
+
+
+@contextmanager
+def _running(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
+    """A process, and the way to it; the process ends when that is closed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    try:
+        with ours:
+            yield ours
+    finally:
+        process.join()
+
+
+def _write_through_services(parent: Connection, *settings: ServiceSettings) -> None:
+    async def run() -> Record:
+        record = Record()
+        chance = random.Random(1)
+        async with AsyncExitStack() as stack:
+            caches: list[EntityCache] = []
+            for each in settings:
+                service = await Service.open(each)
+                stack.push_async_callback(service.close)
+                caches.append(service.caches["student"])
+            number = count()
+
+            async def write() -> None:
+                key = chance.choice(KEYS)
+                cache = chance.choice(caches)
+                try:
+                    if chance.random() < 0.1:
+                        written = await cache.delete(str(key), None)
+                    else:
+                        body = b'{"id":%d,"name":"%d","age":1}' % (key, next(number))
+                        written = await cache.replace(str(key), body, ["id", "name", "age"], None)
+                except RowError:
+                    return
+                record.acknowledge(key, written.version)
+                if written.cached and chance.random() < 0.2:
+                    read = await cache.read(str(key))
+                    if read.row is not None and read.row.version < written.version:
+                        record.undone.append(f"{written} was acknowledged, then read was {read}")
+
+            await _keep_writing(parent, write, SERVICES_RATE)
+        return record
+
+    parent.send(uvloop.run(run()))
+
+
+def _write_in_sql(parent: Connection, dsn: str) -> None:
+    async def run() -> Record:
+        record = Record()
+        chance = random.Random(2)
+        async with asyncpg.create_pool(dsn) as pool:
+
+            async def write() -> None:
+                # Rows are locked in the index's order, so that no statement waits for one that waits for it.
+                first = chance.choice(KEYS[:-ROWS_PER_STATEMENT])
+                keys = range(first, first + ROWS_PER_STATEMENT)
+                rows = await pool.fetch(chance.choice(_STATEMENTS), keys[0], keys[-1])
+                for row in rows:
+                    record.acknowledge(row["id"], row["row_version"])
+
+            await _keep_writing(parent, write, STATEMENTS_RATE)
+        return record
+
+    parent.send(uvloop.run(run()))
+
+
+async def _keep_writing(parent: Connection, write: Callable[[], Awaitable[None]], rate: int) -> None:
+    """Write at a fixed rate between two words of the parent's, each at its time, however long others take."""
+    parent.send(None)
+    await asyncio.to_thread(parent.recv)
+    begin = time.monotonic()
+    turn = count()
+    stopping = False
+
+    async def keep() -> None:
+        while not stopping:
+            await asyncio.sleep(begin + next(turn) / rate - time.monotonic())
+            await write()
+
+    under_way = asyncio.gather(*(keep() for _ in range(_MOST_UNDER_WAY)))
+    asked = asyncio.ensure_future(asyncio.to_thread(parent.recv))
+    await asyncio.wait({under_way, asked}, return_when=asyncio.FIRST_COMPLETED)
+    stopping = True
+    await under_way
+
+
+def _follow(parent: Connection, dsn: str, settings: ServiceSettings) -> None:
+    """The relay, and the stream of one service's cache, until there is nothing left of what was written."""
+    entities = load_entities(settings.cachesync_entities)
+    kafka = {"bootstrap.servers": settings.kafka_bootstrap_servers}
+    group = f"test-{secrets.token_hex(4)}"
+    consumer = Consumer(
+        {
+            **kafka,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "latest",
+            "fetch.wait.max.ms": 10,
+        }
+    )
+    applier = Applier(redis.Redis.from_url(settings.redis_url), settings.service, entities)
+    letters = DeadLetters(lambda: Producer(kafka), settings.service, group)
+    stream = Stream(consumer, applier, letters, entities, settings.service)
+    relay = Relay(dsn, kafka, entities, timedelta(days=1))
+    threads = [threading.Thread(target=part.run, daemon=True) for part in (stream, relay)]
+    for thread in threads:
+        thread.start()
+    assert stream.assigned.wait(_START_SECONDS)
+    # `latest` is looked up after the assignment; what is published before that would be missed.
+    time.sleep(0.5)
+    parent.send(None)
+    parent.recv()
+    while run_sql(dsn, "SELECT FROM cachesync.change_log WHERE published_at IS NULL LIMIT 1"):
+        time.sleep(0.1)
+    applied = -1
+    while applied != stream.applied_count:
+        applied = stream.applied_count
+        time.sleep(1)
+    stream.stop()
+    relay.stop()
+    for thread in threads:
+        thread.join()
+    parent.send(Record())
