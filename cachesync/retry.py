@@ -20,7 +20,7 @@ from cachesync.dead_letter import DEFAULT_POLICY, PARKING_LOT, TOPIC, Stage, del
 from cachesync.dead_letter_action import Action, Ending, closed, record
 from cachesync.errors import CacheSyncError
 from cachesync.event import UndecodableError
-from cachesync.rows import CurrentRows
+from cachesync.rows import Rows
 from cachesync.slot import is_past
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Retrier:
         self._reader = reader
         self._appliers = {name: Applier(client, name, entities) for name, client in clients.items()}
         self._entities = entities
-        self._rows = CurrentRows(connection)
+        self._rows: dict[str, Rows] = {}
         self._actor = actor
         self._policy = policy
         self._watcher = watcher or Unwatched()
@@ -332,14 +332,16 @@ class Retrier:
         keys: dict[str, set[str]] = {}
         for change in changes:
             keys.setdefault(change.entity, set()).add(change.key or "")
-        rows = {entity: await self._rows.read(entity, wanted) for entity, wanted in keys.items()}
+        found: dict[str, dict[str, Row]] = {}
+        for entity, wanted in keys.items():
+            if entity not in self._rows:
+                self._rows[entity] = await Rows.open(self._connection, self._entities[entity])
+            found[entity] = await self._rows[entity].read(wanted)
         current: list[Change | str] = []
         for change in changes:
-            row = rows[change.entity].get(change.key or "")
-            if isinstance(row, str):
-                current.append(row)
-            else:
-                current.append(_as_it_is(change, row))
+            key = change.key or ""
+            reason = self._rows[change.entity].impossible(key)
+            current.append(_as_it_is(change, found[change.entity].get(key)) if reason is None else reason)
         return current
 
 

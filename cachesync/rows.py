@@ -2,68 +2,72 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-import asyncpg
-
+from cachesync.catalogue import describe_relation
 from cachesync.change import Row
-from cachesync.errors import NotInstalledError
+from cachesync.errors import InvalidValueError, NotInstalledError
 from cachesync.statements import identifier, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
+
+    import asyncpg
+
+    from cachesync.catalogue import Column
+    from cachesync.entity import Entity
 
 
-class CurrentRows:
-    """Reads rows from the entities' views.
+class Rows:
+    """Reads rows of one entity from its view.
 
     Args:
-        connection: one with the rights of `cachesync_worker`, in a transaction.
+        connection: one with the rights of `cachesync_worker`.
+        entity: the entity.
+        key: its key column.
     """
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Column) -> None:
         self._connection = connection
-        self._statements: dict[str, str] = {}
+        self._entity = entity.name
+        self._key = key
+        self._fragments = {
+            "view": identifier("cachesync", entity.name),
+            "key_type": f"pg_catalog.{key.base_type}",
+        }
 
-    async def read(self, entity: str, keys: Collection[str]) -> dict[str, Row | str]:
-        """The rows with these keys, by key; where there can be no row with a key, why.
+    @classmethod
+    async def open(cls, connection: asyncpg.Connection, entity: Entity) -> Self:
+        """Look up the key's type.
 
         Raises:
-            NotInstalledError: the entity has no view in this database.
+            NotInstalledError: the entity is not installed.
         """
-        query = await self._statement(entity)
+        view = identifier("cachesync", entity.name)
+        relation = await describe_relation(connection, entity)
+        if relation is None or await connection.fetchval("SELECT to_regclass($1)", view) is None:
+            message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
+            raise NotInstalledError(message)
+        return cls(connection, entity, next(one for one in relation.columns if one.name == entity.key))
+
+    async def read(self, keys: Iterable[str]) -> dict[str, Row]:
+        """The rows that there are, by key."""
+        possible = [key for key in keys if self.impossible(key) is None]
+        records = await self._connection.fetch(statement("rows", **self._fragments), possible, self._entity)
+        return {
+            record["key"]: Row(
+                record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
+            )
+            for record in records
+        }
+
+    def impossible(self, key: str) -> str | None:
+        """Why no row can have this key, in this form; None where one can."""
         try:
-            return await self._read(query, entity, keys)
-        except asyncpg.DataError:
-            # One is none of the key's type.
-            rows: dict[str, Row | str] = {}
-            for key in keys:
-                try:
-                    rows |= await self._read(query, entity, [key])
-                except asyncpg.DataError as error:
-                    rows[key] = f"no row can have the key {key!r}: {error}"
-            return rows
-
-    async def _read(self, query: str, entity: str, keys: Collection[str]) -> dict[str, Row | str]:
-        async with self._connection.transaction():
-            return {**by_key(await self._connection.fetch(query, list(keys), entity))}
-
-    async def _statement(self, entity: str) -> str:
-        if entity not in self._statements:
-            view = identifier("cachesync", entity)
-            key_type = await self._connection.fetchval(statement("view_key_type"), view)
-            if key_type is None:
-                message = f"entity {entity!r} is not installed in this database; run `cachesync install`"
-                raise NotInstalledError(message)
-            self._statements[entity] = statement("rows", view=view, key_type=key_type)
-        return self._statements[entity]
-
-
-def by_key(records: Iterable[asyncpg.Record]) -> dict[str, Row]:
-    """The rows that `rows.sql` has found, by key."""
-    return {
-        record["key"]: Row(
-            record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
-        )
-        for record in records
-    }
+            key.encode()
+            if self._key.canonical_key(key) == key:
+                return None
+            reason = f"it would be written {self._key.canonical_key(key)!r}"
+        except (InvalidValueError, UnicodeEncodeError) as error:
+            reason = str(error)
+        return f"no row can have the key {key!r}: {reason}"

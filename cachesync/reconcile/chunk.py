@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.reconcile.bulk import Bulk
-    from cachesync.reconcile.rows import Rows
+    from cachesync.reconcile.rows import ComparedRows
     from cachesync.reconcile.source import Source
 
 _log = structlog.get_logger(__name__)
@@ -103,7 +104,7 @@ class Chunk:
     def __init__(
         self,
         bulk: Bulk,
-        rows: Mapping[str, Rows],
+        rows: Mapping[str, ComparedRows],
         entities: Mapping[str, Entity],
         service: str,
         *,
@@ -187,26 +188,20 @@ class Chunk:
 
     async def _first_look(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
         """Compare slots with their rows, which are read later than they were."""
-        groups: dict[bytes, tuple[list[str], list[bytes]]] = {prefix: ([], []) for prefix in self._prefixes}
-        service_end = len(self._service) + 1
-        for name, slot in zip(names, slots, strict=True):
+        for prefix, entity in self._prefixes.items():
             # An empty one is gone since it was listed; a lease is about to be something else.
-            if not slot or slot[0] == _LEASE:
-                continue
-            end = name.find(b":", service_end) + 1
-            group = groups.get(name[:end])
-            if group is not None:
-                group[0].append(name[end:].decode(errors="surrogateescape"))
-                group[1].append(slot)
-        for prefix, (keys, found) in groups.items():
+            compared = [
+                slot != b"" and slot[0] != _LEASE and name.startswith(prefix)
+                for name, slot in zip(names, slots, strict=True)
+            ]
+            keys = [name[len(prefix) :] for name in compress(names, compared)]
             if not keys:
                 continue
-            entity = self._prefixes[prefix]
-            texts = [slot.decode("latin-1") for slot in found]
+            found = list(compress(slots, compared))
             current.findings[entity] = Findings(examined=len(keys))
-            for place, version in await self._rows[entity].disagreeing(keys, texts):
-                begins = found[place][:UP_TO_PAYLOAD]
-                current.candidates.append(Candidate(entity, keys[place], begins, version))
+            for place, version in await self._rows[entity].disagreeing(keys, found, deep=self._deep):
+                key, begins = keys[place].decode(errors="surrogateescape"), found[place][:UP_TO_PAYLOAD]
+                current.candidates.append(Candidate(entity, key, begins, version))
         current.due = time.monotonic() + self._settle_seconds
 
     async def _second_look(self, current: Round) -> None:

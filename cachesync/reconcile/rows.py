@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from cachesync.catalogue import describe_relation
 from cachesync.database import connect
-from cachesync.errors import InvalidValueError, NotInstalledError
-from cachesync.rows import by_key
-from cachesync.statements import identifier, statement
+from cachesync.rows import Rows
+from cachesync.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from cachesync.catalogue import Column
-    from cachesync.change import Row
-    from cachesync.entity import Entity
+    from collections.abc import Sequence
 
 # Whatever the statistics say: the key's index, and a hash to bring slots and rows together.
 _PLAN: Final = """
@@ -29,7 +23,7 @@ SET jit = off;
 
 
 async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
-    """A connection for `Rows`.
+    """A connection for `ComparedRows`.
 
     Raises:
         DatabaseUnavailableError: the database does not let us in.
@@ -39,70 +33,45 @@ async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
     return connection
 
 
-class Rows:
-    """Reads the rows of one entity.
+class ComparedRows(Rows):
+    """Compares slots with the rows of one entity; its connection is one of `connect_for_rows`."""
 
-    Args:
-        connection: one of `connect_for_rows`.
-        entity: the entity.
-        key: its key column.
-        deep: whether slots come with digests of their payloads.
-    """
-
-    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Column, *, deep: bool) -> None:
-        self._connection = connection
-        self._entity = entity.name
-        self._key = key
-        fragments = {"view": identifier("cachesync", entity.name), "key_type": f"pg_catalog.{key.base_type}"}
-        self._disagreeing = statement("disagreeing", digest="md5(r.payload)" if deep else "''", **fragments)
-        self._rows = statement("rows", **fragments)
-
-    @classmethod
-    async def open(cls, connection: asyncpg.Connection, entity: Entity, *, deep: bool) -> Self:
-        """Look up the key's type.
-
-        Raises:
-            NotInstalledError: the entity is not installed.
-        """
-        view = identifier("cachesync", entity.name)
-        relation = await describe_relation(connection, entity)
-        if relation is None or await connection.fetchval("SELECT to_regclass($1)", view) is None:
-            message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
-            raise NotInstalledError(message)
-        key = next(column for column in relation.columns if column.name == entity.key)
-        return cls(connection, entity, key, deep=deep)
-
-    async def disagreeing(self, keys: list[str], slots: list[str]) -> list[tuple[int, int | None]]:
+    async def disagreeing(
+        self, keys: Sequence[bytes], slots: Sequence[bytes], *, deep: bool
+    ) -> list[tuple[int, int | None]]:
         """Which slots differ from what their rows would fill them with.
 
         Args:
             keys: the keys.
             slots: what each one's slot holds up to the payload; where deep, and its digest.
+            deep: whether it does.
 
         Returns:
             The place of each that differs, and the version of its row, None where there is none.
         """
+        if not keys:
+            return []
+        query = statement("disagreeing", digest="md5(r.payload)" if deep else "''", **self._fragments)
         try:
-            found = await self._connection.fetch(self._disagreeing, keys, slots, self._entity)
+            # What is no text in a slot differs from all that a row would put there, like what replaces it.
+            held, between_held = _joined(slots, "replace")
+            found = await self._connection.fetch(
+                query, *_joined(keys, "strict"), held.replace("\0", "?"), between_held, self._entity
+            )
             return [(record["number"] - 1, record["version"]) for record in found]
-        except (asyncpg.DataError, UnicodeEncodeError):
-            # Somebody else's strings are among the slots: no row can have such a key, no slot a NUL.
-            possible = [place for place, key in enumerate(keys) if self._is_possible(key)]
-            cleaned = [slots[place].replace("\0", "?") for place in possible]
-            if cleaned == slots:
+        except (asyncpg.DataError, UnicodeDecodeError):
+            # Somebody else's strings are among the slots: no row can have such a key.
+            texts = [key.decode(errors="surrogateescape") for key in keys]
+            possible = [place for place, key in enumerate(texts) if self.impossible(key) is None]
+            if len(possible) == len(keys):
                 raise
-        rest = await self.disagreeing([keys[place] for place in possible], cleaned)
-        impossible = sorted(set(range(len(keys))).difference(possible))
+        rest = await self.disagreeing(
+            [keys[place] for place in possible], [slots[place] for place in possible], deep=deep
+        )
         return [
-            *((place, None) for place in impossible),
+            *((place, None) for place in sorted(set(range(len(keys))).difference(possible))),
             *((possible[place], version) for place, version in rest),
         ]
-
-    async def read(self, keys: Iterable[str]) -> dict[str, Row]:
-        """The rows that there are, by key."""
-        possible = [key for key in keys if self._is_possible(key)]
-        records = await self._connection.fetch(self._rows, possible, self._entity)
-        return by_key(records)
 
     async def in_flight(self, versions: list[int], gone: list[str]) -> tuple[set[int], set[str] | None]:
         """Which changes may still be on their way to the caches.
@@ -119,16 +88,15 @@ class Rows:
             statement("in_flight"),
             self._entity,
             versions,
-            [key for key in gone if self._is_possible(key)],
+            [key for key in gone if self.impossible(key) is None],
         )
         asked = set(versions)
         keys = {record["key"] for record in found if record["version"] not in asked}
         return {record["version"] for record in found} & asked, None if None in keys else keys
 
-    def _is_possible(self, key: str) -> bool:
-        """Whether a row may have this key, and in this form."""
-        try:
-            key.encode()
-            return self._key.canonical_key(key) == key
-        except (InvalidValueError, UnicodeEncodeError):
-            return False
+
+def _joined(parts: Sequence[bytes], errors: str) -> tuple[str, str]:
+    """The parts as one text, and the character between them: an array of so many takes ten times as long."""
+    text = b"".join(parts).decode(errors=errors)
+    between = next(one for one in map(chr, range(1, 0xD800)) if one not in text)
+    return between.encode().join(parts).decode(errors=errors), between

@@ -21,7 +21,7 @@ from cachesync.reconcile.bulk import Bulk, RedisUnavailableError
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
 from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
-from cachesync.reconcile.rows import Rows, connect_for_rows
+from cachesync.reconcile.rows import ComparedRows, connect_for_rows
 from cachesync.reconcile.source import Changed, Keyspace, Source
 from cachesync.slot import slot_name
 from cachesync.statements import statement
@@ -226,9 +226,7 @@ async def run_chunk(
         if reached["finished_at"] is not None:
             return
         parameters = Parameters.model_validate_json(reached["parameters"])
-        rows = {
-            name: await Rows.open(connection, entities[name], deep=parameters.deep) for name in task.entities
-        }
+        rows = {name: await ComparedRows.open(connection, entities[name]) for name in task.entities}
         bulk = stack.enter_context(Bulk(client, f"the Redis of {task.service}"))
         chunk = Chunk(
             bulk,

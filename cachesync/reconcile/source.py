@@ -37,7 +37,7 @@ class Source(Protocol):
     ended: bool
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
-        """The names of about so many slots, and what they hold as `Rows.disagreeing` takes it.
+        """The names of about so many slots, and what they hold as `ComparedRows.disagreeing` takes it.
 
         Raises:
             RedisUnavailableError: Redis does not answer.

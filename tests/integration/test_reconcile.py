@@ -25,8 +25,8 @@ from cachesync.install import install
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.keyspace import parts
-from cachesync.reconcile.rows import Rows
 from cachesync.reconcile.source import Keyspace
+from cachesync.rows import Rows
 from local.silent import Silent
 from tests.integration.live import KEYS, live_writes
 
@@ -281,7 +281,7 @@ async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
     open_service: OpenService,
     tmp_path: Path,
 ) -> None:
-    texts = ["a:b", "é", "x\ny", "'; --", "*", "\\", " "]
+    texts = ["a:b", "é", "x\ny", "'; --", "*", "\\", " ", "\x01\x02"]
     file = tmp_path / "entities.toml"
     await admin.execute("CREATE TABLE word (word text PRIMARY KEY)")
     file.write_text(
@@ -311,6 +311,11 @@ async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
     assert (report.stale, report.orphan, report.repaired) == (len(texts), len(texts), 2 * len(texts))
     # Courses are emptied when they change.
     assert slots.dbsize() == 0
+
+    await admin.execute("INSERT INTO word VALUES ('')")
+    await admin.execute("UPDATE cachesync.change_log SET changed_at = changed_at - interval '1 hour'")
+    slots.set("sb:word:", b"A")
+    assert (await reconcile(declared, entities=["word"])).false_absent == 1
 
 
 async def test_a_slot_that_changes_before_its_repair_is_left_as_it_is(
