@@ -238,11 +238,11 @@ async def run_chunk(
             rate_limit=parameters.rate_limit,
             settle_seconds=settle_seconds,
         )
+        cursor = int(reached["cursor"])
         if task.part is None:
-            source: Source = await _changed(stack, dsn, bulk, task, deep=parameters.deep)
+            source: Source = await _changed(stack, dsn, bulk, task, cursor, deep=parameters.deep)
         else:
-            part = Part(*task.part)
-            source = Keyspace(bulk, part, _pattern(task), int(reached["cursor"]), deep=parameters.deep)
+            source = Keyspace(bulk, Part(*task.part), _pattern(task), cursor, deep=parameters.deep)
         findings = _FINDINGS.validate_json(reached["findings"])
         saved = time.monotonic()
         async with aclosing(chunk.run(source, findings)) as rounds:
@@ -354,13 +354,15 @@ async def _planned(
     return tasks
 
 
-async def _changed(stack: AsyncExitStack, dsn: str | None, bulk: Bulk, task: Task, *, deep: bool) -> Changed:
+async def _changed(
+    stack: AsyncExitStack, dsn: str | None, bulk: Bulk, task: Task, cursor: int, *, deep: bool
+) -> Changed:
     """The keys are read on a connection of their own, in a transaction that lasts as long as it takes."""
     connection = await connect(dsn, "cachesync-reconcile")
     stack.push_async_callback(connection.close)
     await stack.enter_async_context(connection.transaction())
-    keys = await connection.cursor(statement("changed_keys"), task.since, task.entities)
-    return Changed(bulk, task.service, keys, deep=deep)
+    keys = await connection.cursor(statement("changed_keys"), task.since, task.entities, cursor)
+    return Changed(bulk, task.service, keys, cursor, deep=deep)
 
 
 async def _save(

@@ -105,25 +105,31 @@ class Changed:
         bulk: a connection to the Redis.
         service: the service whose slots they are.
         keys: the result of `changed_keys.sql`.
+        cursor: the version that it begins behind.
         deep: whether payloads are compared, too.
     """
 
-    def __init__(self, bulk: Bulk, service: str, keys: asyncpg.cursor.Cursor, *, deep: bool) -> None:
+    def __init__(
+        self, bulk: Bulk, service: str, keys: asyncpg.cursor.Cursor, cursor: int, *, deep: bool
+    ) -> None:
         self._bulk = bulk
         self._service = service
         self._keys = keys
         self._deep = deep
-        # After an interruption it begins anew: the log does not keep still.
-        self.cursor = 0
+        self._count = 0
+        self.cursor = cursor
         self.share = 0.0
         self.ended = False
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
         """The next keys of the log, and their slots."""
         records = await self._keys.fetch(min(size, _SCAN))
-        if len(records) < min(size, _SCAN):
-            self.ended, self.share = True, 1.0
-        names = [slot_name(self._service, entity, key).encode() for entity, key in records]
+        self._count += len(records)
+        if records:
+            self.cursor = records[-1]["version"]
+            self.share = self._count / records[-1]["total"]
+        self.ended = len(records) < min(size, _SCAN)
+        names = [slot_name(self._service, one["entity"], one["key"]).encode() for one in records]
         packed, count = _looks(names, deep=self._deep)
         looks = await asyncio.to_thread(self._bulk.send, packed, count)
         return names, _comparable(looks, deep=self._deep)

@@ -437,6 +437,45 @@ async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothin
     assert "full" in (await reconcile(mode="delta", dry_run=True)).notes[0]
 
 
+async def test_a_delta_that_failed_goes_on_where_it_was(  # noqa: PLR0917
+    admin: asyncpg.Connection,
+    sample: str,
+    slots: redis_client.Redis,
+    reconcile: Reconcile,
+    entities: dict[str, Entity],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await fill(admin, slots, 3000)
+    await reconcile()
+    await admin.execute("UPDATE student SET age = 50")
+    await admin.execute(
+        "UPDATE cachesync.change_log SET published_at = now() - interval '10 s' WHERE published_at IS NULL"
+    )
+    monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
+    asked = runs.Parameters(services=("sb",), entities=("student",), mode="delta", dry_run=True)
+    (task,) = await runs.plan(admin, "test", asked, {"sb": slots})
+    assert task.part is None
+    shares: list[float] = []
+
+    def fail_late(progress: Progress) -> None:
+        shares.append(progress.share)
+        if len(shares) == 3:
+            message = "broken"
+            raise RuntimeError(message)
+
+    async def do(watch: Callable[[Progress], None]) -> None:
+        await runs.run_chunk(sample, slots, "test", task, entities, watch=watch, settle_seconds=0)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await do(fail_late)
+    assert shares[0] == pytest.approx(1 / 3)
+    again: list[Progress] = []
+    await do(again.append)
+    assert len(again) < 4
+    report = await runs.report(admin, "test")
+    assert (report.examined, report.stale) == (3000, 3000)
+
+
 async def test_a_run_that_is_killed_goes_on_where_it_was(
     admin: asyncpg.Connection, sample: str, slots: redis_client.Redis, redis_sb: Redis, tmp_path: Path
 ) -> None:
