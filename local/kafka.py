@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import KafkaError, NewTopic
 
 from local.ports import HOST, accepts, free_port
 from local.process import Process, run
 from local.tools import fetch_jars, require_java
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SERVER = Path(__file__).with_name("kafka-server")
 #: Names Kafka's jars.
@@ -62,15 +57,6 @@ class Kafka(Process):
     def bootstrap_servers(self) -> str:
         """The address that Kafka clients take."""
         return f"{HOST}:{self._advertised_port}"
-
-    def create_topics(
-        self,
-        *names: str,
-        partitions: int = 1,
-        compacted: bool = True,
-    ) -> None:
-        """Make those of the topics that do not exist yet."""
-        create_topics(self.bootstrap_servers, names, partitions=partitions, compacted=compacted)
 
     def erase(self) -> None:
         """Forget all topics and groups; to be called before the start."""
@@ -142,22 +128,3 @@ class Kafka(Process):
         command = [*self._jvm(), "kafka.tools.StorageTool"]
         command += ["format", "--cluster-id", _CLUSTER_ID, "--config", str(self._properties)]
         run(command)
-
-
-def create_topics(
-    bootstrap_servers: str,
-    names: Iterable[str],
-    *,
-    partitions: int = 1,
-    compacted: bool = True,
-) -> None:
-    """Make those of the topics that do not exist yet."""
-    config = {"cleanup.policy": "compact" if compacted else "delete"}
-    topics = [NewTopic(name, num_partitions=partitions, config=config) for name in names]
-    client = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for future in client.create_topics(topics, operation_timeout=30).values():
-        try:
-            future.result()
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise

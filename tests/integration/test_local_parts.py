@@ -15,7 +15,7 @@ import psutil
 import pytest
 import redis
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
 from local.kafka import Kafka
@@ -98,8 +98,8 @@ def test_kafka_keeps_its_data_when_killed(state_folder: Path) -> None:
     server = Kafka(state_folder / "own", jars=REPOSITORY / ".local" / "kafka")
     server.erase()
     with server:
-        server.create_topics("kept", partitions=2)
-        server.create_topics("kept")
+        admin = AdminClient({"bootstrap.servers": server.bootstrap_servers})
+        admin.create_topics([NewTopic("kept", 2)])["kept"].result()
         producer = Producer({"bootstrap.servers": server.bootstrap_servers, "log_level": 0})
         producer.produce("kept", key=b"1", value=b"1")
         assert producer.flush(10) == 0
