@@ -107,7 +107,7 @@ class Servers:
         """Have so many rows, all of them cached, and no run before this."""
         self._postgres.sql(_FILL.format(rows=rows))
         self._postgres.sql("VACUUM ANALYZE")
-        self._client.flushall()
+        self._client.flushall(asynchronous=True)
         self._cache_rows(rows)
 
     def log(self) -> None:
@@ -200,8 +200,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each full run is measured.")] = 3,
 ) -> None:
     """Measure reconciliations."""
-    full = Table(*_COLUMNS, "bare s", "ratio", "load", title="full")
-    delta = Table("changed", *_COLUMNS, "load", title="delta")
+    console = Console(width=120)
     folder = REPOSITORY / ".local" / "benchmark"
     with claim_any(folder) as state, Postgres(state) as postgres, Redis(state) as cache:
         postgres.drop_databases()
@@ -209,18 +208,19 @@ def main(
         servers.install()
         for rows in sizes or [10_000, 100_000, 1_000_000]:
             servers.fill(rows)
+            full = Table(*_COLUMNS, "bare s", "ratio", "load", title="full")
             for _ in range(rounds):
                 bare = servers.bare(rows)
                 measured = servers.reconcile()
                 full.add_row(*_row(measured), f"{bare:.1f}", f"{bare / measured.seconds:.2f}", _load())
-            full.add_section()
+            console.print(full)
         servers.log()
         servers.reconcile()
+        delta = Table("changed", *_COLUMNS, "load", title="delta")
         for rows in changed or [0, 1000, 10_000, 100_000]:
             servers.change(rows)
             delta.add_row(f"{rows:,}", *_row(servers.reconcile("--delta")), _load())
-    for table in (full, delta):
-        Console(width=120).print(table)
+        console.print(delta)
 
 
 if __name__ == "__main__":
