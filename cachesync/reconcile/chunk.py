@@ -29,9 +29,13 @@ _log = structlog.get_logger(__name__)
 SETTLE_SECONDS: Final = 5.0
 """How long a slot has to be wrong before it is called so: longer than a change takes to a cache."""
 
-_ROUND_SECONDS: Final = 0.2
+# The more slots PostgreSQL is asked for at a time, the more of their rows share a page, which matters where
+# the table is larger than its memory; and the more memory they take here.
+_ROUND_SECONDS: Final = 1.0
 _FEWEST: Final = 500
-_MOST: Final = 50_000
+_MOST: Final = 100_000
+# A rate limit is kept evenly.
+_LIMITED_ROUND_SECONDS: Final = 0.2
 _FIRST: Final = 10_000
 # Slots that wait for their second look; so many of them bound the memory.
 _MOST_WAITING: Final = 100_000
@@ -165,7 +169,7 @@ class Chunk:
     def _at_most(self, size: int) -> int:
         if self._rate_limit is None:
             return size
-        return max(1, min(size, int(self._rate_limit * _ROUND_SECONDS)))
+        return max(1, min(size, int(self._rate_limit * _LIMITED_ROUND_SECONDS)))
 
     async def _paced(self, size: int, count: int, seconds: float) -> int:
         """Wait as the rate limit asks; the size that makes the next round take as long as a round should."""
