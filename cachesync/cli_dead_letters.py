@@ -14,7 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cachesync.cli_options import BootstrapServers, Dsn, EntitiesFile, RedisUrls, console, redis_clients, run
+from cachesync.cli_options import (
+    BootstrapServers,
+    Dsn,
+    EntitiesFile,
+    RedisUrls,
+    console,
+    failed,
+    redis_clients,
+    run,
+)
 from cachesync.dead_letter_office import Office
 from cachesync.dead_letter_request import Ask, Request, Where
 from cachesync.entity import load_entities
@@ -172,8 +181,7 @@ def _request(action: Ask, letters: list[str] | None, **said: Any) -> Request:
         return Request(action=action, letters=tuple(letters or ()), **given)
     except ValidationError as error:
         reasons = (str(one["msg"]).removeprefix("Value error, ") for one in error.errors())
-        console.print(f"cachesync: {'; '.join(reasons)}", style="red", markup=False)
-        raise typer.Exit(1) from error
+        raise failed("; ".join(reasons)) from error
 
 
 def _carry_out(

@@ -82,6 +82,12 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, Redis]]:
         yield clients
 
 
+def failed(reason: object) -> typer.Exit:
+    """Tell why a command cannot do its work; what ends it."""
+    console.print(f"cachesync: {reason}", style="red", markup=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
 def run(work: Coroutine[None, None, None]) -> None:
     """Run a command's work; what its user can do something about is told in one line."""
     try:
@@ -96,8 +102,7 @@ def run(work: Coroutine[None, None, None]) -> None:
         ValueError,
     ) as error:
         reason = f"Kafka: {error.args[0].str()}" if isinstance(error, KafkaException) else error
-        console.print(f"cachesync: {reason}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise failed(reason) from error
     except KeyboardInterrupt:
         console.print("stopped; what is done stays, run the same command again to go on")
         raise typer.Exit(130) from None

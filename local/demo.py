@@ -201,7 +201,12 @@ class Story:
             )
             redis.delete(name)
         started = time.monotonic()
-        self._command("dead-letters", "replay", "--service", "sb", "--key", "3")
+        self._system.cachesync(
+            *("dead-letters", "replay", "--service", "sb", "--key", "3"),
+            CACHESYNC_DSN=self._system.worker_dsn,
+            CACHESYNC_REDIS_URLS=f"sb={self._system.redis_urls['sb']}",
+            KAFKA_BOOTSTRAP_SERVERS=self._system.bootstrap_servers,
+        )
         if (done := self._done_with_letters(version))[-1] not in {"resolved", "superseded"}:
             self._fail(written, f"the replayed letter is not closed, but {done}")
         self._say(f"cachesync dead-letters replay --key 3 -> {done[-1]}", time.monotonic() - started)
@@ -221,15 +226,6 @@ class Story:
             runs = "/api/v2/dags/dead_letter_retry/dagRuns"
             run = client.post(runs, json={"logical_date": None}).raise_for_status().json()["dag_run_id"]
             client.get(f"{runs}/{quote(run)}/wait", params={"interval": 1}).raise_for_status()
-
-    def _command(self, *arguments: str) -> None:
-        environment = {
-            "CACHESYNC_DSN": self._system.worker_dsn,
-            "CACHESYNC_REDIS_URLS": f"sb={self._system.redis_urls['sb']}",
-            "KAFKA_BOOTSTRAP_SERVERS": self._system.bootstrap_servers,
-        }
-        command = [sys.executable, "-m", "cachesync", *arguments]
-        run(command, cwd=REPOSITORY, environment=os.environ | environment)
 
     def _reconciled_as_jenkins_does(self) -> None:
         path = "/students/2"

@@ -196,7 +196,7 @@ class System:
         # A database of the user's own has its own tables.
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
-        self._cachesync("install", CACHESYNC_DSN=self.dsn)
+        self.cachesync("install", CACHESYNC_DSN=self.dsn)
         for service in SERVICES:
             who = credentials(service)
             create_role(self.dsn, who.username, who.password)
@@ -205,13 +205,13 @@ class System:
         run_sql(self.dsn, 'GRANT cachesync_worker TO :"name"', name=_WORKER)
 
     def _make_topics(self) -> None:
-        self._cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
+        self.cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
 
     @staticmethod
-    def _cachesync(command: str, **environment: str) -> None:
+    def cachesync(*command: str, **environment: str) -> None:
         """Run the project's own command, as a user would."""
         variables = os.environ | {"CACHESYNC_ENTITIES": _ENTITIES} | environment
-        run([sys.executable, "-m", "cachesync", command], cwd=REPOSITORY, environment=variables)
+        run([sys.executable, "-m", "cachesync", *command], cwd=REPOSITORY, environment=variables)
 
 
 def _timed(work: Callable[[], object]) -> float:
