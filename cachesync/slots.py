@@ -18,6 +18,9 @@ _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
 _MOST_ROUND_TRIPS: Final = 1
 
+# RuntimeError: what uvloop says of a connection that was reset since its last use; redis-py does not see it.
+_NO_ANSWER: Final = (RedisError, OSError, RuntimeError)
+
 _Command = tuple[bytes | str | int, ...]
 _Waiting = tuple[_Command, asyncio.Future[Any]]
 
@@ -87,7 +90,7 @@ class Slots:
         """Whether Redis answers now."""
         try:
             await self._client.ping()
-        except RedisError:
+        except _NO_ANSWER:
             return False
         return True
 
@@ -138,7 +141,7 @@ class Slots:
             pipeline.execute_command(*command)
         try:
             answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
+        except _NO_ANSWER as error:
             self._breaker.failed()
             metrics.cache_failures.inc()
             _fail(batch, CacheUnavailableError(str(error)))

@@ -62,26 +62,47 @@ def test_redis_frozen(system: System, sb: httpx.Client) -> None:
     assert sb.get(PATH).headers["etag"] == newest.headers["etag"]
 
 
-def test_redis_slow(system: System, tmp_path: Path) -> None:
-    """Slower than the timeout: as good as away. Slower than usual: in use."""
+@pytest.fixture
+def redis_proxy(system: System) -> Iterator[Proxy]:
     with Proxy(system.redis["sb"].port) as proxy:
-        service = Service(
-            tmp_path,
-            "sb",
-            dsn=system.dsn,
-            redis_url=f"redis://127.0.0.1:{proxy.port}/0",
-            bootstrap_servers=system.bootstrap_servers,
-        )
-        with service, httpx.Client(base_url=service.url, timeout=30) as client:
-            wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "it writes")
-            wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "it has the row cached")
-            proxy.delay = 0.01
-            assert_reads_and_writes_go_on(client, "HIT")
-            proxy.delay = 0.5
-            client.get(PATH)  # the answer to this one may have been under way
-            assert_reads_and_writes_go_on(client, "BYPASS")
-            proxy.delay = 0.0
-            wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+        yield proxy
+
+
+@pytest.fixture
+def client(system: System, redis_proxy: Proxy, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of another sb behind `redis_proxy`, with one row in its cache."""
+    service = Service(
+        tmp_path,
+        "sb",
+        dsn=system.dsn,
+        redis_url=f"redis://127.0.0.1:{redis_proxy.port}/0",
+        bootstrap_servers=system.bootstrap_servers,
+    )
+    with service, httpx.Client(base_url=service.url, timeout=30) as client:
+        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "it writes")
+        wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "it has the row cached")
+        yield client
+
+
+def test_redis_slow(redis_proxy: Proxy, client: httpx.Client) -> None:
+    """Slower than the timeout: as good as away. Slower than usual: in use."""
+    redis_proxy.delay = 0.01
+    assert_reads_and_writes_go_on(client, "HIT")
+    redis_proxy.delay = 0.5
+    client.get(PATH)  # the answer to this one may have been under way
+    assert_reads_and_writes_go_on(client, "BYPASS")
+    redis_proxy.delay = 0.0
+    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+
+
+def test_redis_connections_reset(redis_proxy: Proxy, client: httpx.Client) -> None:
+    """Each idle connection was reset: the request that comes upon it is answered all the same."""
+    for ask in (lambda: client.get(PATH), lambda: client.get("/health/ready")):
+        redis_proxy.cut()
+        wait_until(lambda: not redis_proxy.ends, "the connections are gone")
+        redis_proxy.mend()
+        assert ask().status_code == 200
+    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
 
 
 def test_kafka_stopped(system: System, sb: httpx.Client) -> None:
