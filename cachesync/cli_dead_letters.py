@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cachesync.cli_options import (
     BootstrapServers,
@@ -75,7 +75,8 @@ def list_letters(
     if as_json:
         return _print_json(answer)
     columns = ("letter", "service", "entity", "key", "version", "stage", "attempt", "not before", "error")
-    table = Table(*columns, box=None)
+    # A name is there to be copied, whatever the terminal's width.
+    table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None)
     for letter in answer["letters"]:
         attempt = f"{letter['attempt']}/{letter['maximum']}"
         cells = (*(letter[name] for name in columns[:6]), attempt, letter["not_before"][:19], letter["error"])
