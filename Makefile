@@ -35,7 +35,7 @@ up: setup ## start the whole system; it stays up until Ctrl-C
 	$(PYTHON) -m local up
 
 test: setup ## run all tests on real parts
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2
 
 faults: setup ## check the history of clients while parts fail; MINUTES=60 SEED=1 BREAK=lease, see docs/faults.md
 	$(PYTHON) -m tests.faults.history

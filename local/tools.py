@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-from contextlib import suppress
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.errors import MissingToolError
 from local.process import run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 _JAVA_MAJOR = 17
 _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk-25-jre-headless")
@@ -22,23 +25,27 @@ _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk
 
 def require_java() -> str:
     """The path of a `java` that can run Kafka, installed if this machine lets us."""
-    if not _java_is_new_enough():
-        if not _can_install():
-            message = f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
-            raise MissingToolError(message)
-        _apt_get("update")
-        _apt_get("install", next(filter(_is_packaged, _JAVA_PACKAGES), _JAVA_PACKAGES[0]))
+    with _one_installs():
+        if not _java_is_new_enough():
+            if not _can_install():
+                message = (
+                    f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
+                )
+                raise MissingToolError(message)
+            _apt_get("update")
+            _apt_get("install", next(filter(_is_packaged, _JAVA_PACKAGES), _JAVA_PACKAGES[0]))
     return _which("java")
 
 
 def require_maven() -> str:
     """The path of `mvn`, installed if this machine lets us."""
-    if shutil.which("mvn") is None:
-        if not _can_install():
-            message = "Maven is missing; install it so that `mvn` is on the PATH"
-            raise MissingToolError(message)
-        _apt_get("update")
-        _apt_get("install", "maven")
+    with _one_installs():
+        if shutil.which("mvn") is None:
+            if not _can_install():
+                message = "Maven is missing; install it so that `mvn` is on the PATH"
+                raise MissingToolError(message)
+            _apt_get("update")
+            _apt_get("install", "maven")
     return _which("mvn")
 
 
@@ -54,6 +61,14 @@ def fetch_jars(parent: Path, pom: Path) -> Path:
         unfinished.rename(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def _one_installs() -> Iterator[None]:
+    """Let the other processes of this user wait: apt-get would refuse to start a second time."""
+    with (Path(tempfile.gettempdir()) / f"db-cache-sync-tools-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _which(name: str) -> str:

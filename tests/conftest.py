@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
+from xdist.scheduler import LoadScopeScheduling
 
 from local.kafka import Kafka
 from local.postgres import Postgres
@@ -17,9 +18,24 @@ from tests.faults.links import Links, linked_system
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from xdist.remote import Producer
+
     from local.system import System
 
 STATE = Path(__file__).parents[1] / ".local"
+# Processes that share the tests each take whole groups of them: the servers below belong to one process.
+GROUPS = {"tests/acceptance/": "system", "tests/faults/": "system", "tests/integration/": "servers"}
+
+
+class ByServers(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Keeps the tests that share servers together; the rest go where there is time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((group for folder, group in GROUPS.items() if nodeid.startswith(folder)), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServers:
+    return ByServers(config, log)
 
 
 @pytest.fixture(scope="session")
