@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 KEYS: Final = range(1, 5_001)
 """Those that are written to."""
 
-# Together about 1,000 rows per second: a statement meets some three quarters of its ten rows.
+# Together more than 1,000 rows per second: a statement meets some three quarters of its rows.
 SERVICES_RATE: Final = 520
 STATEMENTS_RATE: Final = 65
-ROWS_PER_STATEMENT: Final = 10
+ROWS_PER_STATEMENT: Final = 16
 
 # What an insert returns, and a delete, is below the version that the change has in the end.
 _STATEMENTS: Final = (
