@@ -1,0 +1,16 @@
+-- The tables of the sample: nothing in them knows of caches.
+CREATE TABLE IF NOT EXISTS public.student (
+    id bigint PRIMARY KEY,
+    name text NOT NULL,
+    age integer CHECK (age BETWEEN 0 AND 150)
+);
+
+CREATE TABLE IF NOT EXISTS public.course (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    title varchar(200) NOT NULL,
+    fee numeric(10, 2) NOT NULL DEFAULT 0,
+    starts_at timestamptz,
+    details jsonb,
+    capacity smallint CHECK (capacity > 0),
+    internal_note text
+);
