@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -28,6 +27,7 @@ from local.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import psutil
 
@@ -42,7 +42,8 @@ _LOADS: Final = {
     "writes": """
 request = function()
     local body = '{"name":"Ann","age":' .. math.random(99) .. '}'
-    return wrk.format('PUT', '/students/' .. math.random(0, 1999), {["Content-Type"] = 'application/json'}, body)
+    local headers = {["Content-Type"] = 'application/json'}
+    return wrk.format('PUT', '/students/' .. math.random(0, 1999), headers, body)
 end""",
     "pages": "wrk.path = '/students?limit=1000'",
 }

@@ -1,0 +1,359 @@
+"""The manifests of each overlay, as `kubectl kustomize` renders them."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serving.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAMS = Path(sys.executable).parent
+OVERLAYS = ("minikube", "production")
+SERVICES = ("sa", "sb")
+NAME = "app.kubernetes.io/name"
+SECRET = re.compile(r"PASSWORD|DSN|AUTH|_URL|SECRET|TOKEN")
+# docs/connections.md
+AIRFLOWS_SESSIONS = {"outbox_relay": 2, "dead_letter_retry": 1, "reconcile": 32}
+INSTALL_SESSIONS = 1
+RESERVED = {"superuser_reserved_connections": 3, "psql": 5}
+FLOWS = {
+    ("sa", "postgres", 5432),
+    ("sa", "redis-sa", 6379),
+    ("sa", "kafka", 9092),
+    ("sb", "postgres", 5432),
+    ("sb", "redis-sb", 6379),
+    ("sb", "kafka", 9092),
+    ("install", "postgres", 5432),
+    ("topics", "kafka", 9092),
+}
+
+Manifest = dict[str, Any]
+
+
+class Manifests(list[Manifest]):
+    """All that an overlay makes."""
+
+    def of(self, *kinds: str) -> list[Manifest]:
+        return [one for one in self if one["kind"] in kinds]
+
+    def one(self, kind: str, name: str) -> Manifest:
+        [found] = [
+            one for one in self.of(kind) if re.sub("-[a-z0-9]{10}$", "", one["metadata"]["name"]) == name
+        ]
+        return found
+
+    @property
+    def workloads(self) -> list[Manifest]:
+        return self.of("Deployment", "StatefulSet", "Job")
+
+    def environment(self, container: Manifest) -> dict[str, str]:
+        """The variables of a container and their values; those of Secrets as their text."""
+        variables: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+                if reference in source:
+                    made = next(
+                        one for one in self.of(kind) if one["metadata"]["name"] == source[reference]["name"]
+                    )
+                    variables |= made["data"]
+        return variables | {one["name"]: one.get("value", "") for one in container.get("env", [])}
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
+    folder = tmp_path_factory.mktemp("k8s") / "k8s"
+    shutil.copytree(REPOSITORY / "k8s", folder, ignore=shutil.ignore_patterns("*.env", "unfinished"))
+    shutil.copy(REPOSITORY / "k8s/overlays/production/addresses.env", folder / "overlays/production")
+    shutil.rmtree(folder / "overlays/minikube/secrets", ignore_errors=True)
+    subprocess.run([folder / "overlays/minikube/make-secrets"], check=True, capture_output=True)
+    for example in folder.glob("overlays/production/secrets/*.example"):
+        shutil.copy(example, example.with_suffix(""))
+    manifests = {}
+    for overlay in OVERLAYS:
+        command = [str(PROGRAMS / "kubectl"), "kustomize", str(folder / "overlays" / overlay)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        manifests[overlay] = Manifests(yaml.safe_load_all(text))
+    return manifests
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(rendered: dict[str, Manifests], request: pytest.FixtureRequest) -> Manifests:
+    return rendered[request.param]
+
+
+def pod(workload: Manifest) -> Manifest:
+    spec: Manifest = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def container(workload: Manifest) -> Manifest:
+    [only] = pod(workload)["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def labels(workload: Manifest) -> dict[str, str]:
+    found: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    return found
+
+
+@pytest.mark.parametrize("version", ["1.32", "1.37"])
+def test_manifests_fit_the_schemas_of_kubernetes(manifests: Manifests, version: str, tmp_path: Path) -> None:
+    file = tmp_path / "manifests.yaml"
+    file.write_text(yaml.safe_dump_all(manifests))
+    command = [str(PROGRAMS / "kubernetes-validate"), "--kubernetes-version", version, "--strict", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, [line for line in result.stdout.splitlines() if "passed" not in line]
+
+
+def test_pods_are_restricted_and_hold_no_token(manifests: Manifests) -> None:
+    for workload in manifests.workloads:
+        spec = pod(workload)
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container(workload)["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    [namespace] = manifests.of("Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_requests_and_limits_are_set(manifests: Manifests) -> None:
+    for workload in manifests.workloads:
+        resources = container(workload)["resources"]
+        assert resources["requests"].keys() == resources["limits"].keys() == {"cpu", "memory"}
+
+
+def test_all_that_runs_on_is_probed(manifests: Manifests) -> None:
+    for workload in manifests.of("Deployment", "StatefulSet"):
+        assert container(workload).keys() >= {"startupProbe", "readinessProbe", "livenessProbe"}
+
+
+def test_service_starts_with_its_database_and_answers_without_it(manifests: Manifests) -> None:
+    for service in SERVICES:
+        only = container(manifests.one("Deployment", service))
+        paths = [only[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")]
+        assert paths == ["/health/ready", "/health/live", "/health/live"]
+
+
+def test_no_credential_is_in_a_config_map_or_a_pod(manifests: Manifests) -> None:
+    for one in manifests.of("ConfigMap"):
+        assert not [name for name in one["data"] if SECRET.search(name)]
+    for workload in manifests.workloads:
+        variables = container(workload).get("env", [])
+        assert not [one["name"] for one in variables if SECRET.search(one["name"]) and "value" in one]
+
+
+def test_no_server_sees_a_variable_made_of_a_services_name(manifests: Manifests) -> None:
+    assert all(pod(workload)["enableServiceLinks"] is False for workload in manifests.workloads)
+
+
+def test_services_know_all_their_variables(manifests: Manifests) -> None:
+    known = {name.upper() for name in Settings.model_fields}
+    for service in SERVICES:
+        variables = manifests.environment(container(manifests.one("Deployment", service)))
+        assert variables.keys() <= known
+        assert variables.keys() >= {"DB_USERNAME", "DB_PASSWORD", "DB_HOST", "REDIS_URL", "LISTEN_ADDRESS"}
+
+
+def test_jobs_get_no_more_than_they_need(manifests: Manifests) -> None:
+    install = manifests.environment(container(manifests.one("Job", "install")))
+    assert install.keys() == {"CACHESYNC_DSN", "CACHESYNC_ENTITIES"}
+    topics = manifests.environment(container(manifests.one("Job", "topics")))
+    assert not [name for name in topics if SECRET.search(name)]
+
+
+def test_all_that_selects_finds_its_pods(manifests: Manifests) -> None:
+    pods = [labels(workload) for workload in manifests.workloads]
+    for one in manifests.of("Service", "PodDisruptionBudget", "Deployment", "StatefulSet"):
+        selector = one["spec"]["selector"]
+        wanted = selector.get("matchLabels", selector)
+        assert [found[NAME] for found in pods if wanted.items() <= found.items()] == [one["metadata"]["name"]]
+    for service in manifests.of("Service"):
+        name = service["metadata"]["name"]
+        [port] = service["spec"]["ports"]
+        [workload] = [
+            one for one in manifests.of("Deployment", "StatefulSet") if one["metadata"]["name"] == name
+        ]
+        [named] = container(workload)["ports"]
+        assert (port["targetPort"], port["port"]) == (named["name"], named["containerPort"])
+
+
+def test_spread_is_over_the_pods_of_one_service(manifests: Manifests) -> None:
+    for service in SERVICES:
+        workload = manifests.one("Deployment", service)
+        for constraint in pod(workload)["topologySpreadConstraints"]:
+            assert constraint["labelSelector"]["matchLabels"].items() <= labels(workload).items()
+            assert NAME in constraint["matchLabelKeys"]
+
+
+def test_a_node_can_be_drained_and_leaves_a_pod_of_each_service(manifests: Manifests) -> None:
+    for service in SERVICES:
+        allowed = manifests.one("PodDisruptionBudget", service)["spec"]["maxUnavailable"]
+        assert 0 < allowed < least_pods(manifests, service)
+
+
+def test_the_autoscaler_alone_says_how_many_pods_sb_has(manifests: Manifests) -> None:
+    scaler = manifests.one("HorizontalPodAutoscaler", "sb")["spec"]
+    assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
+    deployment = manifests.one("Deployment", "sb")
+    assert "replicas" not in deployment["spec"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+
+
+def test_a_rolling_update_waits_for_the_requests_in_flight(manifests: Manifests) -> None:
+    tree = ast.parse((REPOSITORY / "serving/gunicorn.conf.py").read_text())
+    [graceful] = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "graceful_timeout"
+    ]
+    for service in SERVICES:
+        workload = manifests.one("Deployment", service)
+        assert workload["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        pause = container(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pause >= 5
+        assert pod(workload)["terminationGracePeriodSeconds"] >= pause + graceful + 5
+
+
+def test_everything_is_denied_that_is_not_named(manifests: Manifests) -> None:
+    spec = manifests.one("NetworkPolicy", "default-deny")["spec"]
+    assert spec == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_policies_let_out_just_the_flows_of_the_design(rendered: dict[str, Manifests]) -> None:
+    assert named_flows(rendered["minikube"], "Egress") == FLOWS
+    for client in ("sa", "sb", "install", "topics"):
+        rules = rendered["production"].one("NetworkPolicy", client)["spec"]["egress"]
+        ports = sorted(port["port"] for rule in rules for port in rule["ports"])
+        assert ports == sorted(port for name, _, port in FLOWS if name == client)
+        assert all(list(peer) == ["ipBlock"] for rule in rules for peer in rule["to"])
+
+
+def test_policies_let_in_just_the_flows_of_the_design(rendered: dict[str, Manifests]) -> None:
+    assert named_flows(rendered["minikube"], "Ingress") == FLOWS
+
+
+def test_clients_reach_the_services_alone(manifests: Manifests) -> None:
+    open_to_all = [
+        one["spec"]
+        for one in manifests.of("NetworkPolicy")
+        if any("from" not in rule for rule in one["spec"].get("ingress", []))
+    ]
+    assert open_to_all == [
+        {
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "service"}},
+            "policyTypes": ["Ingress"],
+            "ingress": [{"ports": [{"port": "http"}]}],
+        }
+    ]
+
+
+def test_all_connections_at_once_are_within_what_postgresql_takes(rendered: dict[str, Manifests]) -> None:
+    manifests = rendered["minikube"]
+    settings = Settings.model_fields
+    services = 0
+    for service in SERVICES:
+        variables = manifests.environment(container(manifests.one("Deployment", service)))
+        workers = int(variables.get("WORKERS", settings["workers"].default))
+        pool = int(variables.get("DB_POOL", settings["db_pool"].default))
+        # In a rolling update each pod may still be there while its successor is there already.
+        services += 2 * most_pods(manifests, service) * workers * pool
+    total = services + sum(AIRFLOWS_SESSIONS.values()) + INSTALL_SESSIONS + sum(RESERVED.values())
+    arguments = container(manifests.one("StatefulSet", "postgres"))["args"]
+    [limit] = [int(argument.partition("=")[2]) for argument in arguments if argument.startswith("max_conn")]
+    assert total <= limit
+    page = (REPOSITORY / "docs/connections.md").read_text()
+    assert f"| **sum** | | **{total}** |" in page
+    assert f"`max_connections={limit}`" in page
+
+
+def test_entities_and_sample_are_those_of_the_repository(manifests: Manifests) -> None:
+    entities = manifests.one("ConfigMap", "entities")["data"]["entities.toml"]
+    assert entities == (REPOSITORY / "entities.toml").read_text()
+
+
+def test_sample_tables_are_those_of_the_local_system() -> None:
+    sample = REPOSITORY / "k8s/overlays/minikube/sample.sql"
+    assert sample.read_text() == (REPOSITORY / "local/sample.sql").read_text()
+
+
+def test_image_is_that_of_this_release(manifests: Manifests) -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    for name in (*SERVICES, "install", "topics"):
+        [workload] = [one for one in manifests.workloads if one["metadata"]["name"] == name]
+        image = container(workload)["image"]
+        assert image.rpartition("/")[2] == f"db-cache-sync-serving:{version}"
+
+
+def test_two_redis_of_one_service_never_run_at_once(rendered: dict[str, Manifests]) -> None:
+    for service in SERVICES:
+        spec = rendered["minikube"].one("Deployment", f"redis-{service}")["spec"]
+        assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_what_would_be_lost_is_on_a_volume(rendered: dict[str, Manifests]) -> None:
+    for name, folder in (("postgres", "/var/lib/postgresql"), ("kafka", "/var/lib/kafka/data")):
+        workload = rendered["minikube"].one("StatefulSet", name)
+        [claim] = workload["spec"]["volumeClaimTemplates"]
+        mounted = {one["mountPath"]: one["name"] for one in container(workload)["volumeMounts"]}
+        assert mounted[folder] == claim["metadata"]["name"]
+
+
+def test_one_broker_keeps_one_copy(rendered: dict[str, Manifests]) -> None:
+    arguments = container(rendered["minikube"].one("Job", "topics"))["args"]
+    assert ("--replication", "1") in pairwise(arguments)
+
+
+def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
+    program = shutil.copy(REPOSITORY / "k8s/overlays/minikube/make-secrets", tmp_path)
+    subprocess.run([program], check=True, capture_output=True)
+    files = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+    subprocess.run([program], check=True, capture_output=True)
+    assert {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()} == files
+    assert len(set(re.findall(r"[0-9a-f]{32}", "".join(files.values())))) == 7
+    assert all(file.stat().st_mode & 0o077 == 0 for file in (tmp_path / "secrets").iterdir())
+
+
+def most_pods(manifests: Manifests, service: str) -> int:
+    for scaler in manifests.of("HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == service:
+            return int(scaler["spec"]["maxReplicas"])
+    return int(manifests.one("Deployment", service)["spec"]["replicas"])
+
+
+def least_pods(manifests: Manifests, service: str) -> int:
+    for scaler in manifests.of("HorizontalPodAutoscaler"):
+        if scaler["spec"]["scaleTargetRef"]["name"] == service:
+            return int(scaler["spec"]["minReplicas"])
+    return int(manifests.one("Deployment", service)["spec"]["replicas"])
+
+
+def named_flows(manifests: Manifests, direction: str) -> set[tuple[str, str, int]]:
+    """Who may ask whom, of all whose other end is another pod of the namespace."""
+    side = "from" if direction == "Ingress" else "to"
+    flows = set()
+    for one in manifests.of("NetworkPolicy"):
+        own = one["spec"]["podSelector"].get("matchLabels", {}).get(NAME)
+        for rule in one["spec"].get(direction.lower(), []):
+            for peer in rule.get(side, []):
+                if "namespaceSelector" in peer:
+                    continue
+                other = peer["podSelector"]["matchLabels"][NAME]
+                client, server = (other, own) if direction == "Ingress" else (own, other)
+                flows |= {(client, server, port["port"]) for port in rule["ports"]}
+    return flows
