@@ -266,9 +266,12 @@ class Stream:
         _log.info("assigned", service=self._service, partitions=_named(partitions))
         if partitions:
             self.assigned.set()
+        consumer.assign(partitions)
         if self._paused:
-            consumer.assign(partitions)
             consumer.pause(partitions)
+        else:
+            # One that was paused when it was taken away comes back paused, although the cache answers again.
+            consumer.resume(partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         _log.info("revoked", service=self._service, partitions=_named(partitions))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
-    RunStream = Callable[[], AbstractContextManager[Stream]]
+    RunStream = Callable[..., AbstractContextManager[Stream]]
 
 FINGERPRINT = b"abcdef01"
 
@@ -71,10 +71,10 @@ def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group:
     """Runs a stream to sb's cache in a thread, from the time that it has its partitions."""
 
     @contextmanager
-    def run() -> Iterator[Stream]:
+    def run(kind: type[Stream] = Stream) -> Iterator[Stream]:
         client = redis_client.Redis.from_url(redis_sb.url, socket_timeout=2)
         letters = DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
-        stream = Stream(consumer(topics, group), Applier(client, "sb", entities), letters, entities, "sb")
+        stream = kind(consumer(topics, group), Applier(client, "sb", entities), letters, entities, "sb")
         thread = threading.Thread(target=stream.run, name="stream")
         thread.start()
         try:
@@ -335,10 +335,36 @@ def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
     assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
 
 
+def test_redis_that_comes_back_in_the_midst_of_a_rebalance_leaves_no_partition_paused(
+    run_stream: RunStream, topics: str, redis_sb: Redis, slots: redis_client.Redis, group: str
+) -> None:
+    class Thawing(Stream):
+        """It has no partition when Redis answers again; those that were paused come back to it later."""
+
+        def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            super()._on_revoke(consumer, partitions)
+            redis_sb.thaw()
+
+    keys = [str(key) for key in range(50)]
+    for key in keys:
+        slots.set(f"sb:student:{key}", value(10))
+    with run_stream(Thawing) as stream:
+        publish(topics, *(change(key, 20) for key in keys))
+        wait_until(lambda: committed(topics, group) == 6, "each partition has an offset to go on from")
+        redis_sb.freeze()
+        try:
+            publish(topics, *(change(key, 30) for key in keys))
+            with run_stream():
+                pass
+        finally:
+            redis_sb.thaw()
+        wait_until(stream.assigned.is_set, "it has all partitions again")
+        publish(topics, *(change(key, 40) for key in keys))
+        wait_until(lambda: {slots.get(f"sb:student:{key}") for key in keys} == {value(40)}, "all are applied")
+
+
 def committed(bootstrap_servers: str, group: str) -> int:
     """How many partitions of the topic have a committed offset."""
-    from confluent_kafka import TopicPartition  # noqa: PLC0415 - used here alone
-
     reader = consumer(bootstrap_servers, group)
     offsets = reader.committed(
         [TopicPartition("cachesync.student", number) for number in range(6)], timeout=10
