@@ -15,8 +15,8 @@ import psutil
 from redis import Redis
 
 from cachesync.slot import HEAD_BYTES, encode_version, slot_name
+from local.command import cachesync
 from local.errors import LocalError
-from local.postgres import run_sql
 from local.process import run
 from local.settings import REPOSITORY
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from local.compose import Compose
     from local.system import System
 
 _STREAM_SECONDS = 90.0
@@ -46,7 +47,7 @@ class Story:
 
     """
 
-    def __init__(self, system: System, console: Console) -> None:
+    def __init__(self, system: System | Compose, console: Console) -> None:
         self._system = system
         self._console = console
         self._sa = httpx.Client(base_url=system.services["sa"].url, timeout=10)
@@ -78,13 +79,13 @@ class Story:
         for change, reader in (
             (lambda: self._sa.patch("/students/0", json={"age": 2}), self._sb),
             (lambda: self._sb.patch("/students/0", json={"age": 2}), self._sa),
-            (lambda: run_sql(self._system.dsn, "UPDATE student SET age = 2 WHERE id = 0"), self._sb),
+            (lambda: self._system.sql("UPDATE student SET age = 2 WHERE id = 0"), self._sb),
         ):
             while not self._arrives(change, reader):
                 if time.monotonic() > deadline:
                     message = (
                         f"changes do not arrive within {_STREAM_SECONDS:.0f} s; see the DAGs cache_sync and "
-                        f"outbox_relay, and {self._system.folder / 'airflow' / 'airflow-triggerer.log'}"
+                        f"outbox_relay, and {self._system.triggerer_log}"
                     )
                     raise StoryError(message)
         self._say("Airflow's triggerer relays, and streams to both caches", time.monotonic() - started)
@@ -134,12 +135,14 @@ class Story:
         key = path.rpartition("/")[2]
         for client in (self._sa, self._sb):
             _cached(client, path)
-        run_sql(self._system.dsn, "UPDATE student SET age = 23 WHERE id = :'key'", key=key)
+        self._system.sql("UPDATE student SET age = 23 WHERE id = :'key'", key=key)
         started = time.monotonic()
         for client in (self._sa, self._sb):
             self._until(client, path, lambda seen: seen.json()["age"] == 23)  # noqa: PLR2004 - as just set
             self._expect(client.get(path), 200, "HIT")
-        self._say("psql: UPDATE student; both caches have it: HIT", time.monotonic() - started)
+        self._say(
+            "SQL by another client: UPDATE student; both caches have it: HIT", time.monotonic() - started
+        )
 
     def _deleted(self, path: str) -> None:
         self._expect(self._sa.delete(path), 204)
@@ -202,7 +205,7 @@ class Story:
             )
             redis.delete(name)
         started = time.monotonic()
-        self._system.cachesync(
+        cachesync(
             *("dead-letters", "replay", "--service", "sb", "--key", "3"),
             CACHESYNC_DSN=self._system.worker_dsn,
             CACHESYNC_REDIS_URLS=f"sb={self._system.redis_urls['sb']}",
@@ -215,7 +218,7 @@ class Story:
     def _done_with_letters(self, version: str) -> list[str]:
         """What was done with the letters of a change."""
         done = "SELECT action FROM cachesync.dead_letter_action WHERE version = :version ORDER BY id"
-        return run_sql(self._system.dsn, done, version=version).splitlines()
+        return self._system.sql(done, version=version).splitlines()
 
     def _retry_dead_letters(self) -> None:
         """Run the DAG now, which runs every minute by itself."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -12,10 +10,11 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import unquote, urlsplit
 
 from local.airflow import Airflow, connections
+from local.command import ENTITIES, cachesync
 from local.kafka import Kafka
 from local.ports import require_free
 from local.postgres import Postgres, address, create_role, kept_password, run_sql
-from local.process import killed_unless_started, run, stop_all
+from local.process import killed_unless_started, stop_all
 from local.redis import Redis
 from local.service import Service, credentials
 from local.settings import REPOSITORY
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 SERVICES = ("sa", "sb")
 _WORKER = "worker"
-_ENTITIES = str(REPOSITORY / "entities.toml")
 _SAMPLE = REPOSITORY / "local" / "sample.sql"
 
 
@@ -104,7 +102,7 @@ class System:
                     self._linked("airflow", self.postgres, self.worker_dsn),
                 ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
-                "CACHESYNC_ENTITIES": _ENTITIES,
+                "CACHESYNCENTITIES": ENTITIES,
                 # A dead letter comes to its end while somebody watches.
                 "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
                 "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
@@ -196,7 +194,7 @@ class System:
         # A database of the user's own has its own tables.
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
-        self.cachesync("install", CACHESYNC_DSN=self.dsn)
+        cachesync("install", CACHESYNC_DSN=self.dsn)
         for service in SERVICES:
             who = credentials(service)
             create_role(self.dsn, who.username, who.password)
@@ -205,13 +203,16 @@ class System:
         run_sql(self.dsn, 'GRANT cachesync_worker TO :"name"', name=_WORKER)
 
     def _make_topics(self) -> None:
-        self.cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
+        cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
 
-    @staticmethod
-    def cachesync(*command: str, **environment: str) -> None:
-        """Run the project's own command, as a user would."""
-        variables = os.environ | {"CACHESYNC_ENTITIES": _ENTITIES} | environment
-        run([sys.executable, "-m", "cachesync", *command], cwd=REPOSITORY, environment=variables)
+    @property
+    def triggerer_log(self) -> str:
+        """Where Airflow's triggerer tells what it does."""
+        return str(self.folder / "airflow" / "airflow-triggerer.log")
+
+    def sql(self, statement: str, **variables: str) -> str:
+        """What `psql` prints for the statement; see `run_sql`."""
+        return run_sql(self.dsn, statement, **variables)
 
 
 def _timed(work: Callable[[], object]) -> float:

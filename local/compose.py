@@ -1,0 +1,103 @@
+"""Tells the demo's story over the system of docker-compose.yml, from a container beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import redis
+from rich.console import Console
+
+from local.demo import Story
+from local.errors import LocalError
+
+_START_SECONDS = 30.0
+
+
+class _Service(NamedTuple):
+    url: str
+
+
+class _Airflow(NamedTuple):
+    url: str
+    username: str
+    password: str
+    jenkins_username: str
+    jenkins_password: str
+
+
+class _Redis(NamedTuple):
+    url: str
+
+    def stop(self) -> None:
+        """End it; Docker starts it again at once."""
+        with redis.Redis.from_url(self.url) as client:
+            client.shutdown(nosave=True)
+
+    def start(self) -> None:
+        """Wait until Docker has started it again.
+
+        Raises:
+            LocalError: it has not.
+
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        with redis.Redis.from_url(self.url) as client:
+            while time.monotonic() < deadline:
+                with suppress(redis.ConnectionError):
+                    client.ping()
+                    return
+                time.sleep(0.05)
+        message = f"Docker did not start {self.url} again within {_START_SECONDS:.0f} s"
+        raise LocalError(message)
+
+
+class Compose:
+    """The parts as a container of the same network sees them."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.services = {"sa": _Service("http://sa:8090"), "sb": _Service("http://balancer:8085")}
+        self.redis = {"sb": _Redis("redis://redis-sb:6379/0")}
+        self.redis_urls = {name: server.url for name, server in self.redis.items()}
+        self.bootstrap_servers = "kafka:9092"
+        self.worker_dsn = os.environ["WORKER_DSN"]
+        self.airflow = _Airflow(
+            "http://airflow-api-server:8080",
+            "admin",
+            os.environ["AIRFLOW_ADMIN_PASSWORD"],
+            "jenkins",
+            os.environ["AIRFLOW_JENKINS_PASSWORD"],
+        )
+        self.triggerer_log = "what `docker compose logs airflow-triggerer` prints"
+        self._owner_dsn = os.environ["OWNER_DSN"]
+
+    def sql(self, statement: str, **variables: str) -> str:
+        """What `psql` would print for the statement, its variables written as psql has them."""
+        query = re.sub(r":'?(\w+)'?", r"%(\1)s", statement).encode()
+        with psycopg.connect(self._owner_dsn) as connection:
+            cursor = connection.execute(query, variables)
+            return "" if cursor.description is None else "\n".join(str(value) for (value,) in cursor)
+
+
+def main() -> None:
+    """Tell the story.
+
+    Raises:
+        SystemExit: a step of it failed; the text says which.
+
+    """
+    try:
+        Story(Compose(), Console()).tell()
+    except LocalError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
