@@ -1,0 +1,41 @@
+#!/bin/sh
+# Makes stand-ins for the images that the Dockerfiles and docker-compose.yml name, under their tags, where no image
+# registry can be reached. For tests only: they show that our files work on such a system, not what the real images hold.
+# What is built on them holds this machine's certificates and must not be shipped.
+set -eu
+cd "$(dirname "$0")"
+repository=$(cd ../../.. && pwd)
+export DOCKER_BUILDKIT=0 # docker's own builder: the other one would ask a registry for each FROM
+
+have() {
+    docker image inspect "$1" >/dev/null 2>&1
+}
+
+slim=$(awk '/^FROM .*slim/ { print $2 }' "$repository/serving/Dockerfile")
+full=$(awk '/^FROM .* AS packages/ { print $2 }' "$repository/serving/Dockerfile")
+
+if ! have "$slim"; then
+    made=$(mktemp -d)
+    trap 'rm -rf "$made"' EXIT
+    debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$made/root" >"$made/log" \
+        || { tail "$made/log"; exit 1; }
+    ln -s python3 "$made/root/usr/bin/python"
+    rm -rf "$made"/root/var/lib/apt/lists/* "$made"/root/var/cache/apt/archives/*.deb
+    cp /etc/ssl/certs/ca-certificates.crt "$made/root/etc/ssl/certs/"
+    tar -C "$made/root" --exclude=./dev --exclude=./proc --exclude=./sys -c . \
+        | docker import --change 'CMD ["python3"]' --change 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' - "$slim"
+fi
+have "$full" || docker build --quiet --build-arg "BASE=$slim" --tag "$full" compiler
+
+for name in postgres redis apache/kafka haproxy; do
+    image=$(awk -v name="$name:" '$1 == "image:" && index($2, name) == 1 { print $2; exit }' "$repository/docker-compose.yml")
+    have "$image" && continue
+    folder=${name#apache/}
+    if [ "$folder" = kafka ]; then
+        # The jars that the tests' Kafka runs on, with the class that turns the environment into properties.
+        rm -rf kafka/jars
+        mkdir kafka/jars
+        cp "$repository"/.local/kafka/*/*.jar kafka/jars/
+    fi
+    docker build --quiet --build-arg "BASE=$slim" --tag "$image" "$folder"
+done

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.containers.conftest import docker
+
+if TYPE_CHECKING:
+    from tests.containers.conftest import Compose
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def follows(compose: Compose, seconds: float) -> bool:
+    """Whether a change at sa reaches sb's cache in time."""
+    compose.sa.put("/students/5", json={"name": "Before", "age": 1}).raise_for_status()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        compose.sb.get("/students/5")
+        written = compose.sa.put("/students/5", json={"name": "After", "age": time.time_ns() % 100})
+        time.sleep(0.5)
+        seen = compose.sb.get("/students/5")
+        if seen.headers["x-cache"] == "HIT" and seen.headers["etag"] == written.headers["etag"]:
+            return True
+    return False
+
+
+def test_the_story_goes_as_told(compose: Compose) -> None:
+    assert "0 examined" not in compose("run", "--rm", "-T", "story")
+
+
+def test_both_replicas_answer_at_one_port(compose: Compose) -> None:
+    containers = compose.containers("sb")
+    assert len(containers) == 2
+    for paused in containers:
+        docker("pause", paused)
+        try:
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    if compose.sb.get("/health/ready", timeout=2).is_success:
+                        break
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline
+        finally:
+            docker("unpause", paused)
+        time.sleep(3)
+
+
+def test_one_triggerer_takes_over_from_the_other(compose: Compose) -> None:
+    containers = compose.containers("airflow-triggerer")
+    assert len(containers) == 2
+    assert follows(compose, 60)
+    for killed in containers:
+        docker("kill", killed)
+        assert follows(compose, 60)
+        docker("start", killed)
+        time.sleep(15)
+
+
+def test_a_service_can_write_to_no_file_but_temporary_ones(compose: Compose) -> None:
+    container = compose.containers("sa")[0]
+    attempt = "touch /tmp/it && ! touch /app/it /opt/venv/it /it /var/tmp/it 2>/dev/null && echo refused"
+    assert docker("exec", container, "sh", "-c", attempt) == "refused"
+    state = json.loads(docker("inspect", container))[0]
+    assert state["HostConfig"]["ReadonlyRootfs"]
+    assert state["HostConfig"]["CapDrop"] == ["ALL"]
+    assert state["State"]["Health"]["Status"] == "healthy"
+
+
+def test_a_request_in_flight_is_answered_when_a_service_is_stopped(compose: Compose) -> None:
+    container = compose.containers("sa")[0]
+    body = json.dumps({"name": "Late", "age": 1}).encode()
+    url = compose.sa.base_url
+    head = f"PUT /students/6 HTTP/1.1\r\nHost: sa\r\nContent-Length: {len(body)}\r\n"
+    head += "Content-Type: application/json\r\n\r\n"
+    with ThreadPoolExecutor() as pool:
+        with socket.create_connection((url.host, url.port or 80), timeout=10) as client:
+            client.sendall(head.encode() + body[:5])
+            time.sleep(0.5)
+            stop = pool.submit(docker, "stop", "--time", "35", container)
+            time.sleep(2)
+            assert not stop.done()
+            client.sendall(body[5:])
+            answer = client.recv(65536)
+            answered = time.monotonic()
+        assert answer.split()[1] in {b"200", b"201"}
+        stop.result()
+    assert time.monotonic() - answered < 10
+    assert docker("inspect", "--format", "{{.State.ExitCode}}", container) == "0"
+    docker("start", container)
+    compose.until_sa_is_ready()
+
+
+def test_nothing_is_lost_when_all_containers_are_made_anew(compose: Compose) -> None:
+    written = compose.sa.put("/students/7", json={"name": "Kept", "age": 7}).raise_for_status()
+    compose("down", "--timeout", "40")
+    compose("up", "--detach", "sa")
+    compose.until_sa_is_ready()
+    seen = compose.sa.get("/students/7")
+    assert seen.headers["etag"] == written.headers["etag"]
+    assert "created: none, all are there" in compose("logs", "topics")

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from base64 import urlsafe_b64decode
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cachesync_airflow.settings import AirflowSettings
+
+from local.airflow import Airflow, connections
+from local.settings import REPOSITORY
+from serving.settings import Settings
+
+COMPOSE: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = (REPOSITORY / "serving" / "Dockerfile", REPOSITORY / "plugins" / "Dockerfile")
+AIRFLOW = SERVICES["airflow-scheduler"]["environment"]
+
+
+def pins(file: Path) -> set[str]:
+    return set(re.findall(r"^[a-z0-9.-]+==[^ ;\\]+", file.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
+def test_the_linter_finds_nothing_in_a_dockerfile(file: Path) -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    found = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("folder", ["serving", "plugins", "jenkins-job"])
+def test_what_is_installed_apart_is_pinned_as_everything_is(folder: str) -> None:
+    own = pins(REPOSITORY / folder / "requirements.txt")
+    assert own
+    assert own <= pins(REPOSITORY / "requirements.txt")
+
+
+def test_no_secret_reaches_a_build() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert lines.index("*") < lines.index("!serving") < lines.index("**/.env")
+
+
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "restart" in service])
+def test_what_stays_up_has_a_health_check(name: str) -> None:
+    service = SERVICES[name]
+    built_in = (
+        service["image"].startswith("db-cache-sync-serving:") and "HEALTHCHECK" in DOCKERFILES[0].read_text()
+    )
+    assert built_in or service["healthcheck"]["test"][0] == "CMD"
+
+
+def test_only_the_machine_itself_reaches_what_a_user_opens_and_nothing_else() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published.keys() == {"sa", "balancer", "airflow-api-server", "grafana"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_a_part_waits_until_what_it_needs_is_healthy_or_done() -> None:
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            stays_up = "restart" in SERVICES[needed]
+            expected = "service_healthy" if stays_up else "service_completed_successfully"
+            assert how == {"condition": expected}, f"{name} needs {needed}"
+
+
+def test_every_image_is_pinned() -> None:
+    bases = {
+        base for file in DOCKERFILES for base in re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)
+    }
+    for image in bases | {service["image"] for service in SERVICES.values()}:
+        assert re.search(r":v?\d+\.\d+(\.\d+)?(-\S+)?$", image), image
+
+
+def test_kafka_is_the_one_that_the_tests_run_on() -> None:
+    pom = (REPOSITORY / "local" / "kafka-server" / "pom.xml").read_text()
+    version = re.search(r"<artifactId>kafka_2.13</artifactId>\s*<version>(.+)</version>", pom)
+    assert version is not None
+    assert SERVICES["kafka"]["image"] == f"apache/kafka:{version[1]}"
+
+
+def test_the_example_has_the_secrets_that_are_asked_for() -> None:
+    asked = set(re.findall(r"\$\{(\w+):\?", (REPOSITORY / "docker-compose.yml").read_text()))
+    example = (REPOSITORY / ".env.example").read_text()
+    assert set(re.findall(r"^(\w+)=change-me$", example, re.MULTILINE)) == asked
+
+
+@pytest.mark.parametrize("name", ["sa", "sb"])
+def test_a_service_is_given_settings_that_it_has(name: str) -> None:
+    known = {field.upper() for field in Settings.model_fields}
+    assert SERVICES[name]["environment"].keys() <= known
+
+
+def test_airflow_is_given_settings_that_it_has() -> None:
+    package = find_spec("airflow")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    template = Path(package.submodule_search_locations[0], "config_templates", "config.yml")
+    sections = yaml.safe_load(template.read_text())
+    known = {
+        f"AIRFLOW__{section}__{option}".upper()
+        for section in sections
+        for option in sections[section]["options"]
+    }
+    assert {name for name in AIRFLOW if name.startswith("AIRFLOW__")} <= known
+    ours = {f"CACHESYNC_{field}".upper() for field in AirflowSettings.model_fields}
+    assert {name for name in AIRFLOW if name.startswith("CACHESYNC_")} <= ours
+
+
+def test_airflow_is_configured_as_in_the_local_system(tmp_path: Path) -> None:
+    local = Airflow(tmp_path, admin_dsn="postgresql://postgres@127.0.0.1/postgres", environment={}, port=8080)
+    of_this_place = re.compile(
+        "__(.*FOLDER|.*DIRECTORY|HOST|PORT|LOAD_EXAMPLES|.*KEY|JWT_SECRET|.*URL|SQL_ALCHEMY_CONN)$"
+    )
+    expected = {
+        name: value
+        for name, value in local.environment.items()
+        if name.startswith("AIRFLOW__") and not of_this_place.search(name)
+    }
+    assert expected.items() <= AIRFLOW.items()
+
+
+def test_airflow_has_the_connections_of_the_local_system() -> None:
+    expected = connections(
+        {"sa": "redis://redis-sa:6379/0", "sb": "redis://redis-sb:6379/0"}, "kafka:9092", "postgresql://"
+    )
+    for name, value in expected.items():
+        if value.startswith("{"):
+            assert json.loads(AIRFLOW[name]) == json.loads(value)
+        else:
+            assert AIRFLOW[name].startswith(value)
+
+
+def test_the_balancer_has_room_for_the_replicas() -> None:
+    template = re.search(r"server-template sb (\d+) ", (REPOSITORY / "compose" / "haproxy.cfg").read_text())
+    assert template is not None
+    assert SERVICES["sb"]["deploy"]["replicas"] <= int(template[1])
+
+
+def test_make_gives_each_secret_a_value_of_its_own_once(tmp_path: Path) -> None:
+    for name in ("Makefile", ".env.example"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    file = tmp_path / ".env"
+    made = []
+    for _ in range(2):
+        subprocess.run(["make", "--silent", ".env"], cwd=tmp_path, check=True)
+        made.append(file.read_text())
+    assert made[0] == made[1]
+    assert file.stat().st_mode & 0o077 == 0
+    values = re.findall(r"^\w+=(.+)$", made[0], re.MULTILINE)
+    assert len(set(values)) == len(values)
+    # As Airflow's Fernet key has to be.
+    assert {len(urlsafe_b64decode(value)) for value in values} == {32}
