@@ -102,7 +102,7 @@ class System:
                     self._linked("airflow", self.postgres, self.worker_dsn),
                 ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
-                "CACHESYNCENTITIES": ENTITIES,
+                "CACHESYNC_ENTITIES": ENTITIES,
                 # A dead letter comes to its end while somebody watches.
                 "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
                 "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
