@@ -74,3 +74,22 @@ def post_worker_init(worker: Any) -> None:
     # the connection without an answer, and logs a traceback.
     ASGIProtocol._check_h1c_protocol_available()  # noqa: SLF001 - there is no other way
     ASGIProtocol._h1c_invalid_chunk_extension = ValueError  # noqa: SLF001
+    _close_idle_connections()
+
+
+def _close_idle_connections() -> None:
+    """Let `keepalive` have its effect: gunicorn starts the time after an answer and takes it back at once."""
+    take_back = ASGIProtocol._cancel_keepalive_timer  # noqa: SLF001
+    close = ASGIProtocol._keepalive_timeout  # noqa: SLF001
+
+    def take_back_when_lost(connection: Any) -> None:
+        if connection._conn_lost_handled:  # noqa: SLF001
+            take_back(connection)
+
+    def close_when_idle(connection: Any) -> None:
+        # It is set from a request's headers until its answer, after which the time starts again.
+        if not connection._request_ready.is_set():  # noqa: SLF001
+            close(connection)
+
+    ASGIProtocol._cancel_keepalive_timer = take_back_when_lost  # noqa: SLF001
+    ASGIProtocol._keepalive_timeout = close_when_idle  # noqa: SLF001

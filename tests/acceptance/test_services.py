@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     Run = Callable[..., AbstractContextManager[Service]]
 
+# gunicorn.conf.py
+KEEPALIVE_SECONDS = 5
+
 _keys = iter(range(1_000_000, 2_000_000))
 
 
@@ -276,6 +279,20 @@ def test_request_under_way_is_finished_before_the_end(
     # The service was closed too: it has delivered its changes and marked them.
     marked = f"SELECT DISTINCT published_at IS NOT NULL FROM cachesync.change_log WHERE key = '{key}'"
     assert postgres.sql(marked, name) == "t"
+
+
+def test_connection_is_closed_when_idle_and_never_within_a_request(sa: Service, student: str) -> None:
+    """gunicorn by itself would keep it for ever, and a service that is stopped would wait for it."""
+    with socket.create_connection((HOST, sa.port), timeout=20) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: sa\r\n\r\n")
+        assert b"200 OK" in connection.recv(65536)
+        body = b'{"name":"Ada","age":36}'
+        head = f"PUT {student} HTTP/1.1\r\nHost: sa\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+        time.sleep(KEEPALIVE_SECONDS + 1)
+        connection.sendall(body)
+        assert b"201 Created" in connection.recv(65536)
+        assert connection.recv(65536) == b""
 
 
 @pytest.mark.parametrize(
