@@ -9,15 +9,15 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from cachesync import metrics
 from cachesync.change import Operation
+from cachesync.redis_client import pipelined, scan
 from cachesync.slot import EMPTY, HEAD_BYTES, encode_value, encode_version, script, slot_name, with_jitter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from redis import Redis
-
     from cachesync.change import Change
     from cachesync.entity import Entity
+    from cachesync.redis_client import WorkerRedis
 
 _CHANGE: Final = script("change")
 _SCAN_KEYS: Final = 1000
@@ -34,14 +34,14 @@ class Applier:
         entities: the declared entities.
     """
 
-    def __init__(self, client: Redis, service: str, entities: Mapping[str, Entity]) -> None:
+    def __init__(self, client: WorkerRedis, service: str, entities: Mapping[str, Entity]) -> None:
         self._client = client
         self._service = service
         self._entities = entities
         self._lag = metrics.lag.labels(service)
 
     def apply(self, changes: Sequence[Change]) -> list[tuple[Change, ResponseError]]:
-        """Apply a batch as one pipeline; applying it again does nothing.
+        """Apply a batch as one pipeline, one per primary of a cluster; applying it again does nothing.
 
         Returns:
             The changes that can never be applied, since what stands in their place is no slot.
@@ -70,10 +70,10 @@ class Applier:
         Raises:
             RedisError: Redis does not answer, or refuses for now.
         """
-        pipeline = self._client.pipeline(transaction=False)
-        for change in changes:
-            pipeline.getrange(slot_name(self._service, change.entity, change.key or ""), 0, HEAD_BYTES - 1)
-        heads: list[bytes | ResponseError] = pipeline.execute(raise_on_error=False)
+        names = [slot_name(self._service, change.entity, change.key or "") for change in changes]
+        heads: list[bytes | ResponseError] = pipelined(
+            self._client, [(name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for name in names]
+        )
         _raise_unless_wrong_type(heads)
         return heads
 
@@ -82,9 +82,7 @@ class Applier:
         version = encode_version(change.version)
         names: list[str] = []
         # A service's and an entity's name hold no character that is special in a pattern.
-        for name in self._client.scan_iter(
-            match=slot_name(self._service, change.entity, "*"), count=_SCAN_KEYS
-        ):
+        for name in scan(self._client, slot_name(self._service, change.entity, "*"), _SCAN_KEYS):
             names.append(name.decode())
             if len(names) == _SCAN_KEYS:
                 self._run([(name, version, EMPTY, 1) for name in names])
@@ -107,19 +105,24 @@ class Applier:
         """What the script answered to each call; a ResponseError where a slot is no string."""
         if not calls:
             return []
-        answers = self._pipeline(calls)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            # Redis was restarted or flushed its scripts.
-            self._client.script_load(_CHANGE.source)
-            answers = self._pipeline(calls)
+        answers = self._pipeline("EVALSHA", _CHANGE.sha, calls)
+        unknown = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if unknown:
+            # A Redis was restarted or flushed its scripts; EVAL loads it again.
+            again = self._pipeline("EVAL", _CHANGE.source, [calls[place] for place in unknown])
+            for place, answer in zip(unknown, again, strict=True):
+                answers[place] = answer
         _raise_unless_wrong_type(answers)
         return answers
 
-    def _pipeline(self, calls: Iterable[_Call]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for name, version, slot, ttl_ms in calls:
-            pipeline.evalsha(_CHANGE.sha, 1, name, version, slot, ttl_ms, "")
-        return pipeline.execute(raise_on_error=False)
+    def _pipeline(self, command: str, lua: str, calls: Iterable[_Call]) -> list[Any]:
+        return pipelined(
+            self._client,
+            [
+                (name, (command, lua, 1, name, version, slot, ttl_ms, ""))
+                for name, version, slot, ttl_ms in calls
+            ],
+        )
 
 
 def _raise_unless_wrong_type(answers: Iterable[Any]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec
 from cachesync import metrics
 from cachesync.change import Change, Operation
 from cachesync.errors import DuplicateRowError, InvalidValueError, RowNotFoundError, VersionMismatchError
+from cachesync.round_trips import CacheUnavailableError
 from cachesync.slot import (
     ABSENT,
     EMPTY,
@@ -24,7 +25,6 @@ from cachesync.slot import (
     slot_name,
     with_jitter,
 )
-from cachesync.slots import CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence

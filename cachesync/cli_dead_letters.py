@@ -31,9 +31,8 @@ from cachesync.entity import load_entities
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from redis import Redis
-
     from cachesync.dead_letter_action import Ending
+    from cachesync.redis_client import WorkerRedis
 
 dead_letters: Final = typer.Typer(
     no_args_is_help=True, help="What could not be applied to a cache: look at it, try it again, close it."
@@ -206,7 +205,7 @@ def _carry_out(
 
 
 def _office(
-    dsn: str | None, bootstrap_servers: str, clients: Mapping[str, Redis], entities_file: Path | None
+    dsn: str | None, bootstrap_servers: str, clients: Mapping[str, WorkerRedis], entities_file: Path | None
 ) -> Office:
     entities = {} if entities_file is None else load_entities(entities_file)
     return Office(dsn, {"bootstrap.servers": bootstrap_servers}, clients, entities, f"{getuser()}@{node()}")

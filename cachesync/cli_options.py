@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Final
 import asyncpg
 import typer
 from confluent_kafka import KafkaException
-from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from cachesync.database import connected
 from cachesync.errors import CacheSyncError
+from cachesync.redis_client import worker_client
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from cachesync.redis_client import WorkerRedis
+
 console: Final = Console(stderr=True)
 """Where commands say what they do; what they were asked for goes to the standard output."""
 
-_REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?://\S+|unix://\S+)")
+_REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
 _REDIS_SECONDS: Final = 5.0
 
 Dsn = Annotated[
@@ -57,7 +59,7 @@ def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connectio
 
 
 @contextmanager
-def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, Redis]]:
+def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]]:
     """A client for each service's Redis, by the service's name.
 
     Args:
@@ -65,8 +67,9 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, Redis]]:
 
     Raises:
         ValueError: one is not `SERVICE=URL`; the text says which.
+        RedisError: a Redis Cluster does not answer.
     """
-    clients: dict[str, Redis] = {}
+    clients: dict[str, WorkerRedis] = {}
     with ExitStack() as stack:
         for pair in filter(None, ",".join(urls or ()).split(",")):
             match = _REDIS_URL.fullmatch(pair)
@@ -75,9 +78,7 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, Redis]]:
                 start = pair.partition("://")[0]
                 message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
                 raise ValueError(message)
-            client = Redis.from_url(
-                match[2], socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS
-            )
+            client = worker_client(match[2], _REDIS_SECONDS)
             clients[match[1]] = stack.enter_context(client)
         yield clients
 

@@ -17,11 +17,10 @@ from cachesync.reconcile.drift import COUNTS
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from redis import Redis
-
     from cachesync.entity import Entity
     from cachesync.reconcile.chunk import Progress as ChunkProgress
     from cachesync.reconcile.run import Parameters, Report, Task
+    from cachesync.redis_client import WorkerRedis
 
 _PREFIX: Final = "command-"
 _UNREPAIRED: Final = 3
@@ -99,7 +98,10 @@ def _known(asked: list[str] | None, known: Collection[str], otherwise: str) -> t
 
 
 async def _run(
-    dsn: str | None, parameters: Parameters, clients: Mapping[str, Redis], entities: Mapping[str, Entity]
+    dsn: str | None,
+    parameters: Parameters,
+    clients: Mapping[str, WorkerRedis],
+    entities: Mapping[str, Entity],
 ) -> Report:
     async with connection(dsn) as opened:
         name = await runs.unfinished(opened, _PREFIX, parameters)

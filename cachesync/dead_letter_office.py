@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     import asyncpg
-    from redis import Redis
 
     from cachesync.dead_letter import Letter, RetryPolicy
     from cachesync.dead_letter_action import Ending
     from cachesync.dead_letter_request import Request
     from cachesync.entity import Entity
+    from cachesync.redis_client import WorkerRedis
     from cachesync.retry import Watcher
 
 _BATCH: Final = 500
@@ -53,7 +53,7 @@ class Office:
 
     dsn: str | None
     kafka: Mapping[str, Any]
-    clients: Mapping[str, Redis]
+    clients: Mapping[str, WorkerRedis]
     entities: Mapping[str, Entity]
     actor: str
     policy: RetryPolicy = DEFAULT_POLICY

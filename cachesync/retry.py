@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     import asyncpg
-    from redis import Redis
 
     from cachesync.change import Change
     from cachesync.dead_letter import Letter, Outgoing, Place, RetryPolicy
     from cachesync.dead_letter_reader import DeadLetterReader
     from cachesync.entity import Entity
+    from cachesync.redis_client import WorkerRedis
 
     Wanted = Callable[[Letter], bool]
 
@@ -112,7 +112,7 @@ class Retrier:
         *,
         settings: Mapping[str, Any],
         reader: DeadLetterReader,
-        clients: Mapping[str, Redis],
+        clients: Mapping[str, WorkerRedis],
         entities: Mapping[str, Entity],
         actor: str,
         policy: RetryPolicy = DEFAULT_POLICY,

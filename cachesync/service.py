@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Self
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-
 from cachesync.cache import EntityCache
 from cachesync.database import Database
 from cachesync.entity import load_entities
@@ -22,8 +18,6 @@ if TYPE_CHECKING:
     from cachesync.settings import ServiceSettings
 
 _HEALTH_SECONDS: Final = 1.0
-# A round trip carries all that one turn of the event loop asks for; more than a few in flight gain nothing.
-_REDIS_CONNECTIONS: Final = 8
 
 
 class Service:
@@ -59,7 +53,7 @@ class Service:
         except BaseException:
             await database.close()
             raise
-        slots = Slots(_client(settings))
+        slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000)
         publisher = Publisher(settings.kafka_bootstrap_servers, database.mark_published)
         caches = {
             entity.name: EntityCache(settings, entity, table, slots, publisher) for entity, table in tables
@@ -80,18 +74,3 @@ class Service:
             self._database.answers(), self._slots.answers(), self._publisher.answers(_HEALTH_SECONDS)
         )
         return {"postgresql": postgresql, "redis": redis, "kafka": kafka}
-
-
-def _client(settings: ServiceSettings) -> Redis:
-    timeout = settings.redis_timeout_ms / 1000
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=_REDIS_CONNECTIONS,
-        timeout=timeout,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        # No second tries: the database answers instead, and a lease that is asked for again with the same
-        # token could be taken although others have changed the row since the first time.
-        retry=Retry(NoBackoff(), 0),
-    )
-    return Redis.from_pool(pool)

@@ -44,21 +44,22 @@ class Bulk:
         except RedisError as error:
             message = f"{name} does not answer: {error}"
             raise RedisUnavailableError(message) from error
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(replyError=self._refused)
+        self._moved = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         # Answers may be left in it.
-        self._connection.disconnect()  # type: ignore[no-untyped-call]
+        self._connection.disconnect()
         self._pool.release(self._connection)
 
     def call(self, commands: Iterable[tuple[bytes, ...]]) -> list[Any]:
         """The answers, one to each command; a hiredis.ReplyError where that one was refused.
 
         Raises:
-            RedisUnavailableError: Redis does not answer.
+            RedisUnavailableError: Redis does not answer, or another node of its cluster has a key.
         """
         listed = list(commands)
         return self.send(self.pack(listed), len(listed))
@@ -89,4 +90,14 @@ class Bulk:
         except OSError as error:
             message = f"{self._name} does not answer: {error or type(error).__name__}"
             raise RedisUnavailableError(message) from error
+        if self._moved:
+            message = (
+                f"keys move between {self._name} and other nodes of its cluster; go on when that is done"
+            )
+            raise RedisUnavailableError(message)
         return answers
+
+    def _refused(self, reason: str) -> hiredis.ReplyError:
+        if reason.startswith(("MOVED ", "ASK ")):
+            self._moved = True
+        return hiredis.ReplyError(reason)

@@ -23,6 +23,7 @@ from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
 from cachesync.reconcile.rows import ComparedRows, connect_for_rows
 from cachesync.reconcile.source import Changed, Keyspace, Source
+from cachesync.redis_client import primaries
 from cachesync.slot import slot_name
 from cachesync.statements import statement
 
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import asyncpg
-    from redis import Redis
 
     from cachesync.entity import Entity
+    from cachesync.redis_client import WorkerRedis
 
 _SLOTS_PER_CHUNK: Final = 1_000_000
 _SAVE_SECONDS: Final = 2.0
@@ -78,6 +79,7 @@ class Task(BaseModel):
         entities: the slots of which entities.
         part: which part of the keyspace, and of how many; None: the slots of changed rows.
         since: since when those have changed.
+        node: on which primary of a Redis Cluster; None: it is one Redis.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +90,7 @@ class Task(BaseModel):
     entities: tuple[str, ...]
     part: tuple[int, int] | None = None
     since: datetime | None = None
+    node: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -122,7 +125,7 @@ class Report(Findings):
 
 
 async def plan(
-    connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, Redis]
+    connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, WorkerRedis]
 ) -> list[Task]:
     """Plan a run, or take up the plan of the run that has this id and has not ended.
 
@@ -139,8 +142,10 @@ async def plan(
             parameters.model_dump_json(),
         )
         tasks = await _tasks(connection, run)
-        if tasks:
+        if tasks and _fit(tasks, clients):
             return tasks
+        await connection.execute("DELETE FROM cachesync.reconciliation_chunk WHERE run = $1", run)
+        tasks.clear()
         notes: list[str] = []
         for service in parameters.services:
             planned = await _planned(connection, parameters, service, clients[service], notes)
@@ -170,6 +175,14 @@ async def _tasks(connection: asyncpg.Connection, run: str) -> list[Task]:
     return [Task.model_validate_json(record["task"]) for record in records]
 
 
+def _fit(tasks: list[Task], clients: Mapping[str, WorkerRedis]) -> bool:
+    """Whether each service's chunks are of the primaries that it has now, all of them."""
+    nodes: dict[str, set[str | None]] = {}
+    for task in tasks:
+        nodes.setdefault(task.service, set()).add(task.node)
+    return all(nodes[service] == set(primaries(clients[service])) for service in nodes)
+
+
 async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Parameters) -> str | None:
     """The last run that was asked for the same and has no report, claimed; None if older than a day."""
     await _require_installed(connection)
@@ -186,7 +199,7 @@ async def claim(connection: asyncpg.Connection, run: str) -> None:
 
 async def run_chunk(
     dsn: str | None,
-    client: Redis,
+    client: WorkerRedis,
     run: str,
     task: Task,
     entities: Mapping[str, Entity],
@@ -206,7 +219,8 @@ async def run_chunk(
         settle_seconds: how long a slot has to be wrong before it is called so.
 
     Raises:
-        RedisUnavailableError: Redis does not answer.
+        ReconcileError: the chunk, or its primary, is there no more.
+        RedisUnavailableError: Redis does not answer, or its keys move to another node.
         DatabaseUnavailableError: PostgreSQL does not answer.
     """
     async with AsyncExitStack() as stack:
@@ -227,7 +241,13 @@ async def run_chunk(
             return
         parameters = Parameters.model_validate_json(reached["parameters"])
         rows = {name: await ComparedRows.open(connection, entities[name]) for name in task.entities}
-        bulk = stack.enter_context(Bulk(client, f"the Redis of {task.service}"))
+        redis = primaries(client).get(task.node)
+        if redis is None:
+            message = (
+                f"the Redis Cluster of {task.service} has no primary {task.node} any more; plan the run anew"
+            )
+            raise ReconcileError(message)
+        bulk = stack.enter_context(Bulk(redis, f"the Redis of {task.service}"))
         chunk = Chunk(
             bulk,
             rows,
@@ -313,14 +333,18 @@ async def _planned(
     connection: asyncpg.Connection,
     parameters: Parameters,
     service: str,
-    client: Redis,
+    client: WorkerRedis,
     notes: list[str],
 ) -> list[Task]:
     """The chunks of one service, not yet numbered."""
     entities = parameters.entities
     full = set(entities)
     tasks = []
-    if parameters.mode == "delta":
+    redises = primaries(client)
+    if parameters.mode == "delta" and None not in redises:
+        # The keys of the change log are anywhere, and a chunk has one connection.
+        notes.append(f"{service}: a full run in place of a delta, since its cache is a Redis Cluster")
+    elif parameters.mode == "delta":
         basis = await connection.fetchval(statement("reconciliation_basis"), service, entities, _MARGIN)
         if basis is None:
             notes.append(
@@ -337,20 +361,22 @@ async def _planned(
             if rest:
                 tasks.append(Task(service=service, number=0, entities=rest, since=since))
     if full:
-        try:
-            slots: int = await asyncio.to_thread(client.dbsize)
-        except RedisError as error:
-            message = f"the Redis of {service} does not answer: {error}"
-            raise RedisUnavailableError(message) from error
-        tasks += [
-            Task(
-                service=service,
-                number=0,
-                entities=tuple(name for name in entities if name in full),
-                part=(part.number, part.of),
-            )
-            for part in parts(slots, _SLOTS_PER_CHUNK)
-        ]
+        for node, redis in redises.items():
+            try:
+                slots: int = await asyncio.to_thread(redis.dbsize)
+            except RedisError as error:
+                message = f"the Redis of {service} does not answer: {error}"
+                raise RedisUnavailableError(message) from error
+            tasks += [
+                Task(
+                    service=service,
+                    number=0,
+                    entities=tuple(name for name in entities if name in full),
+                    part=(part.number, part.of),
+                    node=node,
+                )
+                for part in parts(slots, _SLOTS_PER_CHUNK)
+            ]
     return tasks
 
 

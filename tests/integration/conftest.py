@@ -13,12 +13,14 @@ import redis
 
 from cachesync.entity import load_entities
 from cachesync.install import install
+from cachesync.redis_client import worker_client
 from cachesync.service import Service
 from cachesync.settings import ServiceSettings
 from cachesync.topics import create_topics
 from local.postgres import address, create_role
 from local.silent import Silent
 from tests.integration.post import Post
+from tests.integration.redis_cluster import RedisCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -112,12 +114,19 @@ def open_service(
     return opened
 
 
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """The running Redis Cluster; tests of one session share it."""
+    with RedisCluster(tmp_path_factory.mktemp("redis-cluster")) as cluster:
+        yield cluster
+
+
 @pytest.fixture(autouse=True)
 def _empty_caches(request: pytest.FixtureRequest) -> None:
     """Each test that has a cache begins with an empty one."""
-    for name in {"redis_sa", "redis_sb"} & set(request.fixturenames):
-        server: Redis = request.getfixturevalue(name)
-        with redis.Redis.from_url(server.url) as client:
+    for name in {"redis_sa", "redis_sb", "redis_cluster"} & set(request.fixturenames):
+        server: Redis | RedisCluster = request.getfixturevalue(name)
+        with worker_client(server.url, 5) as client:
             client.flushall()
 
 

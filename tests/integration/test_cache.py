@@ -18,8 +18,8 @@ from cachesync.errors import (
     RowNotFoundError,
     VersionMismatchError,
 )
+from cachesync.round_trips import CacheUnavailableError
 from cachesync.slot import encode_value
-from cachesync.slots import CacheUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

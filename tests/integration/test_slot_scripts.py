@@ -1,4 +1,4 @@
-"""The scripts on a real Redis do what the design says of slots, to the byte and to the millisecond."""
+"""The scripts on a real Redis, and a cluster, do what the design says of slots, to byte and millisecond."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
-import redis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,12 +20,14 @@ from hypothesis.stateful import (
 )
 
 from cachesync.change import Row
+from cachesync.redis_client import WorkerRedis, worker_client
 from cachesync.slot import decode_value, script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from local.redis import Redis
+    from tests.integration.redis_cluster import RedisCluster
 
 DIGITS: Final = 19
 NEWEST: Final = 2**63 - 1
@@ -156,7 +157,7 @@ class Reference:
 class Slot:
     """One slot in a real Redis."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: WorkerRedis) -> None:
         self._client = client
         self._name = f"test:slot:{secrets.token_hex(4)}"
         self._scripts = {
@@ -323,9 +324,10 @@ class Comparison(RuleBasedStateMachine):
         return version
 
 
-@pytest.fixture
-def slot(redis_sa: Redis) -> Iterator[Slot]:
-    with redis.Redis.from_url(redis_sa.url) as client:
+@pytest.fixture(params=["redis_sa", "redis_cluster"])
+def slot(request: pytest.FixtureRequest) -> Iterator[Slot]:
+    server: Redis | RedisCluster = request.getfixturevalue(request.param)
+    with worker_client(server.url, 5) as client:
         slot = Slot(client)
         yield slot
         slot.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachesync.cli_options import redis_clients
+from cachesync.redis_client import primaries
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,10 @@ from cachesync.cli_options import redis_clients
 )
 def test_each_service_gets_a_client_of_its_own_redis(given: list[str]) -> None:
     with redis_clients(given) as clients:
-        hosts = {name: client.connection_pool.connection_kwargs["host"] for name, client in clients.items()}
+        hosts = {
+            name: primaries(client)[None].connection_pool.connection_kwargs["host"]
+            for name, client in clients.items()
+        }
     assert hosts == {"sa": "one", "sb": "two"}
 
 

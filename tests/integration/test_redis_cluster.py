@@ -1,0 +1,361 @@
+"""Services, the stream's end, dead letters and reconciliation on a real Redis Cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import RedisCluster as Client
+from redis.exceptions import RedisError
+
+from cachesync.apply import Applier
+from cachesync.cache import EntityCache, Outcome
+from cachesync.change import Change, Operation
+from cachesync.cli_options import redis_clients
+from cachesync.reconcile import run as runs
+from cachesync.redis_client import worker_client
+from cachesync.slot import encode_value
+from tests.integration.post import Post
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
+
+    from cachesync.entity import Entity
+    from cachesync.service import Service
+    from tests.integration.redis_cluster import Node, RedisCluster
+
+    OpenService = Callable[..., AbstractAsyncContextManager[Service]]
+
+KEYS = [str(key) for key in range(1, 301)]
+TIMEOUT_MS = 200
+
+
+@pytest.fixture
+async def students(
+    open_service: OpenService, redis_cluster: RedisCluster, admin: asyncpg.Connection
+) -> AsyncIterator[EntityCache]:
+    await admin.execute("INSERT INTO student SELECT i, 'Ann', 20 FROM generate_series(1, 300) AS i")
+    async with open_service("sa", redis_url=redis_cluster.url, redis_timeout_ms=TIMEOUT_MS) as service:
+        yield service.caches["student"]
+
+
+@pytest.fixture
+def slots(redis_cluster: RedisCluster) -> Iterator[Client]:
+    client = worker_client(redis_cluster.url, 1)
+    assert isinstance(client, Client)
+    with client:
+        yield client
+
+
+@pytest.fixture
+def lost(redis_cluster: RedisCluster) -> Iterator[Node]:
+    """The primary of the key 1, which a test may kill or freeze."""
+    node = redis_cluster.node_of("sa:student:1")
+    yield node
+    if node.running:
+        node.thaw()
+    else:
+        node.start()
+    redis_cluster.wait_until_whole()
+
+
+async def outcomes(cache: EntityCache, keys: list[str]) -> set[Outcome]:
+    return {read.outcome for read in await asyncio.gather(*(cache.read(key) for key in keys))}
+
+
+async def until_hit(cache: EntityCache, keys: list[str]) -> None:
+    async with asyncio.timeout(10):
+        while await outcomes(cache, keys) != {Outcome.HIT}:
+            await asyncio.sleep(0.05)
+
+
+def elsewhere(cluster: RedisCluster, node: Node) -> list[str]:
+    """Keys whose slots are on other primaries."""
+    return [key for key in KEYS if cluster.node_of(f"sa:student:{key}") is not node]
+
+
+def change(key: str | None, version: int, operation: Operation = Operation.UPSERT) -> Change:
+    upsert = operation is Operation.UPSERT
+    return Change(
+        entity="student",
+        key=key,
+        version=version,
+        operation=operation,
+        fingerprint=b"abcdef01" if upsert else None,
+        payload=b"{}" if upsert else None,
+        source="test",
+        changed_at=datetime.now(UTC),
+    )
+
+
+def value(version: int) -> bytes:
+    return encode_value(version, b"abcdef01", b"{}")
+
+
+def held(slots: Client) -> set[object]:
+    return {slots.get(f"sb:student:{key}") for key in KEYS}
+
+
+async def test_reads_miss_then_hit_and_writes_go_through(students: EntityCache) -> None:
+    assert (await students.read("1")).outcome is Outcome.MISS
+    assert (await students.read("1")).outcome is Outcome.HIT
+    written = await students.merge("1", b'{"name":"Bea"}', ["name"], None)
+    read = await students.read("1")
+    assert (written.cached, read.outcome, read.row) == (True, Outcome.HIT, written.row)
+    assert (await students.delete("1", None)).cached
+    assert (await students.read("1")).row is None
+
+
+async def test_keys_of_all_primaries_are_read_at_the_same_time(
+    students: EntityCache, redis_cluster: RedisCluster
+) -> None:
+    assert await outcomes(students, KEYS) == {Outcome.MISS}
+    assert await outcomes(students, KEYS) == {Outcome.HIT}
+    for node in redis_cluster.nodes:
+        with node.client() as client:
+            assert client.dbsize() > len(KEYS) / 6
+
+
+async def test_a_service_goes_on_after_every_primary_has_lost_its_scripts(
+    students: EntityCache, slots: Client
+) -> None:
+    await students.read("1")
+    slots.script_flush()
+    assert await outcomes(students, KEYS[1:]) == {Outcome.MISS}
+    assert await outcomes(students, KEYS) == {Outcome.HIT}
+
+
+async def test_a_killed_primary_costs_the_hits_of_its_own_keys_alone(
+    students: EntityCache, redis_cluster: RedisCluster, lost: Node
+) -> None:
+    await outcomes(students, KEYS)
+    lost.kill()
+    others = elsewhere(redis_cluster, lost)
+    for _ in range(5):
+        reads, rest = await asyncio.gather(students.read("1"), outcomes(students, others))
+        assert reads.outcome is Outcome.BYPASS
+        assert reads.row is not None
+        assert rest == {Outcome.HIT}
+    assert not (await students.merge("1", b'{"name":"Bea"}', ["name"], None)).cached
+    lost.start()
+    await until_hit(students, KEYS)
+
+
+async def test_a_frozen_primary_costs_a_few_timeouts_of_its_own_keys_alone(
+    students: EntityCache, redis_cluster: RedisCluster, lost: Node
+) -> None:
+    await outcomes(students, KEYS)
+    lost.freeze()
+    others = elsewhere(redis_cluster, lost)
+    for _ in range(4):
+        began = time.monotonic()
+        bypassing = asyncio.create_task(students.read("1"))
+        assert await outcomes(students, others) == {Outcome.HIT}
+        assert not bypassing.done() or (await bypassing).outcome is Outcome.BYPASS
+        assert (await bypassing).outcome is Outcome.BYPASS
+        assert time.monotonic() - began < 3 * TIMEOUT_MS / 1000
+    began = time.monotonic()
+    assert (await students.read("1")).outcome is Outcome.BYPASS
+    assert time.monotonic() - began < TIMEOUT_MS / 1000
+    lost.thaw()
+    await until_hit(students, KEYS)
+
+
+async def test_a_key_that_moves_to_another_primary_comes_back_to_hit(
+    students: EntityCache, redis_cluster: RedisCluster
+) -> None:
+    source = redis_cluster.node_of("sa:student:1")
+    target = next(node for node in redis_cluster.nodes if node is not source)
+    assert (await students.read("2")).outcome is Outcome.MISS
+    redis_cluster.move("sa:student:1", target)
+    try:
+        read = await students.read("1")
+        assert (read.outcome, read.row is None) == (Outcome.BYPASS, False)
+        await until_hit(students, ["1"])
+    finally:
+        with target.client() as client:
+            client.flushall()
+        redis_cluster.move("sa:student:1", source)
+
+
+async def test_a_service_that_starts_while_no_node_answers_finds_them_later(
+    open_service: OpenService, redis_cluster: RedisCluster, lost: Node, admin: asyncpg.Connection
+) -> None:
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
+    lost.kill()
+    async with open_service("sa", redis_url=f"redis+cluster://127.0.0.1:{lost.port}") as service:
+        assert (await service.caches["student"].read("1")).outcome is Outcome.BYPASS
+        assert (await service.health())["redis"] is False
+        lost.start()
+        redis_cluster.wait_until_whole()
+        await until_hit(service.caches["student"], ["1"])
+        assert (await service.health())["redis"] is True
+
+
+def test_a_batch_reaches_all_primaries_even_without_their_scripts(
+    slots: Client, entities: dict[str, Entity]
+) -> None:
+    applier = Applier(slots, "sb", entities)
+    for key in KEYS:
+        slots.set(f"sb:student:{key}", value(10))
+    for version in (11, 12):
+        slots.script_flush()
+        assert applier.apply([change(key, version) for key in KEYS]) == []
+        assert held(slots) == {value(version)}
+    assert set(applier.heads([change(key, 12) for key in KEYS])) == {value(12)[:20]}
+
+
+def test_a_truncate_empties_the_slots_of_all_primaries(slots: Client, entities: dict[str, Entity]) -> None:
+    for key in KEYS:
+        slots.set(f"sb:student:{key}", value(10))
+    slots.set("sb:course:1", value(10))
+    Applier(slots, "sb", entities).apply([change(None, 20, Operation.TRUNCATE)])
+    assert held(slots) == {None}
+    assert slots.get("sb:course:1") == value(10)
+
+
+def test_a_frozen_primary_fails_a_batch_within_a_timeout_and_later_it_goes_through(
+    slots: Client, entities: dict[str, Entity], lost: Node
+) -> None:
+    applier = Applier(slots, "sb", entities)
+    for key in KEYS:
+        slots.set(f"sb:student:{key}", value(10))
+    batch = [change(key, 20) for key in KEYS]
+    lost.freeze()
+    began = time.monotonic()
+    with pytest.raises(RedisError):
+        applier.apply(batch)
+    with pytest.raises(RedisError):
+        applier.apply([change(None, 20, Operation.TRUNCATE)])
+    assert (
+        time.monotonic() - began < 8
+    )  # a second for each primary that is asked, and for the look at who has what
+    lost.thaw()
+    assert applier.apply(batch) == []
+    assert held(slots) == {value(20)}
+
+
+def test_a_killed_primary_fails_a_batch_and_later_it_goes_through(
+    slots: Client, entities: dict[str, Entity], lost: Node, redis_cluster: RedisCluster
+) -> None:
+    applier = Applier(slots, "sb", entities)
+    batch = [change(key, 20) for key in KEYS]
+    lost.kill()
+    for _ in range(3):
+        with pytest.raises(RedisError):
+            applier.apply(batch)
+    lost.start()
+    redis_cluster.wait_until_whole()
+    assert applier.apply(batch) == []
+
+
+def test_a_change_follows_its_key_to_another_primary(
+    slots: Client, entities: dict[str, Entity], redis_cluster: RedisCluster
+) -> None:
+    source = redis_cluster.node_of("sb:student:1")
+    target = next(node for node in redis_cluster.nodes if node is not source)
+    redis_cluster.move("sb:student:1", target)
+    try:
+        with target.client() as client:
+            client.set("sb:student:1", value(10))
+            assert Applier(slots, "sb", entities).apply([change("1", 20)]) == []
+            assert client.get("sb:student:1") == value(20)
+            client.flushall()
+    finally:
+        redis_cluster.move("sb:student:1", source)
+
+
+async def test_letters_are_tried_again_on_every_primary(
+    admin: asyncpg.Connection,
+    worker: asyncpg.Connection,
+    topics: str,
+    slots: Client,
+    entities: dict[str, Entity],
+) -> None:
+    post = Post(admin, worker, topics, slots, entities)
+    rows = {}
+    for key in range(1, 13):
+        version, rows[key] = await post.insert(key)
+        slots.set(f"{post.service}:student:{key}", encode_value(version - 1, b"01234567", b"{}"))
+        post.put(b"%d" % key, version)
+    assert await post.retry() == ["resolved"] * 12
+    assert {key: slots.get(f"{post.service}:student:{key}") for key in rows} == rows
+
+
+async def test_a_reconciliation_repairs_the_slots_of_all_primaries(
+    sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity]
+) -> None:
+    for key in KEYS:
+        slots.set(f"sb:student:{key}", value(10))
+    slots.script_flush()
+    report = await reconciled(sample, admin, slots, entities, mode="delta")
+    assert (report.orphan, report.repaired, report.failed) == (300, 300, 0)
+    assert report.notes == ("sb: a full run in place of a delta, since its cache is a Redis Cluster",)
+    assert held(slots) == {None}
+
+
+async def test_a_reconciliation_stops_where_keys_move_meanwhile_and_is_planned_anew_for_new_primaries(
+    sample: str,
+    admin: asyncpg.Connection,
+    slots: Client,
+    entities: dict[str, Entity],
+    redis_cluster: RedisCluster,
+) -> None:
+    source = redis_cluster.node_of("sb:student:1")
+    target = next(node for node in redis_cluster.nodes if node is not source)
+    slots.set("sb:student:1", value(10))
+    asked = runs.Parameters(services=("sb",), entities=("student",))
+    tasks = await runs.plan(admin, "test", asked, {"sb": slots})
+    assert await runs.plan(admin, "test", asked, {"sb": slots}) == tasks
+    of_source = next(task for task in tasks if task.node == f"127.0.0.1:{source.port}")
+    gone = of_source.model_copy(update={"node": "127.0.0.1:1"})
+    with pytest.raises(runs.ReconcileError, match=r"no primary 127\.0\.0\.1:1 any more"):
+        await runs.run_chunk(sample, slots, "test", gone, entities, watch=lambda _: None)
+    redis_cluster.move("sb:student:1", target)
+    try:
+        with pytest.raises(runs.RedisUnavailableError, match="keys move"):
+            await runs.run_chunk(sample, slots, "test", of_source, entities, watch=lambda _: None)
+    finally:
+        redis_cluster.move("sb:student:1", source)
+    await admin.execute(
+        "UPDATE cachesync.reconciliation_chunk SET task = jsonb_set(task, '{node}', '\"127.0.0.1:1\"') "
+        "WHERE number = 0"
+    )
+    assert await runs.plan(admin, "test", asked, {"sb": slots}) == tasks
+
+
+async def reconciled(
+    sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity], **asked: object
+) -> runs.Report:
+    parameters = runs.Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
+    name = f"test-{secrets.token_hex(4)}"
+    for task in await runs.plan(admin, name, parameters, {"sb": slots}):
+        await runs.run_chunk(sample, slots, name, task, entities, watch=lambda _: None, settle_seconds=0.05)
+    return await runs.report(admin, name)
+
+
+def test_a_command_takes_a_cluster_by_any_of_its_nodes(redis_cluster: RedisCluster) -> None:
+    for node in redis_cluster.nodes:
+        with redis_clients([f"sb=redis+cluster://127.0.0.1:{node.port}"]) as clients:
+            assert clients["sb"].dbsize(target_nodes="primaries") == 0
+    with pytest.raises(RedisError), redis_clients(["sb=redis+cluster://127.0.0.1:1"]):
+        pytest.fail("nothing answers there")
+
+
+def test_an_airflow_connection_with_the_extra_cluster_leads_to_one(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cachesync_airflow.connections import redis  # noqa: PLC0415 - importing Airflow takes seconds
+
+    address = f"redis://127.0.0.1:{redis_cluster.nodes[2].port}"
+    monkeypatch.setenv("AIRFLOW_CONN_REDIS_SB", f"{address}?cluster=true")
+    with redis("sb", 2) as client:
+        assert isinstance(client, Client)
+        assert len(client.get_primaries()) == 3
