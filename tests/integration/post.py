@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import asyncpg
-    import redis as redis_client
 
     from cachesync.dead_letter_action import Ending
     from cachesync.entity import Entity
     from cachesync.event import Headers
+    from cachesync.redis_client import WorkerRedis
 
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PAYLOAD = b"\xff any bytes \x00"
@@ -50,7 +50,7 @@ class Post:
         admin: asyncpg.Connection,
         worker: asyncpg.Connection,
         broker: str,
-        slots: redis_client.Redis,
+        slots: WorkerRedis,
         entities: dict[str, Entity],
     ) -> None:
         self.service = f"s{secrets.token_hex(4)}"
@@ -64,7 +64,7 @@ class Post:
     def open(
         self,
         connection: asyncpg.Connection | None = None,
-        clients: Mapping[str, redis_client.Redis] | None = None,
+        clients: Mapping[str, WorkerRedis] | None = None,
         policy: RetryPolicy = DEFAULT_POLICY,
     ) -> Iterator[tuple[Retrier, Watching]]:
         """A retrier for the test's service, or for other ones."""
