@@ -126,6 +126,16 @@ class Airflow:
         self.components = (self.api_server, self.scheduler, self.dag_processor, self.triggerer)
         self.ports = self.api_server.ports
 
+    def another_triggerer(self, capacity: int) -> Component:
+        """One more triggerer, not yet started, that runs so many triggers at once."""
+        return self._component(
+            "triggerer",
+            partial(self._has_beaten, "TriggererJob"),
+            "--skip-serve-logs",
+            f"--capacity={capacity}",
+            suffix="-2",
+        )
+
     @property
     def url(self) -> str:
         """Where its pages are, and its API below `/api/v2`."""
@@ -162,9 +172,11 @@ class Airflow:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _component(self, name: str, is_ready: Callable[[float], bool], *options: str) -> Component:
+    def _component(
+        self, name: str, is_ready: Callable[[float], bool], *options: str, suffix: str = ""
+    ) -> Component:
         return Component(
-            f"airflow-{name}",
+            f"airflow-{name}{suffix}",
             self.folder,
             arguments=[name, *options],
             environment=self.environment,
