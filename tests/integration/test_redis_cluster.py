@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,12 +13,13 @@ from redis.exceptions import RedisError
 
 from cachesync.apply import Applier
 from cachesync.cache import EntityCache, Outcome
-from cachesync.change import Change, Operation
+from cachesync.change import Operation
 from cachesync.cli_options import redis_clients
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.bulk import Bulk, RedisUnavailableError
 from cachesync.redis_client import worker_client
 from cachesync.slot import encode_value
+from tests.integration.changes import change, value
 from tests.integration.post import Post
 
 if TYPE_CHECKING:
@@ -80,24 +80,6 @@ async def until_hit(cache: EntityCache, keys: list[str]) -> None:
 def elsewhere(cluster: RedisCluster, node: Node) -> list[str]:
     """Keys whose slots are on other primaries."""
     return [key for key in KEYS if cluster.node_of(f"sa:student:{key}") is not node]
-
-
-def change(key: str | None, version: int, operation: Operation = Operation.UPSERT) -> Change:
-    upsert = operation is Operation.UPSERT
-    return Change(
-        entity="student",
-        key=key,
-        version=version,
-        operation=operation,
-        fingerprint=b"abcdef01" if upsert else None,
-        payload=b"{}" if upsert else None,
-        source="test",
-        changed_at=datetime.now(UTC),
-    )
-
-
-def value(version: int) -> bytes:
-    return encode_value(version, b"abcdef01", b"{}")
 
 
 def held(slots: Client) -> set[object]:

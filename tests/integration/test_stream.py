@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,8 +19,8 @@ from cachesync.change import Change, Operation
 from cachesync.dead_letter import DeadLetters
 from cachesync.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
 from cachesync.publish import producer_settings
-from cachesync.slot import encode_value
 from cachesync.stream import Stream, StreamError, require_manual_commit
+from tests.integration.changes import change, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
     RunStream = Callable[..., AbstractContextManager[Stream]]
 
-FINGERPRINT = b"abcdef01"
 
 Poison = tuple[bytes, bytes, Headers, str]
 
@@ -97,20 +95,6 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) ->
         time.sleep(0.01)
 
 
-def change(key: str | None, version: int, operation: Operation = Operation.UPSERT) -> Change:
-    upsert = operation is Operation.UPSERT
-    return Change(
-        entity="student",
-        key=key,
-        version=version,
-        operation=operation,
-        fingerprint=FINGERPRINT if upsert else None,
-        payload=b'{"version":%d}' % version if upsert else None,
-        source="test",
-        changed_at=datetime.now(UTC),
-    )
-
-
 def publish(bootstrap_servers: str, *changes: Change) -> None:
     producer = Producer({"bootstrap.servers": bootstrap_servers})
     for each in changes:
@@ -118,10 +102,6 @@ def publish(bootstrap_servers: str, *changes: Change) -> None:
             "cachesync.student", key=message_key(each), value=each.payload, headers=encode_headers(each)
         )
     assert producer.flush(30) == 0
-
-
-def value(version: int) -> bytes:
-    return encode_value(version, FINGERPRINT, b'{"version":%d}' % version)
 
 
 def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
