@@ -17,7 +17,7 @@ from local.errors import MissingToolError
 from local.process import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _JAVA_MAJOR = 17
 _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk-25-jre-headless")
@@ -25,27 +25,15 @@ _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk
 
 def require_java() -> str:
     """The path of a `java` that can run Kafka, installed if this machine lets us."""
-    with _one_installs():
-        if not _java_is_new_enough():
-            if not _can_install():
-                message = (
-                    f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
-                )
-                raise MissingToolError(message)
-            _apt_get("update")
-            _apt_get("install", next(filter(_is_packaged, _JAVA_PACKAGES), _JAVA_PACKAGES[0]))
+    missing = f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
+    _install_unless(_java_is_new_enough, missing, *_JAVA_PACKAGES)
     return _which("java")
 
 
 def require_maven() -> str:
     """The path of `mvn`, installed if this machine lets us."""
-    with _one_installs():
-        if shutil.which("mvn") is None:
-            if not _can_install():
-                message = "Maven is missing; install it so that `mvn` is on the PATH"
-                raise MissingToolError(message)
-            _apt_get("update")
-            _apt_get("install", "maven")
+    missing = "Maven is missing; install it so that `mvn` is on the PATH"
+    _install_unless(lambda: shutil.which("mvn") is not None, missing, "maven")
     return _which("mvn")
 
 
@@ -61,6 +49,17 @@ def fetch_jars(parent: Path, pom: Path) -> Path:
         unfinished.rename(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _install_unless(is_there: Callable[[], bool], missing: str, *packages: str) -> None:
+    """Install the first of the packages that this machine knows; `missing` is the error where it must not."""
+    with _one_installs():
+        if is_there():
+            return
+        if not _can_install():
+            raise MissingToolError(missing)
+        _apt_get("update")
+        _apt_get("install", next(filter(_is_packaged, packages), packages[0]))
 
 
 @contextmanager
