@@ -10,7 +10,6 @@ Run `python -m benchmarks.footprint`: it starts the system.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import httpx
 import typer
 from rich.console import Console
 
+from benchmarks import wrk
 from local.postgres import run_sql
 from local.service import Service
 from local.settings import Settings
@@ -47,7 +47,6 @@ request = function()
 end""",
     "pages": "wrk.path = '/students?limit=1000'",
 }
-_RATE: Final = re.compile(r"Requests/sec:\s+([\d.]+)")
 _P99: Final = re.compile(r"99%\s+(\S+)")
 _REFUSED: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)")
 _SESSIONS: Final = (
@@ -92,19 +91,18 @@ def cpu_seconds(service: Service) -> float:
 def measured(service: Service, dsn: str, script: Path, connections: int, seconds: int) -> str:
     """What a load took, as a line of the table."""
     before, began = cpu_seconds(service), time.monotonic()
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), service.url]
+    command = wrk.command(service.url, connections, seconds, "--latency", "-s", str(script))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
         peak = watch(service, dsn, load)
         output = load.stdout.read() if load.stdout else ""
     cores = (cpu_seconds(service) - before) / (time.monotonic() - began)
-    rate, p99 = _RATE.search(output), _P99.search(output)
-    assert rate is not None, output
+    rate, p99 = wrk.requests_per_second(output), _P99.search(output)
     assert p99 is not None, output
     # A miss of what is not there is a 404; of the others none may be refused.
     refused = _REFUSED.search(output)
     other = f"  refused {refused[1]}" if refused and script.stem != "misses" else ""
     return (
-        f"{float(rate[1]):8.0f}/s  p99 {p99[1]:>8}  cores {cores:4.2f}  master {peak.master:4.0f} MB"
+        f"{rate:8.0f}/s  p99 {p99[1]:>8}  cores {cores:4.2f}  master {peak.master:4.0f} MB"
         f"  worker {peak.worker:4.0f} MB  connections {peak.connections:2} busy {peak.busy:2}{other}"
     )
 
@@ -127,9 +125,7 @@ def _services(system: System, pools: list[int]) -> Iterator[tuple[int, Service]]
 def main(pools: str = "2,5,10", connections: int = 32, seconds: int = 10) -> None:
     """Measure a service's needs under load."""
     console = Console()
-    if shutil.which("wrk") is None:
-        console.print("wrk is missing; install it (Debian: apt-get install wrk)")
-        raise typer.Exit(1)
+    wrk.require(console)
     with System(Settings(), console) as system:
         system.airflow.stop()  # it has no part in this, and takes some of the processors
         for service in system.services.values():

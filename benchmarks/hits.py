@@ -9,7 +9,6 @@ Run `python -m benchmarks.hits`: it starts the system, and a server with the con
 from __future__ import annotations
 
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import httpx
 import typer
 from rich.console import Console
 
+from benchmarks import wrk
 from benchmarks.constant import PAYLOAD
 from local.ports import HOST, free_port
 from local.process import Process
@@ -27,7 +27,6 @@ from local.settings import REPOSITORY, Settings
 from local.system import System
 
 _CONNECTIONS: Final = 32
-_RATE: Final = re.compile(r"Requests/sec:\s+([\d.]+)")
 _WRONG: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)")
 
 
@@ -58,21 +57,17 @@ class Constant(Process):
 
 def requests_per_second(url: str, seconds: int) -> float:
     """What `wrk` counts."""
-    command = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{seconds}s", url]
+    command = wrk.command(url, _CONNECTIONS, seconds)
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     wrong = _WRONG.search(output)
     assert wrong is None, wrong
-    rate = _RATE.search(output)
-    assert rate is not None, output
-    return float(rate[1])
+    return wrk.requests_per_second(output)
 
 
 def main(rounds: int = 5, seconds: int = 6) -> None:
     """Measure hits against a constant response."""
     console = Console()
-    if shutil.which("wrk") is None:
-        console.print("wrk is missing; install it (Debian: apt-get install wrk)")
-        raise typer.Exit(1)
+    wrk.require(console)
     with System(Settings(), console) as system, Constant(system.folder) as constant:
         system.airflow.stop()  # it has no part in this, and takes some of the processors
         service = system.services["sb"]
