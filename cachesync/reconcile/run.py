@@ -141,11 +141,12 @@ async def plan(
             run,
             parameters.model_dump_json(),
         )
-        tasks = await _tasks(connection, run)
-        if tasks and _fit(tasks, clients):
-            return tasks
-        await connection.execute("DELETE FROM cachesync.reconciliation_chunk WHERE run = $1", run)
-        tasks.clear()
+        former = await _tasks(connection, run)
+        if former:
+            if _fit(former, clients):
+                return former
+            await connection.execute("DELETE FROM cachesync.reconciliation_chunk WHERE run = $1", run)
+        tasks: list[Task] = []
         notes: list[str] = []
         for service in parameters.services:
             planned = await _planned(connection, parameters, service, clients[service], notes)
