@@ -204,7 +204,7 @@ def test_spread_is_over_the_pods_of_one_service(manifests: Manifests) -> None:
 def test_a_node_can_be_drained_and_leaves_a_pod_of_each_service(manifests: Manifests) -> None:
     for service in SERVICES:
         allowed = manifests.one("PodDisruptionBudget", service)["spec"]["maxUnavailable"]
-        assert 0 < allowed < least_pods(manifests, service)
+        assert 0 < allowed < replicas(manifests, service)[0]
 
 
 def test_the_autoscaler_alone_says_how_many_pods_sb_has(manifests: Manifests) -> None:
@@ -272,7 +272,7 @@ def test_all_connections_at_once_are_within_what_postgresql_takes(rendered: dict
         workers = int(variables.get("WORKERS", settings["workers"].default))
         pool = int(variables.get("DB_POOL", settings["db_pool"].default))
         # In a rolling update each pod may still be there while its successor is there already.
-        services += 2 * most_pods(manifests, service) * workers * pool
+        services += 2 * replicas(manifests, service)[1] * workers * pool
     total = services + sum(AIRFLOWS_SESSIONS.values()) + INSTALL_SESSIONS + sum(RESERVED.values())
     arguments = container(manifests.one("StatefulSet", "postgres"))["args"]
     [limit] = [int(argument.partition("=")[2]) for argument in arguments if argument.startswith("max_conn")]
@@ -329,18 +329,14 @@ def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
     assert all(file.stat().st_mode & 0o077 == 0 for file in (tmp_path / "secrets").iterdir())
 
 
-def most_pods(manifests: Manifests, service: str) -> int:
+def replicas(manifests: Manifests, service: str) -> tuple[int, int]:
+    """How many of a service there are at least and at most."""
     for scaler in manifests.of("HorizontalPodAutoscaler"):
-        if scaler["spec"]["scaleTargetRef"]["name"] == service:
-            return int(scaler["spec"]["maxReplicas"])
-    return int(manifests.one("Deployment", service)["spec"]["replicas"])
-
-
-def least_pods(manifests: Manifests, service: str) -> int:
-    for scaler in manifests.of("HorizontalPodAutoscaler"):
-        if scaler["spec"]["scaleTargetRef"]["name"] == service:
-            return int(scaler["spec"]["minReplicas"])
-    return int(manifests.one("Deployment", service)["spec"]["replicas"])
+        spec = scaler["spec"]
+        if spec["scaleTargetRef"]["name"] == service:
+            return int(spec["minReplicas"]), int(spec["maxReplicas"])
+    fixed = int(manifests.one("Deployment", service)["spec"]["replicas"])
+    return fixed, fixed
 
 
 def named_flows(manifests: Manifests, direction: str) -> set[tuple[str, str, int]]:
