@@ -143,8 +143,9 @@ class Publisher:
             _log.warning("changes left unpublished", count=left)
         self._stopping.set()
         await asyncio.to_thread(self._poller.join)
-        self._marker.cancel()
-        await asyncio.gather(self._marker, return_exceptions=True)
+        # Not cancelled: what it is about to mark would stay unmarked.
+        self._wake.set()
+        await self._marker
         await self._mark_batch()
 
     def _poll(self) -> None:
@@ -158,7 +159,7 @@ class Publisher:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def _mark_acknowledged(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             await self._wake.wait()
             await asyncio.sleep(_MARK_SECONDS)
             self._wake.clear()

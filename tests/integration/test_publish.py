@@ -1,0 +1,35 @@
+"""What a publisher marks as published."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from cachesync.publish import Publisher
+from tests.integration.changes import change
+
+if TYPE_CHECKING:
+    from cachesync.entity import Entity
+
+
+async def test_what_is_being_marked_when_a_publisher_closes_is_marked(
+    topics: str, entities: dict[str, Entity]
+) -> None:
+    marking = asyncio.Event()
+    closing = asyncio.Event()
+    marked: list[int] = []
+
+    async def mark(versions: list[int]) -> None:
+        marking.set()
+        await closing.wait()
+        marked.extend(versions)
+
+    publisher = Publisher(topics, mark)
+    publisher.publish(entities["student"].topic, change("1", 30))
+    async with asyncio.timeout(20):
+        await marking.wait()
+    close = asyncio.create_task(publisher.close())
+    await asyncio.sleep(0.5)
+    closing.set()
+    await close
+    assert marked == [30]
