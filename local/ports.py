@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import secrets
 import socket
+import tempfile
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.errors import PortTakenError
@@ -16,13 +21,45 @@ _FIRST = 20_000
 _LAST = 32_000
 
 
+class _Given:
+    """The ports that processes of this user have been given, each until its process ends."""
+
+    def __init__(self) -> None:
+        self._ports: set[int] = set()
+        self._lock = threading.Lock()
+        self._file: int | None = None
+
+    def take(self, port: int) -> bool:
+        """Whether nobody had the port; it is ours then."""
+        with self._lock:
+            if port in self._ports:
+                return False
+            if self._file is None:
+                path = Path(tempfile.gettempdir()) / f"db-cache-sync-{os.getuid()}-ports"
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                # One byte of the file, which stays empty, is one port.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            except OSError:
+                return False
+            self._ports.add(port)
+            return True
+
+
+_given = _Given()
+
+
 def free_port() -> int:
-    """A port on which nothing listens at the moment."""
+    """A port on which nothing listens, and that no other call has returned, in any process that still runs.
+
+    It stays free for whoever asked while what is to listen on it is made ready, which takes seconds.
+    """
     # Not one of those that the kernel gives to outgoing connections: while a part is down, one of them could
     # get its port, even a client that tries to reach that very part.
-    while not _is_free(port := _FIRST + secrets.randbelow(_LAST - _FIRST)):
-        pass
-    return port
+    while True:
+        port = _FIRST + secrets.randbelow(_LAST - _FIRST)
+        if _is_free(port) and _given.take(port):
+            return port
 
 
 def accepts(port: int) -> bool:

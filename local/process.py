@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 import psutil
 
 from local import guard
-from local.errors import CommandError, ProcessExitedError, StartTimeoutError
+from local.errors import CommandError, PortTakenError, ProcessExitedError, StartTimeoutError
 from local.ports import require_free
 
 if TYPE_CHECKING:
@@ -295,6 +295,23 @@ class Process(ABC):
                 message = f"{self.name} was not ready after {self.start_seconds:.0f} s"
                 raise StartTimeoutError(message, self.log, self._log_end())
             time.sleep(self.poll_seconds)
+        # What answers may be another program, which took a port after it was found free.
+        ours = self._listening()
+        if taken := {name: port for name, port in self.ports.items() if port not in ours}:
+            raise PortTakenError(taken)
+
+    def _listening(self) -> set[int]:
+        """The ports that the process and its descendants listen on; all of them if we may not look."""
+        ports = set()
+        try:
+            for member in self.tree():
+                with suppress(psutil.NoSuchProcess):
+                    connections = member.net_connections("tcp")
+                    ports |= {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
+        except psutil.AccessDenied:
+            # A container without SYS_PTRACE hides the files of another user's processes even from root.
+            return set(self.ports.values())
+        return ports
 
     def _log_end(self) -> str:
         with self.log.open("rb") as log:

@@ -17,6 +17,7 @@ import redis
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+from local import ports
 from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
 from local.kafka import Kafka
 from local.ports import accepts, free_port
@@ -170,6 +171,50 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
             PortTakenError, match=rf"port {port} \(redis-sa\) is taken; set LOCAL_REDIS_SA_PORT"
         ):
             Redis(tmp_path, name="redis-sa", port=port).start()
+
+
+class OvertakenPostgres(Postgres):
+    """One whose port another server takes while its data are made."""
+
+    other: Postgres
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.other.start()
+
+
+def test_a_server_that_answers_in_place_of_the_one_that_was_started_is_not_taken_for_it(
+    state_folder: Path, tmp_path: Path
+) -> None:
+    server = OvertakenPostgres(tmp_path)
+    server.other = Postgres(state_folder / "own", port=server.port)
+    try:
+        # Whichever is noticed first: that its port is taken, or that it has ended.
+        either = (PortTakenError, ProcessExitedError)
+        with pytest.raises(either, match=f"port {server.port}.*taken|could not create any TCP/IP sockets"):
+            server.start()
+        assert not server.running
+        assert server.other.running
+    finally:
+        server.kill()
+        server.other.stop()
+
+
+FREE_PORTS = """
+from local import ports
+ports._FIRST, ports._LAST = 31_900, 32_000
+print(*(ports.free_port() for _ in range(40)))
+"""
+
+
+def test_no_two_processes_are_given_the_same_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_FIRST", 31_900)
+    ours = {free_port() for _ in range(40)}
+    command = [sys.executable, "-c", FREE_PORTS]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    theirs = {int(port) for port in result.stdout.split()}
+    assert len(ours) == len(theirs) == 40
+    assert not ours & theirs
 
 
 PARENT = """
