@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -12,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import structlog
 import typer
 from rich.console import Console
 
@@ -55,6 +57,8 @@ def main(
     seed = secrets.randbelow(10**6) if seed is None else seed
     console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends it and checks what there is")
     os.environ.update(_SEVERAL)
+    # A consumer that joins lives in this process, and would tell of itself between the lines of the run.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with claim_any(_STATE) as state, Links() as links:
         system = linked_system(state, console, links)
         if switched_off is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from random import Random
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -13,7 +15,12 @@ from typing import TYPE_CHECKING
 import redis as redis_client
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
+from cachesync.apply import Applier
+from cachesync.dead_letter import DeadLetters
+from cachesync.entity import load_entities
 from cachesync.event import headers_of
+from cachesync.stream import Stream, StreamError
+from local.command import ENTITIES
 from local.errors import LocalError
 from tests.faults.history.record import Fault
 from tests.faults.history.rest import reconcile
@@ -129,6 +136,8 @@ class Faults:
                 self._slots(planned, fault)
             elif planned.part.startswith("cachesync."):
                 self._messages(planned)
+            elif planned.kind == "join":
+                self._join(planned)
             else:
                 user, _, part = planned.part.partition(" to ")
                 self._way(planned, self._links.proxies[user, part])
@@ -191,6 +200,30 @@ class Faults:
             while time.monotonic() < until:
                 client.delete(*[client.randomkey() or b"-" for _ in range(10)])
                 time.sleep(0.02)
+
+    def _join(self, planned: Planned) -> None:
+        """Let one more consumer work in a group, as another triggerer's would, and leave again."""
+        group = planned.part
+        service = group.removeprefix("cachesync-")
+        environment = self._system.airflow.environment
+        settings = json.loads(environment[f"AIRFLOW_CONN_KAFKA_{service.upper()}"])["extra"]
+        broker = {"bootstrap.servers": settings["bootstrap.servers"], "log_level": 0}
+        entities = load_entities(Path(ENTITIES))
+        url = environment[f"AIRFLOW_CONN_REDIS_{service.upper()}"]
+        with redis_client.Redis.from_url(url, socket_timeout=2) as client:
+            stream = Stream(
+                Consumer(settings | broker),
+                Applier(client, service, entities),
+                DeadLetters(lambda: Producer(broker), service, group),
+                entities,
+                service,
+            )
+            leave = threading.Timer(planned.seconds, stream.stop)
+            leave.start()
+            # It ends early where Kafka has a fault too, or where too much is poisoned.
+            with suppress(StreamError):
+                stream.run()
+            leave.join()
 
     def _messages(self, planned: Planned) -> None:
         producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})

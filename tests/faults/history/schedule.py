@@ -25,6 +25,7 @@ _WAYS = tuple(
 )
 _CACHES = ("redis-sa", "redis-sb")
 _TOPICS = ("cachesync.student", "cachesync.course")
+_GROUPS = ("cachesync-sa", "cachesync-sb")
 #: What can be done to what, and for how many seconds.
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (_PARTS, 0.0, 4.0),
@@ -39,6 +40,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "restore": (_CACHES, 2.0, 8.0),
     "replay": (_TOPICS, 0.0, 0.0),
     "poison": (_TOPICS, 0.0, 0.0),
+    "join": (_GROUPS, 2.0, 9.0),
 }
 
 
