@@ -248,13 +248,13 @@ class _Bar:
 
 def _tell(answer: dict[str, Any]) -> None:
     counts = answer["letters"]
-    left = counts.pop("replayed", 0) + len(answer["untouched"]) + sum(answer["without_redis"].values())
+    left = counts.pop("replayed", 0) + len(answer["not_open"]) + sum(answer["without_redis"].values())
     done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no letter closed"
     _output.print(f"{'would be: ' if answer['dry_run'] else ''}{done}")
     for service, count in answer["without_redis"].items():
         console.print(f"{count} of {service}, whose Redis is not named: --redis {service}=...", markup=False)
-    if answer["untouched"]:
-        console.print(f"not open: {', '.join(answer['untouched'])}", markup=False)
+    if answer["not_open"]:
+        console.print(f"not open: {', '.join(answer['not_open'])}", markup=False)
     if left:
         console.print(f"{left} left as they are", markup=False)
         raise typer.Exit(_LEFT)

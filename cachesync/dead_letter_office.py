@@ -106,12 +106,13 @@ class Office:
             await retrier.discard(request.topics, request.wants, reason, dry_run=request.dry_run)
         else:
             await retrier.retry(request.wants)
+        left_alone = {str(place) for places in retrier.left_alone.values() for place in places}
         return {
             "action": request.action.value,
             "dry_run": request.dry_run,
             "letters": dict(sorted(counting.counts.items())),
-            "untouched": sorted(set(request.letters) - counting.letters),
-            "without_redis": dict(retrier.left_alone),
+            "not_open": sorted(set(request.letters) - counting.letters - left_alone),
+            "without_redis": {service: len(places) for service, places in retrier.left_alone.items()},
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -103,7 +103,7 @@ class Retrier:
         watcher: told of each letter.
 
     Attributes:
-        left_alone: how many letters of services without a Redis here were met, by service.
+        left_alone: the places of the letters that were met and whose service has no Redis here, by service.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Retrier:
         self._policy = policy
         self._watcher = watcher or Unwatched()
         self._away: dict[str, str] = {}
-        self.left_alone: Counter[str] = Counter()
+        self.left_alone: defaultdict[str, set[Place]] = defaultdict(set)
 
     async def retry(self, wanted: Wanted = _all) -> None:
         """Try the open letters whose time has come; those that fail again come back later, or are parked.
@@ -276,7 +276,7 @@ class Retrier:
         by_service: dict[str, list[tuple[Letter, Change]]] = {}
         for letter in letters:
             if letter.service not in self._appliers:
-                self.left_alone[letter.service] += 1
+                self.left_alone[letter.service].add(letter.place)
                 continue
             try:
                 change = letter.change()

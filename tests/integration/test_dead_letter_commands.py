@@ -166,6 +166,8 @@ async def test_what_would_do_something_else_than_was_meant_is_refused(post: Post
     assert letter["key"] == "7"
     result = await command("replay", letter["letter"], status=3, CACHESYNC_REDIS_URLS="")
     assert f"1 of {post.service}, whose Redis is not named" in result.output
+    assert "not open" not in result.output
+    assert "1 left as they are" in result.output
     result = await command("discard", "parking-lot:0:999999999", "--reason", "x", status=3)
     assert "not open: parking-lot:0:999999999" in result.output
 
