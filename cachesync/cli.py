@@ -10,7 +10,7 @@ import typer
 from cachesync import install as database_side
 from cachesync import topics
 from cachesync.cli_dead_letters import dead_letters
-from cachesync.cli_options import BootstrapServers, Dsn, EntitiesFile, connection, console, run
+from cachesync.cli_options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
 from cachesync.cli_reconcile import reconcile
 from cachesync.entity import load_entities
 
@@ -65,7 +65,7 @@ def create_topics(
     async def work() -> None:
         declared = load_entities(entities).values()
         made = topics.create_topics(
-            bootstrap_servers, declared, partitions=partitions, replication=replication
+            kafka_client(bootstrap_servers), declared, partitions=partitions, replication=replication
         )
         console.print(f"created: {', '.join(made) or 'none, all are there'}")
 

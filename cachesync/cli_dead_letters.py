@@ -21,6 +21,7 @@ from cachesync.cli_options import (
     RedisUrls,
     console,
     failed,
+    kafka_client,
     redis_clients,
     run,
 )
@@ -208,7 +209,7 @@ def _office(
     dsn: str | None, bootstrap_servers: str, clients: Mapping[str, WorkerRedis], entities_file: Path | None
 ) -> Office:
     entities = {} if entities_file is None else load_entities(entities_file)
-    return Office(dsn, {"bootstrap.servers": bootstrap_servers}, clients, entities, f"{getuser()}@{node()}")
+    return Office(dsn, kafka_client(bootstrap_servers), clients, entities, f"{getuser()}@{node()}")
 
 
 class _Bar:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import asyncpg
 import typer
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from cachesync.database import connected
 from cachesync.errors import CacheSyncError
+from cachesync.kafka_settings import KafkaSettings
 from cachesync.redis_client import worker_client
+from cachesync.settings import problems
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -29,6 +34,9 @@ console: Final = Console(stderr=True)
 
 _REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
 _REDIS_SECONDS: Final = 5.0
+_KAFKA_SECONDS: Final = 10.0
+# It does not help to try again.
+_REFUSALS: Final = {KafkaError._AUTHENTICATION, KafkaError._SSL}  # noqa: SLF001 - their only names
 
 Dsn = Annotated[
     str | None,
@@ -56,6 +64,38 @@ RedisUrls = Annotated[
 def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connection]:
     """A connection to the database, for the length of a command."""
     return connected(dsn, "cachesync")
+
+
+def kafka_client(bootstrap_servers: str) -> dict[str, str]:
+    """The settings that lead a Kafka client to the brokers, one of which has answered.
+
+    How they want to be reached is in the environment: the variables of `KafkaSettings`.
+
+    Raises:
+        typer.Exit: a variable is bad, or no broker lets us in; the reason has been told.
+        KafkaException: a certificate cannot be used.
+    """
+    try:
+        settings = KafkaSettings(kafka_bootstrap_servers=bootstrap_servers).kafka
+    except ValidationError as error:
+        raise failed(problems(error)) from None
+    # What is wrong is told to this alone; the calls say that there was no answer.
+    told: list[KafkaError] = []
+    options: dict[str, Any] = {**settings, "error_cb": told.append, "log_level": 2}
+    client = AdminClient(options)
+    deadline = time.monotonic() + _KAFKA_SECONDS
+    while True:
+        try:
+            client.list_topics(timeout=1)
+        except KafkaException as error:
+            client.poll(0)
+            refusal = next((one for one in told if one.code() in _REFUSALS), None)
+            if refusal or time.monotonic() > deadline:
+                reason = refusal or (told or error.args)[0]
+                message = f"Kafka at {bootstrap_servers}: {reason.str()}"
+                raise failed(message) from error
+        else:
+            return settings
 
 
 @contextmanager

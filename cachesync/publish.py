@@ -26,10 +26,9 @@ _MARK_SECONDS: Final = 0.1
 _FLUSH_SECONDS: Final = 5.0
 
 
-def producer_settings(bootstrap_servers: str) -> dict[str, str | int | bool]:
-    """The settings of a producer of changes."""
+def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a producer of changes, from those that lead to the brokers."""
     return {
-        "bootstrap.servers": bootstrap_servers,
         "enable.idempotence": True,
         # Batches of one message cost the broker more than these milliseconds cost the reader.
         "linger.ms": 5,
@@ -39,6 +38,7 @@ def producer_settings(bootstrap_servers: str) -> dict[str, str | int | bool]:
         "log_level": 2,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
+        **kafka,
     }
 
 
@@ -105,12 +105,12 @@ class Publisher:
     It never blocks and never fails its caller: what does not go out stays unmarked in the change log.
 
     Args:
-        bootstrap_servers: the brokers.
+        kafka: the settings of a Kafka client that lead to the brokers.
         mark: marks these versions as published in the change log.
     """
 
-    def __init__(self, bootstrap_servers: str, mark: Callable[[list[int]], Awaitable[None]]) -> None:
-        self._sender = Sender(producer_settings(bootstrap_servers))
+    def __init__(self, kafka: Mapping[str, Any], mark: Callable[[list[int]], Awaitable[None]]) -> None:
+        self._sender = Sender(producer_settings(kafka))
         self._mark = mark
         self._acknowledged: deque[int] = deque()
         self._loop = asyncio.get_running_loop()

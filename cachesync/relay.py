@@ -103,8 +103,7 @@ class Relay:
         self._dsn = dsn
         self._sender = Sender(
             {
-                **producer_settings(kafka["bootstrap.servers"]),
-                **kafka,
+                **producer_settings(kafka),
                 "message.timeout.ms": round(1000 * _ROUND_SECONDS),
                 # A topic that is not there is told at once, not waited for.
                 "topic.metadata.propagation.max.ms": 1000,

@@ -54,7 +54,7 @@ class Service:
             await database.close()
             raise
         slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000)
-        publisher = Publisher(settings.kafka_bootstrap_servers, database.mark_published)
+        publisher = Publisher(settings.kafka, database.mark_published)
         caches = {
             entity.name: EntityCache(settings, entity, table, slots, publisher) for entity, table in tables
         }

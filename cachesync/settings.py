@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, StringConstraints
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, StringConstraints, ValidationError
+
+from cachesync.kafka_settings import KafkaSettings
 
 Milliseconds = Annotated[int, Field(gt=0, le=60_000)]
 Port = Annotated[int, Field(gt=0, lt=65536)]
 
 
-class ServiceSettings(BaseSettings):
+class ServiceSettings(KafkaSettings):
     """Settings of one service's share of the system, each from the variable of its name.
+
+    Kafka is where changes are published.
 
     Attributes:
         service: the service's name; its slots are `{service}:{entity}:{key}`.
@@ -23,12 +26,9 @@ class ServiceSettings(BaseSettings):
         db_timeout_ms: the longest wait for a connection or a statement's answer.
         redis_url: this service's own cache.
         redis_timeout_ms: the longest wait for one answer of it.
-        kafka_bootstrap_servers: where changes are published.
         lease_ms: how long a lease holds; longer than a load or a commit takes.
         lease_wait_ms: how long a read waits for another's load before it asks the database itself.
     """
-
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
 
     service: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
     cachesync_entities: Path = Path("entities.toml")
@@ -41,6 +41,17 @@ class ServiceSettings(BaseSettings):
     db_timeout_ms: Milliseconds = 2000
     redis_url: str = "redis://127.0.0.1:6379/0"
     redis_timeout_ms: Milliseconds = 100
-    kafka_bootstrap_servers: str = "127.0.0.1:9092"
     lease_ms: Milliseconds = 2000
     lease_wait_ms: Milliseconds = 200
+
+
+def problems(error: ValidationError) -> str:
+    """What is wrong with which variables, in one line that holds none of their values."""
+    return "; ".join(
+        f"{str(one['loc'][0]).upper()} {_reason(one['type'], one['msg'])}"
+        for one in error.errors(include_url=False, include_input=False)
+    )
+
+
+def _reason(kind: str, message: str) -> str:
+    return "is not set" if kind == "missing" else f"is wrong: {message.removeprefix('Value error, ')}"

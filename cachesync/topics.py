@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
@@ -11,7 +11,7 @@ from cachesync import dead_letter
 from cachesync.errors import CacheSyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from cachesync.entity import Entity
 
@@ -28,14 +28,14 @@ class TopicsError(CacheSyncError):
 
 
 def create_topics(
-    bootstrap_servers: str, entities: Iterable[Entity], *, partitions: int, replication: int
+    kafka: Mapping[str, Any], entities: Iterable[Entity], *, partitions: int, replication: int
 ) -> list[str]:
     """Make the topics that are missing; those that are there stay as they are.
 
     An entity's topic is compacted: it keeps all changes for a week, and then the last of each key.
 
     Args:
-        bootstrap_servers: the brokers.
+        kafka: the settings of a Kafka client that lead to the brokers.
         entities: the declared entities.
         partitions: how many partitions an entity's topic has; the most consumers that share its load.
         replication: on how many brokers each message is kept.
@@ -54,7 +54,7 @@ def create_topics(
     topics = [NewTopic(entity.topic, partitions, replication, config=compacted) for entity in entities]
     for name, days in ((dead_letter.TOPIC, _DEAD_LETTER_DAYS), (dead_letter.PARKING_LOT, _PARKED_DAYS)):
         topics.append(NewTopic(name, 1, replication, config={"retention.ms": _milliseconds(days)}))
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient(dict(kafka))
     made = []
     for name, outcome in admin.create_topics(topics, request_timeout=_TIMEOUT_SECONDS).items():
         try:
@@ -62,7 +62,7 @@ def create_topics(
         except KafkaException as error:
             problem: KafkaError = error.args[0]
             if problem.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                message = f"topic {name} at {bootstrap_servers}: {problem.str()}"
+                message = f"topic {name} at {kafka['bootstrap.servers']}: {problem.str()}"
                 raise TopicsError(message) from error
         else:
             made.append(name)

@@ -66,7 +66,8 @@ class Kafka(Process):
         """Fetch the jars once, write the configuration, format the data folder once."""
         self._java = require_java()
         self._classes = fetch_jars(self._jars, POM)
-        self._write_properties()
+        lines = (f"{name}={value}\n" for name, value in self.properties().items())
+        self._properties.write_text("".join(lines))
         if not (self._data / "meta.properties").exists():
             self._format()
 
@@ -94,8 +95,9 @@ class Kafka(Process):
         # does not win that back.
         return [self._java, "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", str(self._classes / "*")]
 
-    def _write_properties(self) -> None:
-        properties = {
+    def properties(self) -> dict[str, object]:
+        """The broker's configuration."""
+        return {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
@@ -120,7 +122,6 @@ class Kafka(Process):
             "broker.heartbeat.interval.ms": 200,
             "broker.session.timeout.ms": 2000,
         }
-        self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
 
     def _format(self) -> None:
         # What an interrupted formatting left would not be taken.

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
-from cachesync.settings import Port, ServiceSettings
+from cachesync.settings import Port, ServiceSettings, problems
 
 
 class Settings(ServiceSettings):
@@ -40,15 +40,7 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()
     except ValidationError as error:
-        reasons = "; ".join(
-            f"{str(one['loc'][0]).upper()} {_reason(one['type'], one['msg'])}"
-            for one in error.errors(include_url=False, include_input=False)
-        )
-        message = f"cannot start: {reasons} (read from the environment and {file})"
+        message = f"cannot start: {problems(error)} (read from the environment and {file})"
     except (OSError, UnicodeDecodeError) as error:
         message = f"cannot start: cannot read {file}: {error}"
     raise SystemExit(message)
-
-
-def _reason(kind: str, message: str) -> str:
-    return "is not set" if kind == "missing" else f"is wrong: {message}"

@@ -79,7 +79,12 @@ def service_process(  # noqa: PLR0917 - each a server that it needs
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Service]]:
     """Runs a service under gunicorn, its settings changed as asked."""
-    create_topics(kafka.bootstrap_servers, load_entities(entities_file).values(), partitions=6, replication=1)
+    create_topics(
+        {"bootstrap.servers": kafka.bootstrap_servers},
+        load_entities(entities_file).values(),
+        partitions=6,
+        replication=1,
+    )
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
     @contextmanager

@@ -68,7 +68,9 @@ async def admin(sample: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture(scope="session")
 def topics(kafka: Kafka, entities: dict[str, Entity]) -> str:
     """The broker's address, its topics made."""
-    create_topics(kafka.bootstrap_servers, entities.values(), partitions=6, replication=1)
+    create_topics(
+        {"bootstrap.servers": kafka.bootstrap_servers}, entities.values(), partitions=6, replication=1
+    )
     return kafka.bootstrap_servers
 
 

@@ -24,7 +24,7 @@ async def test_what_is_being_marked_when_a_publisher_closes_is_marked(
         await closing.wait()
         marked.extend(versions)
 
-    publisher = Publisher(topics, mark)
+    publisher = Publisher({"bootstrap.servers": topics}, mark)
     publisher.publish(entities["student"].topic, change("1", 30))
     async with asyncio.timeout(20):
         await marking.wait()

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis as redis_client
@@ -23,7 +23,7 @@ from cachesync.stream import Stream, StreamError, require_manual_commit
 from tests.integration.changes import change, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     import asyncpg
@@ -399,8 +399,8 @@ async def test_a_dead_broker_neither_fails_nor_delays_a_write(
 async def test_a_full_queue_neither_fails_nor_delays_a_write(
     open_service: OpenService, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def short_queue(bootstrap_servers: str) -> dict[str, str | int | bool]:
-        return producer_settings(bootstrap_servers) | {"queue.buffering.max.messages": 10}
+    def short_queue(kafka: Mapping[str, Any]) -> dict[str, Any]:
+        return producer_settings(kafka) | {"queue.buffering.max.messages": 10}
 
     monkeypatch.setattr("cachesync.publish.producer_settings", short_queue)
     async with open_service("sa", kafka_bootstrap_servers="127.0.0.1:1") as sa, asyncio.timeout(20):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from base64 import b64decode
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cachesync.kafka_settings import KafkaSettings
 from serving.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,28 +65,35 @@ class Manifests(list[Manifest]):
         for source in container.get("envFrom", []):
             for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
                 if reference in source:
-                    made = next(
-                        one for one in self.of(kind) if one["metadata"]["name"] == source[reference]["name"]
-                    )
-                    variables |= made["data"]
+                    named = source[reference]
+                    found = [one for one in self.of(kind) if one["metadata"]["name"] == named["name"]]
+                    assert found or named.get("optional")
+                    variables |= found[0]["data"] if found else {}
         return variables | {one["name"]: one.get("value", "") for one in container.get("env", [])}
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
-    folder = tmp_path_factory.mktemp("k8s") / "k8s"
+def copy_of_manifests(parent: Path) -> Path:
+    """All of k8s/, with credentials as a user would make them."""
+    folder = parent / "k8s"
     shutil.copytree(REPOSITORY / "k8s", folder, ignore=shutil.ignore_patterns("*.env", "unfinished"))
     shutil.copy(REPOSITORY / "k8s/overlays/production/addresses.env", folder / "overlays/production")
     shutil.rmtree(folder / "overlays/minikube/secrets", ignore_errors=True)
     subprocess.run([folder / "overlays/minikube/make-secrets"], check=True, capture_output=True)
     for example in folder.glob("overlays/production/secrets/*.example"):
         shutil.copy(example, example.with_suffix(""))
-    manifests = {}
-    for overlay in OVERLAYS:
-        command = [str(PROGRAMS / "kubectl"), "kustomize", str(folder / "overlays" / overlay)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        manifests[overlay] = Manifests(yaml.safe_load_all(text))
-    return manifests
+    return folder
+
+
+def render(overlay: Path) -> Manifests:
+    command = [str(PROGRAMS / "kubectl"), "kustomize", str(overlay)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Manifests(yaml.safe_load_all(text))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
+    folder = copy_of_manifests(tmp_path_factory.mktemp("k8s"))
+    return {overlay: render(folder / "overlays" / overlay) for overlay in OVERLAYS}
 
 
 @pytest.fixture(params=OVERLAYS)
@@ -168,6 +177,26 @@ def test_services_know_all_their_variables(manifests: Manifests) -> None:
         variables = manifests.environment(container(manifests.one("Deployment", service)))
         assert variables.keys() <= known
         assert variables.keys() >= {"DB_USERNAME", "DB_PASSWORD", "DB_HOST", "REDIS_URL", "LISTEN_ADDRESS"}
+
+
+def test_a_kafka_that_asks_for_a_login_takes_no_more_than_files(tmp_path: Path) -> None:
+    overlay = copy_of_manifests(tmp_path) / "overlays/production"
+    with (overlay / "addresses.env").open("a") as file:
+        file.write("KAFKA_SECURITY_PROTOCOL=SASL_SSL\nKAFKA_SASL_MECHANISM=SCRAM-SHA-512\n")
+    for name in ("sa", "sb", "topics"):
+        with (overlay / f"secrets/{name}.env").open("a") as file:
+            file.write(f"KAFKA_SASL_USERNAME={name}\nKAFKA_SASL_PASSWORD=a password\n")
+    kustomization = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    kustomization["secretGenerator"].append({"name": "topics", "envs": ["secrets/topics.env"]})
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    manifests = render(overlay)
+    for kind, name in (("Deployment", "sa"), ("Deployment", "sb"), ("Job", "topics")):
+        variables = manifests.environment(container(manifests.one(kind, name)))
+        secret = manifests.one("Secret", name)["data"]
+        given = {key.lower(): text for key, text in variables.items() if key not in secret}
+        given |= {key.lower(): b64decode(text).decode() for key, text in secret.items()}
+        client = KafkaSettings.model_validate(given).kafka
+        assert (client["security.protocol"], client["sasl.username"]) == ("SASL_SSL", name)
 
 
 def test_jobs_get_no_more_than_they_need(manifests: Manifests) -> None:

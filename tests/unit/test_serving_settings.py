@@ -57,6 +57,30 @@ def test_environment_wins_over_the_env_file(kind: type[Settings], monkeypatch: p
     assert (settings.db_username, settings.port) == ("other", 9000)
 
 
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "PLAIN", "SASL_PASSWORD": "secret"},
+         "KAFKA_SASL_USERNAME is wrong: a login is needed, since KAFKA_SECURITY_PROTOCOL is SASL_SSL ("),
+        ({"SASL_PASSWORD": "secret"},
+         "KAFKA_SASL_PASSWORD is wrong: it has no effect while KAFKA_SECURITY_PROTOCOL is PLAINTEXT ("),
+        ({"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SSL_CA_LOCATION": __file__},
+         "KAFKA_SSL_CA_LOCATION is wrong: it has no effect while KAFKA_SECURITY_PROTOCOL is SASL_PLAINTEXT"),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CERTIFICATE_LOCATION": __file__},
+         "KAFKA_SSL_KEY_LOCATION is wrong: it goes with KAFKA_SSL_CERTIFICATE_LOCATION"),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CA_LOCATION": "/nowhere"},
+         "KAFKA_SSL_CA_LOCATION is wrong: Path does not point to a file"),
+    ],
+)  # fmt: skip
+def test_what_kafka_asks_for_is_whole_or_refused(
+    kind: type[Settings], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str
+) -> None:
+    write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"KAFKA_{name}", value)
+    assert text in complaint(kind)
+
+
 def test_missing_setting_is_named(kind: type[Settings]) -> None:
     write_env(kind, "DB_PASSWORD=secret\n")
     assert complaint(kind).startswith("cannot start: DB_USERNAME is not set (")

@@ -1,0 +1,100 @@
+"""A Kafka that asks for encryption and a login, or for a certificate, is reached by the settings alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cachesync.cli import app
+from tests.integration.conftest import ENTITIES_FILE
+from tests.integration.secure_kafka import PASSWORD, USER, SecureKafka
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
+
+    from cachesync.service import Service
+
+REPOSITORY = ENTITIES_FILE.parent
+UNPUBLISHED = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+    with SecureKafka(tmp_path_factory.mktemp("kafka"), jars=REPOSITORY / ".local" / "kafka") as server:
+        yield server
+
+
+def login(secure: SecureKafka, mechanism: str) -> dict[str, Any]:
+    return {
+        "kafka_bootstrap_servers": secure.with_login,
+        "kafka_security_protocol": "SASL_SSL",
+        "kafka_sasl_mechanism": mechanism,
+        "kafka_sasl_username": USER,
+        "kafka_sasl_password": PASSWORD,
+        "kafka_ssl_ca_location": secure.authority,
+    }
+
+
+def certificate(secure: SecureKafka) -> dict[str, Any]:
+    return {
+        "kafka_bootstrap_servers": secure.with_certificate,
+        "kafka_security_protocol": "SSL",
+        "kafka_ssl_ca_location": secure.authority,
+        "kafka_ssl_certificate_location": secure.certificate,
+        "kafka_ssl_key_location": secure.key,
+    }
+
+
+def cachesync(settings: dict[str, Any], *arguments: str) -> Any:
+    environment = {name.upper(): str(value) for name, value in settings.items()}
+    return CliRunner().invoke(app, arguments, env=environment | {"CACHESYNC_ENTITIES": str(ENTITIES_FILE)})
+
+
+@pytest.mark.parametrize("how", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "certificate"])
+async def test_topics_are_made_and_changes_published(
+    secure: SecureKafka,
+    open_service: Callable[..., AbstractAsyncContextManager[Service]],
+    admin: asyncpg.Connection,
+    how: str,
+) -> None:
+    settings = certificate(secure) if how == "certificate" else login(secure, how)
+    made = await asyncio.to_thread(cachesync, settings, "create-topics")
+    assert (made.exit_code, "created: " in made.output) == (0, True), made.output
+    async with open_service("sa", **settings) as sa:
+        await sa.caches["student"].insert(b'{"id":1,"name":"Ann"}', ["id", "name"])
+        async with asyncio.timeout(10):
+            while await admin.fetchval(UNPUBLISHED):
+                await asyncio.sleep(0.02)
+
+
+async def test_dead_letters_are_read_with_a_login(secure: SecureKafka, worker_dsn: str) -> None:
+    settings = login(secure, "SCRAM-SHA-512")
+    await asyncio.to_thread(cachesync, settings, "create-topics")
+    listed = await asyncio.to_thread(cachesync, settings, "dead-letters", "list", "--dsn", worker_dsn)
+    assert (listed.exit_code, "0 open" in listed.output) == (0, True), listed.output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"kafka_sasl_password": "another secret"}, "uthentication"),
+        ({"kafka_ssl_ca_location": None}, "certificate verify failed"),
+        ({"kafka_security_protocol": "PLAINTEXT"}, "KAFKA_SASL_MECHANISM is wrong: it has no effect while"),
+        ({"kafka_sasl_mechanism": "MD5"}, "KAFKA_SASL_MECHANISM is wrong: Input should be 'PLAIN'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["create-topics"], ["dead-letters", "list"]])
+def test_a_command_tells_why_it_is_not_let_in(
+    secure: SecureKafka, worker_dsn: str, wrong: dict[str, Any], text: str, command: list[str]
+) -> None:
+    settings = {**login(secure, "PLAIN"), **wrong, "cachesync_dsn": worker_dsn}
+    result = cachesync({name: "" if value is None else value for name, value in settings.items()}, *command)
+    assert result.exit_code == 1
+    assert text in result.output
+    assert "secret" not in result.output
