@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -52,16 +53,31 @@ class Reader:
                 "fetch.wait.max.ms": 10,
             }
         )
-        topic = "cachesync.student"
-        partitions = [TopicPartition(topic, number) for number in range(6)]
-        for partition in partitions:
-            partition.offset = self._consumer.get_watermark_offsets(partition, timeout=30)[1]
-        self._consumer.assign(partitions)
+        self._read_to = self._ends()
+        self._consumer.assign(
+            [TopicPartition("cachesync.student", number, end) for number, end in self._read_to.items()]
+        )
         self.messages: list[Message] = []
 
+    def _ends(self) -> dict[int, int]:
+        partitions = [TopicPartition("cachesync.student", number) for number in range(6)]
+        return {
+            partition.partition: self._consumer.get_watermark_offsets(partition, timeout=30)[1]
+            for partition in partitions
+        }
+
     def changes(self) -> list[Change]:
-        while fetched := self._consumer.consume(10_000, 0.5):
-            self.messages += fetched
+        """All that is there by now, however long a consumer takes to notice that Kafka is back."""
+        ends = self._ends()
+        deadline = time.monotonic() + 30
+        while any(self._read_to[number] < end for number, end in ends.items()):
+            assert time.monotonic() < deadline, "not all can be read"
+            for message in self._consumer.consume(10_000, 0.1):
+                number, offset = message.partition(), message.offset()
+                assert number is not None
+                assert offset is not None
+                self._read_to[number] = offset + 1
+                self.messages.append(message)
         return [
             decode("student", message.key(), message.value(), headers_of(message))
             for message in self.messages
