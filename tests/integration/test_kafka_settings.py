@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Producer
 from typer.testing import CliRunner
 
 from cachesync.cli import app
+from cachesync.dead_letter import TOPIC
+from cachesync.dead_letter_reader import DeadLetterReader
+from cachesync.kafka_settings import KafkaSettings
 from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.secure_kafka import PASSWORD, USER, SecureKafka
 
@@ -18,7 +23,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from cachesync.dead_letter import Letter
     from cachesync.service import Service
+    from local.redis import Redis
 
 REPOSITORY = ENTITIES_FILE.parent
 UNPUBLISHED = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
@@ -78,6 +85,37 @@ async def test_dead_letters_are_read_with_a_login(secure: SecureKafka, worker_ds
     await asyncio.to_thread(cachesync, settings, "create-topics")
     listed = await asyncio.to_thread(cachesync, settings, "dead-letters", "list", "--dsn", worker_dsn)
     assert (listed.exit_code, "0 open" in listed.output) == (0, True), listed.output
+
+
+async def test_airflows_connections_take_librdkafkas_own_names(
+    secure: SecureKafka, redis_sb: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cachesync_airflow.connections import brokers  # noqa: PLC0415 - importing Airflow takes seconds
+    from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
+
+    settings = login(secure, "SCRAM-SHA-512")
+    await asyncio.to_thread(cachesync, settings, "create-topics")
+    client: dict[str, Any] = KafkaSettings.model_validate(settings).kafka
+    consumer = {**client, "group.id": "airflow", "enable.auto.commit": False, "auto.offset.reset": "earliest"}
+    for name, extra in (("CACHESYNC", client), ("SB", consumer)):
+        monkeypatch.setenv(f"AIRFLOW_CONN_KAFKA_{name}", json.dumps({"conn_type": "kafka", "extra": extra}))
+    monkeypatch.setenv("AIRFLOW_CONN_REDIS_SB", redis_sb.url)
+    monkeypatch.setenv("CACHESYNC_CACHES", "sb")
+    monkeypatch.setenv("CACHESYNC_ENTITIES", str(ENTITIES_FILE))
+    stream = CacheSyncTrigger("sb", 0).open()
+    running = asyncio.create_task(asyncio.to_thread(stream.run))
+    producer = Producer(brokers())
+    producer.produce("cachesync.student", key=b"no change")
+    assert await asyncio.to_thread(producer.flush, 30) == 0
+    letters: list[Letter] = []
+    with DeadLetterReader(brokers()) as reader:
+        async with asyncio.timeout(30):
+            while not letters:
+                await asyncio.sleep(0.1)
+                letters = [letter for batch in reader.batches(TOPIC, 10) for letter in batch]
+    stream.stop()
+    await running
+    assert [(letter.service, letter.key) for letter in letters] == [("sb", b"no change")]
 
 
 @pytest.mark.parametrize(
