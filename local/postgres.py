@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import pwd
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from local.errors import LocalError
+from local.lock import one_at_a_time
 from local.ports import HOST, free_port
 from local.process import Process, rights, run
 
@@ -252,8 +252,7 @@ def _open_folder() -> Iterator[Path]:
         message = f"{_OPEN_FOLDER} belongs to somebody else; remove it"
         raise LocalError(message)
     _OPEN_FOLDER.chmod(0o755)
-    with (_OPEN_FOLDER / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(_OPEN_FOLDER / "lock"):
         yield _OPEN_FOLDER
 
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from local.errors import MissingToolError
+from local.lock import one_at_a_time
 from local.process import run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _JAVA_MAJOR = 17
 _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk-25-jre-headless")
@@ -53,21 +53,14 @@ def fetch_jars(parent: Path, pom: Path) -> Path:
 
 def _install_unless(is_there: Callable[[], bool], missing: str, *packages: str) -> None:
     """Install the first of the packages that this machine knows; `missing` is the error where it must not."""
-    with _one_installs():
+    # The other processes of this user wait: apt-get would refuse to start a second time.
+    with one_at_a_time(Path(tempfile.gettempdir()) / f"db-cache-sync-tools-{os.getuid()}.lock"):
         if is_there():
             return
         if not _can_install():
             raise MissingToolError(missing)
         _apt_get("update")
         _apt_get("install", next(filter(_is_packaged, packages), packages[0]))
-
-
-@contextmanager
-def _one_installs() -> Iterator[None]:
-    """Let the other processes of this user wait: apt-get would refuse to start a second time."""
-    with (Path(tempfile.gettempdir()) / f"db-cache-sync-tools-{os.getuid()}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _which(name: str) -> str:
