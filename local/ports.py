@@ -56,10 +56,14 @@ def free_port() -> int:
     """
     # Not one of those that the kernel gives to outgoing connections: while a part is down, one of them could
     # get its port, even a client that tries to reach that very part.
-    while True:
-        port = _FIRST + secrets.randbelow(_LAST - _FIRST)
-        if _is_free(port) and _given.take(port):
-            return port
+    while not take_port(port := _FIRST + secrets.randbelow(_LAST - _FIRST)):
+        pass
+    return port
+
+
+def take_port(port: int) -> bool:
+    """Whether nothing listens on this port and nobody was given it; it is ours then."""
+    return _is_free(port) and _given.take(port)
 
 
 def accepts(port: int) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 import redis
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from local.ports import HOST, free_port
+from local.ports import HOST, free_port, take_port
 from local.process import start_all, stop_all
 from local.redis import Redis
 
@@ -102,7 +102,6 @@ class RedisCluster:
 
 
 def _free_port() -> int:
-    port = free_port()
-    while port + _BUS >= _KERNELS:
-        port = free_port()
+    while (bus := (port := free_port()) + _BUS) >= _KERNELS or not take_port(bus):
+        pass
     return port
