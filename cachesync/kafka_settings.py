@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-_PREFIX = "kafka_"
-
 
 class KafkaSettings(BaseSettings):
     """The brokers and what they ask of a client, each from the variable of its name.
@@ -66,7 +64,7 @@ class KafkaSettings(BaseSettings):
             value = getattr(self, name)
             if value is not None:
                 plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-                client[name.removeprefix(_PREFIX).replace("_", ".")] = plain
+                client[name.removeprefix("kafka_").replace("_", ".")] = plain
         return client
 
 

@@ -68,7 +68,8 @@ class Manifests(list[Manifest]):
                     named = source[reference]
                     found = [one for one in self.of(kind) if one["metadata"]["name"] == named["name"]]
                     assert found or named.get("optional")
-                    variables |= found[0]["data"] if found else {}
+                    for name, text in (found[0]["data"] if found else {}).items():
+                        variables[name] = b64decode(text).decode() if kind == "Secret" else text
         return variables | {one["name"]: one.get("value", "") for one in container.get("env", [])}
 
 
@@ -192,10 +193,7 @@ def test_a_kafka_that_asks_for_a_login_takes_no_more_than_files(tmp_path: Path) 
     manifests = render(overlay)
     for kind, name in (("Deployment", "sa"), ("Deployment", "sb"), ("Job", "topics")):
         variables = manifests.environment(container(manifests.one(kind, name)))
-        secret = manifests.one("Secret", name)["data"]
-        given = {key.lower(): text for key, text in variables.items() if key not in secret}
-        given |= {key.lower(): b64decode(text).decode() for key, text in secret.items()}
-        client = KafkaSettings.model_validate(given).kafka
+        client = KafkaSettings.model_validate({key.lower(): text for key, text in variables.items()}).kafka
         assert (client["security.protocol"], client["sasl.username"]) == ("SASL_SSL", name)
 
 
