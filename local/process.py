@@ -296,7 +296,7 @@ class Process(ABC):
                 raise StartTimeoutError(message, self.log, self._log_end())
             time.sleep(self.poll_seconds)
         # What answers may be another program, which took a port after it was found free.
-        ours = self._listening()
+        ours = self._listening() if self.ports else set()
         if taken := {name: port for name, port in self.ports.items() if port not in ours}:
             raise PortTakenError(taken)
 
