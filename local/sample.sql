@@ -1,4 +1,4 @@
--- The tables of the sample: nothing in them knows of caches.
+-- The sample tables. They contain nothing specific to caching.
 CREATE TABLE IF NOT EXISTS public.student (
     id bigint PRIMARY KEY,
     name text NOT NULL,

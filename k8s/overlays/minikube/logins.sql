@@ -1,5 +1,5 @@
--- The logins, made with the first start of an empty volume. The two roles of `cachesync install` are made
--- beforehand, so that the owner of the tables, who installs, needs no right to make roles.
+-- The logins, created when PostgreSQL first starts on an empty volume. The two roles of `cachesync install` are created
+-- beforehand, so that the owner of the tables can run it without the privilege to create roles.
 \getenv owner_password OWNER_DB_PASSWORD
 \getenv sa_password SA_DB_PASSWORD
 \getenv sb_password SB_DB_PASSWORD
