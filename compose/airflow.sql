@@ -1,4 +1,4 @@
--- Airflow's own database, made with the first start of an empty volume.
+-- Airflow's own database, created when PostgreSQL first starts on an empty volume.
 \getenv airflow_password AIRFLOW_DB_PASSWORD
 
 CREATE ROLE airflow LOGIN PASSWORD :'airflow_password';

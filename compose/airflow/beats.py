@@ -1,6 +1,6 @@
-"""Airflow's health check: ends with 0 if the component in this container beats, as Airflow's database tells.
+"""Airflow's health check: exits with 0 if this container's component has sent a heartbeat recently, and 1 if not.
 
-Airflow's own command for this starts all of Airflow, at a second of processor a time.
+Airflow's own command for this loads all of Airflow, which takes a second of CPU time per check.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _QUERY = Path(__file__).with_suffix(".sql")
 
 
 def beats(dsn: str, job_type: str, hostname: str) -> bool:
-    """Whether the component beats.
+    """Return whether the component has a recent heartbeat.
 
-    Arguments:
-        dsn: Airflow's database
-        job_type: the component, as Airflow's table of jobs calls it
-        hostname: where it runs
+    Args:
+        dsn: the connection string of Airflow's database.
+        job_type: the component, as named in Airflow's `job` table.
+        hostname: the host that the component runs on.
 
     """
     with psycopg.connect(dsn, connect_timeout=3) as connection:

@@ -1,4 +1,4 @@
--- Whether the component of this kind in this container has beaten in the last 30 seconds.
+-- Whether this container's component of the given type has sent a heartbeat in the last 30 seconds.
 SELECT count(*) > 0
 FROM job
 WHERE
