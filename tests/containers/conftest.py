@@ -1,4 +1,4 @@
-"""The system of docker-compose.yml, on images built from the Dockerfiles as they are."""
+"""Fixtures that run the system of docker-compose.yml on images built from the unmodified Dockerfiles."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IMAGE = "db-cache-sync-serving:0.1.0"
 
 
 def docker(*arguments: str) -> str:
-    """What a command of Docker's prints; an error if it fails."""
+    """Run a Docker command and return its output; raise an error if it fails."""
     return subprocess.run(
         ["docker", *arguments], check=True, stdout=subprocess.PIPE, text=True
     ).stdout.strip()
 
 
 class Compose:
-    """A project of its own, with ports and secrets of its own."""
+    """A Compose project with its own ports and secrets."""
 
     def __init__(self, secrets: Path) -> None:
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
@@ -41,7 +41,7 @@ class Compose:
         self.sb = httpx.Client(base_url=f"http://127.0.0.1:{ports['SB_PORT']}", timeout=10)
 
     def __call__(self, *arguments: str) -> str:
-        """What a command of Compose's prints; an error if it fails."""
+        """Run a Compose command and return its output; raise an error if it fails."""
         return subprocess.run(
             [*self._command, *arguments],
             check=True,
@@ -52,7 +52,7 @@ class Compose:
         ).stdout
 
     def until_sa_is_ready(self) -> None:
-        """Wait until sa, whose container was started, answers."""
+        """Wait until sa, whose container has been started, is ready."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -65,19 +65,19 @@ class Compose:
                 return
 
     def containers(self, service: str) -> list[str]:
-        """The ids of a service's containers."""
+        """Return the IDs of a service's containers."""
         return self("ps", "--quiet", service).split()
 
 
 @pytest.fixture(scope="session")
 def built() -> None:
-    """Both images."""
+    """Build both images."""
     subprocess.run(["make", "images"], check=True, cwd=REPOSITORY)
 
 
 @pytest.fixture(scope="session")
-def compose(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:  # noqa: ARG001 - comes first
-    """The whole system, up."""
+def compose(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:  # noqa: ARG001 - must run first
+    """Start the whole system, and remove it at the end."""
     folder = tmp_path_factory.mktemp("compose")
     for name in ("Makefile", ".env.example"):
         (folder / name).write_text((REPOSITORY / name).read_text())

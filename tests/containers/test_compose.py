@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def follows(compose: Compose, seconds: float) -> bool:
-    """Whether a change at sa reaches sb's cache in time."""
+    """Return whether a change made by sa reaches sb's cache within the given time."""
     compose.sa.put("/students/5", json={"name": "Before", "age": 1}).raise_for_status()
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -31,11 +31,11 @@ def follows(compose: Compose, seconds: float) -> bool:
     return False
 
 
-def test_the_story_goes_as_told(compose: Compose) -> None:
+def test_demo_succeeds(compose: Compose) -> None:
     assert "0 examined" not in compose("run", "--rm", "-T", "story")
 
 
-def test_both_replicas_answer_at_one_port(compose: Compose) -> None:
+def test_either_replica_answers_while_the_other_is_paused(compose: Compose) -> None:
     containers = compose.containers("sb")
     assert len(containers) == 2
     for paused in containers:
@@ -53,7 +53,7 @@ def test_both_replicas_answer_at_one_port(compose: Compose) -> None:
         time.sleep(3)
 
 
-def test_one_triggerer_takes_over_from_the_other(compose: Compose) -> None:
+def test_each_triggerer_takes_over_when_the_other_is_killed(compose: Compose) -> None:
     containers = compose.containers("airflow-triggerer")
     assert len(containers) == 2
     assert follows(compose, 60)
@@ -64,7 +64,7 @@ def test_one_triggerer_takes_over_from_the_other(compose: Compose) -> None:
         time.sleep(15)
 
 
-def test_a_service_can_write_to_no_file_but_temporary_ones(compose: Compose) -> None:
+def test_service_can_write_only_temporary_files(compose: Compose) -> None:
     container = compose.containers("sa")[0]
     attempt = "touch /tmp/it && ! touch /app/it /opt/venv/it /it /var/tmp/it 2>/dev/null && echo refused"
     assert docker("exec", container, "sh", "-c", attempt) == "refused"
@@ -74,7 +74,7 @@ def test_a_service_can_write_to_no_file_but_temporary_ones(compose: Compose) -> 
     assert state["State"]["Health"]["Status"] == "healthy"
 
 
-def test_a_request_in_flight_is_answered_when_a_service_is_stopped(compose: Compose) -> None:
+def test_request_in_flight_is_answered_when_a_service_is_stopped(compose: Compose) -> None:
     container = compose.containers("sa")[0]
     body = json.dumps({"name": "Late", "age": 1}).encode()
     url = compose.sa.base_url
@@ -98,7 +98,7 @@ def test_a_request_in_flight_is_answered_when_a_service_is_stopped(compose: Comp
     compose.until_sa_is_ready()
 
 
-def test_nothing_is_lost_when_all_containers_are_made_anew(compose: Compose) -> None:
+def test_no_data_is_lost_when_all_containers_are_recreated(compose: Compose) -> None:
     written = compose.sa.put("/students/7", json={"name": "Kept", "age": 7}).raise_for_status()
     compose("down", "--timeout", "40")
     compose("up", "--detach", "sa")

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes stand-ins for the images that the Dockerfiles and docker-compose.yml name, under their tags, where no image
-# registry can be reached. For tests only: they show that our files work on such a system, not what the real images hold.
-# What is built on them holds this machine's certificates and must not be shipped.
+# Builds stand-ins for the images that the Dockerfiles and docker-compose.yml use, under the same tags, for when no image
+# registry can be reached. For tests only: they show that the project's files work on such a system, but they do not have
+# the content of the real images. Images built on them contain the build host's certificates and must not be shipped.
 set -eu
 cd "$(dirname "$0")"
 repository=$(cd ../../.. && pwd)
-export DOCKER_BUILDKIT=0 # docker's own builder: the other one would ask a registry for each FROM
+export DOCKER_BUILDKIT=0 # the classic builder: BuildKit would query a registry for each FROM
 
 have() {
     docker image inspect "$1" >/dev/null 2>&1
@@ -32,7 +32,7 @@ for name in postgres redis apache/kafka haproxy; do
     have "$image" && continue
     folder=${name#apache/}
     if [ "$folder" = kafka ]; then
-        # The jars that the tests' Kafka runs on, with the class that turns the environment into properties.
+        # The jars of the Kafka that the tests use, including the class that turns the environment into properties.
         rm -rf kafka/jars
         mkdir kafka/jars
         cp "$repository"/.local/kafka/*/*.jar kafka/jars/

@@ -1,5 +1,5 @@
 #!/bin/sh
-# As the official image: the first start makes the cluster and runs the scripts over a Unix socket.
+# Like the official image: the first start creates the cluster and runs the scripts over a Unix socket.
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     password=$(mktemp)
