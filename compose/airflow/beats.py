@@ -1,4 +1,4 @@
-"""Airflow's health check: exits with 0 if this container's component has sent a heartbeat recently, and 1 if not.
+"""Airflow's health check: exits with 0 if this container's component has a recent heartbeat, or 1 if not.
 
 Airflow's own command for this loads all of Airflow, which takes a second of CPU time per check.
 """

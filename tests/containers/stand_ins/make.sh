@@ -1,7 +1,8 @@
 #!/bin/sh
-# Builds stand-ins for the images that the Dockerfiles and docker-compose.yml use, under the same tags, for when no image
-# registry can be reached. For tests only: they show that the project's files work on such a system, but they do not have
-# the content of the real images. Images built on them contain the build host's certificates and must not be shipped.
+# Builds stand-ins for the images that the Dockerfiles and docker-compose.yml use, under the same tags, for when no
+# image registry can be reached. For tests only: they show that the project's files work on such a system, but they do
+# not have the content of the real images. Images built on them contain the build host's certificates and must not be
+# shipped.
 set -eu
 cd "$(dirname "$0")"
 repository=$(cd ../../.. && pwd)
