@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cachesync.entity import Entity
-from cachesync.install import install
+from cachesync.install.installer import install
 from local.postgres import Postgres
 from local.settings import REPOSITORY
 from local.silent import Silent

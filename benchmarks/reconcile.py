@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cachesync.entity import load_entities
-from cachesync.install import install
+from cachesync.install.installer import install
 from cachesync.reconcile.bulk import Bulk
-from cachesync.slot import UP_TO_PAYLOAD
+from cachesync.slots.layout import UP_TO_PAYLOAD
 from local.postgres import Postgres, programs
 from local.redis import Redis
 from local.settings import REPOSITORY
@@ -127,7 +127,7 @@ class Servers:
             last = b"%d" % (UP_TO_PAYLOAD - 1)
             for start in range(1, rows + 1, _BATCH):
                 keys = range(start, min(start + _BATCH, rows + 1))
-                bulk.call((b"GETRANGE", b"sb:student:%d" % key, b"0", last) for key in keys)
+                bulk.call([(b"GETRANGE", b"sb:student:%d" % key, b"0", last) for key in keys])
         assert copying.returncode == 0
         return time.perf_counter() - began
 

@@ -1,5 +1,5 @@
 """`python -m cachesync`."""
 
-from cachesync.cli import app
+from cachesync.cli.main import app
 
 app()

@@ -37,6 +37,9 @@ def _duration(value: object) -> timedelta:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+OnChange = Literal["refresh", "invalidate"]
+"""What a change does to a cached value: replace it, or empty the slot."""
+
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 
 
@@ -63,7 +66,7 @@ class Entity(BaseModel):
     columns: tuple[Identifier, ...] | None = None
     ttl: Duration
     absent_ttl: Duration
-    on_change: Literal["refresh", "invalidate"] = "refresh"
+    on_change: OnChange = "refresh"
     path: Annotated[str, StringConstraints(pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")]
 
     @model_validator(mode="after")

@@ -1,30 +1,93 @@
-"""What can go wrong, as exceptions whose text is fit to be shown to a user."""
+"""The exceptions of this library. Their text can be shown to a user.
+
+    CacheSyncError
+    ├── SettingsError
+    ├── DeclarationError
+    ├── InstallError
+    ├── NotInstalledError
+    ├── DatabaseError
+    │   └── DatabaseUnavailableError
+    ├── CacheUnavailableError
+    ├── KafkaUnavailableError
+    ├── TopicError
+    ├── RowError
+    │   ├── RowNotFoundError
+    │   ├── DuplicateRowError
+    │   ├── VersionMismatchError
+    │   ├── ConstraintViolatedError
+    │   │   └── ReferenceViolatedError
+    │   └── InvalidValueError
+    ├── UndecodableError
+    ├── StreamError
+    │   └── TooManyDeadLettersError
+    ├── LetterNotFoundError
+    └── ReconcileError
+
+Errors of asyncpg, redis-py and the Kafka client are translated where those libraries are called, so that
+`except CacheSyncError` catches every error that this library raises on purpose. The original error is
+the `__cause__`.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class CacheSyncError(Exception):
-    """Anything that this library raises on purpose."""
+    """Base class of the errors that this library raises on purpose."""
+
+
+class SettingsError(CacheSyncError):
+    """A setting or a parameter is missing or invalid; the text names it."""
+
+    @classmethod
+    def of(cls, error: ValidationError) -> Self:
+        """Describe every invalid environment variable in one line, without its value."""
+        return cls(
+            "; ".join(
+                f"{str(one['loc'][0]).upper()} {_reason(one['type'], one['msg'])}"
+                for one in error.errors(include_url=False, include_input=False)
+            )
+        )
 
 
 class DeclarationError(CacheSyncError):
-    """The entities file is wrong; the text says where and what."""
+    """The entities file is invalid; the text names the place and the reason."""
 
 
 class InstallError(CacheSyncError):
-    """The database side cannot be made; the text says on which table, why, and what to do."""
+    """The database side cannot be installed; the text names the table, the reason and the remedy."""
 
 
 class NotInstalledError(CacheSyncError):
-    """The database side is missing or does not fit the declaration: `cachesync install` mends it."""
+    """The database side is missing or does not match the declaration; `cachesync install` fixes it."""
 
 
-class DatabaseUnavailableError(CacheSyncError):
-    """PostgreSQL did not answer, or every connection of the pool stayed in use for too long."""
+class DatabaseError(CacheSyncError):
+    """PostgreSQL refused a statement for a reason that is not in the caller's data."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """PostgreSQL did not respond, or no connection of the pool became free in time."""
+
+
+class CacheUnavailableError(CacheSyncError):
+    """Redis did not respond in time, refused a command, or has been unavailable for a while."""
+
+
+class KafkaUnavailableError(CacheSyncError):
+    """Kafka did not respond in time, refused a request, or did not acknowledge a message."""
+
+
+class TopicError(CacheSyncError):
+    """A Kafka topic is missing or cannot be created."""
 
 
 class RowError(CacheSyncError):
-    """A write that the database refused because of what was asked, not because of its own state."""
+    """The database refused a write because of the data, not because of its own state."""
 
 
 class RowNotFoundError(RowError):
@@ -32,10 +95,10 @@ class RowNotFoundError(RowError):
 
 
 class DuplicateRowError(RowError):
-    """A row with these values exists.
+    """A row with these values already exists.
 
     Attributes:
-        columns: the columns that have to be unique together.
+        columns: the columns that must be unique together.
     """
 
     def __init__(self, columns: tuple[str, ...], message: str) -> None:
@@ -44,15 +107,15 @@ class DuplicateRowError(RowError):
 
 
 class VersionMismatchError(RowError):
-    """The row's version is not one of those that the caller expected."""
+    """The row's version is not one of the expected versions."""
 
 
 class ConstraintViolatedError(RowError):
-    """A check, foreign key, exclusion or not-null constraint refuses the row.
+    """The row violates a check, exclusion, foreign-key or not-null constraint.
 
     Attributes:
-        constraint: its name, None for a not-null column.
-        columns: the columns it is about, as far as the catalogue tells.
+        constraint: the name of the constraint; None for a not-null column.
+        columns: the columns of the constraint, as far as the catalogue knows them.
     """
 
     def __init__(self, constraint: str | None, columns: tuple[str, ...], message: str) -> None:
@@ -61,13 +124,41 @@ class ConstraintViolatedError(RowError):
         self.columns = columns
 
 
+class ReferenceViolatedError(ConstraintViolatedError):
+    """The row violates a foreign key: it refers to a missing row, or another row refers to it."""
+
+
 class InvalidValueError(RowError):
-    """PostgreSQL cannot take a value for its column.
+    """A value is not valid for its column.
 
     Attributes:
-        column: the column, None where it could not be told.
+        column: the column; None if it is unknown.
     """
 
     def __init__(self, column: str | None, message: str) -> None:
         super().__init__(message)
         self.column = column
+
+
+class UndecodableError(CacheSyncError):
+    """A Kafka message is not a change, and never will be."""
+
+
+class StreamError(CacheSyncError):
+    """The stream cannot continue by itself."""
+
+
+class TooManyDeadLettersError(StreamError):
+    """So many messages fail that continuing would drain the topics into the dead letters."""
+
+
+class LetterNotFoundError(CacheSyncError):
+    """The dead letter does not exist, or no longer exists."""
+
+
+class ReconcileError(CacheSyncError):
+    """A reconciliation cannot be planned or carried out; the text gives the reason."""
+
+
+def _reason(kind: str, message: str) -> str:
+    return "is not set" if kind == "missing" else f"is invalid: {message.removeprefix('Value error, ')}"

@@ -14,7 +14,7 @@ import httpx
 import psutil
 from redis import Redis
 
-from cachesync.slot import HEAD_BYTES, encode_version, slot_name
+from cachesync.slots.layout import HEAD_BYTES, encode_version, slot_name
 from local.command import cachesync
 from local.errors import LocalError
 from local.process import run

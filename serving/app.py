@@ -11,7 +11,7 @@ import structlog
 from falcon.asgi import Response
 
 from cachesync.errors import CacheSyncError, DatabaseUnavailableError, DeclarationError
-from cachesync.service import Service
+from cachesync.service.service import Service
 from serving import metrics, problems
 from serving.body import Bodies
 from serving.health import Live, Ready

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from jsonschema_rs import Draft202012Validator
 
 from cachesync.errors import InvalidValueError
+from cachesync.service.row_input import RowInput
 from serving import problems
 from serving.problems import FieldError, Kind, Problem, field_problem
 from serving.schema import insert_schema, patch_schema, replace_schema
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jsonschema_rs import ValidationError
 
-    from cachesync.cache import EntityCache
+    from cachesync.service.cache import EntityCache
     from serving.request import Request
     from serving.schema import Schema
 
@@ -53,14 +53,6 @@ _KINDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A JSON object whose members are just these columns."""
-
-    data: bytes
-    columns: tuple[str, ...]
-
-
 class Bodies:
     """Takes the bodies of one entity's writes.
 
@@ -78,32 +70,33 @@ class Bodies:
         self._replace = _validator(replace_schema(cache))
         self._patch = _validator(patch_schema(cache))
 
-    async def to_insert(self, request: Request) -> Body:
+    async def to_insert(self, request: Request) -> RowInput:
         """The row of a POST."""
         text, members = await self._read(request, JSON)
         self._validate(self._insert, members)
-        return Body(self._exact(text, members).encode(), tuple(members))
+        return self._exact(text, members)
 
-    async def to_replace(self, request: Request, key: str) -> Body:
+    async def to_replace(self, request: Request, key: str) -> RowInput:
         """The row of a PUT, with the path's key."""
         text, members = await self._read(request, JSON)
         self._validate(self._replace, members)
         self._compare_key(members, key)
-        text = self._exact(text, members)
+        row = self._exact(text, members)
         if self._key.name in members or self._key.generated:
-            return Body(text.encode(), tuple(members))
-        value = key if self._key.name in self._integers else json.dumps(key)
-        start = text.index("{") + 1
+            return row
+        value = int(key) if self._key.name in self._integers else key
+        start = row.text.index("{") + 1
         comma = "," if members else ""
-        text = f"{text[:start]}{json.dumps(self._key.name)}:{value}{comma}{text[start:]}"
-        return Body(text.encode(), (self._key.name, *members))
+        member = f"{json.dumps(self._key.name)}:{json.dumps(value)}"
+        text = f"{row.text[:start]}{member}{comma}{row.text[start:]}"
+        return RowInput(text, {self._key.name: value, **row.values})
 
-    async def to_merge(self, request: Request, key: str) -> Body:
+    async def to_merge(self, request: Request, key: str) -> RowInput:
         """The merge patch of a PATCH."""
         text, members = await self._read(request, MERGE_PATCH, JSON)
         self._validate(self._patch, members)
         self._compare_key(members, key)
-        return Body(self._exact(text, members).encode(), tuple(members))
+        return self._exact(text, members)
 
     async def _read(self, request: Request, *media_types: str) -> tuple[str, dict[str, Any]]:
         _require_media_type(request, media_types)
@@ -160,18 +153,21 @@ class Bodies:
                 FieldError(self._key.name, f"must be {key!r} as in the path, or left out"),
             )
 
-    def _exact(self, text: str, members: dict[str, Any]) -> str:
-        """The text with integers as PostgreSQL reads them: 1.0 and 1e2 are integers in JSON Schema alone."""
-        odd = [name for name in self._integers if isinstance(members.get(name), Decimal)]
+    def _exact(self, text: str, members: dict[str, Any]) -> RowInput:
+        """The row with integers as PostgreSQL reads them: 1.0 and 1e2 are integers in JSON Schema alone."""
+        odd = {name: int(value) for name, value in members.items() if self._is_odd(name, value)}
         if not odd:
-            return text
+            return RowInput(text, members)
         pieces = []
         done = 0
         for name, start, end in _spans(text):
             if name in odd:
-                pieces += [text[done:start], str(int(members[name]))]
+                pieces += [text[done:start], str(odd[name])]
                 done = end
-        return "".join([*pieces, text[done:]])
+        return RowInput("".join([*pieces, text[done:]]), members | odd)
+
+    def _is_odd(self, name: str, value: object) -> bool:
+        return name in self._integers and isinstance(value, Decimal)
 
 
 def _validator(schema: Schema) -> Draft202012Validator:

@@ -12,7 +12,7 @@ from serving.problems import MEDIA_TYPE, NOT_READY
 if TYPE_CHECKING:
     from falcon.asgi import Response
 
-    from cachesync.service import Service
+    from cachesync.service.service import Service
     from serving.request import Request
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from falcon.asgi import Response
 
-    from cachesync.cache import EntityCache
-    from cachesync.catalogue import Column
+    from cachesync.postgres.catalogue import Column
+    from cachesync.service.cache import EntityCache
     from serving.request import Request
     from serving.settings import Settings
 

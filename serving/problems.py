@@ -14,6 +14,7 @@ from cachesync.errors import (
     DatabaseUnavailableError,
     DuplicateRowError,
     InvalidValueError,
+    ReferenceViolatedError,
     RowNotFoundError,
     VersionMismatchError,
 )
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from falcon.asgi import Response
+    from falcon.asgi import App, Response
 
-    from serving.app import App
     from serving.request import Request
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -136,7 +136,7 @@ def document(
     return orjson.dumps({**members, **(extension or {})})
 
 
-def add_handlers(app: App) -> None:
+def add_handlers(app: App[Any, Any]) -> None:
     """Make every error of the application a problem."""
     app.set_error_serializer(_serialize)
     app.add_error_handler(DatabaseUnavailableError, _database_unavailable)
@@ -188,8 +188,7 @@ async def _version_mismatch(
 async def _constraint_violated(
     _req: Request, _resp: Response, error: ConstraintViolatedError, _params: dict[str, Any]
 ) -> NoReturn:
-    foreign_key = getattr(error.__cause__, "sqlstate", None) == "23503"
-    kind = REFERENCE_VIOLATED if foreign_key else CONSTRAINT_VIOLATED
+    kind = REFERENCE_VIOLATED if isinstance(error, ReferenceViolatedError) else CONSTRAINT_VIOLATED
     raise _about(kind, error.columns, str(error))
 
 

@@ -8,8 +8,8 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
 
-from cachesync.cache import Outcome
 from cachesync.errors import DuplicateRowError, InvalidValueError, VersionMismatchError
+from cachesync.service.cache import Outcome
 from serving import problems
 from serving.conditions import creates_only, etag, expected_versions, none_match, refuse
 from serving.problems import FieldError, Problem, field_problem
@@ -18,8 +18,9 @@ from serving.request import segment_text
 if TYPE_CHECKING:
     from falcon.asgi import Response
 
-    from cachesync.cache import EntityCache, Written
-    from serving.body import Bodies, Body
+    from cachesync.service.cache import EntityCache, Written
+    from cachesync.service.row_input import RowInput
+    from serving.body import Bodies
     from serving.request import Request
 
 DEFAULT_PAGE: Final = 100
@@ -63,8 +64,8 @@ class Rows:
     async def on_post(self, req: Request, resp: Response) -> None:
         """Insert a row."""
         refuse(req, "If-Match", "If-None-Match")
-        body = await self._bodies.to_insert(req)
-        written = await self._cache.insert(body.data, body.columns)
+        row = await self._bodies.to_insert(req)
+        written = await self._cache.insert(row)
         _answer(req, resp, written, self._path)
 
     def _limit(self, text: str | None) -> int:
@@ -115,11 +116,11 @@ class OneRow:
             refuse(req, "If-None-Match")
         create = creates_only(req)
         expected = expected_versions(req)
-        body = await self._bodies.to_replace(req, key)
+        row = await self._bodies.to_replace(req, key)
         if create:
-            written = await self._create(body)
+            written = await self._create(row)
         else:
-            written = await self._replace(key, body, expected)
+            written = await self._replace(key, row, expected)
         _answer(req, resp, written, self._path)
 
     async def on_patch(self, req: Request, resp: Response, key: str) -> None:
@@ -127,8 +128,8 @@ class OneRow:
         key = self._key(key)
         refuse(req, "If-None-Match")
         expected = expected_versions(req)
-        body = await self._bodies.to_merge(req, key)
-        written = await self._cache.merge(key, body.data, body.columns, expected)
+        row = await self._bodies.to_merge(req, key)
+        written = await self._cache.merge(key, row, expected)
         _answer(req, resp, written, self._path)
 
     async def on_delete(self, req: Request, resp: Response, key: str) -> None:
@@ -139,20 +140,20 @@ class OneRow:
         _say_bypass(req, written)
         resp.status = 204
 
-    async def _create(self, body: Body) -> Written:
+    async def _create(self, row: RowInput) -> Written:
         try:
-            return await self._cache.insert(body.data, body.columns)
+            return await self._cache.insert(row)
         except DuplicateRowError as error:
             if error.columns == (self._key_column.name,):
                 raise Problem(problems.PRECONDITION_FAILED, "a row with this key exists") from None
             raise
 
-    async def _replace(self, key: str, body: Body, expected: frozenset[int] | None) -> Written:
+    async def _replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
         if expected is not None or not self._key_column.generated:
-            return await self._cache.replace(key, body.data, body.columns, expected)
+            return await self._cache.replace(key, row, expected)
         try:
             # The database alone makes the keys: a row that is created would get another one.
-            return await self._cache.replace(key, body.data, body.columns, frozenset())
+            return await self._cache.replace(key, row, frozenset())
         except VersionMismatchError:
             raise self._not_found() from None
 

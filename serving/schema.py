@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cachesync.cache import EntityCache
-    from cachesync.catalogue import Column
+    from cachesync.postgres.catalogue import Column
+    from cachesync.service.cache import EntityCache
 
 Schema = dict[str, Any]
 

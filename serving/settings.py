@@ -6,7 +6,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
-from cachesync.settings import Port, ServiceSettings, problems
+from cachesync.errors import SettingsError
+from cachesync.service.settings import Port, ServiceSettings
 
 
 class Settings(ServiceSettings):
@@ -40,7 +41,7 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()
     except ValidationError as error:
-        message = f"cannot start: {problems(error)} (read from the environment and {file})"
+        message = f"cannot start: {SettingsError.of(error)} (read from the environment and {file})"
     except (OSError, UnicodeDecodeError) as error:
         message = f"cannot start: cannot read {file}: {error}"
     raise SystemExit(message)

@@ -1,1 +1,5 @@
-"""Reconciliation: what is wrong in a service's cache, found and repaired while writes go on."""
+"""Reconciliation: finds and repairs drift between a service's cache and the database.
+
+Runs in the DAG `reconcile` and from the command line, while writes go on. It reads the cache, then the
+database, and repairs by compare-and-set. It never fills an empty slot.
+"""

@@ -8,21 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import hiredis
-from redis.exceptions import RedisError
 
-from cachesync.errors import CacheSyncError
+from cachesync.errors import CacheUnavailableError
+from cachesync.slots.clients import translate_redis_errors
+from cachesync.slots.redis_py_internals import socket_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from redis import Redis
 
+    from cachesync.slots.scripts import Command
+
 _TIMEOUT_SECONDS: Final = 10.0
 _READ_BYTES: Final = 1 << 18
-
-
-class RedisUnavailableError(CacheSyncError):
-    """A Redis does not answer, or refuses; nothing is wrong with what it was asked."""
 
 
 class Bulk:
@@ -33,17 +32,14 @@ class Bulk:
         name: what messages call it.
 
     Raises:
-        RedisUnavailableError: Redis does not let us in.
+        CacheUnavailableError: Redis does not let us in.
     """
 
     def __init__(self, client: Redis, name: str) -> None:
         self._name = name
         self._pool = client.connection_pool
-        try:
+        with translate_redis_errors(name):
             self._connection = self._pool.get_connection()
-        except RedisError as error:
-            message = f"{name} does not answer: {error}"
-            raise RedisUnavailableError(message) from error
         self._reader = hiredis.Reader(replyError=self._refused)
         self._moved = False
 
@@ -55,27 +51,26 @@ class Bulk:
         self._connection.disconnect()
         self._pool.release(self._connection)
 
-    def call(self, commands: Iterable[tuple[bytes, ...]]) -> list[Any]:
+    def call(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, one to each command; a hiredis.ReplyError where that one was refused.
 
         Raises:
-            RedisUnavailableError: Redis does not answer, or another node of its cluster has a key.
+            CacheUnavailableError: Redis does not answer, or another node of its cluster has a key.
         """
-        listed = list(commands)
-        return self.send(self.pack(listed), len(listed))
+        return self.send(self.pack(commands), len(commands))
 
     @staticmethod
-    def pack(commands: Iterable[tuple[bytes, ...]]) -> bytes:
+    def pack(commands: Iterable[Command]) -> bytes:
         """Commands as they go over the connection."""
         # Its stub knows commands of one part only.
         return b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
 
     def send(self, packed: bytes, count: int) -> list[Any]:
         """The answers to so many commands that the caller has packed; like `call`."""
-        connected: Any = self._connection._sock  # noqa: SLF001 - redis-py offers no other way
+        connected = socket_of(self._connection)
         reader = self._reader
         answers: list[Any] = []
-        try:
+        with translate_redis_errors(self._name):
             connected.settimeout(_TIMEOUT_SECONDS)
             connected.sendall(packed)
             while len(answers) < count:
@@ -86,15 +81,12 @@ class Bulk:
                     reader.feed(received)
                 else:
                     message = f"{self._name} closed the connection"
-                    raise RedisUnavailableError(message)
-        except OSError as error:
-            message = f"{self._name} does not answer: {error or type(error).__name__}"
-            raise RedisUnavailableError(message) from error
+                    raise CacheUnavailableError(message)
         if self._moved:
             message = (
                 f"keys move between {self._name} and other nodes of its cluster; go on when that is done"
             )
-            raise RedisUnavailableError(message)
+            raise CacheUnavailableError(message)
         return answers
 
     def _refused(self, reason: str) -> hiredis.ReplyError:

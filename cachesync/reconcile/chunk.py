@@ -13,16 +13,18 @@ import structlog
 from hiredis import ReplyError
 
 from cachesync.reconcile.drift import Findings, Kind, drift_of, repair_of
-from cachesync.slot import UP_TO_PAYLOAD, encode_value, script, slot_name, with_jitter
+from cachesync.slots.layout import UP_TO_PAYLOAD, encode_value, slot_name, with_jitter
+from cachesync.slots.scripts import run_script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.reconcile.bulk import Bulk
     from cachesync.reconcile.rows import ComparedRows
     from cachesync.reconcile.source import Source
+    from cachesync.slots.scripts import Command
 
 _log = structlog.get_logger(__name__)
 
@@ -42,8 +44,6 @@ _MOST_WAITING: Final = 100_000
 # Whole slots are read so many at a time: their payloads may be large.
 _SECOND_LOOK: Final = 500
 _LEASE: Final = ord("L")
-
-_EVAL: Final = (b"EVAL", script("repair").source.encode(), b"1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Chunk:
             findings: what was found before its cursor.
 
         Raises:
-            RedisUnavailableError: Redis does not answer.
+            CacheUnavailableError: Redis does not answer.
         """
         waiting: deque[Round] = deque()
         cursor, share, size, ended = source.cursor, 0.0, _FIRST, False
@@ -221,7 +221,7 @@ class Chunk:
                 await self._settle(entity, candidates[start : start + _SECOND_LOOK], current.findings[entity])
 
     async def _settle(self, entity: str, candidates: list[Candidate], findings: Findings) -> None:
-        slots = await self._call([(b"GET", self._name(one)) for one in candidates])
+        slots = await self._in_thread(self._bulk.call, [(b"GET", self._name(one)) for one in candidates])
         rows = await self._rows[entity].read(one.key for one in candidates)
         wrong: list[Drift] = []
         for one, slot in zip(candidates, slots, strict=True):
@@ -264,16 +264,15 @@ class Chunk:
 
     async def _repair(self, entity: str, wrong: list[Drift], findings: Findings) -> None:
         declared = self._entities[entity]
-        repairs: list[tuple[Drift, tuple[bytes, ...]]] = []
+        repairs: list[tuple[Drift, Command]] = []
         for one in wrong:
             if isinstance(one.slot, ReplyError):
                 _log.warning("what stands in a slot's place is none", slot=one.name, error=str(one.slot))
                 findings.could_not_repair(one.key)
                 continue
             content = repair_of(one.kind, one.row, declared.on_change)
-            ttl = b"%d" % with_jitter(declared.ttl)
-            repairs.append((one, (*_EVAL, one.name, one.slot, content, ttl)))
-        answers = await self._call([command for _, command in repairs])
+            repairs.append((one, (one.name, one.slot, content, with_jitter(declared.ttl))))
+        answers = await self._in_thread(run_script, "repair", [call for _, call in repairs], self._bulk.call)
         for (one, _), answer in zip(repairs, answers, strict=True):
             if isinstance(answer, ReplyError):
                 _log.warning("a slot could not be repaired", slot=one.name, error=str(answer))
@@ -287,6 +286,7 @@ class Chunk:
         name = slot_name(self._service, candidate.entity, candidate.key)
         return name.encode(errors="surrogateescape")
 
-    async def _call(self, commands: Iterable[tuple[bytes, ...]]) -> list[Any]:
+    async def _in_thread(self, call: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
+        """Use the connection in a thread, while nobody else does."""
         async with self._redis:
-            return await asyncio.to_thread(self._bulk.call, commands)
+            return await asyncio.to_thread(call, *arguments)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slot import ABSENT, EMPTY, HEAD_BYTES, UP_TO_PAYLOAD, encode_value
+from cachesync.slots.layout import ABSENT, HEAD_BYTES, UP_TO_PAYLOAD, changed_content, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cachesync.change import Row
+    from cachesync.entity import OnChange
 
 SAMPLE: Final = 10
 """Of so many keys of each kind a report tells."""
@@ -109,12 +110,10 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
     return None
 
 
-def repair_of(kind: Kind, row: Row | None, on_change: str) -> bytes:
+def repair_of(kind: Kind, row: Row | None, on_change: OnChange) -> bytes:
     """The content that a slot is repaired with.
 
     What is ahead, or hides a row, may have refused a change that is newer than the row as it was read, or
     may be about to: such a slot is emptied, as then it cannot be wrong.
     """
-    if kind is Kind.STALE and row is not None and on_change == "refresh":
-        return encode_value(row.version, row.fingerprint, row.payload)
-    return EMPTY
+    return changed_content(on_change, row if kind is Kind.STALE else None)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from cachesync.database import connect
-from cachesync.rows import Rows
-from cachesync.statements import statement
+from cachesync.postgres.connect import connect
+from cachesync.postgres.rows import Rows
+from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,9 @@ class ComparedRows(Rows):
         """
         if not keys:
             return []
-        query = statement("disagreeing", digest="md5(r.payload)" if deep else "''", **self._fragments)
+        query = statement(
+            "reconcile/disagreeing", digest="md5(r.payload)" if deep else "''", **self._fragments
+        )
         try:
             # What is no text in a slot differs from all that a row would put there, like what replaces it.
             held, between_held = _joined(slots, "replace")
@@ -85,7 +87,7 @@ class ComparedRows(Rows):
             was truncated.
         """
         found = await self._connection.fetch(
-            statement("in_flight"),
+            statement("reconcile/in_flight"),
             self._entity,
             versions,
             [key for key in gone if self.impossible(key) is None],

@@ -8,24 +8,24 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, aclosing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, computed_field
-from redis.exceptions import RedisError
+from pydantic import TypeAdapter
 
-from cachesync.database import connect
-from cachesync.errors import CacheSyncError, NotInstalledError
-from cachesync.reconcile.bulk import Bulk, RedisUnavailableError
+from cachesync.errors import NotInstalledError, ReconcileError
+from cachesync.postgres.connect import connect, translate_postgres_errors
+from cachesync.postgres.statements import statement
+from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
 from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
+from cachesync.reconcile.models import Parameters, Report, Task
 from cachesync.reconcile.rows import ComparedRows, connect_for_rows
 from cachesync.reconcile.source import Changed, Keyspace, Source
-from cachesync.redis_client import primaries
-from cachesync.slot import slot_name
-from cachesync.statements import statement
+from cachesync.slots.clients import primaries, translate_redis_errors
+from cachesync.slots.layout import slot_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.redis_client import WorkerRedis
+    from cachesync.slots.clients import WorkerRedis
 
 _SLOTS_PER_CHUNK: Final = 1_000_000
 _SAVE_SECONDS: Final = 2.0
@@ -43,87 +43,6 @@ _MARGIN: Final = timedelta(minutes=1)
 _FINDINGS: Final = TypeAdapter(dict[str, Findings])
 
 
-class ReconcileError(CacheSyncError):
-    """A run cannot be made or done; the text says why."""
-
-
-class Parameters(BaseModel):
-    """What a run is asked for.
-
-    Attributes:
-        services: whose caches.
-        entities: the slots of which entities.
-        mode: `full`: all slots; `delta`: those of rows that changed since the last run.
-        deep: whether payloads are compared, too, not only versions.
-        dry_run: whether nothing is repaired.
-        rate_limit: the most slots per second and chunk; None: as fast as it goes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    services: tuple[str, ...] = Field(min_length=1)
-    entities: tuple[str, ...] = Field(min_length=1)
-    mode: Literal["full", "delta"] = "full"
-    deep: bool = False
-    dry_run: bool = False
-    rate_limit: int | None = Field(default=None, gt=0)
-
-
-class Task(BaseModel):
-    """One chunk of a run.
-
-    Attributes:
-        service: whose cache.
-        number: which of the service's, from 0.
-        count: how many the service has.
-        entities: the slots of which entities.
-        part: which part of the keyspace, and of how many; None: the slots of changed rows.
-        since: since when those have changed.
-        node: on which primary of a Redis Cluster; None: it is one Redis.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    service: str
-    number: int
-    count: int = 0
-    entities: tuple[str, ...]
-    part: tuple[int, int] | None = None
-    since: datetime | None = None
-    node: str | None = None
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def label(self) -> str:
-        """What progress is told of it as, such as `sb 3/8`."""
-        return f"{self.service} {self.number + 1}/{self.count}"
-
-
-class Report(Findings):
-    """What a run came to; the counts are of all services, the samples are names of slots.
-
-    Attributes:
-        run: its id.
-        outcome: `clean`: nothing was wrong; `repaired`: all that was is right now; `drift`: a dry run found
-            some; `unrepaired`: some could not be repaired.
-        parameters: what it was asked for.
-        notes: what it did otherwise than asked, and why.
-        started_at: when it was planned.
-        duration_s: seconds from then to its report.
-        rows_per_s: slots examined in each of them.
-        services: what was found, by service and entity.
-    """
-
-    run: str
-    outcome: Literal["clean", "repaired", "drift", "unrepaired"]
-    parameters: Parameters
-    notes: tuple[str, ...]
-    started_at: datetime
-    duration_s: float
-    rows_per_s: float
-    services: dict[str, dict[str, Findings]]
-
-
 async def plan(
     connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, WorkerRedis]
 ) -> list[Task]:
@@ -131,11 +50,11 @@ async def plan(
 
     Raises:
         NotInstalledError: the database side is missing or older than this.
-        RedisUnavailableError: a service's Redis does not answer.
+        CacheUnavailableError: a service's Redis does not answer.
     """
     await _require_installed(connection)
     async with connection.transaction():
-        await connection.execute(statement("forget_reconciliation"), run)
+        await connection.execute(statement("reconcile/forget"), run)
         await connection.execute(
             "INSERT INTO cachesync.reconciliation (run, parameters) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             run,
@@ -188,7 +107,7 @@ async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Pa
     """The last run that was asked for the same and has no report, claimed; None if older than a day."""
     await _require_installed(connection)
     run: str | None = await connection.fetchval(
-        statement("unfinished_reconciliation"), prefix, parameters.model_dump_json()
+        statement("reconcile/unfinished"), prefix, parameters.model_dump_json()
     )
     return run
 
@@ -221,10 +140,11 @@ async def run_chunk(
 
     Raises:
         ReconcileError: the chunk, or its primary, is there no more.
-        RedisUnavailableError: Redis does not answer, or its keys move to another node.
+        CacheUnavailableError: Redis does not answer, or its keys move to another node.
         DatabaseUnavailableError: PostgreSQL does not answer.
     """
     async with AsyncExitStack() as stack:
+        stack.enter_context(translate_postgres_errors())
         connection = await connect_for_rows(dsn)
         stack.push_async_callback(connection.close)
         reached = await connection.fetchrow(
@@ -281,7 +201,7 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
     Raises:
         ReconcileError: a chunk of it has not been done.
     """
-    record = await connection.fetchrow(statement("reconciliation_run"), run)
+    record = await connection.fetchrow(statement("reconcile/run"), run)
     if record is None:
         message = f"there is no run {run!r}"
         raise ReconcileError(message)
@@ -346,7 +266,7 @@ async def _planned(
         # The keys of the change log are anywhere, and a chunk has one connection.
         notes.append(f"{service}: a full run in place of a delta, since its cache is a Redis Cluster")
     elif parameters.mode == "delta":
-        basis = await connection.fetchval(statement("reconciliation_basis"), service, entities, _MARGIN)
+        basis = await connection.fetchval(statement("reconcile/basis"), service, entities, _MARGIN)
         if basis is None:
             notes.append(
                 f"{service}: a full run in place of a delta, since no earlier run that left nothing wrong "
@@ -354,7 +274,7 @@ async def _planned(
             )
         else:
             since = basis - _MARGIN
-            truncated = await connection.fetch(statement("truncated"), since)
+            truncated = await connection.fetch(statement("reconcile/truncated"), since)
             full = {record["entity"] for record in truncated} & set(entities)
             if full:
                 notes.append(f"{service}: all of {', '.join(sorted(full))}, since a table was truncated")
@@ -363,11 +283,8 @@ async def _planned(
                 tasks.append(Task(service=service, number=0, entities=rest, since=since))
     if full:
         for node, redis in redises.items():
-            try:
+            with translate_redis_errors(f"the Redis of {service}"):
                 slots: int = await asyncio.to_thread(redis.dbsize)
-            except RedisError as error:
-                message = f"the Redis of {service} does not answer: {error}"
-                raise RedisUnavailableError(message) from error
             tasks += [
                 Task(
                     service=service,
@@ -388,7 +305,7 @@ async def _changed(
     connection = await connect(dsn, "cachesync-reconcile")
     stack.push_async_callback(connection.close)
     await stack.enter_async_context(connection.transaction())
-    keys = await connection.cursor(statement("changed_keys"), task.since, task.entities, cursor)
+    keys = await connection.cursor(statement("reconcile/changed_keys"), task.since, task.entities, cursor)
     return Changed(bulk, task.service, keys, cursor, deep=deep)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hiredis import ReplyError
 
-from cachesync.reconcile.bulk import RedisUnavailableError
-from cachesync.slot import UP_TO_PAYLOAD, slot_name
+from cachesync.errors import CacheUnavailableError
+from cachesync.slots.layout import UP_TO_PAYLOAD, slot_name
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,7 +40,7 @@ class Source(Protocol):
         """The names of about so many slots, and what they hold as `ComparedRows.disagreeing` takes it.
 
         Raises:
-            RedisUnavailableError: Redis does not answer.
+            CacheUnavailableError: Redis does not answer.
         """
 
 
@@ -81,7 +81,7 @@ class Keyspace:
             packed, looks = _looks(unread, deep=self._deep)
             answer, *found = self._bulk.send(self._bulk.pack([scan]) + packed, looks + 1)
             if isinstance(answer, ReplyError):
-                raise RedisUnavailableError(str(answer))
+                raise CacheUnavailableError(str(answer))
             names += unread
             slots += _comparable(found, deep=self._deep)
             unread = answer[1]

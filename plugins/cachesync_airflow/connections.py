@@ -9,7 +9,7 @@ from airflow.sdk import BaseHook
 from redis import Redis
 
 if TYPE_CHECKING:
-    from cachesync.redis_client import WorkerRedis
+    from cachesync.slots.clients import WorkerRedis
 
 
 def database() -> str:

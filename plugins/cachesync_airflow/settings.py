@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cachesync.dead_letter import RetryPolicy
+from cachesync.backoff import Backoff
+from cachesync.dead_letters.letter import RetryPolicy
 
 ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 
@@ -40,7 +40,8 @@ class AirflowSettings(BaseSettings):
     @property
     def retry_policy(self) -> RetryPolicy:
         """How often a dead letter is tried, and when."""
-        return RetryPolicy(self.dead_letter_attempts, timedelta(seconds=self.dead_letter_backoff_seconds))
+        backoff = Backoff(first=self.dead_letter_backoff_seconds, longest=3600, jitter=1)
+        return RetryPolicy(self.dead_letter_attempts, backoff)
 
     @field_validator("caches", mode="before")
     @classmethod

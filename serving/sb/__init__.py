@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic_settings import SettingsConfigDict
 
-from cachesync.settings import Port  # noqa: TC001 - pydantic reads it
+from cachesync.service.settings import Port  # noqa: TC001 - pydantic reads it
 from serving.app import create_app
 from serving.settings import Settings, load_settings
 

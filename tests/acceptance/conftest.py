@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from cachesync.entity import load_entities
-from cachesync.install import install
-from cachesync.topics import create_topics
+from cachesync.install.installer import install
+from cachesync.kafka.topics import create_topics
 from local.postgres import create_role
 from local.service import Service
 from local.silent import Silent

@@ -12,7 +12,7 @@ import pytest
 import redis
 from confluent_kafka import Producer
 
-from cachesync.slot import encode_value
+from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
 

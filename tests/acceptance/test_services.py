@@ -298,8 +298,8 @@ def test_connection_is_closed_when_idle_and_never_within_a_request(sa: Service, 
 @pytest.mark.parametrize(
     ("changed", "code", "reason"),
     [
-        ({"PORT": "http"}, 1, "cannot start: PORT is wrong: Input should be a valid integer"),
-        ({"WORKERS": "0"}, 1, "cannot start: WORKERS is wrong: Input should be greater than 0"),
+        ({"PORT": "http"}, 1, "cannot start: PORT is invalid: Input should be a valid integer"),
+        ({"WORKERS": "0"}, 1, "cannot start: WORKERS is invalid: Input should be greater than 0"),
         ({"DB_NAME": "postgres"}, 3, "cannot start: the database has no schema 'cachesync'"),
         ({"DB_PORT": "1"}, 3, "cannot start: 127.0.0.1:1/"),
         ({"DB_PASSWORD": "wrong-one"}, 3, "cannot start: 127.0.0.1:"),

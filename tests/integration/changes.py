@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from cachesync.change import Change, Operation
-from cachesync.slot import encode_value
+from cachesync.slots.layout import encode_value
 
 FINGERPRINT = b"abcdef01"
 

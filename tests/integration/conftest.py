@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from cachesync.entity import load_entities
-from cachesync.install import install
-from cachesync.redis_client import worker_client
-from cachesync.service import Service
-from cachesync.settings import ServiceSettings
-from cachesync.topics import create_topics
+from cachesync.install.installer import install
+from cachesync.kafka.topics import create_topics
+from cachesync.service.service import Service
+from cachesync.service.settings import ServiceSettings
+from cachesync.slots.clients import worker_client
 from local.postgres import address, create_role
 from local.silent import Silent
 from tests.integration.post import Post

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 
-from cachesync import retry
-from cachesync.apply import Applier
-from cachesync.dead_letter_office import Office
-from cachesync.dead_letter_reader import DeadLetterReader
-from cachesync.dead_letter_request import Request
+from cachesync.dead_letters import retry
+from cachesync.dead_letters.reader import DeadLetterReader
+from cachesync.dead_letters.request import Request
+from cachesync.dead_letters.service import DeadLetterService
 from cachesync.entity import load_entities
+from cachesync.slots.batch import Applier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ def main(step: str, when: str, *where: str) -> None:
     service, dsn, broker, redis_url, entities = where
     owner, name = _STEPS[step]
     setattr(owner, name, _killed(getattr(owner, name), when))
-    office = Office(
+    office = DeadLetterService(
         dsn,
         {"bootstrap.servers": broker},
         {service: redis.Redis.from_url(redis_url)},

@@ -22,21 +22,22 @@ import redis
 import uvloop
 from confluent_kafka import Consumer, Producer
 
-from cachesync.apply import Applier
-from cachesync.dead_letter import DeadLetters
+from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
 from cachesync.errors import RowError
-from cachesync.relay import Relay
-from cachesync.service import Service
-from cachesync.stream import Stream
+from cachesync.relay.relay import Relay
+from cachesync.service.row_input import RowInput
+from cachesync.service.service import Service
+from cachesync.slots.batch import Applier
+from cachesync.stream.stream import Stream
 from local.postgres import run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from multiprocessing.connection import Connection
 
-    from cachesync.cache import EntityCache
-    from cachesync.settings import ServiceSettings
+    from cachesync.service.cache import EntityCache
+    from cachesync.service.settings import ServiceSettings
 
 KEYS: Final = range(1, 5_001)
 """Those that are written to."""
@@ -151,7 +152,7 @@ def _write_through_services(parent: Connection, *settings: ServiceSettings) -> N
                         written = await cache.delete(str(key), None)
                     else:
                         body = b'{"id":%d,"name":"%d","age":1}' % (key, next(number))
-                        written = await cache.replace(str(key), body, ["id", "name", "age"], None)
+                        written = await cache.replace(str(key), RowInput.from_json(body), None)
                 except RowError:
                     return
                 record.acknowledge(key, written.version)
@@ -221,7 +222,7 @@ def _follow(parent: Connection, dsn: str, settings: ServiceSettings) -> None:
         }
     )
     applier = Applier(redis.Redis.from_url(settings.redis_url), settings.service, entities)
-    letters = DeadLetters(lambda: Producer(kafka), settings.service, group)
+    letters = DeadLetterSender(lambda: Producer(kafka), settings.service, group)
     stream = Stream(consumer, applier, letters, entities, settings.service)
     relay = Relay(dsn, kafka, entities, timedelta(days=1))
     threads = [threading.Thread(target=part.run, daemon=True) for part in (stream, relay)]

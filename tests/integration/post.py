@@ -9,32 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from cachesync.dead_letter import DEFAULT_POLICY, TOPIC, Letter, RetryPolicy
-from cachesync.dead_letter_reader import DeadLetterReader
-from cachesync.retry import Retrier, Unwatched
-from cachesync.slot import encode_value
+from cachesync.dead_letters.letter import DEFAULT_POLICY, Letter, RetryPolicy
+from cachesync.dead_letters.reader import DeadLetterReader
+from cachesync.dead_letters.retry import NullWatcher, Retrier
+from cachesync.kafka.topics import DEAD_LETTERS
+from cachesync.slots.layout import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import asyncpg
 
-    from cachesync.dead_letter_action import Ending
+    from cachesync.dead_letters.audit import AuditEntry
     from cachesync.entity import Entity
-    from cachesync.event import Headers
-    from cachesync.redis_client import WorkerRedis
+    from cachesync.kafka.event import Headers
+    from cachesync.slots.clients import WorkerRedis
 
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PAYLOAD = b"\xff any bytes \x00"
 
 
-class Watching(Unwatched):
+class Watching(NullWatcher):
     """Keeps what was done with letters."""
 
     def __init__(self) -> None:
-        self.endings: list[Ending] = []
+        self.endings: list[AuditEntry] = []
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: AuditEntry) -> None:
         self.endings.append(ending)
 
     @property
@@ -93,7 +94,7 @@ class Post:
 
     def put(self, key: bytes, version: int | bytes, operation: str = "upsert", **special: Any) -> None:
         """Send letters: `count`, to the `topic`; what else is special are headers."""
-        topic, count = special.pop("topic", TOPIC), special.pop("count", 1)
+        topic, count = special.pop("topic", DEAD_LETTERS), special.pop("count", 1)
         fields = {
             "service": self.service,
             "original-topic": "cachesync.student",
@@ -124,7 +125,7 @@ class Post:
             producer.produce(topic, key=key, value=value, headers=headers)
         assert producer.flush(30) == 0
 
-    def letters(self, topic: str = TOPIC, service: str | None = None) -> list[Letter]:
+    def letters(self, topic: str = DEAD_LETTERS, service: str | None = None) -> list[Letter]:
         """All letters of the service, closed or not."""
         reader = Consumer(
             {**self.kafka, "group.id": "test", "enable.partition.eof": True, "fetch.wait.max.ms": 10}

@@ -9,7 +9,8 @@ import pytest
 
 from cachesync.entity import load_entities
 from cachesync.errors import ConstraintViolatedError, InvalidValueError
-from cachesync.install import install
+from cachesync.install.installer import install
+from cachesync.service.row_input import RowInput
 from local.silent import Silent
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from cachesync.service import Service
+    from cachesync.service.service import Service
 
 
 def declare_odd(folder: Path) -> Path:
@@ -50,7 +51,7 @@ async def test_value_that_a_domain_refuses_is_refused_by_its_column(
     async with open_service("sa", cachesync_entities=entities) as service:
         for body in ({"key": 1, "amount": -1}, {"key": 1, "bits": "111", "amount": -1}):
             with pytest.raises(ConstraintViolatedError) as caught:
-                await service.caches["odd"].insert(json.dumps(body).encode(), sorted(body))
+                await service.caches["odd"].insert(RowInput.from_mapping(body))
             assert caught.value.columns == ("amount",)
 
 
@@ -67,5 +68,5 @@ async def test_value_whose_type_looks_names_up_is_refused_by_its_column(
     async with open_service("sa", cachesync_entities=entities) as service:
         body = json.dumps({"key": 1, "relation": value}).encode()
         with pytest.raises(InvalidValueError) as caught:
-            await service.caches["odd"].insert(body, ("key", "relation"))
+            await service.caches["odd"].insert(RowInput.from_json(body))
     assert caught.value.column == "relation"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis as redis_client
 
-from cachesync import apply, slot
-from cachesync.apply import Applier
 from cachesync.change import Change
 from cachesync.change import Operation as Changed
+from cachesync.service.row_input import RowInput
+from cachesync.slots import scripts
+from cachesync.slots.batch import Applier
 from tests.faults.history import rest
 from tests.faults.history.broken import EDITS, switch_off
 from tests.faults.history.checker import Wrong, check
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from cachesync.cache import EntityCache
     from cachesync.entity import Entity
-    from cachesync.service import Service
+    from cachesync.service.cache import EntityCache
+    from cachesync.service.service import Service
     from local.redis import Redis
 
 ROW = Row("student", "1")
@@ -43,7 +44,7 @@ class Client:
     async def put(self, name: str) -> None:
         start = self._clock()
         body = json.dumps({"id": 1, "name": name}).encode()
-        written = await self._cache.replace(ROW.key, body, ["id", "name"], None)
+        written = await self._cache.replace(ROW.key, RowInput.from_json(body), None)
         assert written.row is not None
         self._record(Kind.UPSERT, start, written.row.version, written.row.payload)
 
@@ -86,12 +87,11 @@ async def client(student: EntityCache) -> Client:
 @pytest.fixture
 def rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The rule that is switched off; None: all are in force."""
-    monkeypatch.setattr(slot.Script, "__init__", slot.Script.__init__)
+    monkeypatch.setattr(scripts.Script, "__init__", scripts.Script.__init__)
     if request.param is not None:
         switch_off(request.param)
-    monkeypatch.setattr(apply, "_CHANGE", slot.script("change"))
     yield request.param
-    slot.script.cache_clear()
+    scripts.script.cache_clear()
 
 
 async def wrong(history: History, sample: str, redis_sa: Redis) -> set[Wrong]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import redis as redis_client
 
-from cachesync.cache import EntityCache, Outcome
 from cachesync.errors import (
+    CacheUnavailableError,
     ConstraintViolatedError,
     DuplicateRowError,
     InvalidValueError,
@@ -18,8 +18,9 @@ from cachesync.errors import (
     RowNotFoundError,
     VersionMismatchError,
 )
-from cachesync.round_trips import CacheUnavailableError
-from cachesync.slot import encode_value
+from cachesync.service.cache import EntityCache, Outcome
+from cachesync.service.row_input import RowInput
+from cachesync.slots.layout import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.change import Row
-    from cachesync.service import Service
+    from cachesync.service.service import Service
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -63,7 +64,7 @@ def slot_of(slots: redis_client.Redis, name: str) -> bytes:
 
 async def put(cache: EntityCache, key: int, name: str) -> int:
     body = json.dumps({"id": key, "name": name}).encode()
-    return (await cache.replace(str(key), body, ["id", "name"], None)).version
+    return (await cache.replace(str(key), RowInput.from_json(body), None)).version
 
 
 async def loads(admin: asyncpg.Connection) -> int:
@@ -98,7 +99,7 @@ async def test_a_missing_row_is_cached_as_absent_for_its_own_ttl(
 
 
 async def test_a_write_is_read_back_as_a_hit(students: EntityCache) -> None:
-    written = await students.insert(ANN, ["id", "name", "age"])
+    written = await students.insert(RowInput.from_json(ANN))
     read = await students.read("1")
     assert (written.created, written.cached) == (True, True)
     assert (read.outcome, read.row) == (Outcome.HIT, written.row)
@@ -106,17 +107,17 @@ async def test_a_write_is_read_back_as_a_hit(students: EntityCache) -> None:
 
 async def test_an_inserted_row_replaces_a_cached_absence(students: EntityCache) -> None:
     await students.read("1")
-    await students.insert(ANN, ["id", "name", "age"])
+    await students.insert(RowInput.from_json(ANN))
     assert (await students.read("1")).row is not None
 
 
 async def test_a_key_that_the_database_makes_is_not_denied_afterwards(
     courses: EntityCache, slots: redis_client.Redis
 ) -> None:
-    written = await courses.insert(b'{"title":"Logic"}', ["title"])
+    written = await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))
     assert written.row is not None
     slots.set(f"sa:course:{written.row.key}", b"A")
-    await courses.merge(written.row.key, b'{"title":"Logic 2"}', ["title"], None)
+    await courses.merge(written.row.key, RowInput.from_json(b'{"title":"Logic 2"}'), None)
     assert (await courses.read(written.row.key)).row is not None
 
 
@@ -133,10 +134,10 @@ async def test_a_delete_draws_a_version_above_the_rows(students: EntityCache) ->
 
 
 async def test_invalidate_empties_the_slot_that_refresh_would_replace(courses: EntityCache) -> None:
-    written = await courses.insert(b'{"title":"Logic"}', ["title"])
+    written = await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))
     assert written.row is not None
     assert (await courses.read(written.row.key)).outcome is Outcome.MISS
-    await courses.merge(written.row.key, b'{"fee":12.50}', ["fee"], None)
+    await courses.merge(written.row.key, RowInput.from_json(b'{"fee":12.50}'), None)
     read = await courses.read(written.row.key)
     assert read.outcome is Outcome.MISS
     assert read.row is not None
@@ -145,9 +146,9 @@ async def test_invalidate_empties_the_slot_that_refresh_would_replace(courses: E
 
 async def test_a_replace_gives_left_out_columns_their_default(courses: EntityCache) -> None:
     body = b'{"title":"Logic","fee":5,"capacity":3}'
-    row = (await courses.insert(body, ["title", "fee", "capacity"])).row
+    row = (await courses.insert(RowInput.from_json(body))).row
     assert row is not None
-    replaced = (await courses.replace(row.key, b'{"title":"Sets"}', ["title"], None)).row
+    replaced = (await courses.replace(row.key, RowInput.from_json(b'{"title":"Sets"}'), None)).row
     assert replaced is not None
     assert json.loads(replaced.payload) | {"id": None} == {
         "id": None,
@@ -161,10 +162,10 @@ async def test_a_replace_gives_left_out_columns_their_default(courses: EntityCac
 
 async def test_a_merge_patches_a_jsonb_column_member_by_member(courses: EntityCache) -> None:
     body = b'{"title":"Logic","details":{"room":"A1","tags":["x"],"lab":{"seats":9,"open":true}}}'
-    row = (await courses.insert(body, ["title", "details"])).row
+    row = (await courses.insert(RowInput.from_json(body))).row
     assert row is not None
     patch = b'{"details":{"room":null,"lab":{"seats":10},"new":[1]}}'
-    merged = (await courses.merge(row.key, patch, ["details"], None)).row
+    merged = (await courses.merge(row.key, RowInput.from_json(patch), None)).row
     assert merged is not None
     assert json.loads(merged.payload)["details"] == {
         "tags": ["x"],
@@ -174,14 +175,14 @@ async def test_a_merge_patches_a_jsonb_column_member_by_member(courses: EntityCa
 
 
 async def test_numbers_keep_every_digit(courses: EntityCache) -> None:
-    row = (await courses.insert(b'{"title":"x","fee":99999999.99}', ["title", "fee"])).row
+    row = (await courses.insert(RowInput.from_json(b'{"title":"x","fee":99999999.99}'))).row
     assert row is not None
     assert b'"fee":99999999.99' in row.payload
 
 
 async def test_an_empty_merge_changes_nothing(students: EntityCache) -> None:
     version = await put(students, 1, "Ann")
-    assert (await students.merge("1", b"{}", [], None)).version == version
+    assert (await students.merge("1", RowInput.from_json(b"{}"), None)).version == version
 
 
 async def test_pages_follow_each_other_in_key_order(students: EntityCache) -> None:
@@ -197,16 +198,16 @@ async def test_preconditions_guard_replace_merge_and_delete(students: EntityCach
     new = await put(students, 1, "Bea")
     expected = frozenset({old})
     with pytest.raises(VersionMismatchError):
-        await students.replace("1", ANN, ["id", "name", "age"], expected)
+        await students.replace("1", RowInput.from_json(ANN), expected)
     with pytest.raises(VersionMismatchError):
-        await students.merge("1", b'{"age":1}', ["age"], expected)
+        await students.merge("1", RowInput.from_json(b'{"age":1}'), expected)
     with pytest.raises(VersionMismatchError):
         await students.delete("1", expected)
     with pytest.raises(VersionMismatchError):
-        await students.replace("2", b'{"id":2,"name":"x"}', ["id", "name"], frozenset())
+        await students.replace("2", RowInput.from_json(b'{"id":2,"name":"x"}'), frozenset())
     with pytest.raises(RowNotFoundError):
-        await students.merge("2", b'{"age":1}', ["age"], frozenset({old}))
-    assert (await students.merge("1", b'{"age":1}', ["age"], frozenset({old, new}))).version > new
+        await students.merge("2", RowInput.from_json(b'{"age":1}'), frozenset({old}))
+    assert (await students.merge("1", RowInput.from_json(b'{"age":1}'), frozenset({old, new}))).version > new
 
 
 async def test_refused_writes_name_the_columns_and_leave_no_lease(
@@ -214,18 +215,16 @@ async def test_refused_writes_name_the_columns_and_leave_no_lease(
 ) -> None:
     await put(students, 1, "Ann")
     with pytest.raises(DuplicateRowError) as duplicate:
-        await students.insert(b'{"id":1,"name":"x"}', ["id", "name"])
+        await students.insert(RowInput.from_json(b'{"id":1,"name":"x"}'))
     assert duplicate.value.columns == ("id",)
     with pytest.raises(ConstraintViolatedError) as missing:
-        await students.insert(b'{"id":2}', ["id"])
+        await students.insert(RowInput.from_json(b'{"id":2}'))
     assert missing.value.columns == ("name",)
     with pytest.raises(ConstraintViolatedError) as checked:
-        await students.merge("1", b'{"age":151}', ["age"], None)
+        await students.merge("1", RowInput.from_json(b'{"age":151}'), None)
     assert checked.value.columns == ("age",)
     with pytest.raises(InvalidValueError) as invalid:
-        await courses.insert(
-            b'{"title":"x","capacity":1,"starts_at":"soon"}', ["title", "capacity", "starts_at"]
-        )
+        await courses.insert(RowInput.from_json(b'{"title":"x","capacity":1,"starts_at":"soon"}'))
     assert invalid.value.column == "starts_at"
     with pytest.raises(RowNotFoundError):
         await students.delete("7", None)
@@ -293,7 +292,7 @@ async def test_a_cancelled_writer_still_brings_its_commit_to_the_cache(
 ) -> None:
     await put(students, 1, "Ann")
     await admin.execute("BEGIN; SELECT * FROM student WHERE id = 1 FOR UPDATE")
-    writing = asyncio.create_task(students.merge("1", b'{"name":"Bea"}', ["name"], None))
+    writing = asyncio.create_task(students.merge("1", RowInput.from_json(b'{"name":"Bea"}'), None))
     await asyncio.sleep(0.1)
     writing.cancel()
     await admin.execute("COMMIT")
@@ -335,7 +334,7 @@ async def test_without_redis_the_database_answers_and_writes_say_so(
     redis_sa.stop()
     try:
         read = await students.read("1")
-        written = await students.merge("1", b'{"name":"Bea"}', ["name"], None)
+        written = await students.merge("1", RowInput.from_json(b'{"name":"Bea"}'), None)
     finally:
         redis_sa.start()
     assert read.outcome is Outcome.BYPASS

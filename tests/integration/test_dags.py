@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
-from cachesync.errors import CacheSyncError
-from cachesync.stream import StreamError
+from cachesync.errors import CacheSyncError, StreamError
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from cachesync import cli_options
-from cachesync.cli import app
-from cachesync.dead_letter import PARKING_LOT
-from cachesync.slot import encode_value
+from cachesync.cli import options
+from cachesync.cli.main import app
+from cachesync.kafka.topics import PARKING_LOT
+from cachesync.slots.layout import encode_value
 from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.post import PAYLOAD, Post
 
@@ -175,7 +175,7 @@ async def test_what_would_do_something_else_than_was_meant_is_refused(post: Post
 async def test_a_broker_that_is_away_ends_a_command_with_one_line(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_options, "_KAFKA_SECONDS", 1)
+    monkeypatch.setattr(options, "_KAFKA_SECONDS", 1)
     result = await command("list", status=1, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1")
     assert result.output.startswith("cachesync: Kafka at 127.0.0.1:1: ")
     assert len(result.output.splitlines()) == 1

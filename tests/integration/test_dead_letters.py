@@ -15,14 +15,16 @@ import asyncpg
 import pytest
 import redis as redis_client
 
-from cachesync.dead_letter import PARKING_LOT, TOPIC, Letter, RetryPolicy
-from cachesync.dead_letter_action import closed
-from cachesync.retry import RetryError
-from cachesync.slot import encode_value
+from cachesync.backoff import Backoff
+from cachesync.dead_letters.audit import closed
+from cachesync.dead_letters.letter import Letter, RetryPolicy
+from cachesync.errors import CacheUnavailableError
+from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
+from cachesync.slots.layout import encode_value
 from tests.integration.post import LONG_AGO, PAYLOAD, Post, content_headers
 
 if TYPE_CHECKING:
-    from cachesync.event import Headers
+    from cachesync.kafka.event import Headers
 
 
 def value(version: int) -> bytes:
@@ -133,7 +135,7 @@ async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
 async def test_after_the_last_attempt_a_letter_is_parked_untouched(post: Post) -> None:
     post.slots.hset(f"{post.service}:student:7", "not", "a slot")
     post.put(b"7", 20, maximum="4")
-    with post.open(policy=RetryPolicy(first_backoff=timedelta(0))) as (retrying, watching):
+    with post.open(policy=RetryPolicy(backoff=Backoff(first=0, longest=0))) as (retrying, watching):
         for _ in range(5):
             await retrying.retry(post.mine)
     assert watching.actions == ["retried", "retried", "parked"]
@@ -158,20 +160,20 @@ async def test_the_undecodable_is_parked_at_once_and_never_tried(post: Post) -> 
 async def test_what_is_no_letter_is_parked_with_its_bytes(post: Post) -> None:
     key = post.service.encode()
     headers: Headers = [("dead-letter-service", key), ("dead-letter-attempt", b"-1")]
-    post.send(TOPIC, key, PAYLOAD, headers)
+    post.send(DEAD_LETTERS, key, PAYLOAD, headers)
     with post.open() as (retrying, watching):
         await retrying.retry(lambda letter: letter.key == key)
     assert watching.actions == ["parked"]
     (parked,) = (one for one in post.letters(PARKING_LOT, "") if one.key == key)
     assert (parked.value, parked.headers) == (PAYLOAD, headers)
-    assert parked.original_topic == TOPIC
+    assert parked.original_topic == DEAD_LETTERS
     assert "no dead letter" in parked.error
 
 
 async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> None:
     post.put(b"7", 20)
     with post.open() as (retrying, watching):
-        await retrying.discard([TOPIC], post.mine, "seen to by hand")
+        await retrying.discard([DEAD_LETTERS], post.mine, "seen to by hand")
     (ending,) = watching.endings
     (row,) = await post.audit()
     assert row.pop("id") > 0
@@ -180,10 +182,10 @@ async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> Non
         "actor": "test",
         "action": "discarded",
         "reason": "seen to by hand",
-        "letter_topic": TOPIC,
+        "letter_topic": DEAD_LETTERS,
         "letter_partition": 0,
-        "letter_offset": ending.letter.place.offset,
-        "letter_sent_at": ending.letter.place.sent_at,
+        "letter_offset": ending.letter.id.offset,
+        "letter_sent_at": ending.letter.id.sent_at,
         "service": post.service,
         "original_topic": "cachesync.student",
         "original_partition": 3,
@@ -201,8 +203,8 @@ async def test_a_letter_in_a_topic_made_anew_is_not_closed_by_an_older_one_of_it
     (letter,) = post.letters()
     with post.open() as (retrying, _):
         await retrying.retry(post.mine)
-    assert await closed(post.worker, [letter]) == {letter.place}
-    later = replace(letter, place=replace(letter.place, sent_at=datetime.now(UTC)))
+    assert await closed(post.worker, [letter]) == {letter.id}
+    later = replace(letter, id=replace(letter.id, sent_at=datetime.now(UTC)))
     assert await closed(post.worker, [later]) == set()
 
 
@@ -215,7 +217,7 @@ async def test_while_a_redis_is_away_its_letters_wait_and_those_of_others_are_tr
         return letter.service.startswith(post.service)
 
     clients = {away: redis_client.Redis.from_url("redis://127.0.0.1:1"), post.service: post.slots}
-    unanswered = pytest.raises(RetryError, match=f"the Redis of {away} does not answer")
+    unanswered = pytest.raises(CacheUnavailableError, match=f"{away}: Redis did not respond")
     with post.open(clients=clients) as (retrying, watching), unanswered:
         await retrying.retry(both)
     assert [ending.letter.service for ending in watching.endings] == [post.service]
@@ -229,7 +231,7 @@ async def test_letters_of_a_service_without_a_redis_here_are_left_alone(post: Po
     post.put(b"7", 20, count=2)
     with post.open(clients={"other": post.slots}) as (retrying, watching):
         await retrying.retry(post.mine)
-    assert retrying.left_alone == {post.service: {letter.place for letter in post.letters()}}
+    assert retrying.left_alone == {post.service: {letter.id for letter in post.letters()}}
     assert watching.endings == []
     assert await post.audit() == []
 
@@ -244,14 +246,14 @@ async def test_a_replay_tries_open_and_parked_letters_at_once_and_leaves_what_fa
     post.put(b"9", version, not_before=later)
 
     with post.open() as (retrying, watching):
-        await retrying.replay([PARKING_LOT, TOPIC], post.mine, dry_run=True)
+        await retrying.replay([PARKING_LOT, DEAD_LETTERS], post.mine, dry_run=True)
         assert watching.actions == ["resolved", "replayed", "superseded"]
         assert await post.audit() == []
         assert post.slots.get(f"{post.service}:student:7") == value(10)
-        await retrying.replay([PARKING_LOT, TOPIC], post.mine, rate=1000)
+        await retrying.replay([PARKING_LOT, DEAD_LETTERS], post.mine, rate=1000)
         assert watching.actions[3:] == ["resolved", "replayed", "superseded"]
         assert post.slots.get(f"{post.service}:student:7") == row
-        await retrying.replay([PARKING_LOT, TOPIC], post.mine)
+        await retrying.replay([PARKING_LOT, DEAD_LETTERS], post.mine)
     assert watching.actions[6:] == ["replayed"]
     assert [(row["key"], row["action"]) for row in await post.audit()] == [
         ("7", "resolved"),
@@ -265,7 +267,7 @@ async def test_a_replay_tries_open_and_parked_letters_at_once_and_leaves_what_fa
 async def test_thousands_are_discarded_in_one_go(post: Post) -> None:
     post.put(b"7", 20, count=3000)
     with post.open() as (retrying, watching):
-        await retrying.discard([TOPIC], post.mine, "a bad release")
+        await retrying.discard([DEAD_LETTERS], post.mine, "a bad release")
         assert len(watching.endings) == 3000
         await retrying.retry(post.mine)
     assert Counter(row["action"] for row in await post.audit()) == {"discarded": 3000}

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachesync.dead_letter import PARKING_LOT
-from cachesync.dead_letter_action import closed
-from cachesync.slot import encode_value
+from cachesync.dead_letters.audit import closed
+from cachesync.kafka.topics import PARKING_LOT
+from cachesync.slots.layout import encode_value
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
 from tests.integration.post import PAYLOAD, Post, content_headers
 
 if TYPE_CHECKING:
-    from cachesync.dead_letter import Letter
-    from cachesync.event import Headers
+    from cachesync.dead_letters.letter import Letter
+    from cachesync.kafka.event import Headers
     from local.redis import Redis
 
 
@@ -55,7 +55,7 @@ async def test_a_retry_killed_at_any_step_loses_no_letter(
     await post.retry()
     assert post.slots.get(behind) == row
     firsts, waiting = post.letters()[:4], post.letters()[4:]
-    assert await closed(post.worker, firsts) == {letter.place for letter in firsts}
+    assert await closed(post.worker, firsts) == {letter.id for letter in firsts}
     assert (b"8", PAYLOAD, content_headers(20), 2) in map(_content, waiting)
     assert not await closed(post.worker, waiting)
     parked = list(map(_content, post.letters(PARKING_LOT)))

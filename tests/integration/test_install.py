@@ -12,10 +12,10 @@ import asyncpg
 import pytest
 from typer.testing import CliRunner
 
-from cachesync.cli import app
+from cachesync.cli.main import app
 from cachesync.entity import Entity
 from cachesync.errors import InstallError
-from cachesync.install import install, uninstall
+from cachesync.install.installer import install, uninstall
 from local.postgres import programs
 from local.silent import Silent
 

@@ -10,10 +10,11 @@ import pytest
 from confluent_kafka import Producer
 from typer.testing import CliRunner
 
-from cachesync.cli import app
-from cachesync.dead_letter import TOPIC
-from cachesync.dead_letter_reader import DeadLetterReader
-from cachesync.kafka_settings import KafkaSettings
+from cachesync.cli.main import app
+from cachesync.dead_letters.reader import DeadLetterReader
+from cachesync.kafka.settings import KafkaSettings
+from cachesync.kafka.topics import DEAD_LETTERS
+from cachesync.service.row_input import RowInput
 from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.secure_kafka import PASSWORD, USER, SecureKafka
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from cachesync.dead_letter import Letter
-    from cachesync.service import Service
+    from cachesync.dead_letters.letter import Letter
+    from cachesync.service.service import Service
     from local.redis import Redis
 
 REPOSITORY = ENTITIES_FILE.parent
@@ -74,7 +75,7 @@ async def test_topics_are_made_and_changes_published(
     made = await asyncio.to_thread(cachesync, settings, "create-topics")
     assert (made.exit_code, "created: " in made.output) == (0, True), made.output
     async with open_service("sa", **settings) as sa:
-        await sa.caches["student"].insert(b'{"id":1,"name":"Ann"}', ["id", "name"])
+        await sa.caches["student"].insert(RowInput.from_json(b'{"id":1,"name":"Ann"}'))
         async with asyncio.timeout(10):
             while await admin.fetchval(UNPUBLISHED):
                 await asyncio.sleep(0.02)
@@ -112,7 +113,7 @@ async def test_airflows_connections_take_librdkafkas_own_names(
         async with asyncio.timeout(30):
             while not letters:
                 await asyncio.sleep(0.1)
-                letters = [letter for batch in reader.batches(TOPIC, 10) for letter in batch]
+                letters = [letter for batch in reader.batches(DEAD_LETTERS, 10) for letter in batch]
     stream.stop()
     await running
     assert [(letter.service, letter.key) for letter in letters] == [("sb", b"no change")]
@@ -123,8 +124,8 @@ async def test_airflows_connections_take_librdkafkas_own_names(
     [
         ({"kafka_sasl_password": "another secret"}, "uthentication"),
         ({"kafka_ssl_ca_location": None}, "certificate verify failed"),
-        ({"kafka_security_protocol": "PLAINTEXT"}, "KAFKA_SASL_MECHANISM is wrong: it has no effect while"),
-        ({"kafka_sasl_mechanism": "MD5"}, "KAFKA_SASL_MECHANISM is wrong: Input should be 'PLAIN'"),
+        ({"kafka_security_protocol": "PLAINTEXT"}, "KAFKA_SASL_MECHANISM is invalid: it has no effect while"),
+        ({"kafka_sasl_mechanism": "MD5"}, "KAFKA_SASL_MECHANISM is invalid: Input should be 'PLAIN'"),
     ],
 )
 @pytest.mark.parametrize("command", [["create-topics"], ["dead-letters", "list"]])

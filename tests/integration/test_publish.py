@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from cachesync.publish import Publisher
+from cachesync.service.publisher import Publisher
 from tests.integration.changes import change
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import signal
@@ -19,14 +18,17 @@ import asyncpg
 import pytest
 import redis as redis_client
 
-from cachesync.database import connect
 from cachesync.entity import load_entities
-from cachesync.install import install
+from cachesync.errors import ReconcileError
+from cachesync.install.installer import install
+from cachesync.postgres.connect import connect
+from cachesync.postgres.rows import Rows
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.keyspace import parts
+from cachesync.reconcile.models import Parameters, Report
 from cachesync.reconcile.source import Keyspace
-from cachesync.rows import Rows
+from cachesync.service.row_input import RowInput
 from local.silent import Silent
 from tests.integration.live import KEYS, live_writes
 
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.reconcile.chunk import Progress
-    from cachesync.service import Service
-    from cachesync.settings import ServiceSettings
+    from cachesync.service.service import Service
+    from cachesync.service.settings import ServiceSettings
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -82,8 +84,8 @@ def slots(redis_sb: Redis) -> redis_client.Redis:
 def reconcile(sample: str, slots: redis_client.Redis, entities: dict[str, Entity]) -> Reconcile:
     """Runs a reconciliation of sb's cache of students."""
 
-    async def run(declared: dict[str, Entity] = entities, **asked: Any) -> runs.Report:
-        parameters = runs.Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
+    async def run(declared: dict[str, Entity] = entities, **asked: Any) -> Report:
+        parameters = Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
         name = f"test-{secrets.token_hex(4)}"
         connection = await connect(sample, "test")
         for task in await runs.plan(connection, name, parameters, {"sb": slots}):
@@ -187,7 +189,7 @@ def counts(found: dict[str, list[range]]) -> dict[str, int]:
     return {kind: sum(map(len, ranges)) for kind, ranges in found.items()}
 
 
-def drift(report: runs.Report) -> dict[str, int]:
+def drift(report: Report) -> dict[str, int]:
     return {kind: getattr(report, kind) for kind in FOUND}
 
 
@@ -299,7 +301,7 @@ async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
     async with open_service("sb", cachesync_entities=file) as sb:
         for name, body in [("course", course)] * len(texts) + [("word", {"word": text}) for text in texts]:
             cache = sb.caches[name]
-            written = await cache.insert(json.dumps(body).encode(), list(body))
+            written = await cache.insert(RowInput.from_mapping(body))
             assert written.row is not None
             await cache.read(written.row.key)
     report = await reconcile(declared, entities=["course", "word"], deep=True)
@@ -353,7 +355,7 @@ async def test_a_chunk_that_failed_is_done_again_alone_from_where_it_was(  # noq
     monkeypatch.setattr(runs, "_SLOTS_PER_CHUNK", 1000)
     monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
     clients = {"sa": redis_client.Redis.from_url(redis_sa.url), "sb": slots}
-    asked = runs.Parameters(services=("sa", "sb"), entities=("student",), rate_limit=2000)
+    asked = Parameters(services=("sa", "sb"), entities=("student",), rate_limit=2000)
     tasks = await runs.plan(admin, "test", asked, clients)
     assert [task.label for task in tasks] == ["sa 1/1", "sb 1/4", "sb 2/4", "sb 3/4", "sb 4/4"]
     assert await runs.plan(admin, "test", asked, clients) == tasks
@@ -369,7 +371,7 @@ async def test_a_chunk_that_failed_is_done_again_alone_from_where_it_was(  # noq
         if task.label == "sb 3/4":
             with pytest.raises(RuntimeError, match="broken"):
                 await runs.run_chunk(sample, client, "test", task, entities, watch=fail)
-            with pytest.raises(runs.ReconcileError, match="3/4 has not been done"):
+            with pytest.raises(ReconcileError, match="3/4 has not been done"):
                 await runs.report(admin, "test")
             await runs.run_chunk(
                 sample, client, "test", task, entities, watch=lambda progress: shares.append(progress.share)
@@ -452,7 +454,7 @@ async def test_a_delta_that_failed_goes_on_where_it_was(  # noqa: PLR0917
         "UPDATE cachesync.change_log SET published_at = now() - interval '10 s' WHERE published_at IS NULL"
     )
     monkeypatch.setattr(runs, "_SAVE_SECONDS", 0)
-    asked = runs.Parameters(services=("sb",), entities=("student",), mode="delta", dry_run=True)
+    asked = Parameters(services=("sb",), entities=("student",), mode="delta", dry_run=True)
     (task,) = await runs.plan(admin, "test", asked, {"sb": slots})
     assert task.part is None
     shares: list[float] = []
@@ -503,7 +505,7 @@ async def test_a_run_that_is_killed_goes_on_where_it_was(
     _, told = await (resumed := await start()).communicate()
     assert resumed.returncode == 0
     assert "going on" in told.decode()
-    report = runs.Report.model_validate_json(file.read_bytes())
+    report = Report.model_validate_json(file.read_bytes())
     assert (report.examined, report.outcome) == (12_000, "repaired")
     # It does not look again at what it had done.
     assert 0 < report.false_absent < 1000

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis import RedisCluster as Client
-from redis.exceptions import RedisError
 
-from cachesync.apply import Applier
-from cachesync.cache import EntityCache, Outcome
 from cachesync.change import Operation
-from cachesync.cli_options import redis_clients
+from cachesync.cli.options import redis_clients
+from cachesync.errors import CacheUnavailableError, ReconcileError
 from cachesync.reconcile import run as runs
-from cachesync.reconcile.bulk import Bulk, RedisUnavailableError
-from cachesync.redis_client import worker_client
-from cachesync.slot import encode_value
+from cachesync.reconcile.bulk import Bulk
+from cachesync.reconcile.models import Parameters, Report
+from cachesync.service.cache import EntityCache, Outcome
+from cachesync.service.row_input import RowInput
+from cachesync.slots.batch import Applier
+from cachesync.slots.clients import worker_client
+from cachesync.slots.layout import encode_value
 from tests.integration.changes import change, value
 from tests.integration.post import Post
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.service import Service
+    from cachesync.service.service import Service
     from tests.integration.redis_cluster import Node, RedisCluster
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -89,7 +91,7 @@ def held(slots: Client) -> set[object]:
 async def test_reads_miss_then_hit_and_writes_go_through(students: EntityCache) -> None:
     assert (await students.read("1")).outcome is Outcome.MISS
     assert (await students.read("1")).outcome is Outcome.HIT
-    written = await students.merge("1", b'{"name":"Bea"}', ["name"], None)
+    written = await students.merge("1", RowInput.from_json(b'{"name":"Bea"}'), None)
     read = await students.read("1")
     assert (written.cached, read.outcome, read.row) == (True, Outcome.HIT, written.row)
     assert (await students.delete("1", None)).cached
@@ -126,7 +128,7 @@ async def test_a_killed_primary_costs_the_hits_of_its_own_keys_alone(
         assert reads.outcome is Outcome.BYPASS
         assert reads.row is not None
         assert rest == {Outcome.HIT}
-    assert not (await students.merge("1", b'{"name":"Bea"}', ["name"], None)).cached
+    assert not (await students.merge("1", RowInput.from_json(b'{"name":"Bea"}'), None)).cached
     lost.start()
     await until_hit(students, KEYS)
 
@@ -139,7 +141,7 @@ async def test_a_primary_that_comes_back_elsewhere_is_found(
     lost.take_another_port()
     lost.start()
     redis_cluster.wait_until_whole()
-    with pytest.raises(RedisError):
+    with pytest.raises(CacheUnavailableError):
         Applier(slots, "sb", entities).heads([change(key, 1) for key in KEYS])
     assert set(Applier(slots, "sb", entities).heads([change(key, 1) for key in KEYS])) == {b""}
     await until_hit(students, KEYS)
@@ -227,9 +229,9 @@ def test_a_frozen_primary_fails_a_batch_within_a_timeout_and_later_it_goes_throu
     batch = [change(key, 20) for key in KEYS]
     lost.freeze()
     began = time.monotonic()
-    with pytest.raises(RedisError):
+    with pytest.raises(CacheUnavailableError):
         applier.apply(batch)
-    with pytest.raises(RedisError):
+    with pytest.raises(CacheUnavailableError):
         applier.apply([change(None, 20, Operation.TRUNCATE)])
     assert (
         time.monotonic() - began < 8
@@ -246,7 +248,7 @@ def test_a_killed_primary_fails_a_batch_and_later_it_goes_through(
     batch = [change(key, 20) for key in KEYS]
     lost.kill()
     for _ in range(3):
-        with pytest.raises(RedisError):
+        with pytest.raises(CacheUnavailableError):
             applier.apply(batch)
     lost.start()
     redis_cluster.wait_until_whole()
@@ -301,11 +303,11 @@ async def test_a_reconciliation_repairs_the_slots_of_all_primaries(
 async def test_a_reconciliation_is_planned_anew_for_new_primaries(
     sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity]
 ) -> None:
-    asked = runs.Parameters(services=("sb",), entities=("student",))
+    asked = Parameters(services=("sb",), entities=("student",))
     tasks = await runs.plan(admin, "test", asked, {"sb": slots})
     assert await runs.plan(admin, "test", asked, {"sb": slots}) == tasks
     gone = tasks[0].model_copy(update={"node": "127.0.0.1:1"})
-    with pytest.raises(runs.ReconcileError, match=r"no primary 127\.0\.0\.1:1 any more"):
+    with pytest.raises(ReconcileError, match=r"no primary 127\.0\.0\.1:1 any more"):
         await runs.run_chunk(sample, slots, "test", gone, entities, watch=lambda _: None)
     await admin.execute(
         "UPDATE cachesync.reconciliation_chunk SET task = $1 WHERE number = 0", gone.model_dump_json()
@@ -316,15 +318,15 @@ async def test_a_reconciliation_is_planned_anew_for_new_primaries(
 def test_a_reconciliation_stops_at_a_key_that_another_primary_has_by_now(redis_cluster: RedisCluster) -> None:
     away = redis_cluster.node_of("sb:student:1")
     node = next(node for node in redis_cluster.nodes if node is not away)
-    stopped = pytest.raises(RedisUnavailableError, match="keys move between a node and other nodes")
+    stopped = pytest.raises(CacheUnavailableError, match="keys move between a node and other nodes")
     with node.client() as client, Bulk(client, "a node") as bulk, stopped:
         bulk.call([(b"GET", b"sb:student:1")])
 
 
 async def reconciled(
     sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity], **asked: object
-) -> runs.Report:
-    parameters = runs.Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
+) -> Report:
+    parameters = Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
     name = f"test-{secrets.token_hex(4)}"
     for task in await runs.plan(admin, name, parameters, {"sb": slots}):
         await runs.run_chunk(sample, slots, name, task, entities, watch=lambda _: None, settle_seconds=0.05)
@@ -335,7 +337,7 @@ def test_a_command_takes_a_cluster_by_any_of_its_nodes(redis_cluster: RedisClust
     for node in redis_cluster.nodes:
         with redis_clients([f"sb=redis+cluster://127.0.0.1:{node.port}"]) as clients:
             assert clients["sb"].dbsize(target_nodes="primaries") == 0
-    with pytest.raises(RedisError), redis_clients(["sb=redis+cluster://127.0.0.1:1"]):
+    with pytest.raises(CacheUnavailableError), redis_clients(["sb=redis+cluster://127.0.0.1:1"]):
         pytest.fail("nothing answers there")
 
 

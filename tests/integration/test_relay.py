@@ -14,12 +14,12 @@ import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
 from prometheus_client import REGISTRY
 
-from cachesync import upkeep
 from cachesync.errors import NotInstalledError
-from cachesync.event import decode, headers_of
-from cachesync.install import install
-from cachesync.relay import CHANNEL, Relay
-from cachesync.upkeep import Upkeep
+from cachesync.install.installer import install
+from cachesync.kafka.event import decode, headers_of
+from cachesync.relay import backlog
+from cachesync.relay.backlog import Backlog
+from cachesync.relay.relay import CHANNEL, Relay
 from local.postgres import create_role
 from local.silent import Silent
 
@@ -365,9 +365,9 @@ async def test_old_lines_are_pruned_in_batches_but_never_what_is_unpublished(
 async def test_versions_without_a_line_are_counted_once_no_transaction_can_fill_them(
     sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(upkeep, "_SETTLED_SECONDS", 0.0)
-    work = Upkeep(timedelta(days=1))
+    monkeypatch.setattr(backlog, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(backlog, "_SETTLED_SECONDS", 0.0)
+    work = Backlog()
 
     async def counted() -> float:
         for _ in range(3):
@@ -397,13 +397,13 @@ async def test_sweeps_begin_where_something_may_still_be_unpublished(
     sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_COUNT_SECONDS", "_SAMPLE_SECONDS", "_SETTLED_SECONDS"):
-        monkeypatch.setattr(upkeep, name, 0.0)
-    work = Upkeep(timedelta(days=1))
+        monkeypatch.setattr(backlog, name, 0.0)
+    work = Backlog()
 
     async def begin() -> datetime:
         for _ in range(3):
             await work.step(admin)
-        return work.unpublished_from
+        return work.start
 
     publish = "UPDATE cachesync.change_log SET published_at = now() WHERE key <> '1'"
     other = await asyncpg.connect(sample)
@@ -426,7 +426,7 @@ async def test_the_backlog_is_told(admin: asyncpg.Connection) -> None:
     await admin.execute(INSERT, 1, 7)
     await admin.execute("UPDATE cachesync.change_log SET changed_at = now() - interval '90 s'")
     await admin.execute("UPDATE cachesync.change_log SET relay_at = changed_at")
-    await Upkeep(timedelta(days=1)).step(admin)
+    await Backlog().step(admin)
     assert REGISTRY.get_sample_value("cachesync_backlog") == 7
     assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from cachesync.database import PAYLOAD_SETTINGS
 from cachesync.entity import Entity
-from cachesync.install import install
+from cachesync.install.installer import install
+from cachesync.postgres.payload import PAYLOAD_SETTINGS
 from local.silent import Silent
 from tests.integration.interleaving import Copy, Interleaving, Operation
 

@@ -20,8 +20,9 @@ from hypothesis.stateful import (
 )
 
 from cachesync.change import Row
-from cachesync.redis_client import WorkerRedis, worker_client
-from cachesync.slot import decode_value, script
+from cachesync.slots.clients import WorkerRedis, worker_client
+from cachesync.slots.layout import decode_value
+from cachesync.slots.scripts import script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

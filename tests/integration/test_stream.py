@@ -13,13 +13,15 @@ import pytest
 import redis as redis_client
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-from cachesync import dead_letter
-from cachesync.apply import Applier
 from cachesync.change import Change, Operation
-from cachesync.dead_letter import DeadLetters
-from cachesync.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
-from cachesync.publish import producer_settings
-from cachesync.stream import Stream, StreamError, require_manual_commit
+from cachesync.dead_letters.sender import DeadLetterSender
+from cachesync.errors import StreamError
+from cachesync.kafka.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
+from cachesync.kafka.producer import producer_settings
+from cachesync.kafka.topics import DEAD_LETTERS
+from cachesync.service.row_input import RowInput
+from cachesync.slots.batch import Applier
+from cachesync.stream.stream import Stream, require_manual_commit
 from tests.integration.changes import change, value
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.service import Service
+    from cachesync.service.service import Service
     from local.kafka import Kafka
     from local.redis import Redis
 
@@ -71,7 +73,7 @@ def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group:
     @contextmanager
     def run(kind: type[Stream] = Stream) -> Iterator[Stream]:
         client = redis_client.Redis.from_url(redis_sb.url, socket_timeout=2)
-        letters = DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
+        letters = DeadLetterSender(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
         stream = kind(consumer(topics, group), Applier(client, "sb", entities), letters, entities, "sb")
         thread = threading.Thread(target=stream.run, name="stream")
         thread.start()
@@ -107,7 +109,7 @@ def publish(bootstrap_servers: str, *changes: Change) -> None:
 def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
     """All letters of a group."""
     reader = consumer(bootstrap_servers, f"reader-{secrets.token_hex(4)}", "earliest")
-    reader.subscribe([dead_letter.TOPIC])
+    reader.subscribe([DEAD_LETTERS])
     found: list[Message] = []
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and not found:
@@ -125,9 +127,9 @@ async def test_a_write_at_one_service_is_in_the_others_cache_and_marked_publishe
 ) -> None:
     async with open_service("sa") as sa, open_service("sb") as sb:
         with run_stream():
-            await sa.caches["student"].insert(b'{"id":1,"name":"Ann"}', ["id", "name"])
+            await sa.caches["student"].insert(RowInput.from_json(b'{"id":1,"name":"Ann"}'))
             await sb.caches["student"].read("1")
-            written = await sa.caches["student"].merge("1", b'{"name":"Bea"}', ["name"], None)
+            written = await sa.caches["student"].merge("1", RowInput.from_json(b'{"name":"Bea"}'), None)
             async with asyncio.timeout(10):
                 while (await sb.caches["student"].read("1")).row != written.row:
                     await asyncio.sleep(0.002)
@@ -144,10 +146,10 @@ async def test_a_change_of_an_invalidated_entity_empties_the_others_slot(
 ) -> None:
     async with open_service("sa") as sa, open_service("sb") as sb:
         with run_stream():
-            row = (await sa.caches["course"].insert(b'{"title":"Logic"}', ["title"])).row
+            row = (await sa.caches["course"].insert(RowInput.from_json(b'{"title":"Logic"}'))).row
             assert row is not None
             await sb.caches["course"].read(row.key)
-            written = await sa.caches["course"].merge(row.key, b'{"fee":3}', ["fee"], None)
+            written = await sa.caches["course"].merge(row.key, RowInput.from_json(b'{"fee":3}'), None)
             async with asyncio.timeout(10):
                 while (await sb.caches["course"].read(row.key)).row != written.row:
                     await asyncio.sleep(0.002)
@@ -286,7 +288,7 @@ def test_too_many_messages_that_cannot_be_applied_stop_the_stream_before_they_ar
     stream = Stream(
         reading,
         Applier(slots, "sb", entities),
-        DeadLetters(lambda: Producer({"bootstrap.servers": topics}), "sb", group),
+        DeadLetterSender(lambda: Producer({"bootstrap.servers": topics}), "sb", group),
         {"student": entities["student"]},
         "sb",
     )
@@ -389,7 +391,7 @@ async def test_a_dead_broker_neither_fails_nor_delays_a_write(
         async with asyncio.timeout(10):
             for key in range(200):
                 body = b'{"id":%d,"name":"x"}' % key
-                written = await sa.caches["student"].insert(body, ["id", "name"])
+                written = await sa.caches["student"].insert(RowInput.from_json(body))
                 assert written.cached
         assert (await sa.health())["kafka"] is False
     unpublished = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
@@ -402,10 +404,10 @@ async def test_a_full_queue_neither_fails_nor_delays_a_write(
     def short_queue(kafka: Mapping[str, Any]) -> dict[str, Any]:
         return producer_settings(kafka) | {"queue.buffering.max.messages": 10}
 
-    monkeypatch.setattr("cachesync.publish.producer_settings", short_queue)
+    monkeypatch.setattr("cachesync.service.publisher.producer_settings", short_queue)
     async with open_service("sa", kafka_bootstrap_servers="127.0.0.1:1") as sa, asyncio.timeout(20):
         for key in range(50):
-            await sa.caches["student"].insert(b'{"id":%d,"name":"x"}' % key, ["id", "name"])
+            await sa.caches["student"].insert(RowInput.from_json(b'{"id":%d,"name":"x"}' % key))
     unpublished = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
     assert await admin.fetchval(unpublished) == 50
 

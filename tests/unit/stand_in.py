@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, cast
 
-from cachesync.cache import EntityCache, Outcome, Read, Written
-from cachesync.catalogue import Column
 from cachesync.change import Row
 from cachesync.entity import Entity
 from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
+from cachesync.postgres.catalogue import Column
+from cachesync.service.cache import EntityCache, Outcome, Read, Written
 from serving.app import create_app
 from serving.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import timedelta
 
-    from cachesync.service import Service
+    from cachesync.service.row_input import RowInput
+    from cachesync.service.service import Service
     from serving.app import App
 
 
@@ -64,7 +64,7 @@ class MemoryCache:
 
     Attributes:
         fails: raised by every call, where it is set.
-        given: the bodies and columns of the writes, as the services handed them on.
+        given: the rows of the writes, as the services handed them on.
         outcome: how reads are answered.
         cached: whether the cache step of writes goes through.
     """
@@ -81,7 +81,7 @@ class MemoryCache:
         self.columns = columns
         self.key_column = columns[0]
         self.fails: Exception | None = None
-        self.given: list[tuple[bytes, tuple[str, ...]]] = []
+        self.given: list[RowInput] = []
         self.outcome = Outcome.HIT
         self.cached = True
         self._rows: dict[str, Row] = {}
@@ -97,28 +97,24 @@ class MemoryCache:
         following = [key for key in keys if after is None or self._order(key) > self._order(after)]
         return [self._rows[key] for key in following[:limit]]
 
-    async def insert(self, body: bytes, columns: Sequence[str]) -> Written:
-        members = self._members(body, columns)
+    async def insert(self, row: RowInput) -> Written:
+        members = self._members(row)
         key = str(members.get(self.key_column.name, "6f1c2a34-90ab-4cde-8f01-23456789abcd"))
         if key in self._rows:
             message = f"Key ({self.key_column.name})=({key}) already exists."
             raise DuplicateRowError((self.key_column.name,), message)
         return self._store(key, members, created=True)
 
-    async def replace(
-        self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
-    ) -> Written:
-        members = self._members(body, columns)
-        row = self._rows.get(key)
-        if expected is not None and (row is None or (expected and row.version not in expected)):
+    async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
+        members = self._members(row)
+        old = self._rows.get(key)
+        if expected is not None and (old is None or (expected and old.version not in expected)):
             message = "the row's version is not the expected one"
             raise VersionMismatchError(message)
-        return self._store(key, members, created=row is None)
+        return self._store(key, members, created=old is None)
 
-    async def merge(
-        self, key: str, body: bytes, columns: Sequence[str], expected: frozenset[int] | None
-    ) -> Written:
-        members = self._members(body, columns)
+    async def merge(self, key: str, patch: RowInput, expected: frozenset[int] | None) -> Written:
+        members = self._members(patch)
         row = self._existing(key, expected)
         return self._store(key, json.loads(row.payload) | members, created=False)
 
@@ -136,11 +132,11 @@ class MemoryCache:
         if self.fails is not None:
             raise self.fails
 
-    def _members(self, body: bytes, columns: Sequence[str]) -> dict[str, Any]:
+    def _members(self, row: RowInput) -> dict[str, Any]:
         self._fail()
-        self.given.append((body, tuple(columns)))
-        members: dict[str, Any] = json.loads(body)
-        assert sorted(members) == sorted(columns)
+        self.given.append(row)
+        members: dict[str, Any] = json.loads(row.text)
+        assert sorted(members) == sorted(row.columns)
         return members
 
     def _existing(self, key: str, expected: frozenset[int] | None) -> Row:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachesync import breaker
-from cachesync.breaker import Breaker
+from cachesync.slots import breaker
+from cachesync.slots.breaker import Breaker
 
 
 class Clock:

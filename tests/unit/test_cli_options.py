@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cachesync.cli_options import redis_clients
-from cachesync.redis_client import primaries
+from cachesync.cli.options import redis_clients
+from cachesync.errors import SettingsError
+from cachesync.slots.clients import primaries
 
 
 @pytest.mark.parametrize(
@@ -26,5 +27,5 @@ def test_each_service_gets_a_client_of_its_own_redis(given: list[str]) -> None:
 
 @pytest.mark.parametrize("wrong", ["redis://one:1/0", "sa=", "=redis://one", "sa=one:1"])
 def test_what_names_no_service_or_no_address_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="is not SERVICE=URL"), redis_clients([wrong]):
+    with pytest.raises(SettingsError, match="is not SERVICE=URL"), redis_clients([wrong]):
         pytest.fail("it was taken")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cachesync.dead_letter import RetryPolicy
+from cachesync.dead_letters.letter import RetryPolicy
 
 
 @pytest.mark.parametrize(
     ("attempt", "seconds"), [(1, 30), (2, 60), (3, 120), (7, 1920), (8, 3600), (10**9, 3600), (-5, 30)]
 )
 def test_the_wait_is_anything_up_to_a_bound_that_doubles(attempt: int, seconds: int) -> None:
-    waits = [RetryPolicy().backoff(attempt).total_seconds() for _ in range(2000)]
+    waits = [RetryPolicy().backoff.delay(attempt) for _ in range(2000)]
     assert 0 <= min(waits) < 0.05 * seconds
     assert 0.95 * seconds < max(waits) <= seconds

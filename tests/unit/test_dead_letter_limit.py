@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachesync.dead_letter_limit import DeadLetterLimit, TooManyDeadLettersError
+from cachesync.errors import TooManyDeadLettersError
+from cachesync.stream.dead_letter_limit import DeadLetterLimit
 
 
 def test_a_hundred_in_a_row_are_borne_and_one_more_is_not_whatever_the_batches() -> None:

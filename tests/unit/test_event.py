@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachesync.change import Change, Operation
-from cachesync.event import TRUNCATE_KEY, Headers, UndecodableError, decode, encode_headers, message_key
+from cachesync.errors import UndecodableError
+from cachesync.kafka.event import TRUNCATE_KEY, Headers, decode, encode_headers, message_key
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 VERSIONS = st.integers(1, 2**63 - 1)

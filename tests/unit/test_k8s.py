@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cachesync.kafka_settings import KafkaSettings
+from cachesync.kafka.settings import KafkaSettings
 from serving.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cachesync.change import Row
 from cachesync.reconcile.drift import SAMPLE, Findings, Kind, drift_of, repair_of
 from cachesync.reconcile.keyspace import Part, parts
-from cachesync.slot import ABSENT, EMPTY, encode_value
+from cachesync.slots.layout import ABSENT, EMPTY, encode_value
 
 ROW = Row("1", 5, b"abcdef01", b"{}")
 SLOT = encode_value(5, b"abcdef01", b"{}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachesync.redis_client import is_cluster, node_url
+from cachesync.slots.clients import is_cluster, node_url
 
 
 @pytest.mark.parametrize(

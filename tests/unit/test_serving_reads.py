@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachesync.cache import Outcome
 from cachesync.errors import DatabaseUnavailableError
+from cachesync.service.cache import Outcome
+from cachesync.service.row_input import RowInput
 
 if TYPE_CHECKING:
     from falcon.testing import ASGIConductor
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 async def _rows(service: MemoryService) -> None:
     for key in (1, 2, 10):
         body = b'{"id": %d, "name": "Ada", "age": 36}' % key
-        await service.student.insert(body, ("id", "name", "age"))
-    await service.word.insert(b'{"word": "a/b c"}', ("word",))
+        await service.student.insert(RowInput.from_json(body))
+    await service.word.insert(RowInput.from_json(b'{"word": "a/b c"}'))
 
 
 async def test_row_is_served_as_its_payload_with_its_version(client: ASGIConductor) -> None:
@@ -118,7 +119,7 @@ async def test_page_joins_the_payloads_as_they_are(client: ASGIConductor) -> Non
 
 
 async def test_next_link_encodes_the_key(client: ASGIConductor, service: MemoryService) -> None:
-    await service.word.insert('{"word": "ä&?"}'.encode(), ("word",))
+    await service.word.insert(RowInput.from_json('{"word": "ä&?"}'.encode()))
     answer = await client.simulate_get("/words", query_string="limit=1")
     assert answer.json["next"] == "/words?after=a%2Fb+c&limit=1"
     following = await client.simulate_get("/words", query_string=answer.json["next"].partition("?")[2])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cachesync.service import Service
+    from cachesync.service.service import Service
     from serving.app import App
     from serving.settings import Settings
 

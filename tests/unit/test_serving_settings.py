@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 from pydantic_settings import SettingsConfigDict
 
-from cachesync.settings import Port  # noqa: TC001 - pydantic reads it
+from cachesync.service.settings import Port  # noqa: TC001 - pydantic reads it
 from serving.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -61,15 +61,15 @@ def test_environment_wins_over_the_env_file(kind: type[Settings], monkeypatch: p
     ("variables", "text"),
     [
         ({"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "PLAIN", "SASL_PASSWORD": "secret"},
-         "KAFKA_SASL_USERNAME is wrong: a login is needed, since KAFKA_SECURITY_PROTOCOL is SASL_SSL ("),
+         "KAFKA_SASL_USERNAME is invalid: a login is needed, since KAFKA_SECURITY_PROTOCOL is SASL_SSL ("),
         ({"SASL_PASSWORD": "secret"},
-         "KAFKA_SASL_PASSWORD is wrong: it has no effect while KAFKA_SECURITY_PROTOCOL is PLAINTEXT ("),
+         "KAFKA_SASL_PASSWORD is invalid: it has no effect while KAFKA_SECURITY_PROTOCOL is PLAINTEXT ("),
         ({"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SSL_CA_LOCATION": __file__},
-         "KAFKA_SSL_CA_LOCATION is wrong: it has no effect while KAFKA_SECURITY_PROTOCOL is SASL_PLAINTEXT"),
+         "KAFKA_SSL_CA_LOCATION is invalid: it has no effect while KAFKA_SECURITY_PROTOCOL is SASL_"),
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CERTIFICATE_LOCATION": __file__},
-         "KAFKA_SSL_KEY_LOCATION is wrong: it goes with KAFKA_SSL_CERTIFICATE_LOCATION"),
+         "KAFKA_SSL_KEY_LOCATION is invalid: it goes with KAFKA_SSL_CERTIFICATE_LOCATION"),
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CA_LOCATION": "/nowhere"},
-         "KAFKA_SSL_CA_LOCATION is wrong: Path does not point to a file"),
+         "KAFKA_SSL_CA_LOCATION is invalid: Path does not point to a file"),
     ],
 )  # fmt: skip
 def test_what_kafka_asks_for_is_whole_or_refused(
@@ -100,7 +100,7 @@ def test_bad_setting_is_named(
 ) -> None:
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
     monkeypatch.setenv(name, value)
-    assert f"cannot start: {name} is wrong: Input should be" in complaint(kind)
+    assert f"cannot start: {name} is invalid: Input should be" in complaint(kind)
 
 
 def test_env_file_that_is_no_text_is_named(kind: type[Settings]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator, Param
 
-from cachesync.dead_letter_office import Office
-from cachesync.dead_letter_request import LETTER, Ask, Request, Where
+from cachesync.dead_letters.request import LETTER, LetterTopic, Request, RequestAction
+from cachesync.dead_letters.service import DeadLetterService
 from cachesync.entity import load_entities
 from cachesync_airflow.connections import brokers, database, redis
 from cachesync_airflow.params import names
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from cachesync.dead_letter_action import Ending
+    from cachesync.dead_letters.audit import AuditEntry
 
 _REDIS_SECONDS: Final = 5.0
 _TELL_SECONDS: Final = 5.0
@@ -34,9 +34,9 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
     entities = list(load_entities(settings.entities))
     return {
         "action": Param(
-            Ask.RETRY.value,
+            RequestAction.RETRY.value,
             type="string",
-            enum=[ask.value for ask in Ask],
+            enum=[ask.value for ask in RequestAction],
             description="retry: try those whose time has come; list, show, stats: tell; replay: try at once, "
             "parked ones too; discard: close untried.",
         ),
@@ -49,7 +49,7 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
         "topic": Param(
             None,
             type=["null", "string"],
-            enum=[None, *(where.value for where in Where)],
+            enum=[None, *(where.value for where in LetterTopic)],
             description="Only those that wait, or that are parked; both where none is chosen.",
         ),
         "services": names("Only those of these services' caches.", list(settings.caches)),
@@ -86,7 +86,7 @@ class DeadLettersOperator(BaseOperator):
         """Carry it out."""
         settings = AirflowSettings()
         request = Request.model_validate(dict(context["params"]))
-        office = Office(
+        office = DeadLetterService(
             database(),
             brokers(),
             {service: redis(service, _REDIS_SECONDS) for service in settings.caches},
@@ -120,14 +120,14 @@ class _Log:
             self._told_at = time.monotonic()
             self._tell("%d of %d letters looked at", self._passed, self._expected)
 
-    def end(self, ending: Ending) -> None:
+    def end(self, ending: AuditEntry) -> None:
         """Something was done with a letter, or would be."""
         self._told += 1
         if self._told <= _MOST_TOLD:
             letter = ending.letter
             self._tell(
                 "%s %s (%s %s, attempt %d of %d): %s",
-                letter.place,
+                letter.id,
                 ending.action.value,
                 letter.service,
                 letter.entity,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk import BaseOperator, Param
 from airflow.sdk.exceptions import AirflowFailException
 
-from cachesync.database import connected
 from cachesync.entity import load_entities
+from cachesync.postgres.connect import connected
 from cachesync.reconcile import run as runs
+from cachesync.reconcile.models import Parameters, Report, Task
 from cachesync_airflow.connections import database, redis
 from cachesync_airflow.params import names
 from cachesync_airflow.settings import AirflowSettings
@@ -55,7 +56,7 @@ class PlanOperator(BaseOperator):
         """Plan."""
         settings = AirflowSettings()
         asked = dict(context["params"])
-        parameters = runs.Parameters.model_validate(
+        parameters = Parameters.model_validate(
             {
                 **asked,
                 "services": asked["services"] or settings.caches,
@@ -67,7 +68,7 @@ class PlanOperator(BaseOperator):
         return [task.model_dump(mode="json") for task in tasks]
 
     @staticmethod
-    async def _plan(run: str, parameters: runs.Parameters) -> list[runs.Task]:
+    async def _plan(run: str, parameters: Parameters) -> list[Task]:
         async with connected(database(), "cachesync-reconcile") as connection:
             clients = {service: redis(service, _REDIS_SECONDS) for service in parameters.services}
             return await runs.plan(connection, run, parameters, clients)
@@ -88,7 +89,7 @@ class ReconcileChunkOperator(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Do it; the log tells how far it has come every few seconds."""
-        task = runs.Task.model_validate(self.chunk)
+        task = Task.model_validate(self.chunk)
         told = time.monotonic()
         progress: Progress | None = None
 
@@ -107,7 +108,7 @@ class ReconcileChunkOperator(BaseOperator):
         else:
             self._tell(task, progress)
 
-    def _tell(self, task: runs.Task, progress: Progress) -> None:
+    def _tell(self, task: Task, progress: Progress) -> None:
         self.log.info("%s: %.0f %%", task.label, 100 * progress.share)
         for entity, found in progress.findings.items():
             counts = found.model_dump(exclude={"samples"})
@@ -131,7 +132,7 @@ class ReportOperator(BaseOperator):
         return result
 
     @staticmethod
-    async def _report(run: str) -> runs.Report:
+    async def _report(run: str) -> Report:
         async with connected(database(), "cachesync-reconcile") as connection:
             return await runs.report(connection, run)
 

@@ -7,10 +7,10 @@ from typing import Final
 from airflow.providers.apache.kafka.hooks.consume import KafkaConsumerHook
 from airflow.providers.apache.kafka.hooks.produce import KafkaProducerHook
 
-from cachesync.apply import Applier
-from cachesync.dead_letter import DeadLetters
+from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
-from cachesync.stream import Stream, require_manual_commit
+from cachesync.slots.batch import Applier
+from cachesync.stream.stream import Stream, require_manual_commit
 from cachesync_airflow.connections import redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
@@ -43,7 +43,7 @@ class CacheSyncTrigger(ThreadTrigger):
         return Stream(
             consumer_hook.get_consumer(),
             Applier(client, self.service, entities),
-            DeadLetters(
+            DeadLetterSender(
                 KafkaProducerHook(connection).get_producer,
                 self.service,
                 settings["group.id"],

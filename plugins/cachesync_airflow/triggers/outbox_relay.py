@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from cachesync.entity import load_entities
-from cachesync.relay import Relay
+from cachesync.relay.relay import Relay
 from cachesync_airflow.connections import brokers, database
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import sha1
 
-from cachesync import slot
+from cachesync.slots import scripts
 
 #: By rule: the script, a text of it, and what takes its place.
 EDITS = {
@@ -22,14 +22,14 @@ EDITS = {
 def switch_off(rule: str) -> None:
     """Load the scripts without this rule from now on, in this process."""
     edited_name, text, edited = EDITS[rule]
-    load = slot.Script.__init__
+    load = scripts.Script.__init__
 
-    def load_edited(script: slot.Script, name: str) -> None:
+    def load_edited(script: scripts.Script, name: str) -> None:
         load(script, name)
         if name == edited_name:
             assert script.source.count(text) == 1
             script.source = script.source.replace(text, edited)
             script.sha = sha1(script.source.encode(), usedforsecurity=False).hexdigest()
 
-    slot.Script.__init__ = load_edited  # type: ignore[method-assign, assignment]
-    slot.script.cache_clear()
+    scripts.Script.__init__ = load_edited  # type: ignore[method-assign, assignment]
+    scripts.script.cache_clear()

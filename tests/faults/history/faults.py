@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import redis as redis_client
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from cachesync.apply import Applier
-from cachesync.dead_letter import DeadLetters
+from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
-from cachesync.event import headers_of
-from cachesync.stream import Stream, StreamError
+from cachesync.errors import StreamError
+from cachesync.kafka.event import headers_of
+from cachesync.slots.batch import Applier
+from cachesync.stream.stream import Stream
 from local.command import ENTITIES
 from local.errors import LocalError
 from tests.faults.history.record import Fault
@@ -214,7 +215,7 @@ class Faults:
             stream = Stream(
                 Consumer(settings | broker),
                 Applier(client, service, entities),
-                DeadLetters(lambda: Producer(broker), service, group),
+                DeadLetterSender(lambda: Producer(broker), service, group),
                 entities,
                 service,
             )

@@ -13,8 +13,9 @@ import httpx
 import redis as redis_client
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from cachesync.database import connect
-from cachesync.dead_letter import TOPIC, Letter
+from cachesync.dead_letters.letter import Letter
+from cachesync.kafka.topics import DEAD_LETTERS
+from cachesync.postgres.connect import connect
 from local.errors import CommandError
 from local.postgres import run_sql
 from local.process import run
@@ -177,7 +178,7 @@ def unburied(system: System, poison: set[bytes]) -> list[str]:
     )
     missing = {(service, key) for service in system.services for key in poison}
     try:
-        consumer.assign([TopicPartition(TOPIC, 0, 0)])
+        consumer.assign([TopicPartition(DEAD_LETTERS, 0, 0)])
         while (message := consumer.poll(_ANSWER_SECONDS)) is not None and message.error() is None:
             letter = Letter.of(message)
             missing.discard((letter.service, letter.key or b""))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import httpx
 
-from cachesync.database import connect
 from cachesync.errors import DatabaseUnavailableError
+from cachesync.postgres.connect import connect
 from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
 
 if TYPE_CHECKING:

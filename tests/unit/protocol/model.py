@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachesync.change import Row
 from cachesync.reconcile.drift import Kind, drift_of, repair_of
-from cachesync.slot import ABSENT, EMPTY, encode_version
+from cachesync.slots.layout import ABSENT, EMPTY, encode_version
 from tests.unit.protocol.faults import NOTHING, Fault
 from tests.unit.protocol.scripts import Scripts
 from tests.unit.protocol.world import (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cachesync.slot import ABSENT
+from cachesync.slots.layout import ABSENT
 from tests.unit.protocol.world import OLD, Elsewhere, Reader, Reconciler, Scope, Writer, value
 
 _READ: Final = Reader()

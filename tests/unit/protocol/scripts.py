@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from lupa import lua51
 
-from cachesync.slot import EMPTY, script
+from cachesync.slots.layout import EMPTY
+from cachesync.slots.scripts import script
 from tests.unit.protocol.faults import Fault
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachesync.slot import script
+from cachesync.slots.scripts import script
 from tests.unit.protocol.faults import Fault
 from tests.unit.protocol.model import Model
 from tests.unit.protocol.scopes import SCOPES

@@ -1,0 +1,72 @@
+"""The command `cachesync`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cachesync.cli.dead_letters import dead_letters
+from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
+from cachesync.cli.reconcile import reconcile
+from cachesync.entity import load_entities
+from cachesync.install import installer
+from cachesync.kafka import topics
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Caches that follow the database.")
+app.command()(reconcile)
+app.add_typer(dead_letters, name="dead-letters")
+
+
+class _Steps:
+    """Prints the steps of an installation."""
+
+    def step(self, text: str) -> None:
+        console.print(text, style="dim", markup=False)
+
+
+@app.command()
+def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> None:
+    """Make or upgrade the database side of the declared entities."""
+
+    async def work() -> None:
+        declared = load_entities(entities)
+        async with connection(dsn) as opened:
+            undeclared = await installer.install(opened, declared, _Steps())
+        for name in undeclared:
+            console.print(f"{name} is installed but not declared; `cachesync uninstall {name}` removes it")
+        console.print(f"installed: {', '.join(declared)}")
+
+    run(work())
+
+
+@app.command()
+def uninstall(names: Annotated[list[str] | None, typer.Argument()] = None, dsn: Dsn = None) -> None:
+    """Take the database side away: of the named entities, or all of it."""
+
+    async def work() -> None:
+        async with connection(dsn) as opened:
+            removed = await installer.uninstall(opened, names or None)
+        console.print(f"uninstalled: {', '.join(removed) or 'nothing was installed'}")
+
+    run(work())
+
+
+@app.command("create-topics")
+def create_topics(
+    bootstrap_servers: BootstrapServers,
+    entities: EntitiesFile = Path("entities.toml"),
+    partitions: Annotated[int, typer.Option(min=1, help="Of each entity's topic.")] = 6,
+    replication: Annotated[int, typer.Option(min=1, help="Brokers that keep each message.")] = 1,
+) -> None:
+    """Make the Kafka topics that are missing."""
+
+    async def work() -> None:
+        declared = load_entities(entities).values()
+        made = topics.create_topics(
+            kafka_client(bootstrap_servers), declared, partitions=partitions, replication=replication
+        )
+        console.print(f"created: {', '.join(made) or 'none, all are there'}")
+
+    run(work())

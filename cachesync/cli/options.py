@@ -1,0 +1,141 @@
+"""What the commands have in common: their options, and how they run and fail."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+from pydantic import ValidationError
+from rich.console import Console
+
+from cachesync.errors import CacheSyncError, KafkaUnavailableError, SettingsError
+from cachesync.kafka.errors import AUTHENTICATION, SSL, translate_kafka_errors
+from cachesync.kafka.settings import KafkaSettings
+from cachesync.postgres.connect import connected
+from cachesync.slots.clients import worker_client
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import asyncpg
+
+    from cachesync.slots.clients import WorkerRedis
+
+console: Final = Console(stderr=True)
+"""Where commands say what they do; what they were asked for goes to the standard output."""
+
+_REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
+_REDIS_SECONDS: Final = 5.0
+_KAFKA_SECONDS: Final = 10.0
+# It does not help to try again.
+_REFUSALS: Final = {AUTHENTICATION, SSL}
+
+Dsn = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CACHESYNC_DSN",
+        show_default="PGHOST, PGUSER, ... as for psql",
+        help="The database, such as postgresql://owner@host/name.",
+    ),
+]
+EntitiesFile = Annotated[
+    Path, typer.Option("--entities", envvar="CACHESYNC_ENTITIES", help="The entities file.")
+]
+BootstrapServers = Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="The brokers.")]
+RedisUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--redis",
+        envvar="CACHESYNC_REDIS_URLS",
+        metavar="SERVICE=URL",
+        help="A service's Redis, such as sb=redis://host:6379/0; repeated, or several separated by commas.",
+    ),
+]
+
+
+def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connection]:
+    """A connection to the database, for the length of a command."""
+    return connected(dsn, "cachesync")
+
+
+def kafka_client(bootstrap_servers: str) -> dict[str, str]:
+    """The settings that lead a Kafka client to the brokers, one of which has answered.
+
+    How they want to be reached is in the environment: the variables of `KafkaSettings`.
+
+    Raises:
+        SettingsError: an environment variable is invalid.
+        KafkaUnavailableError: no broker accepts the connection, or a certificate cannot be used.
+    """
+    try:
+        settings = KafkaSettings(kafka_bootstrap_servers=bootstrap_servers).kafka
+    except ValidationError as error:
+        raise SettingsError.of(error) from None
+    # What is wrong is told to this alone; the calls say that there was no answer.
+    told: list[KafkaError] = []
+    options: dict[str, Any] = {**settings, "error_cb": told.append, "log_level": 2}
+    with translate_kafka_errors():
+        client = AdminClient(options)
+    deadline = time.monotonic() + _KAFKA_SECONDS
+    while True:
+        try:
+            client.list_topics(timeout=1)
+        except KafkaException as error:
+            client.poll(0)
+            refusal = next((one for one in told if one.code() in _REFUSALS), None)
+            if refusal or time.monotonic() > deadline:
+                reason = refusal or (told or error.args)[0]
+                message = f"Kafka at {bootstrap_servers}: {reason.str()}"
+                raise KafkaUnavailableError(message) from error
+        else:
+            return settings
+
+
+@contextmanager
+def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]]:
+    """A client for each service's Redis, by the service's name.
+
+    Args:
+        urls: as given by the option `RedisUrls`.
+
+    Raises:
+        SettingsError: one is not `SERVICE=URL`; the text names it.
+        CacheUnavailableError: a Redis Cluster did not respond.
+    """
+    clients: dict[str, WorkerRedis] = {}
+    with ExitStack() as stack:
+        for pair in filter(None, ",".join(urls or ()).split(",")):
+            match = _REDIS_URL.fullmatch(pair)
+            if match is None:
+                # The rest may hold a password.
+                start = pair.partition("://")[0]
+                message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
+                raise SettingsError(message)
+            client = worker_client(match[2], _REDIS_SECONDS)
+            clients[match[1]] = stack.enter_context(client)
+        yield clients
+
+
+def failed(reason: object) -> typer.Exit:
+    """Print the reason and return the exit exception."""
+    console.print(f"cachesync: {reason}", style="red", markup=False, soft_wrap=True)
+    return typer.Exit(1)
+
+
+def run(work: Coroutine[None, None, None]) -> None:
+    """Run a command's work; print errors that its user can do something about in one line."""
+    try:
+        asyncio.run(work)
+    except (CacheSyncError, OSError) as error:
+        raise failed(error) from error
+    except KeyboardInterrupt:
+        console.print("interrupted; completed work is kept, run the same command again to continue")
+        raise typer.Exit(130) from None

@@ -1,0 +1,198 @@
+"""Reads dead letters, from the oldest that may be open."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from cachesync.dead_letters.letter import Letter
+from cachesync.errors import TopicError
+from cachesync.kafka import errors
+from cachesync.kafka.errors import translate_kafka_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from confluent_kafka import Message
+
+    from cachesync.dead_letters.letter import LetterId
+
+_GROUP: Final = "cachesync-dead-letters"
+_TIMEOUT_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.1
+_MOVING: Final = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+
+_Partition = tuple[str, int]
+
+
+class DeadLetterReader:
+    """A consumer of dead letters that never joins a group: any number of readers see all letters.
+
+    It keeps offsets under the name of one all the same: below them every letter is closed. They save
+    reading; whether a letter is closed, the table of actions says.
+
+    Args:
+        settings: how to reach Kafka, as librdkafka calls it.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        with translate_kafka_errors():
+            self._consumer = Consumer(
+                {
+                    **settings,
+                    "group.id": _GROUP,
+                    "enable.auto.commit": False,
+                    "enable.partition.eof": True,
+                    "fetch.wait.max.ms": 10,
+                    # Its calls raise the errors that it would log.
+                    "log_level": 2,
+                },
+                logger=logging.getLogger("cachesync.kafka"),
+            )
+        self._committed: dict[_Partition, int] = {}
+        self._lowest_open: dict[_Partition, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def batches(self, topic: str, size: int) -> Iterator[list[Letter]]:
+        """All letters of a topic that may be open and are there now, in batches of at most `size`.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond.
+            TopicError: the topic is missing.
+        """
+        with translate_kafka_errors():
+            ranges = self._ranges(topic)
+            self._lowest_open |= {(topic, partition): end for partition, (_, end) in ranges.items()}
+            unread = {partition: end for partition, (start, end) in ranges.items() if start < end}
+            if not unread:
+                return
+            self._consumer.assign([TopicPartition(topic, number, ranges[number][0]) for number in unread])
+            try:
+                batch: list[Letter] = []
+                while unread:
+                    # consume(n, t) waits the whole t for n messages; this takes what has arrived.
+                    messages = [self._next(), *self._consumer.consume(size - len(batch) - 1, 0)]
+                    batch += _letters(messages, unread)
+                    if len(batch) == size:
+                        yield batch
+                        batch = []
+                if batch:
+                    yield batch
+            finally:
+                self._consumer.unassign()
+
+    def letter(self, topic: str, partition: int, offset: int) -> Letter | None:
+        """The letter at a place; None where there is none, or no more.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond.
+            TopicError: the topic is missing.
+        """
+        with translate_kafka_errors():
+            if partition not in self._partitions(topic):
+                return None
+            place = TopicPartition(topic, partition, offset)
+            low, high = self._consumer.get_watermark_offsets(place, _TIMEOUT_SECONDS)
+            if not low <= offset < high:
+                return None
+            self._consumer.assign([place])
+            try:
+                message = self._next()
+            finally:
+                self._consumer.unassign()
+        if message.error() is not None or message.offset() != offset:
+            return None
+        return Letter.of(message)
+
+    def ahead(self, topic: str) -> int:
+        """How many messages `batches` would read."""
+        with translate_kafka_errors():
+            return sum(end - start for start, end in self._ranges(topic).values())
+
+    def keep(self, letters: Collection[LetterId]) -> None:
+        """Note that these letters are still open."""
+        for letter in letters:
+            partition = (letter.topic, letter.partition)
+            self._lowest_open[partition] = min(self._lowest_open[partition], letter.offset)
+
+    def commit(self) -> None:
+        """Let the next reader begin at the oldest letter that was noted as open.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond.
+        """
+        offsets = [
+            TopicPartition(*partition, offset)
+            for partition, offset in self._lowest_open.items()
+            if offset != self._committed.get(partition)
+        ]
+        if offsets:
+            with translate_kafka_errors():
+                _patiently(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+
+    def _next(self) -> Message:
+        message = self._consumer.poll(_TIMEOUT_SECONDS)
+        if message is None:
+            raise KafkaException(KafkaError(errors.TIMED_OUT))
+        return message
+
+    def _ranges(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Of each partition the offset to begin with, and the one after its last."""
+        partitions = [TopicPartition(topic, number) for number in self._partitions(topic)]
+        ranges = {}
+        for partition in _patiently(lambda: self._consumer.committed(partitions, timeout=_TIMEOUT_SECONDS)):
+            low, high = self._consumer.get_watermark_offsets(partition, _TIMEOUT_SECONDS)
+            self._committed[topic, partition.partition] = partition.offset
+            # Where the topic was made anew, the offset may be one that it has not reached.
+            start = partition.offset if low <= partition.offset <= high else low
+            ranges[partition.partition] = (start, high)
+        return ranges
+
+    def _partitions(self, topic: str) -> list[int]:
+        metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_SECONDS).topics[topic]
+        if metadata.error is not None:
+            message = f"topic {topic}: {metadata.error.str()}; `cachesync create-topics` makes it"
+            raise TopicError(message)
+        return sorted(metadata.partitions)
+
+
+def _patiently(call: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    """What a call answers that a coordinator, which may just be moving, has to answer."""
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _letters(messages: list[Message], unread: dict[int, int]) -> list[Letter]:
+    """The letters among messages; partitions that are read to their end leave `unread`."""
+    letters = []
+    for message in messages:
+        problem, partition, offset = message.error(), message.partition(), message.offset()
+        assert partition is not None and offset is not None  # noqa: S101, PT018 - assigned by hand
+        if problem is not None:
+            if problem.code() != errors.PARTITION_EOF:
+                raise KafkaException(problem)
+            unread.pop(partition, None)
+            continue
+        if partition in unread and offset < unread[partition]:
+            letters.append(Letter.of(message))
+        if offset + 1 >= unread.get(partition, 0):
+            unread.pop(partition, None)
+    return letters

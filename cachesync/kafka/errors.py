@@ -1,0 +1,37 @@
+"""Errors of the Kafka client: their translation, and the codes that this library looks for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from cachesync.errors import KafkaUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# ruff: noqa: SLF001 - librdkafka's own codes, as opposed to the broker's, have no other names
+ALL_BROKERS_DOWN: Final = KafkaError._ALL_BROKERS_DOWN
+AUTHENTICATION: Final = KafkaError._AUTHENTICATION
+FATAL: Final = KafkaError._FATAL
+PARTITION_EOF: Final = KafkaError._PARTITION_EOF
+QUEUE_FULL: Final = KafkaError._QUEUE_FULL
+SSL: Final = KafkaError._SSL
+TIMED_OUT: Final = KafkaError._TIMED_OUT
+UNKNOWN_PARTITION: Final = KafkaError._UNKNOWN_PARTITION
+UNKNOWN_TOPIC: Final = KafkaError._UNKNOWN_TOPIC
+
+
+@contextmanager
+def translate_kafka_errors() -> Iterator[None]:
+    """Raise an error of the Kafka client as a KafkaUnavailableError."""
+    try:
+        yield
+    except KafkaException as error:
+        message = f"Kafka: {error.args[0].str()}"
+        raise KafkaUnavailableError(message) from error
+    except BufferError as error:
+        message = "Kafka: the producer's queue is full"
+        raise KafkaUnavailableError(message) from error

@@ -1,0 +1,22 @@
+"""The change log as its publishers use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cachesync.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cachesync.postgres.connect import Connection
+
+
+async def mark_published(connection: Connection, versions: Sequence[int]) -> None:
+    """Mark changes as published, so that the relay does not publish them again.
+
+    Args:
+        connection: one with the rights of `cachesync_service` or `cachesync_worker`.
+        versions: the row versions of the changes.
+    """
+    await connection.execute(statement("postgres/mark_published"), versions)

@@ -1,0 +1,99 @@
+"""Connecting to the shared database."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from cachesync.errors import DatabaseError, DatabaseUnavailableError
+from cachesync.postgres.payload import PAYLOAD_SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+Connection = asyncpg.Connection | PoolConnectionProxy
+
+_CONNECT_SECONDS: Final = 10.0
+
+# Errors that the caller can do nothing about; all others are the caller's, or a bug.
+_UNAVAILABLE: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.LockNotAvailableError,
+)
+
+
+async def connect(
+    dsn: str | None,
+    name: str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    command_timeout: float | None = None,
+) -> asyncpg.Connection:
+    """Open a connection that formats values as text the way the triggers do.
+
+    Args:
+        dsn: the database; None for the variables PGHOST, PGUSER and so on.
+        name: the session's `application_name`.
+        settings: further settings of the session.
+        command_timeout: the timeout of a statement, in seconds; None for no timeout.
+
+    Raises:
+        DatabaseUnavailableError: the database did not respond or refused the login.
+        DatabaseError: it refused one of the session's settings.
+    """
+    with translate_postgres_errors():
+        return await asyncpg.connect(
+            dsn,
+            timeout=_CONNECT_SECONDS,
+            command_timeout=command_timeout,
+            server_settings={**PAYLOAD_SETTINGS, "application_name": name, **(settings or {})},
+        )
+
+
+@asynccontextmanager
+async def connected(dsn: str | None, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection as `connect` does, translate the errors of what is done with it, and close it.
+
+    Raises:
+        DatabaseError: PostgreSQL did not respond, or refused a statement.
+    """
+    connection = await connect(dsn, name)
+    try:
+        with translate_postgres_errors():
+            yield connection
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
+    """Raise errors of asyncpg and of its connections as errors of this library.
+
+    Args:
+        database: what the error's text calls the database.
+
+    Raises:
+        DatabaseUnavailableError: it did not respond, or is in a state that only its operator can change.
+        DatabaseError: it refused a statement.
+    """
+    try:
+        yield
+    except _UNAVAILABLE as error:
+        message = f"{database} did not respond: {error or type(error).__name__}"
+        raise DatabaseUnavailableError(message) from error
+    except asyncpg.PostgresError as error:
+        message = f"{database} refused a statement: {error}"
+        raise DatabaseError(message) from error

@@ -1,0 +1,75 @@
+"""Rows as caches hold them, read by the background work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from cachesync.change import Row
+from cachesync.errors import InvalidValueError, NotInstalledError
+from cachesync.postgres.catalogue import describe_relation
+from cachesync.postgres.statements import identifier, statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import asyncpg
+
+    from cachesync.entity import Entity
+    from cachesync.postgres.catalogue import Column
+
+
+class Rows:
+    """Reads rows of one entity from its view.
+
+    Args:
+        connection: one with the rights of `cachesync_worker`.
+        entity: the entity.
+        key: its key column.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Column) -> None:
+        self._connection = connection
+        self._entity = entity.name
+        self._key = key
+        self._fragments = {
+            "view": identifier("cachesync", entity.name),
+            "key_type": f"pg_catalog.{key.base_type}",
+        }
+
+    @classmethod
+    async def open(cls, connection: asyncpg.Connection, entity: Entity) -> Self:
+        """Look up the key's type.
+
+        Raises:
+            NotInstalledError: the entity is not installed.
+        """
+        view = identifier("cachesync", entity.name)
+        relation = await describe_relation(connection, entity)
+        if relation is None or await connection.fetchval("SELECT to_regclass($1)", view) is None:
+            message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
+            raise NotInstalledError(message)
+        return cls(connection, entity, next(one for one in relation.columns if one.name == entity.key))
+
+    async def read(self, keys: Iterable[str]) -> dict[str, Row]:
+        """The rows that there are, by key."""
+        possible = [key for key in keys if self.impossible(key) is None]
+        records = await self._connection.fetch(
+            statement("postgres/rows", **self._fragments), possible, self._entity
+        )
+        return {
+            record["key"]: Row(
+                record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
+            )
+            for record in records
+        }
+
+    def impossible(self, key: str) -> str | None:
+        """Why no row can have this key, in this form; None where one can."""
+        try:
+            key.encode()
+            if self._key.canonical_key(key) == key:
+                return None
+            reason = f"it would be written {self._key.canonical_key(key)!r}"
+        except (InvalidValueError, UnicodeEncodeError) as error:
+            reason = str(error)
+        return f"no row can have the key {key!r}: {reason}"

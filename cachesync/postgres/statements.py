@@ -1,0 +1,41 @@
+"""The SQL of this package, read from its `.sql` files."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+
+
+@cache
+def _text(name: str) -> str:
+    package, _, file = name.partition("/")
+    return (resources.files("cachesync") / package / "sql" / f"{file}.sql").read_text(encoding="utf-8")
+
+
+def statement(name: str, **fragments: str) -> str:
+    """Return the SQL of a file, with each `{{placeholder}}` replaced by its fragment.
+
+    Values are parameters and never come this way; a fragment is an identifier or a list of them, quoted with
+    `identifier` or `literal`.
+
+    Args:
+        name: `{package}/{file}` for `cachesync/{package}/sql/{file}.sql`.
+        fragments: SQL by placeholder.
+
+    Raises:
+        KeyError: a placeholder has no fragment.
+    """
+    return _PLACEHOLDER.sub(lambda match: fragments[match[1]], _text(name))
+
+
+def identifier(*parts: str) -> str:
+    """A quoted SQL identifier; several parts are joined by dots."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+
+
+def literal(text: str) -> str:
+    """A quoted SQL string literal; `standard_conforming_strings` is on since PostgreSQL 9.1."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,103 @@
+"""Publishing changes, right after their commit."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from cachesync import metrics
+from cachesync.kafka.producer import Sender, producer_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from confluent_kafka import KafkaError
+
+    from cachesync.change import Change
+
+_log = structlog.get_logger(__name__)
+
+# Long enough for many acknowledgements to be marked by one statement, short against a relay's patience.
+_MARK_SECONDS: Final = 0.1
+_FLUSH_SECONDS: Final = 5.0
+
+
+class Publisher:
+    """Sends changes to Kafka and marks those that the broker acknowledged.
+
+    It never blocks and never fails its caller: what does not go out stays unmarked in the change log.
+
+    Args:
+        kafka: the settings of a Kafka client that lead to the brokers.
+        mark: marks these versions as published in the change log.
+    """
+
+    def __init__(self, kafka: Mapping[str, Any], mark: Callable[[list[int]], Awaitable[None]]) -> None:
+        self._sender = Sender(producer_settings(kafka))
+        self._mark = mark
+        self._acknowledged: deque[int] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._stopping = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="cachesync-publisher", daemon=True)
+        self._poller.start()
+        self._marker = self._loop.create_task(self._mark_acknowledged())
+
+    def publish(self, topic: str, change: Change) -> None:
+        """Send a change on its way."""
+        version = change.version
+
+        def settled(error: KafkaError | None) -> None:
+            if error is None:
+                self._acknowledge(version)
+            else:
+                metrics.unpublished.labels(error.name()).inc()
+
+        self._sender.send(topic, change, settled)
+
+    async def answers(self, timeout: float) -> bool:  # noqa: ASYNC109 - it bounds a call in a thread
+        """Whether a broker answers within so many seconds."""
+        return await asyncio.to_thread(self._sender.answers, timeout)
+
+    async def close(self) -> None:
+        """Deliver what is under way, for a few seconds at most, and mark what was."""
+        left = await asyncio.to_thread(self._sender.producer.flush, _FLUSH_SECONDS)
+        if left:
+            _log.warning("changes left unpublished", count=left)
+        self._stopping.set()
+        await asyncio.to_thread(self._poller.join)
+        # Not cancelled: what it is about to mark would stay unmarked.
+        self._wake.set()
+        await self._marker
+        await self._mark_batch()
+
+    def _poll(self) -> None:
+        while not self._stopping.is_set():
+            self._sender.producer.poll(0.1)
+
+    def _acknowledge(self, version: int) -> None:
+        metrics.published.inc()
+        self._acknowledged.append(version)
+        if len(self._acknowledged) == 1:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _mark_acknowledged(self) -> None:
+        while not self._stopping.is_set():
+            await self._wake.wait()
+            await asyncio.sleep(_MARK_SECONDS)
+            self._wake.clear()
+            await self._mark_batch()
+
+    async def _mark_batch(self) -> None:
+        versions = [self._acknowledged.popleft() for _ in range(len(self._acknowledged))]
+        if not versions:
+            return
+        try:
+            await self._mark(versions)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it must not end the marking
+            # They will be published again, which is harmless.
+            _log.warning("published changes could not be marked", count=len(versions), error=str(error))

@@ -1,0 +1,114 @@
+"""Access to many slots at once, for the background work."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.exceptions import RedisError, ResponseError
+
+from cachesync import metrics
+from cachesync.change import Operation
+from cachesync.errors import CacheUnavailableError
+from cachesync.slots.clients import pipelined, scan
+from cachesync.slots.layout import HEAD_BYTES, change_of, emptied, slot_name
+from cachesync.slots.scripts import run_script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cachesync.change import Change
+    from cachesync.entity import Entity
+    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.layout import SlotChange
+    from cachesync.slots.scripts import Command
+
+_SCAN_KEYS: Final = 1000
+# Where a script's command names its only key.
+_SLOT_NAME: Final = 3
+
+
+class Applier:
+    """Applies changes to the slots of one service.
+
+    Args:
+        client: the service's Redis or Redis Cluster.
+        service: the service's name.
+        entities: the declared entities by name.
+    """
+
+    def __init__(self, client: WorkerRedis, service: str, entities: Mapping[str, Entity]) -> None:
+        self._client = client
+        self._service = service
+        self._entities = entities
+        self._lag = metrics.lag.labels(service)
+
+    def apply(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        """Apply a batch in one round trip, one per primary of a cluster. Applying it again does nothing.
+
+        Returns:
+            The changes that can never be applied, because the key of their slot holds another Redis type,
+            each with the reason.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond, or refuses for now; the batch was applied in part
+                or not at all.
+        """
+        truncates = [change for change in changes if change.operation is Operation.TRUNCATE]
+        rows = [change for change in changes if change.operation is not Operation.TRUNCATE]
+        effects = self._run(
+            [change_of(self._service, self._entities[change.entity], change) for change in rows]
+        )
+        refused = []
+        now = datetime.now(UTC)
+        for change, effect in zip(rows, effects, strict=True):
+            if isinstance(effect, ResponseError):
+                refused.append((change, str(effect)))
+                continue
+            metrics.applied.labels(self._service, effect.decode()).inc()
+            self._lag.observe(max(0.0, (now - change.changed_at).total_seconds()))
+        for change in truncates:
+            self._truncate(change)
+        return refused
+
+    def heads(self, changes: Sequence[Change]) -> list[bytes | str]:
+        """Return the first `HEAD_BYTES` of the slots of changes of rows.
+
+        Where a slot's key holds another Redis type, the reason (a `str`) takes the place of the bytes.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond, or refuses for now.
+        """
+        names = [slot_name(self._service, change.entity, change.key or "") for change in changes]
+        heads = pipelined(self._client, [(name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for name in names])
+        _require_carried_out(heads)
+        return [str(head) if isinstance(head, ResponseError) else head for head in heads]
+
+    def _truncate(self, change: Change) -> None:
+        """Empty every slot of the entity that is older; values cached while this runs are newer."""
+        names: list[str] = []
+        # The names of services and entities contain no character that is special in a pattern.
+        for name in scan(self._client, slot_name(self._service, change.entity, "*"), _SCAN_KEYS):
+            names.append(name.decode())
+            if len(names) == _SCAN_KEYS:
+                self._run([emptied(name, change.version) for name in names])
+                names.clear()
+        self._run([emptied(name, change.version) for name in names])
+
+    def _run(self, changes: Sequence[SlotChange]) -> list[Any]:
+        """Return the script's effect per change; a ResponseError if the key holds another Redis type."""
+        # The last argument is the token of a lease; an event has none.
+        effects = run_script("change", [(*change, "") for change in changes], self._send)
+        _require_carried_out(effects)
+        return effects
+
+    def _send(self, commands: list[Command]) -> list[Any]:
+        return pipelined(self._client, [(str(command[_SLOT_NAME]), command) for command in commands])
+
+
+def _require_carried_out(answers: Iterable[Any]) -> None:
+    """Raise the first error that is not about one slot alone."""
+    for answer in answers:
+        wrong_type = isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer)
+        if isinstance(answer, RedisError) and not wrong_type:
+            raise CacheUnavailableError(str(answer)) from answer

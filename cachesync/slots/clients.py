@@ -1,0 +1,213 @@
+"""Clients of a service's Redis or Redis Cluster.
+
+`redis://`, `rediss://` (TLS) and `unix://` URLs lead to one Redis, as in redis-py; `redis+cluster://` and
+`rediss+cluster://` lead to a Redis Cluster through any one of its nodes.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis, RedisCluster
+from redis import asyncio as asyncio_redis
+from redis.asyncio.retry import Retry as AsyncioRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AskError,
+    ConnectionError,  # noqa: A004 - redis-py's, which is no OSError
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from cachesync.errors import CacheUnavailableError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from redis.cluster import ClusterNode
+
+    from cachesync.slots.scripts import Command
+
+_CLUSTER: Final = "+cluster"
+# A round trip carries all commands of one turn of the event loop; more than a few in flight gain nothing.
+_SERVICE_CONNECTIONS: Final = 8
+
+WorkerRedis = Redis | RedisCluster
+
+
+def is_cluster(url: str) -> bool:
+    """Return whether a URL leads to a Redis Cluster."""
+    return urlsplit(url).scheme.endswith(_CLUSTER)
+
+
+def node_url(url: str, host: str, port: int) -> str:
+    """Return the URL of one node of the Redis Cluster at a URL."""
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return urlunsplit(
+        parts._replace(scheme=parts.scheme.removesuffix(_CLUSTER), netloc=f"{login}{at}{address}")
+    )
+
+
+def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
+    """Return an asynchronous client of one Redis, for a service.
+
+    Args:
+        url: of the Redis; it is connected to later.
+        seconds: the timeout of one response.
+
+    Raises:
+        SettingsError: the URL is not a Redis URL.
+    """
+    with _checked_url():
+        pool = asyncio_redis.BlockingConnectionPool.from_url(
+            url,
+            max_connections=_SERVICE_CONNECTIONS,
+            timeout=seconds,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            # No retries: the database answers instead, and a lease that is requested again with the same
+            # token could be granted although others have changed the row since the first attempt.
+            retry=AsyncioRetry(NoBackoff(), 0),
+        )
+    return asyncio_redis.Redis.from_pool(pool)
+
+
+def worker_client(url: str, seconds: float) -> WorkerRedis:
+    """Return a blocking client, for the background work.
+
+    Args:
+        url: of the Redis, which is connected to later, or of the Redis Cluster, which is connected to now.
+        seconds: the timeout of one response.
+
+    Raises:
+        SettingsError: the URL is not a Redis URL.
+        CacheUnavailableError: the Redis Cluster did not respond.
+    """
+    with _checked_url(), translate_redis_errors():
+        if not is_cluster(url):
+            return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
+        return RedisCluster.from_url(
+            url.replace(_CLUSTER, "", 1),
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            # Callers retry whole batches; retries of single commands would add up.
+            retry=Retry(NoBackoff(), 0),
+            require_full_coverage=False,
+        )
+
+
+def primaries(client: WorkerRedis) -> dict[str | None, Redis]:
+    """Return the primaries of a Redis Cluster by `host:port`; a single Redis under None."""
+    if isinstance(client, Redis):
+        return {None: client}
+    return {node.name: client.get_redis_connection(node) for node in client.get_primaries()}
+
+
+def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
+    """Yield the names of all keys that match a pattern, on every primary.
+
+    Args:
+        client: the Redis or Redis Cluster.
+        pattern: as for SCAN.
+        count: how many keys each SCAN looks at.
+
+    Raises:
+        CacheUnavailableError: a primary did not respond.
+    """
+    with _rediscovering(client):
+        for primary in primaries(client).values():
+            yield from primary.scan_iter(match=pattern, count=count)
+
+
+def pipelined(client: WorkerRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
+    """Send commands about one key each in one round trip per primary.
+
+    redis-py's own pipeline over a Redis Cluster repeats each command for an unavailable node one by one,
+    and waits for each.
+
+    Args:
+        client: the Redis or Redis Cluster.
+        commands: each with its key.
+
+    Returns:
+        The answers; a ResponseError for a command that was refused.
+
+    Raises:
+        CacheUnavailableError: a primary did not respond; some of the commands may have been carried out.
+    """
+    if isinstance(client, Redis):
+        with translate_redis_errors():
+            return _pipelined(client, [command for _, command in commands])
+    answers: list[Any] = [None] * len(commands)
+    with _rediscovering(client):
+        places: dict[ClusterNode, list[int]] = {}
+        for place, (key, _) in enumerate(commands):
+            places.setdefault(client.get_node_from_key(key), []).append(place)
+        for node, its in places.items():
+            asked = [commands[place][1] for place in its]
+            answered = _pipelined(client.get_redis_connection(node), asked)
+            for place, command, answer in zip(its, asked, answered, strict=True):
+                redirected = isinstance(answer, (AskError, TryAgainError))
+                answers[place] = _followed(client, command) if redirected else answer
+    return answers
+
+
+def _pipelined(client: Redis, commands: Sequence[Command]) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return pipeline.execute(raise_on_error=False)
+
+
+def _followed(client: RedisCluster, command: Command) -> Any:
+    """Return the answer to a command whose key has moved to another node, or is being moved."""
+    try:
+        return client.execute_command(*command)
+    except ResponseError as error:
+        return error
+
+
+@contextmanager
+def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
+    """Raise errors of redis-py and of its connections as a CacheUnavailableError.
+
+    Args:
+        redis: what the error's text calls the Redis.
+    """
+    try:
+        yield
+    # RedisClusterException is not a RedisError.
+    except (RedisError, RedisClusterException, OSError) as error:
+        message = f"{redis} did not respond: {error or type(error).__name__}"
+        raise CacheUnavailableError(message) from error
+
+
+@contextmanager
+def _rediscovering(client: WorkerRedis) -> Iterator[None]:
+    """Translate errors; if a node of a cluster did not respond, update the slot map for the next attempt."""
+    with translate_redis_errors():
+        try:
+            yield
+        except (RedisClusterException, ConnectionError, TimeoutError):
+            if isinstance(client, RedisCluster):
+                with suppress(RedisClusterException, RedisError):
+                    client.nodes_manager.initialize()
+            raise
+
+
+@contextmanager
+def _checked_url() -> Iterator[None]:
+    """Raise the ValueError that redis-py has for a malformed URL as a SettingsError."""
+    try:
+        yield
+    except ValueError as error:
+        message = f"not a Redis URL: {error}"
+        raise SettingsError(message) from error

@@ -1,0 +1,141 @@
+"""A slot: the Redis string that holds what a cache knows of one row, and what a change does to it.
+
+======  =============================================================  ====================
+state   bytes                                                          a read
+======  =============================================================  ====================
+empty   no such string                                                 takes the lease
+lease   `L`, floor (19 digits), token                                  waits
+value   `V`, row version (19 digits), fingerprint (8), payload         is a hit
+absent  `A`                                                            is a hit: no such row
+======  =============================================================  ====================
+
+Versions are decimal digits of fixed width, so that they compare as strings: a Lua number would lose the
+low bits of a 64-bit version.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cachesync.change import Row
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from cachesync.change import Change
+    from cachesync.entity import Entity, OnChange
+
+ABSENT: Final = b"A"
+EMPTY: Final = b""
+_VALUE: Final = ord("V")
+_LEASE: Final = ord("L")
+_DIGITS: Final = 19
+HEAD_BYTES: Final = 1 + _DIGITS
+"""Length of the part of a slot that holds its state and version, in bytes."""
+
+UP_TO_PAYLOAD: Final = HEAD_BYTES + 8
+"""Length of the part of a value that precedes its payload, in bytes."""
+
+_FINGERPRINT: Final = slice(HEAD_BYTES, UP_TO_PAYLOAD)
+
+
+class SlotChange(NamedTuple):
+    """What a change does to one slot: the arguments of the script `change`.
+
+    Attributes:
+        name: the slot's Redis key.
+        version: the version of the change, encoded.
+        content: the slot's new content; `EMPTY` if the change empties it.
+        ttl_ms: the lifetime of that content, in milliseconds.
+    """
+
+    name: str
+    version: bytes
+    content: bytes
+    ttl_ms: int
+
+
+def slot_name(service: str, entity: str, key: str) -> str:
+    """Return the Redis key of a row's slot."""
+    return f"{service}:{entity}:{key}"
+
+
+def encode_version(version: int) -> bytes:
+    """Encode a row version so that the scripts can compare it."""
+    return b"%019d" % version
+
+
+def encode_value(version: int, fingerprint: bytes, payload: bytes) -> bytes:
+    """Encode the content of a slot that holds a row."""
+    return b"V%019d%b%b" % (version, fingerprint, payload)
+
+
+def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
+    """Decode the row that a slot holds; None if it holds none, or one of another schema."""
+    if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
+        return None
+    return Row(key, int(slot[1:HEAD_BYTES]), fingerprint, slot[UP_TO_PAYLOAD:])
+
+
+def change_of(service: str, entity: Entity, change: Change) -> SlotChange:
+    """Return what a change of a row does to its slot in a service's cache."""
+    row = None
+    if change.payload is not None and change.fingerprint is not None:
+        row = Row(change.key or "", change.version, change.fingerprint, change.payload)
+    return SlotChange(
+        slot_name(service, entity.name, change.key or ""),
+        encode_version(change.version),
+        changed_content(entity.on_change, row),
+        with_jitter(entity.ttl),
+    )
+
+
+def emptied(name: str, version: int) -> SlotChange:
+    """Return the change that empties a slot if it holds an older version."""
+    return SlotChange(name, encode_version(version), EMPTY, 1)
+
+
+def changed_content(on_change: OnChange, row: Row | None) -> bytes:
+    """Return the content that a slot gets when its row has changed.
+
+    Args:
+        on_change: the entity's policy.
+        row: the row after the change; None after a delete, or if the payload is not known.
+    """
+    if row is None or on_change == "invalidate":
+        return EMPTY
+    return encode_value(row.version, row.fingerprint, row.payload)
+
+
+def filled_content(entity: Entity, row: Row | None) -> tuple[bytes, int]:
+    """Return the content that a load fills a slot with, and its lifetime in milliseconds."""
+    if row is None:
+        return ABSENT, with_jitter(entity.absent_ttl)
+    return encode_value(row.version, row.fingerprint, row.payload), with_jitter(entity.ttl)
+
+
+def is_past(head: bytes, version: int) -> bool:
+    """Return whether a change of this version would do nothing to the slot.
+
+    Args:
+        head: the first `HEAD_BYTES` of the slot; empty if the slot is.
+        version: the version of the change.
+    """
+    if not head:
+        return True
+    return head[0] in {_VALUE, _LEASE} and head[1:HEAD_BYTES] >= encode_version(version)
+
+
+def with_jitter(ttl: timedelta) -> int:
+    """Return up to a tenth less than the lifetime, in milliseconds.
+
+    Slots that were filled together then do not expire together.
+    """
+    return max(1, int(ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311 - no secret
+
+
+def new_token() -> str:
+    """Return a token that no other lease has."""
+    return secrets.token_hex(8)
