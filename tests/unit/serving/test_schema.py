@@ -9,7 +9,7 @@ import pytest
 from jsonschema_rs import Draft202012Validator
 
 from serving.schema import column_schema, insert_schema, patch_schema, replace_schema, row_schema
-from tests.unit.stand_in import WORD, MemoryCache, column
+from tests.unit.serving.stand_in import WORD, MemoryCache, column
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from cachesync.entity import Entity
 from cachesync.install.installer import install
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 from local.silent import Silent
-from tests.integration.interleaving import Copy, Interleaving, Operation
+from tests.integration.install.interleaving import Copy, Interleaving, Operation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -18,7 +18,7 @@ from cachesync.errors import (
 )
 from cachesync.service.row_input import RowInput
 from serving.problems import KINDS
-from tests.unit.stand_in import STUDENT, MemoryCache, MemoryService, app_on
+from tests.unit.serving.stand_in import STUDENT, MemoryCache, MemoryService, app_on
 
 if TYPE_CHECKING:
     from falcon.testing import Result

@@ -46,7 +46,7 @@ async def test_a_retry_killed_at_any_step_loses_no_letter(
     post.put(b"9", b"junk", stage="decode")
 
     killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.integration.killed_retry", step, when),
+        *(sys.executable, "-m", "tests.integration.dead_letters.killed_retry", step, when),
         *(post.service, worker_dsn, post.kafka["bootstrap.servers"], redis_sb.url, str(ENTITIES_FILE)),
         cwd=REPOSITORY,
     )

@@ -13,7 +13,7 @@ from cachesync.service.row_input import RowInput
 if TYPE_CHECKING:
     from falcon.testing import ASGIConductor
 
-    from tests.unit.stand_in import MemoryService
+    from tests.unit.serving.stand_in import MemoryService
 
 
 @pytest.fixture(autouse=True)

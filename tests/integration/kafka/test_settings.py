@@ -16,7 +16,7 @@ from cachesync.kafka.settings import KafkaSettings
 from cachesync.kafka.topics import DEAD_LETTERS
 from cachesync.service.row_input import RowInput
 from tests.integration.conftest import ENTITIES_FILE
-from tests.integration.secure_kafka import PASSWORD, USER, SecureKafka
+from tests.integration.kafka.secure_kafka import PASSWORD, USER, SecureKafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

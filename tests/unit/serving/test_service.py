@@ -17,7 +17,7 @@ from cachesync.entity import Entity
 from cachesync.errors import DatabaseUnavailableError, NotInstalledError
 from serving import logs
 from serving.app import create_app
-from tests.unit.stand_in import WORD, MemoryService, app_on, settings
+from tests.unit.serving.stand_in import WORD, MemoryService, app_on, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -30,7 +30,7 @@ from cachesync.reconcile.models import Parameters, Report
 from cachesync.reconcile.source import Keyspace
 from cachesync.service.row_input import RowInput
 from local.silent import Silent
-from tests.integration.live import KEYS, live_writes
+from tests.integration.reconcile.live import KEYS, live_writes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
     Reconcile = Callable[..., Any]
 
-ENTITIES_FILE: Final = Path(__file__).parents[2] / "entities.toml"
+ENTITIES_FILE: Final = Path(__file__).parents[3] / "entities.toml"
 ROWS: Final = 100_000
 EACH: Final = 1_000
 # Keys that nobody writes to meanwhile; each range is wrong in one way.

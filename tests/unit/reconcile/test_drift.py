@@ -1,52 +1,15 @@
-"""The parts of a keyspace, and what is called drift."""
+"""Drift and its repair."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cachesync.change import Row
 from cachesync.reconcile.drift import SAMPLE, Findings, Kind, drift_of, repair_of
-from cachesync.reconcile.keyspace import Part, parts
 from cachesync.slots.layout import ABSENT, EMPTY, encode_value
 
 ROW = Row("1", 5, b"abcdef01", b"{}")
 SLOT = encode_value(5, b"abcdef01", b"{}")
-
-
-def visits(part: Part, bits: int) -> list[int]:
-    """The buckets that a scan of the part visits, as Redis goes through a table of 2^bits of them."""
-    visited = []
-    cursor = part.first
-    while True:
-        mask = (1 << bits) - 1
-        visited.append(cursor & mask)
-        # Redis's own arithmetic: the next one in the order of the reversed bits.
-        reversed_next = int(f"{cursor | ~mask & (1 << 64) - 1:064b}"[::-1], 2) + 1 & (1 << 64) - 1
-        cursor = int(f"{reversed_next:064b}"[::-1], 2)
-        if part.ends_at(cursor):
-            return visited
-
-
-@given(st.integers(0, 5), st.integers(0, 10))
-def test_the_parts_of_a_keyspace_hold_each_bucket_and_none_twice(part_bits: int, table_bits: int) -> None:
-    visited = [bucket for part in parts(1 << part_bits, 1) for bucket in visits(part, table_bits)]
-    assert set(visited) == set(range(1 << table_bits))
-    # A table with fewer buckets than there are parts is scanned several times over.
-    assert len(visited) == max(1 << part_bits, 1 << table_bits)
-
-
-@pytest.mark.parametrize(("slots", "count"), [(0, 1), (100, 1), (101, 2), (201, 4), (400, 4), (401, 8)])
-def test_a_keyspace_has_as_many_parts_as_keep_each_small(slots: int, count: int) -> None:
-    assert parts(slots, 100) == [Part(number, count) for number in range(count)]
-
-
-def test_the_share_of_a_part_goes_from_nothing_to_all_of_it() -> None:
-    part = Part(2, 4)
-    assert part.share(part.first) == 0.0
-    assert part.share(part.first | 1 << 2) == 0.5
-    assert part.share(Part(3, 4).first) == part.share(0) == 1.0
 
 
 @pytest.mark.parametrize(

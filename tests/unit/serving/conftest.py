@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from falcon.testing import ASGIConductor
 
-from tests.unit.stand_in import MemoryService, app_on
+from tests.unit.serving.stand_in import MemoryService, app_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
