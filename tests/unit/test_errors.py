@@ -1,0 +1,61 @@
+"""The tree of errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pkgutil import walk_packages
+
+import cachesync
+from cachesync import errors
+from cachesync.errors import CacheSyncError
+
+LINE = re.compile(r"^(?P<indent>(?:│   |    )*)(?:[├└]── )?(?P<name>\w+Error)$")
+INDENT = 4
+
+
+def drawn() -> dict[str, str]:
+    """The parents of the errors as the module's docstring draws them."""
+    parents: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.cleandoc(errors.__doc__ or "").splitlines():
+        found = LINE.match(line.removeprefix(" " * INDENT))
+        if found is None:
+            continue
+        depth = 0 if "── " not in line else 1 + len(found["indent"]) // INDENT
+        above[depth:] = [found["name"]]
+        parents[found["name"]] = above[depth - 1] if depth else "Exception"
+    return parents
+
+
+def defined() -> dict[str, str]:
+    """The parents of the errors as the module defines them."""
+    classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    return {
+        one.__name__: one.__bases__[0].__name__
+        for one in classes
+        if issubclass(one, Exception) and one.__module__ == errors.__name__
+    }
+
+
+def test_the_drawn_tree_is_that_of_the_classes() -> None:
+    assert drawn() == defined()
+    assert len(drawn()) > 1
+
+
+def test_every_public_error_of_the_library_is_a_cachesync_error() -> None:
+    modules = [
+        import_module(module.name)
+        for module in walk_packages(cachesync.__path__, "cachesync.")
+        if not module.name.endswith("__main__")
+    ]
+    classes = {
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__.startswith("cachesync.") and not name.startswith("_")
+    }
+    exceptions = {one for one in classes if issubclass(one, BaseException)}
+    assert {one.__name__ for one in exceptions if not issubclass(one, CacheSyncError)} == set()
+    assert CacheSyncError in exceptions
