@@ -1,4 +1,4 @@
-"""The backlog: where the unpublished part of the change log starts, its size, and missing versions."""
+"""Measures the unpublished part of the change log, and counts the versions that have no line in it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _COUNT_SECONDS: Final = 5.0
 _MAX_COUNTED: Final = 100_000
 _SAMPLE_SECONDS: Final = 10.0
-# This long after its version was drawn, a change is committed, rolled back, or part of a visible transaction.
+# This long after its version was drawn, a change has been committed or rolled back, or a snapshot shows its
+# transaction as in progress.
 _SETTLED_SECONDS: Final = 60.0
-# The server's clock may have been set back.
+# The server's clock may have been set back, so the start is not trusted forever.
 _FORGET_SECONDS: Final = 600.0
 
 _BEFORE_ALL: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,11 +33,11 @@ class _Sample(NamedTuple):
 
 
 class Backlog:
-    """The unpublished part of the change log.
+    """Measures the unpublished part of the change log.
 
     Attributes:
-        start: no line that was due before this time is unpublished. Until a vacuum, an index still holds
-            lines that were published; the relay need not walk through them in every round.
+        start: every line that was due before this time has been published. Until the next vacuum, the index
+            still contains lines that have been published; this spares each round from scanning them.
     """
 
     def __init__(self) -> None:
@@ -49,11 +50,15 @@ class Backlog:
         self.start = _BEFORE_ALL
 
     def restart(self) -> None:
-        """Start over on a database that may now be another server, with another clock."""
+        """Start over after a reconnect: the database may be a different server with a different clock."""
         self._settled_at = self.start = _BEFORE_ALL
 
     async def step(self, connection: asyncpg.Connection) -> None:
-        """Do what is due: count the backlog, look for missing versions."""
+        """Count the backlog and look for missing versions, each if it is due.
+
+        Args:
+            connection: a connection with the rights of `cachesync_worker`.
+        """
         now = time.monotonic()
         if now >= self._next_count:
             self._next_count = now + _COUNT_SECONDS
@@ -72,7 +77,7 @@ class Backlog:
         self.start = min(self._settled_at, backlog["first"] or self._settled_at)
 
     async def _sample(self, connection: asyncpg.Connection, now: float) -> None:
-        """Count the versions without a line between samples that no open transaction can still add to."""
+        """Count the versions without a line between two samples, once no open transaction can add any."""
         (record,) = await connection.fetch(statement("relay/sequence_sample"))
         self._samples.append(_Sample(now, record["taken_at"], record["version"], record["next_transaction"]))
         while (

@@ -1,4 +1,4 @@
-"""Removing published lines from the change log."""
+"""Removes old published lines from the change log."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _BATCH: Final = 5000
 
 
 class Pruner:
-    """Removes lines in batches, between which the relay publishes.
+    """Removes lines in batches, so that the relay can publish in between.
 
     Args:
         retention: how long a line is kept after it was published.
 
     Attributes:
-        busy: whether there may be more lines to remove now.
+        busy: whether a pass is in progress, so that there may be more lines to remove.
     """
 
     def __init__(self, retention: timedelta) -> None:
@@ -34,7 +34,11 @@ class Pruner:
         self.busy = False
 
     async def step(self, connection: asyncpg.Connection) -> None:
-        """Remove a batch of lines if a pass is due or under way."""
+        """Remove one batch of lines if a pass is due or in progress.
+
+        Args:
+            connection: a connection with the rights of `cachesync_worker`.
+        """
         now = time.monotonic()
         if now >= self._next_pass:
             self._next_pass = now + _PAUSE_SECONDS

@@ -1,4 +1,4 @@
-"""The outbox relay: publishes the changes in the change log that nobody else has published."""
+"""The outbox relay: publishes the changes in the change log that no one else has published."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "cachesync_change"
-"""Where PostgreSQL tells of changes that nobody publishes but the relay."""
+"""The channel on which PostgreSQL announces the changes that only the relay publishes."""
 
-# A change among a million older ones still goes out with the next round.
-_OLDEST: Final = 900
-_NEWEST: Final = 100
-_MOST_BYTES: Final = 8 << 20
+# Each round also takes some of the newest lines, so that a single change does not wait behind a million
+# older ones.
+_OLDEST_LINES: Final = 900
+_NEWEST_LINES: Final = 100
+_MAX_BYTES: Final = 8 << 20
 _SWEEP_SECONDS: Final = 1.0
 _PRUNE_PAUSE_SECONDS: Final = 0.05
-# For so long at most are lines locked when Kafka is away.
+# Also limits how long lines stay locked while Kafka is unavailable.
 _ROUND_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 1.0
@@ -53,19 +54,19 @@ _REFUSAL_BACKOFF: Final = Backoff(first=1, longest=60)
 _MAX_REFUSED: Final = 10_000
 
 _SESSION: Final = {
-    # A mark that a crash of the server takes is a change published again.
+    # If a server crash loses a mark, the change is only published again.
     "synchronous_commit": "off",
-    # A relay that is frozen must not keep its lines from the others.
+    # A frozen relay must not keep its lines locked for the others.
     "idle_in_transaction_session_timeout": "15s",
-    # There is one good way to each thing that the relay asks, whatever the statistics say just now.
+    # Each of the relay's queries has one good plan, whatever the statistics say at the moment.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_sort": "off",
     "jit": "off",
 }
 
-# What is wrong with the topic of a change, and so with all changes of its entity.
-_TOPIC_REFUSES: Final = frozenset(
+# Errors that concern the change's topic, and therefore all changes of its entity.
+_TOPIC_ERRORS: Final = frozenset(
     {
         UNKNOWN_TOPIC,
         UNKNOWN_PARTITION,
@@ -74,8 +75,8 @@ _TOPIC_REFUSES: Final = frozenset(
         KafkaError.TOPIC_EXCEPTION,
     }
 )
-# What is wrong with the change itself.
-_CHANGE_REFUSED: Final = frozenset(
+# Errors that concern the change itself.
+_CHANGE_ERRORS: Final = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
         KafkaError.RECORD_LIST_TOO_LARGE,
@@ -90,13 +91,20 @@ _Key = TypeVar("_Key", bound="Hashable")
 
 
 class Relay:
-    """Runs in one thread, between `run` and `stop`; several may run at once.
+    """Publishes unpublished changes, measures the backlog, and prunes the change log.
+
+    `run` occupies one thread until `stop` is called. Several relays can run at the same time and share the
+    work.
 
     Args:
-        dsn: the database, as a user with the role `cachesync_worker`.
-        kafka: the settings of a Kafka client that lead to the brokers.
-        entities: the declared entities.
-        retention: how long the change log keeps what is published.
+        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+            PGHOST, PGUSER and so on.
+        kafka: librdkafka's settings for connecting to the brokers.
+        entities: the declared entities by name.
+        retention: how long the change log keeps a line after it was published.
+
+    Raises:
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
 
     def __init__(
@@ -107,7 +115,7 @@ class Relay:
             {
                 **producer_settings(kafka),
                 "message.timeout.ms": round(1000 * _ROUND_SECONDS),
-                # A topic that is not there is told at once, not waited for.
+                # Report a missing topic immediately instead of waiting for it to appear.
                 "topic.metadata.propagation.max.ms": 1000,
             }
         )
@@ -123,18 +131,18 @@ class Relay:
         self._task: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
-        """Make `run` return soon; from any thread."""
+        """Make `run` return soon. Can be called from any thread."""
         self._stopping.set()
         if self._loop is not None and self._task is not None:
-            with suppress(RuntimeError):  # it has returned already
+            with suppress(RuntimeError):  # `run` has already returned and its loop is closed
                 self._loop.call_soon_threadsafe(self._task.cancel)
 
     def run(self) -> None:
-        """Publish until `stop`, however long the database or Kafka are away.
+        """Publish until `stop` is called, and keep retrying while the database or Kafka is unavailable.
 
         Raises:
-            NotInstalledError: the database has no change log, or that of an older version.
-            DatabaseError: PostgreSQL refused a statement of the relay.
+            NotInstalledError: the change log is missing, or is that of an older version.
+            DatabaseError: PostgreSQL refused one of the relay's statements.
         """
         try:
             with suppress(asyncio.CancelledError):
@@ -150,11 +158,11 @@ class Relay:
             try:
                 with translate_postgres_errors():
                     async with self._connected() as connection:
-                        database.over()
+                        database.recovered()
                         self._backlog.restart()
                         await self._relay(connection)
             except DatabaseUnavailableError as error:
-                database.met(str(error))
+                database.failed(str(error))
                 await asyncio.sleep(database.backoff())
             except DatabaseError as error:
                 if isinstance(error.__cause__, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)):
@@ -176,12 +184,12 @@ class Relay:
 
     async def _relay(self, connection: asyncpg.Connection) -> None:
         while True:
-            # What is announced from now on may be missed by this sweep, and is found by the next.
+            # This sweep may miss a change that is announced from now on; the next one finds it.
             self._changed.clear()
-            if not self._kafka.lasts or self._sender.answers(_PROBE_SECONDS):
+            if not self._kafka.ongoing or self._sender.answers(_PROBE_SECONDS):
                 await self._sweep(connection)
-            await self._tend(connection)
-            if self._kafka.lasts:
+            await self._maintain(connection)
+            if self._kafka.ongoing:
                 await asyncio.sleep(self._kafka.backoff())
                 continue
             with suppress(TimeoutError):
@@ -189,26 +197,28 @@ class Relay:
                     await self._changed.wait()
 
     async def _sweep(self, connection: asyncpg.Connection) -> None:
-        """Go through the log once, from the line that has been due for longest."""
+        """Publish the backlog once, starting with the line that has been due longest."""
         position = self._backlog.start
         while True:
-            began = time.monotonic()
-            lines = await self._round(connection, position)
+            started = time.monotonic()
+            lines = await self._publish_round(connection, position)
             oldest = [line for line in lines if line["oldest"]]
             size = sum(len((line["payload"] or "").encode()) for line in oldest)
-            if self._kafka.lasts or (len(oldest) < _OLDEST and size < _MOST_BYTES):
+            if self._kafka.ongoing or (len(oldest) < _OLDEST_LINES and size < _MAX_BYTES):
                 return
             position = oldest[-1]["relay_at"]
-            await self._tend(connection)
-            # A single change waits for what the streams are behind: a flood leaves them the same time.
-            await asyncio.sleep(time.monotonic() - began)
+            await self._maintain(connection)
+            # Single changes also wait for the streams to catch up, so rest for as long as the round took.
+            await asyncio.sleep(time.monotonic() - started)
 
-    async def _tend(self, connection: asyncpg.Connection) -> None:
+    async def _maintain(self, connection: asyncpg.Connection) -> None:
         await self._backlog.step(connection)
         await self._pruner.step(connection)
 
-    async def _round(self, connection: asyncpg.Connection, position: datetime) -> list[asyncpg.Record]:
-        """Publish some lines and mark what was acknowledged, in one transaction; the lines."""
+    async def _publish_round(
+        self, connection: asyncpg.Connection, position: datetime
+    ) -> list[asyncpg.Record]:
+        """Publish some lines and mark the acknowledged ones, in one transaction; return the lines."""
         refused = self._refused_entities.waiting()
         names = [name for name in self._entities if name not in refused]
         async with connection.transaction():
@@ -217,9 +227,9 @@ class Relay:
                 names,
                 position,
                 list(self._refused_versions.waiting()),
-                _OLDEST,
-                _NEWEST,
-                _MOST_BYTES,
+                _OLDEST_LINES,
+                _NEWEST_LINES,
+                _MAX_BYTES,
             )
             changes = {line["version"]: _change(line) for line in lines}
             outcomes = await self._deliver(list(changes.values()))
@@ -227,22 +237,26 @@ class Relay:
             if acknowledged:
                 await mark_published(connection, acknowledged)
         metrics.relayed.inc(len(acknowledged))
-        self._note(changes, outcomes, acknowledged)
+        self._evaluate(changes, outcomes, acknowledged)
         return lines
 
     async def _deliver(self, changes: list[Change]) -> dict[int, KafkaError | None]:
-        """Send changes; by version what became of them, without those of which nothing was heard in time."""
+        """Send changes and return each one's error, or None if it was acknowledged, by version.
+
+        Changes for which no response arrived in time are missing from the result.
+        """
         outcomes: dict[int, KafkaError | None] = {}
         deadline = time.monotonic() + _ROUND_SECONDS
         sent = 0
 
         async def settle() -> None:
             while len(outcomes) < sent and time.monotonic() < deadline:
-                # Unlike a poll it does not wait for more to send; nothing else is to be done in this thread.
+                # Unlike `poll`, this does not wait for more messages to batch. Blocking is fine: this thread
+                # has nothing else to do.
                 self._sender.producer.flush(_POLL_SECONDS)
                 await asyncio.sleep(0)
 
-        # A broker refuses a batch of messages for one of them, so what was refused is tried again alone.
+        # A broker rejects a whole batch because of one message, so rejected changes are retried one by one.
         for change in sorted(changes, key=lambda change: change.version in self._refused_versions):
             if change.version in self._refused_versions:
                 await settle()
@@ -255,13 +269,13 @@ class Relay:
         await settle()
         return outcomes
 
-    def _note(
+    def _evaluate(
         self,
         changes: Mapping[int, Change],
         outcomes: Mapping[int, KafkaError | None],
         acknowledged: list[int],
     ) -> None:
-        """Draw the conclusions of a round: what to leave alone for a while, and whether Kafka is away."""
+        """Decide from a round's outcomes what to back off from, and whether Kafka is unavailable."""
         for version in acknowledged:
             self._refused_versions.forget(version)
             self._refused_entities.forget(changes[version].entity)
@@ -271,33 +285,33 @@ class Relay:
             if error is None:
                 continue
             code = error.code()
-            if code in _TOPIC_REFUSES or code in _CHANGE_REFUSED or acknowledged:
+            if code in _TOPIC_ERRORS or code in _CHANGE_ERRORS or acknowledged:
                 refused.setdefault((changes[version].entity, error), []).append(version)
             else:
                 problem = error
         for (entity, error), versions in refused.items():
-            if error.code() in _TOPIC_REFUSES:
+            if error.code() in _TOPIC_ERRORS:
                 self._refused_entities.add(entity)
             else:
                 self._refused_versions.add(*versions)
             metrics.unrelayable.labels(entity, error.name()).inc(len(versions))
             _log.error(
-                "Kafka refused changes",
+                "changes rejected by Kafka",
                 entity=entity,
                 error=error.str(),
                 count=len(versions),
                 version=versions[0],
             )
         if problem is not None:
-            self._kafka.met(problem.str())
+            self._kafka.failed(problem.str())
         elif changes and not outcomes:
-            self._kafka.met("no acknowledgement")
+            self._kafka.failed("no acknowledgement")
         else:
-            self._kafka.over()
+            self._kafka.recovered()
 
 
 class _Refused(Generic[_Key]):
-    """What Kafka refused: left alone for a while, longer after each refusal."""
+    """What Kafka rejected: not retried for a while, which grows with each rejection."""
 
     def __init__(self) -> None:
         self._refusals: dict[_Key, tuple[float, int]] = {}
@@ -323,29 +337,29 @@ class _Refused(Generic[_Key]):
 
 
 class _Outage:
-    """Whether Kafka or the database is unavailable; logged once when that begins and once when it ends."""
+    """Tracks whether Kafka or the database is unavailable, and logs the start and end of each outage once."""
 
     def __init__(self, system: str) -> None:
         self._system = system
         self._failures = 0
-        self.lasts = False
+        self.ongoing = False
 
-    def met(self, error: str) -> None:
-        """Note that it did not respond."""
-        if not self.lasts:
+    def failed(self, error: str) -> None:
+        """Record that the system did not respond."""
+        if not self.ongoing:
             _log.warning(f"relay paused: {self._system} unavailable", error=error)
-        self.lasts = True
+        self.ongoing = True
 
     def backoff(self) -> float:
-        """Return how long to leave it alone now, in seconds."""
+        """Return the delay before the next attempt, in seconds."""
         self._failures += 1
         return _OUTAGE_BACKOFF.delay(self._failures)
 
-    def over(self) -> None:
-        """Note that it responded."""
-        if self.lasts:
+    def recovered(self) -> None:
+        """Record that the system responded."""
+        if self.ongoing:
             _log.info(f"relay resumed: {self._system} available")
-        self.lasts = False
+        self.ongoing = False
         self._failures = 0
 
 

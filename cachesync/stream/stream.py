@@ -36,43 +36,46 @@ _log = structlog.get_logger(__name__)
 
 _BATCH: Final = 500
 _POLL_SECONDS: Final = 0.25
-# Applied again after a crash: at most what came in this time, which is harmless.
+# After a crash, at most the messages of this time are applied again, which is harmless.
 _COMMIT_SECONDS: Final = 0.1
 _BACKOFF: Final = Backoff(first=0.05, longest=2)
 
-_Letter = tuple["Message", Stage, str]
+_Failure = tuple["Message", Stage, str]
 
 
 class _StoppedError(Exception):
-    """Asked to stop in the middle of a batch."""
+    """The stream was asked to stop in the middle of a batch."""
 
 
 def require_manual_commit(settings: Mapping[str, Any]) -> None:
-    """Refuse a consumer that commits by itself: it would commit what has not been applied.
+    """Refuse settings that let the consumer commit offsets by itself, before messages are applied.
+
+    Args:
+        settings: the consumer's librdkafka settings.
 
     Raises:
-        StreamError: `enable.auto.commit` is not set to false (it is true by default).
+        StreamError: `enable.auto.commit` is not set to false (the default is true).
     """
     if str(settings.get("enable.auto.commit", True)).lower() != "false":
-        message = (
-            "enable.auto.commit must be false: offsets are committed after Redis has answered, never before"
-        )
+        message = "enable.auto.commit must be false: offsets are committed only after Redis has responded"
         raise StreamError(message)
 
 
 class Stream:
-    """Runs in one thread, between `run` and `stop`.
+    """Applies the changes of all entities to one service's cache.
+
+    `run` occupies one thread until `stop` is called.
 
     Args:
-        consumer: a consumer that does not commit by itself.
-        applier: applies to the service's cache.
-        dead_letters: takes what can never be applied.
-        entities: the declared entities.
+        consumer: a consumer that passes `require_manual_commit`; the stream closes it.
+        applier: applies changes to the service's cache.
+        dead_letters: sends the messages that can never be applied to the dead-letter topic.
+        entities: the declared entities by name.
         service: the service's name.
 
     Attributes:
-        assigned: set while it has partitions to consume.
-        applied_count: how many changes it has applied.
+        assigned: set while the consumer has partitions assigned.
+        applied_count: the number of changes handled so far, including those that Redis refused for good.
     """
 
     def __init__(
@@ -92,29 +95,30 @@ class Stream:
         self._paused_metric = metrics.paused.labels(service)
         self._service = service
         self._limit = DeadLetterLimit()
-        # The next offset of each partition whose messages are applied.
+        # By topic and partition, the offset after the last message that was applied but not committed.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
         self.applied_count = 0
         self.assigned = threading.Event()
 
     def stop(self) -> None:
-        """Make `run` return soon; from any thread."""
+        """Make `run` return soon. Can be called from any thread."""
         self._stopping.set()
 
     def run(self) -> None:
-        """Consume and apply until `stop`.
+        """Consume and apply until `stop` is called.
 
         Raises:
-            StreamError: too many messages cannot be applied, or Kafka failed for good.
+            TooManyDeadLettersError: too many messages cannot be applied.
+            StreamError: Kafka failed in a way that the client cannot recover from.
         """
         self._consumer.subscribe(
             list(self._entities), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
         try:
             while not self._stopping.is_set():
-                # The first message is waited for, the rest is what is there already: a consume(n, t)
-                # would wait the whole t.
+                # Wait for one message, then take those that have already arrived: consume(n, t) would
+                # wait the full t.
                 first = self._consumer.poll(_POLL_SECONDS)
                 if first is not None:
                     self._handle([first, *self._consumer.consume(_BATCH - 1, 0)])
@@ -122,34 +126,34 @@ class Stream:
                     self._commit(wait=False)
         except _StoppedError:
             _log.info(
-                "stopped while waiting for the cache; the next consumer applies it", service=self._service
+                "stream stopped while paused; the next consumer applies the batch", service=self._service
             )
         except KafkaException as error:
             message = f"Kafka failed: {error.args[0]}"
             raise StreamError(message) from error
         finally:
             self._commit(wait=True)
-            # Leaves the group at once, so that another member takes over without waiting for a timeout.
+            # Leave the group now, so that another member takes over without waiting for a timeout.
             self._consumer.close()
 
     def _handle(self, messages: list[Message]) -> None:
         decoded = self._decoded(messages)
         changes = [change for _, change in decoded if isinstance(change, Change)]
         refused = {id(change): reason for change, reason in self._apply(changes)}
-        letters: dict[int, _Letter] = {}
-        for place, (message, change) in enumerate(decoded):
+        failures: dict[int, _Failure] = {}
+        for position, (message, change) in enumerate(decoded):
             if isinstance(change, UndecodableError):
-                letters[place] = message, Stage.DECODE, str(change)
+                failures[position] = message, Stage.DECODE, str(change)
             elif id(change) in refused:
-                letters[place] = message, Stage.CACHE, refused[id(change)]
-        self._require_few(len(decoded), letters)
-        self._bury(list(letters.values()))
+                failures[position] = message, Stage.CACHE, refused[id(change)]
+        self._require_below_limit(len(decoded), failures)
+        self._send_dead_letters(list(failures.values()))
         for message, _ in decoded:
             self._applied[_topic(message), _partition(message)] = _offset(message) + 1
         self.applied_count += len(changes)
 
     def _decoded(self, messages: list[Message]) -> list[tuple[Message, Change | UndecodableError]]:
-        """What each message carries; those that tell of a problem of Kafka's carry nothing."""
+        """Decode messages, leaving out those that only report a problem of the consumer."""
         decoded: list[tuple[Message, Change | UndecodableError]] = []
         for message in messages:
             problem = message.error()
@@ -165,27 +169,25 @@ class Stream:
                 decoded.append((message, change))
         return decoded
 
-    def _require_few(self, messages: int, letters: dict[int, _Letter]) -> None:
-        """Stop before letters are sent whose number says that the fault is a program's, not theirs."""
+    def _require_below_limit(self, messages: int, failures: dict[int, _Failure]) -> None:
+        """Stop before dead letters are sent if their number points to a bug rather than to bad messages."""
         try:
-            self._limit.count(messages, letters)
+            self._limit.count(messages, failures)
         except TooManyDeadLettersError as error:
-            message, _, reason = list(letters.values())[-1]
-            place = f"{_topic(message)}[{_partition(message)}]@{_offset(message)}"
-            text = f"{error}, the last at {place}: {reason}"
-            raise StreamError(text) from error
+            message, _, reason = list(failures.values())[-1]
+            last = f"{_topic(message)}[{_partition(message)}]@{_offset(message)}"
+            text = f"{error}, the last at {last}: {reason}"
+            raise TooManyDeadLettersError(text) from error
 
     def _apply(self, changes: list[Change]) -> list[tuple[Change, str]]:
-        """Apply, waiting for Redis as long as it takes."""
+        """Apply changes, waiting for Redis as long as necessary; return the refused ones with the reason."""
         failures = 0
         while True:
             try:
                 refused = self._applier.apply(changes)
             except CacheUnavailableError as error:
                 if not self._paused:
-                    _log.warning(
-                        "the cache does not answer, pausing", service=self._service, error=str(error)
-                    )
+                    _log.warning("stream paused: cache unavailable", service=self._service, error=str(error))
                 failures += 1
                 self._wait(_BACKOFF.delay(failures))
             else:
@@ -193,7 +195,7 @@ class Stream:
                 return refused
 
     def _wait(self, seconds: float) -> None:
-        """Wait without consuming, but stay a member of the group, which takes polling."""
+        """Wait without consuming, but keep polling, which is required to stay in the consumer group."""
         if not self._paused:
             self._paused = True
             self._paused_metric.set(1)
@@ -206,7 +208,7 @@ class Stream:
             if problem is not None:
                 self._consumer_problem(problem)
                 return
-            # It was under way before the pause, or came with a new assignment; have it again later.
+            # It was in flight before the pause or came with a new assignment; consume it again later.
             self._consumer.seek(
                 TopicPartition(
                     _topic(message_while_paused),
@@ -220,13 +222,13 @@ class Stream:
             self._paused = False
             self._paused_metric.set(0)
             self._consumer.resume(self._consumer.assignment())
-            _log.info("the cache answers again", service=self._service)
+            _log.info("stream resumed: cache available", service=self._service)
 
-    def _bury(self, letters: list[_Letter]) -> None:
-        for message, stage, error in letters:
+    def _send_dead_letters(self, failures: list[_Failure]) -> None:
+        for message, stage, error in failures:
             metrics.dead_letters.labels(self._service, stage.value).inc()
             _log.warning(
-                "dead letter",
+                "sending dead letter",
                 service=self._service,
                 topic=message.topic(),
                 partition=message.partition(),
@@ -235,14 +237,14 @@ class Stream:
                 error=error,
             )
         try:
-            self._dead_letters.send(letters)
+            self._dead_letters.send(failures)
         except KafkaUnavailableError as error:
             raise StreamError(str(error)) from error
 
     def _consumer_problem(self, problem: KafkaError) -> None:
         if problem.fatal():
             raise KafkaException(problem)
-        _log.warning("kafka", service=self._service, error=problem.str())
+        _log.warning("Kafka consumer error", service=self._service, error=problem.str())
 
     def _commit(self, *, wait: bool) -> None:
         self._committed_at = time.monotonic()
@@ -258,48 +260,49 @@ class Stream:
             else:
                 self._consumer.commit(offsets=offsets)
         except KafkaException as error:
-            # Such as a rebalance that took the partition: its new owner applies the same again.
-            _log.warning("offsets were not committed", service=self._service, error=str(error.args[0]))
+            # For example, a rebalance revoked the partition: its new owner applies the same messages again.
+            _log.warning("offset commit failed", service=self._service, error=str(error.args[0]))
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        _log.info("assigned", service=self._service, partitions=_named(partitions))
+        _log.info("partitions assigned", service=self._service, partitions=_names(partitions))
         if partitions:
             self.assigned.set()
         consumer.assign(partitions)
         if self._paused:
             consumer.pause(partitions)
         else:
-            # One that was paused when it was taken away comes back paused, although the cache answers again.
+            # A partition that was paused when it was revoked comes back paused, although the cache may be
+            # available again.
             consumer.resume(partitions)
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        _log.info("revoked", service=self._service, partitions=_named(partitions))
+        _log.info("partitions revoked", service=self._service, partitions=_names(partitions))
         self.assigned.clear()
         self._commit(wait=True)
 
     def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
-        _log.warning("lost", service=self._service, partitions=_named(partitions))
+        _log.warning("partitions lost", service=self._service, partitions=_names(partitions))
         self.assigned.clear()
         self._applied.clear()
 
 
-def _named(partitions: list[TopicPartition]) -> list[str]:
+def _names(partitions: list[TopicPartition]) -> list[str]:
     return [f"{partition.topic}[{partition.partition}]" for partition in partitions]
 
 
 def _topic(message: Message) -> str:
     topic = message.topic()
-    assert topic is not None  # noqa: S101 - only a message that is an error has none
+    assert topic is not None  # noqa: S101 - only an error message has none
     return topic
 
 
 def _partition(message: Message) -> int:
     partition = message.partition()
-    assert partition is not None  # noqa: S101 - only a message that is an error has none
+    assert partition is not None  # noqa: S101 - only an error message has none
     return partition
 
 
 def _offset(message: Message) -> int:
     offset = message.offset()
-    assert offset is not None  # noqa: S101 - only a message that is an error has none
+    assert offset is not None  # noqa: S101 - only an error message has none
     return offset

@@ -1,5 +1,5 @@
--- What waits for the relay, counted up to $1 lines, for how long, in seconds, and where it begins; $2 before
--- which time nothing waits.
+-- The unpublished lines that are due: their number, counted up to $1; the age of the oldest, in seconds; and the
+-- time from which they are due. No line that was due before $2 is unpublished.
 SELECT
     count(*) AS lines,
     coalesce(extract(epoch FROM statement_timestamp() - min(greatest(d.relay_at, d.changed_at))), 0)::float AS age,

@@ -1,6 +1,6 @@
--- Removes those of the next lines that have been published for longer than $3. Versions grow with time, so a
--- pass goes from the lowest up, and ends with the first batch that reaches younger lines.
--- $1 where the batch before ended, $2 how many lines to look at. `next`: where this one did; null: the pass has ended.
+-- Removes the lines among the next $2 after version $1 that were published longer ago than $3. Versions grow with
+-- time, so a pass goes upward from the lowest version and ends with the first batch that reaches younger lines.
+-- Returns the number of removed lines and, as `next`, the last version of the batch, or null if the pass has ended.
 WITH batch AS MATERIALIZED (
     SELECT l.version, l.changed_at, l.published_at
     FROM cachesync.change_log AS l

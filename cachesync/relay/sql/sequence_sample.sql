@@ -1,4 +1,4 @@
--- The time, the newest row version, the next transaction, and the oldest that is still under way.
+-- The time, the newest row version, the next transaction ID, and the oldest transaction still in progress.
 SELECT
     statement_timestamp() AS taken_at,
     s.last_value AS version,

@@ -1,7 +1,7 @@
--- Unpublished lines that the relay may take: the oldest, and some of the newest, which do not wait for a
--- bulk of older ones. They are locked until the end of the transaction; what another relay holds is not waited for.
--- $1 the declared entities, $2 where the sweep is, $3 the versions not to be taken, $4 how many of the oldest,
--- $5 how many of the newest, $6 the most bytes of payloads, of either.
+-- The unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind a bulk
+-- of older ones. They are locked until the end of the transaction; lines that another relay has locked are skipped.
+-- $1 the declared entities, $2 the position of the sweep, $3 the versions to leave out, $4 the maximum number of
+-- oldest lines, $5 that of newest lines, $6 the payload size in bytes after which each of the two stops.
 WITH oldest AS MATERIALIZED (
     SELECT l.*
     FROM cachesync.change_log AS l

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from cachesync.change import Change, Operation
 from cachesync.dead_letters.sender import DeadLetterSender
-from cachesync.errors import StreamError
+from cachesync.errors import StreamError, TooManyDeadLettersError
 from cachesync.kafka.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
 from cachesync.kafka.producer import producer_settings
 from cachesync.kafka.topics import DEAD_LETTERS
@@ -292,7 +292,7 @@ def test_too_many_messages_that_cannot_be_applied_stop_the_stream_before_they_ar
         {"student": entities["student"]},
         "sb",
     )
-    with pytest.raises(StreamError, match=r"101 messages in a row.*cachesync\.student\[3\]@"):
+    with pytest.raises(TooManyDeadLettersError, match=r"101 messages in a row.*cachesync\.student\[3\]@"):
         stream.run()
     assert len(dead_letters(topics, group)) <= 100
 
