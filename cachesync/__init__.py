@@ -1,1 +1,110 @@
-"""Keeps the caches of several services in step with the PostgreSQL that they share."""
+"""Keep the Redis caches of several services consistent with the PostgreSQL database they share.
+
+The names in `__all__` are the public interface, which `docs/reference.md` describes. Each is imported when it is
+first used, so that a DAG file, which Airflow parses again and again, does not load the database clients.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from cachesync.change import Change, Operation, Row
+    from cachesync.entity import Entity, load_entities
+    from cachesync.errors import (
+        CacheSyncError,
+        CacheUnavailableError,
+        ConstraintViolatedError,
+        DatabaseError,
+        DatabaseUnavailableError,
+        DeclarationError,
+        DuplicateRowError,
+        InstallError,
+        InvalidValueError,
+        KafkaUnavailableError,
+        LetterNotFoundError,
+        NotInstalledError,
+        ReconcileError,
+        ReferenceViolatedError,
+        RowError,
+        RowNotFoundError,
+        SettingsError,
+        StreamError,
+        TooManyDeadLettersError,
+        TopicError,
+        UndecodableError,
+        VersionMismatchError,
+    )
+    from cachesync.service.cache import EntityCache, Outcome, Read, Written
+    from cachesync.service.row_input import RowInput
+    from cachesync.service.service import Service
+    from cachesync.service.settings import ServiceSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CacheSyncError",
+    "CacheUnavailableError",
+    "Change",
+    "ConstraintViolatedError",
+    "DatabaseError",
+    "DatabaseUnavailableError",
+    "DeclarationError",
+    "DuplicateRowError",
+    "Entity",
+    "EntityCache",
+    "InstallError",
+    "InvalidValueError",
+    "KafkaUnavailableError",
+    "LetterNotFoundError",
+    "NotInstalledError",
+    "Operation",
+    "Outcome",
+    "Read",
+    "ReconcileError",
+    "ReferenceViolatedError",
+    "Row",
+    "RowError",
+    "RowInput",
+    "RowNotFoundError",
+    "Service",
+    "ServiceSettings",
+    "SettingsError",
+    "StreamError",
+    "TooManyDeadLettersError",
+    "TopicError",
+    "UndecodableError",
+    "VersionMismatchError",
+    "Written",
+    "load_entities",
+]
+
+_ELSEWHERE: Final = {
+    "Change": "cachesync.change",
+    "Entity": "cachesync.entity",
+    "EntityCache": "cachesync.service.cache",
+    "Operation": "cachesync.change",
+    "Outcome": "cachesync.service.cache",
+    "Read": "cachesync.service.cache",
+    "Row": "cachesync.change",
+    "RowInput": "cachesync.service.row_input",
+    "Service": "cachesync.service.service",
+    "ServiceSettings": "cachesync.service.settings",
+    "Written": "cachesync.service.cache",
+    "load_entities": "cachesync.entity",
+}
+"""The modules of the public names that are not errors."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    value = getattr(import_module(_ELSEWHERE.get(name, "cachesync.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

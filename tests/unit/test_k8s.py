@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from base64 import b64decode
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cachesync import __version__
 from cachesync.kafka.settings import KafkaSettings
 from serving.settings import Settings
 
@@ -243,7 +243,7 @@ def test_the_autoscaler_alone_says_how_many_pods_sb_has(manifests: Manifests) ->
 
 
 def test_a_rolling_update_waits_for_the_requests_in_flight(manifests: Manifests) -> None:
-    tree = ast.parse((REPOSITORY / "serving/gunicorn.conf.py").read_text())
+    tree = ast.parse((REPOSITORY / "serving/gunicorn_conf.py").read_text())
     [graceful] = [
         ast.literal_eval(node.value)
         for node in tree.body
@@ -320,11 +320,10 @@ def test_sample_tables_are_those_of_the_local_system() -> None:
 
 
 def test_image_is_that_of_this_release(manifests: Manifests) -> None:
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     for name in (*SERVICES, "install", "topics"):
         [workload] = [one for one in manifests.workloads if one["metadata"]["name"] == name]
         image = container(workload)["image"]
-        assert image.rpartition("/")[2] == f"db-cache-sync-serving:{version}"
+        assert image.rpartition("/")[2] == f"db-cache-sync-serving:{__version__}"
 
 
 def test_two_redis_of_one_service_never_run_at_once(rendered: dict[str, Manifests]) -> None:
