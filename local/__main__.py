@@ -7,11 +7,12 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import psutil
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from local.demo import Story, describe
+from local.demo import Story
 from local.errors import LocalError
 from local.kafka import POM
 from local.settings import Settings
@@ -27,32 +28,32 @@ _console = Console()
 
 @app.callback()
 def _local() -> None:
-    """The whole system on this machine, without containers."""
+    """Run the whole system on this machine, without containers."""
 
 
 @app.command()
 def up() -> None:
-    """Start the whole system; it stays up until Ctrl-C."""
+    """Start the whole system and keep it running until Ctrl-C."""
     with _running():
         _stay_up()
 
 
 @app.command()
 def demo(
-    *, once: Annotated[bool, typer.Option(envvar="DEMO_ONCE", help="End after the story.")] = False
+    *, once: Annotated[bool, typer.Option(envvar="DEMO_ONCE", help="Exit after the demo.")] = False
 ) -> None:
-    """Start the whole system and tell its story; it stays up until Ctrl-C."""
+    """Start the whole system, run the demo, and keep the system running until Ctrl-C."""
     with _running() as system:
         _console.print()
         Story(system, _console).tell()
-        describe(system, _console)
+        _describe(system)
         if not once:
             _stay_up()
 
 
 @contextmanager
 def _running() -> Iterator[System]:
-    # A stop by `kill` is the same as one by Ctrl-C.
+    # `kill` stops the system as Ctrl-C does.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -64,25 +65,46 @@ def _running() -> Iterator[System]:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    # Stopping takes some seconds; an impatient second Ctrl-C must not leave half of it running.
+    # Stopping takes a few seconds; an impatient second Ctrl-C must not leave half of the system running.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
+def _describe(system: System) -> None:
+    """Print the addresses, the log locations and the memory in use."""
+    _console.print("\nAddresses")
+    for name, address in system.addresses.items():
+        _console.print(f"  {name:<10}{address}", markup=False, highlight=False, soft_wrap=True)
+    sa = system.services["sa"].url
+    _console.print(f"  try       curl -i {sa}/students/1   {sa}/openapi.json   {sa}/metrics", soft_wrap=True)
+    _console.print(f"Logs        {system.folder}/*.log  {system.folder}/airflow/*.log", soft_wrap=True)
+    _console.print(f"Memory      {_memory() / 2**20:.0f} MiB in all processes (PSS)\n")
+
+
+def _memory() -> int:
+    total = 0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.Error, AttributeError):  # the process has exited, or the platform has no PSS
+            continue
+    return total
+
+
 def _stay_up() -> None:
-    _console.print("up; Ctrl-C stops it")
+    _console.print("The system is running; press Ctrl-C to stop it.")
     threading.Event().wait()
 
 
 @app.command("install-tools")
 def install_tools() -> None:
-    """Get now what the first start would get: Java, and the jars of Kafka."""
+    """Install the tools that the first start needs, Java and Kafka's jars, and print their paths."""
     _console.print(require_java(), fetch_jars(Settings().state / "kafka", POM), sep="\n")
 
 
 def main() -> None:
-    """Run the command; an error that its user can mend is told without a traceback."""
+    """Run the command line; errors that the user can fix are printed without a traceback."""
     try:
         app()
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Tells the demo's story over the system of docker-compose.yml, from a container beside it."""
+"""Runs the demo on the system of docker-compose.yml, from a container in the same network."""
 
 from __future__ import annotations
 
@@ -36,16 +36,15 @@ class _Redis(NamedTuple):
     url: str
 
     def stop(self) -> None:
-        """End it; Docker starts it again at once."""
+        """Shut the server down; Docker restarts it immediately."""
         with redis.Redis.from_url(self.url) as client:
             client.shutdown(nosave=True)
 
     def start(self) -> None:
-        """Wait until Docker has started it again.
+        """Wait until Docker has restarted the server.
 
         Raises:
-            LocalError: it has not.
-
+            LocalError: it has not within 30 seconds.
         """
         deadline = time.monotonic() + _START_SECONDS
         with redis.Redis.from_url(self.url) as client:
@@ -54,12 +53,12 @@ class _Redis(NamedTuple):
                     client.ping()
                     return
                 time.sleep(0.05)
-        message = f"Docker did not start {self.url} again within {_START_SECONDS:.0f} s"
+        message = f"Docker did not restart {self.url} within {_START_SECONDS:.0f} s"
         raise LocalError(message)
 
 
 class Compose:
-    """The parts as a container of the same network sees them."""
+    """The system's components, at their addresses inside the network."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
@@ -75,11 +74,14 @@ class Compose:
             "jenkins",
             os.environ["AIRFLOW_JENKINS_PASSWORD"],
         )
-        self.triggerer_log = "what `docker compose logs airflow-triggerer` prints"
+        self.triggerer_log = "the output of `docker compose logs airflow-triggerer`"
         self._owner_dsn = os.environ["OWNER_DSN"]
 
     def sql(self, statement: str, **variables: str) -> str:
-        """What `psql` would print for the statement, its variables written as psql has them."""
+        """Run a statement as the administrator and return its output, as `psql -At` prints it.
+
+        The statement refers to its variables as psql does: `:name` or `:'name'`.
+        """
         query = re.sub(r":'?(\w+)'?", r"%(\1)s", statement).encode()
         with psycopg.connect(self._owner_dsn) as connection:
             cursor = connection.execute(query, variables)
@@ -87,11 +89,10 @@ class Compose:
 
 
 def main() -> None:
-    """Tell the story.
+    """Run the demo.
 
     Raises:
-        SystemExit: a step of it failed; the text says which.
-
+        SystemExit: a step failed; the message says which one.
     """
     try:
         Story(Compose(), Console()).tell()

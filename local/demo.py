@@ -1,4 +1,4 @@
-"""The demo's story: what the system does, shown by real calls, each with the time it took."""
+"""The demo: a sequence of real calls that shows what the system does, and how long each call takes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from urllib.parse import quote
 
 import httpx
-import psutil
 from redis import Redis
 
 from cachesync.slots.layout import HEAD_BYTES, encode_version, slot_name
@@ -21,12 +20,10 @@ from local.process import run
 from local.settings import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from rich.console import Console
-
-    from local.compose import Compose
-    from local.system import System
 
 _STREAM_SECONDS = 90.0
 _FOLLOW_SECONDS = 10.0
@@ -35,30 +32,98 @@ _OUTAGE_SECONDS = 60.0
 
 
 class StoryError(LocalError):
-    """A step of the story did not go as told."""
+    """A step of the demo failed."""
+
+
+class _Service(Protocol):
+    @property
+    def url(self) -> str: ...
+
+
+class _Redis(Protocol):
+    def stop(self) -> None: ...
+
+    def start(self) -> object: ...
+
+
+class _Airflow(Protocol):
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def username(self) -> str: ...
+
+    @property
+    def password(self) -> str: ...
+
+    @property
+    def jenkins_username(self) -> str: ...
+
+    @property
+    def jenkins_password(self) -> str: ...
+
+
+class DemoSystem(Protocol):
+    """A running system, as the demo uses it: the local one, or the one in containers."""
+
+    @property
+    def folder(self) -> Path:
+        """A directory for the report of the reconciliation."""
+
+    @property
+    def services(self) -> Mapping[str, _Service]:
+        """The services `sa` and `sb`."""
+
+    @property
+    def redis(self) -> Mapping[str, _Redis]:
+        """The Redis servers that can be stopped and started, by service."""
+
+    @property
+    def redis_urls(self) -> Mapping[str, str]:
+        """The address of each service's Redis; that of `sb` is required."""
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """The Kafka brokers."""
+
+    @property
+    def worker_dsn(self) -> str:
+        """The database, with the login of Airflow's background work."""
+
+    @property
+    def airflow(self) -> _Airflow:
+        """Airflow and its users."""
+
+    @property
+    def triggerer_log(self) -> str:
+        """Where to find the Airflow triggerer's log, for error messages."""
+
+    def sql(self, statement: str, **variables: str) -> str:
+        """Run a statement as the administrator and return its output, as `psql -At` prints it.
+
+        The statement can refer to the variables as `:name` or `:'name'`.
+        """
 
 
 class Story:
-    """Told once over a running system.
+    """The demo, run once on a running system.
 
-    Arguments:
-        system: the system
-        console: where it is told
-
+    Args:
+        system: the system.
+        console: receives one line per step, with the time it took.
     """
 
-    def __init__(self, system: System | Compose, console: Console) -> None:
+    def __init__(self, system: DemoSystem, console: Console) -> None:
         self._system = system
         self._console = console
         self._sa = httpx.Client(base_url=system.services["sa"].url, timeout=10)
         self._sb = httpx.Client(base_url=system.services["sb"].url, timeout=10)
 
     def tell(self) -> None:
-        """Tell all of it.
+        """Run all steps.
 
         Raises:
-            StoryError: a step failed; the text says which and how.
-
+            StoryError: a step failed; the message says which one and how.
         """
         with self._sa, self._sb:
             self._wait_for_streams()
@@ -73,7 +138,7 @@ class Story:
             self._reconciled_as_jenkins_does()
 
     def _wait_for_streams(self) -> None:
-        """Airflow has begun to work when changes by each service and by psql arrive in the caches."""
+        """Wait until Airflow is working: changes made by each service and in SQL reach the caches."""
         started = time.monotonic()
         deadline = started + _STREAM_SECONDS
         for change, reader in (
@@ -84,11 +149,11 @@ class Story:
             while not self._arrives(change, reader):
                 if time.monotonic() > deadline:
                     message = (
-                        f"changes do not arrive within {_STREAM_SECONDS:.0f} s; see the DAGs cache_sync and "
-                        f"outbox_relay, and {self._system.triggerer_log}"
+                        f"changes did not reach the caches within {_STREAM_SECONDS:.0f} s; check the DAGs "
+                        f"cache_sync and outbox_relay, and {self._system.triggerer_log}"
                     )
                     raise StoryError(message)
-        self._say("Airflow's triggerer relays, and streams to both caches", time.monotonic() - started)
+        self._say("Airflow publishes changes and applies them to both caches", time.monotonic() - started)
 
     @staticmethod
     def _arrives(change: Callable[[], object], reader: httpx.Client) -> bool:
@@ -96,7 +161,7 @@ class Story:
         change()
         until = time.monotonic() + 1
         while time.monotonic() < until:
-            if reader.get("/students/0").json().get("age") == 2:  # noqa: PLR2004 - as the change sets it
+            if reader.get("/students/0").json().get("age") == 2:  # noqa: PLR2004 - the age that the change sets
                 return True
             time.sleep(0.05)
         return False
@@ -121,7 +186,7 @@ class Story:
         self._say(f"sa: PATCH {path} -> version {answer.headers['etag']}", seconds)
         seconds = self._until(self._sb, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
         self._expect(self._sb.get(path), 200, "HIT")
-        self._say("sb's cache has it, by way of PostgreSQL, Kafka and Airflow: HIT", seconds)
+        self._say("sb's cache is updated through PostgreSQL, Kafka and Airflow -> HIT", seconds)
 
     def _changed_by_the_other_service(self, path: str) -> None:
         _cached(self._sa, path)
@@ -129,7 +194,7 @@ class Story:
         self._expect(answer, 200)
         seconds = self._until(self._sa, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
         self._expect(self._sa.get(path), 200, "HIT")
-        self._say(f"sb: PUT {path}; sa's cache has it: HIT  {answer.text}", seconds)
+        self._say(f"sb: PUT {path}; sa's cache is updated -> HIT  {answer.text}", seconds)
 
     def _changed_with_psql(self, path: str) -> None:
         key = path.rpartition("/")[2]
@@ -138,16 +203,14 @@ class Story:
         self._system.sql("UPDATE student SET age = 23 WHERE id = :'key'", key=key)
         started = time.monotonic()
         for client in (self._sa, self._sb):
-            self._until(client, path, lambda seen: seen.json()["age"] == 23)  # noqa: PLR2004 - as just set
+            self._until(client, path, lambda seen: seen.json()["age"] == 23)  # noqa: PLR2004 - the age that was just set
             self._expect(client.get(path), 200, "HIT")
-        self._say(
-            "SQL by another client: UPDATE student; both caches have it: HIT", time.monotonic() - started
-        )
+        self._say("SQL client: UPDATE student; both caches are updated -> HIT", time.monotonic() - started)
 
     def _deleted(self, path: str) -> None:
         self._expect(self._sa.delete(path), 204)
         seconds = self._until(self._sb, path, lambda seen: seen.status_code == httpx.codes.NOT_FOUND)
-        self._say(f"sa: DELETE {path}; sb answers 404", seconds)
+        self._say(f"sa: DELETE {path}; sb: GET -> 404", seconds)
 
     def _invalidated(self) -> None:
         answer = self._sa.post("/courses", json={"title": "Logic", "fee": 12.5, "details": {"room": "A1"}})
@@ -157,19 +220,19 @@ class Story:
         answer = self._sa.patch(path, json={"details": {"seats": 30}})
         self._expect(answer, 200)
         seconds = self._until(self._sb, path, lambda seen: seen.headers.get("etag") == answer.headers["etag"])
-        self._say(f"sa: PATCH {path} (uuid key, on_change = invalidate); sb loads it anew", seconds)
+        self._say(f"sa: PATCH {path} (uuid key, on_change = invalidate); sb reloads it", seconds)
 
     def _redis_stopped_and_started(self) -> None:
         server = self._system.redis.get("sb")
         if server is None:
-            self._console.print("   (sb's Redis is your own: it is not stopped here)")
+            self._console.print("             (sb's Redis is your own server, so the demo does not stop it)")
             return
         self._expect(self._sa.put("/students/1", json={"name": "Eve", "age": 30}))
         _cached(self._sb, "/students/1")
         server.stop()
         answer, seconds = _timed(lambda: self._sb.get("/students/1"))
         self._expect(answer, 200, "BYPASS")
-        self._say("sb's Redis stopped; sb: GET /students/1 -> BYPASS, the database answers", seconds)
+        self._say("sb's Redis is stopped; sb: GET /students/1 -> BYPASS, served from the database", seconds)
         written = self._sa.put("/students/1", json={"name": "Eve", "age": 31})
         self._expect(written, 200)
         server.start()
@@ -177,12 +240,15 @@ class Story:
         answer = self._sb.get("/students/1")
         while answer.headers.get("x-cache") != "HIT":
             if time.monotonic() - started > _OUTAGE_SECONDS:
-                self._fail(answer, "sb's cache is not back in use")
+                self._fail(answer, "sb did not resume using its cache")
             time.sleep(0.02)
             answer = self._sb.get("/students/1")
         if answer.headers["etag"] != written.headers["etag"]:
-            self._fail(answer, "sb's cache missed the write that sa made meanwhile")
-        self._say("Redis started again; sb -> HIT, with what sa wrote meanwhile", time.monotonic() - started)
+            self._fail(answer, "sb's cache missed the write that sa made while Redis was stopped")
+        self._say(
+            "sb's Redis is started again; sb: GET /students/1 -> HIT, with sa's latest change",
+            time.monotonic() - started,
+        )
 
     def _poisoned_retried_and_parked(self) -> None:
         path = "/students/3"
@@ -196,10 +262,12 @@ class Story:
             started = time.monotonic()
             while (done := self._done_with_letters(version))[-1:] != ["parked"]:
                 if time.monotonic() - started > _OUTAGE_SECONDS:
-                    self._fail(written, f"the change that sb's cache refuses is not parked, but {done}")
+                    self._fail(
+                        written, f"the rejected change was not parked; actions on its dead letter: {done}"
+                    )
                 self._retry_dead_letters()
             self._say(
-                "sb's cache refuses a change, something else stands there: a dead letter, "
+                "sb's Redis rejects a change (its slot has the wrong type); the dead letter is "
                 f"{', then '.join(done)}",
                 time.monotonic() - started,
             )
@@ -212,23 +280,23 @@ class Story:
             KAFKA_BOOTSTRAP_SERVERS=self._system.bootstrap_servers,
         )
         if (done := self._done_with_letters(version))[-1] not in {"resolved", "superseded"}:
-            self._fail(written, f"the replayed letter is not closed, but {done}")
+            self._fail(written, f"the replayed dead letter was not closed; actions on it: {done}")
         self._say(f"cachesync dead-letters replay --key 3 -> {done[-1]}", time.monotonic() - started)
 
     def _done_with_letters(self, version: str) -> list[str]:
-        """What was done with the letters of a change."""
+        """Return the actions taken on a change's dead letters."""
         done = "SELECT action FROM cachesync.dead_letter_action WHERE version = :version ORDER BY id"
         return self._system.sql(done, version=version).splitlines()
 
     def _retry_dead_letters(self) -> None:
-        """Run the DAG now, which runs every minute by itself."""
+        """Trigger the DAG, instead of waiting for its run every minute."""
         with self._airflow() as client:
             runs = "/dags/dead_letter_retry/dagRuns"
             run = client.post(runs, json={"logical_date": None}).raise_for_status().json()["dag_run_id"]
             client.get(f"{runs}/{quote(run)}/wait", params={"interval": 1}).raise_for_status()
 
     def _wait_for_the_daily_reconciliation(self) -> None:
-        """On a first start it is due at once, and would repair what the story makes wrong."""
+        """Wait for the scheduled run, which begins when a new system starts and would repair the drift."""
         started = time.monotonic()
         with self._airflow() as client:
             while (
@@ -238,7 +306,7 @@ class Story:
             ):
                 if time.monotonic() - started > _STREAM_SECONDS:
                     message = (
-                        f"the daily run of the DAG reconcile does not end; see {self._system.airflow.url}"
+                        f"the daily run of the DAG reconcile did not finish; see {self._system.airflow.url}"
                     )
                     raise StoryError(message)
                 time.sleep(0.5)
@@ -264,11 +332,11 @@ class Story:
             slot = redis.get(name)
             if not isinstance(slot, bytes):
                 self._fail(self._sb.get(path), "sb has not cached the row")
-            # No change, then, can make it right.
+            # The version is so high that no change can correct the slot.
             ahead = slot[:1] + encode_version(10**18) + slot[HEAD_BYTES:].replace(b'"Ada"', b'"Lost"')
             redis.set(name, ahead, keepttl=True)
         self._console.print(
-            "             sb's cache made newer than the database, as after a restore of an old backup: "
+            "             sb's cache is made newer than the database, as after restoring an old backup: "
             f"{self._sb.get(path).text}",
             markup=False,
             highlight=False,
@@ -277,7 +345,7 @@ class Story:
         started = time.monotonic()
         report = self._run_jenkins_job()
         self._say(
-            "jenkins-job runs the DAG reconcile by Airflow's REST API: "
+            "jenkins-job runs the DAG reconcile through Airflow's REST API: "
             f"{report['examined']} examined, {report['ahead']} ahead, {report['repaired']} repaired",
             time.monotonic() - started,
         )
@@ -303,7 +371,7 @@ class Story:
         return report
 
     def _until(self, client: httpx.Client, path: str, condition: Callable[[httpx.Response], bool]) -> float:
-        """Seconds until an answer meets the condition."""
+        """Poll until a response meets the condition, and return how many seconds that took."""
         started = time.monotonic()
         while not condition(answer := client.get(path)):
             if time.monotonic() - started > _FOLLOW_SECONDS:
@@ -328,29 +396,8 @@ class Story:
         )
 
 
-def describe(system: System, console: Console) -> None:
-    """Print where everything is, and what it takes."""
-    console.print("\nAddresses")
-    for name, address in system.addresses.items():
-        console.print(f"  {name:<10}{address}", markup=False, highlight=False, soft_wrap=True)
-    sa = system.services["sa"].url
-    console.print(f"  try       curl -i {sa}/students/1   {sa}/openapi.json   {sa}/metrics", soft_wrap=True)
-    console.print(f"Logs        {system.folder}/*.log  {system.folder}/airflow/*.log", soft_wrap=True)
-    console.print(f"Memory      {_memory() / 2**20:.0f} MiB in all processes (PSS)\n")
-
-
-def _memory() -> int:
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += process.memory_full_info().pss
-        except (psutil.Error, AttributeError):  # ended meanwhile, or a platform without PSS
-            continue
-    return total
-
-
 def _cached(client: httpx.Client, path: str) -> None:
-    """Read until it is a hit."""
+    """Read often enough that the row is cached."""
     for _ in range(3):
         client.get(path)
 
