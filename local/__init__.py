@@ -1,1 +1,1 @@
-"""The whole system on one machine without containers: for a laptop, the tests and CI."""
+"""Runs the whole system on one machine without containers, for development, tests and CI."""

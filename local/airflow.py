@@ -1,4 +1,4 @@
-"""Airflow with its four components, each a process of its own."""
+"""Airflow, with each of its four components in a separate process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import httpx
 
 from local.ports import HOST, accepts, free_port
 from local.postgres import address, create_database, create_role, kept_password, run_sql
+from local.private_file import write_private
 from local.process import Process, run, start_all, stop_all
 from local.settings import REPOSITORY
 
@@ -33,17 +34,16 @@ _COMMENT = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE 
 class Component(Process):
     """One of Airflow's processes.
 
-    Arguments:
-        name: what messages call it
-        folder: where its log is
-        arguments: of the program `airflow`
-        environment: Airflow's configuration
-        is_ready: whether it does its work, given when it was started
-        ports: where it listens
-
+    Args:
+        name: name of the process.
+        folder: directory of its log.
+        arguments: arguments of the `airflow` command.
+        environment: Airflow's configuration.
+        is_ready: returns whether the component is ready, given its start time (seconds since the epoch).
+        ports: the ports it listens on, by the names of their settings.
     """
 
-    # A look at the database costs more than one at a port, and four of them start at once.
+    # Querying the database costs more than probing a port, and four components start at once.
     poll_seconds = 0.5
     start_seconds = 180.0
 
@@ -64,32 +64,31 @@ class Component(Process):
         self._started = 0.0
 
     def prepare(self) -> None:
-        """Note the time: what the database tells of an earlier process does not count."""
+        """Record the time of the start, since the database still has heartbeats of earlier processes."""
         self._started = time.time()
 
     def command(self) -> list[str]:
-        """`airflow` with the component's name."""
+        """Return the `airflow` command line of the component."""
         return [str(_PROGRAM), *self._arguments]
 
     def environment(self) -> dict[str, str]:
-        """Airflow's configuration, and what the caller's environment has besides."""
+        """Return the caller's environment with Airflow's configuration."""
         return dict(self._environment)
 
     def ready(self) -> bool:
-        """Whether it does its work."""
+        """Return whether the component is working."""
         return self._is_ready(self._started)
 
 
 class Airflow:
-    """Airflow with a LocalExecutor, the repository's DAGs and its plugins.
+    """Airflow with the LocalExecutor, the repository's DAGs and its plugins.
 
-    Arguments:
-        folder: its home: secrets and logs
-        admin_dsn: a PostgreSQL address with the right to make a role and a database for the metadata
-        environment: what DAGs and plugins need besides, such as connections
-        dags: the folder of the DAGs
-        port: where its API and its pages are; a free port when None
-
+    Args:
+        folder: Airflow's home directory, for secrets and logs.
+        admin_dsn: a PostgreSQL server, with a login that can create a role and a database for the metadata.
+        environment: additional environment variables for DAGs and plugins, such as connections.
+        dags: the DAGs directory.
+        port: port of the UI and the API; None picks a free one.
     """
 
     def __init__(
@@ -104,13 +103,13 @@ class Airflow:
         self.folder = folder
         self.port = port or free_port()
         self.username = "admin"
-        #: The user that Jenkins comes as.
+        #: The user that Jenkins logs in as.
         self.jenkins_username = "jenkins"
         self._admin_dsn = admin_dsn
         self._secrets = _secrets(folder / "secrets.json")
-        #: Everything that a command like `airflow dags test` needs to work on this Airflow.
+        #: The environment in which a command such as `airflow dags test` uses this Airflow.
         self.environment = {
-            # What the caller has set for an Airflow of their own is not meant for this one.
+            # The caller's own AIRFLOW variables are meant for another Airflow.
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             **self._configuration(dags),
             **environment,
@@ -127,7 +126,7 @@ class Airflow:
         self.ports = self.api_server.ports
 
     def another_triggerer(self, capacity: int) -> Component:
-        """One more triggerer, not yet started, that runs so many triggers at once."""
+        """Return an additional triggerer, not yet started, that runs up to `capacity` triggers at once."""
         return self._component(
             "triggerer",
             partial(self._has_beaten, "TriggererJob"),
@@ -138,7 +137,7 @@ class Airflow:
 
     @property
     def url(self) -> str:
-        """Where its pages are, and its API below `/api/v2`."""
+        """The URL of the UI; the API is below `/api/v2`."""
         return f"http://{HOST}:{self.port}"
 
     @property
@@ -152,17 +151,17 @@ class Airflow:
         return kept_password(self.folder / "jenkins-password")
 
     def start(self) -> Self:
-        """Start the components at the same time, and wait until each works."""
+        """Start all components in parallel and wait until they are ready."""
         self._prepare_database()
         start_all(self.components)
         return self
 
     def stop(self) -> None:
-        """Stop the components at the same time."""
+        """Stop all components in parallel."""
         stop_all(self.components)
 
     def kill(self) -> None:
-        """Kill the components."""
+        """Kill all components."""
         for component in self.components:
             component.kill()
 
@@ -195,7 +194,7 @@ class Airflow:
                 "executor": "LocalExecutor",
                 "parallelism": "4",
                 "fernet_key": self._secrets["fernet_key"],
-                # Tasks would look for it at port 8080, whatever the port of the API server is.
+                # By default, tasks connect to port 8080, whatever the API server's port is.
                 "execution_api_server_url": f"{self.url}/execution/",
             },
             "api": {
@@ -211,10 +210,10 @@ class Airflow:
                 "base_log_folder": str(self.folder / "logs"),
                 "dag_processor_child_process_log_directory": str(self.folder / "logs" / "dag_processor"),
             },
-            # A beat shows that a component has come up, and the end of a task is noticed at the next.
+            # A component is ready after its first heartbeat, and a task's end is noticed at the next one.
             "scheduler": {"scheduler_heartbeat_sec": "1", "job_heartbeat_sec": "1"},
             "workers": {"min_heartbeat_interval": "1"},
-            # How soon another triggerer takes over what a dead one did.
+            # How soon another triggerer takes over the triggers of a dead one.
             "triggerer": {"job_heartbeat_sec": "2", "triggerer_health_check_threshold": "6"},
         }
         return {
@@ -229,7 +228,7 @@ class Airflow:
         }
 
     def _prepare_database(self) -> None:
-        """Make the metadata from a template that is made once, since that takes long."""
+        """Create the metadata database from a template, which is migrated only once because that is slow."""
         inside = json.dumps([self._secrets, self.jenkins_password, _ROLE.read_text()])
         packages = ("apache-airflow", "apache-airflow-providers-fab")
         made_by = "-".join(
@@ -279,7 +278,7 @@ class Airflow:
             return False
 
     def _has_beaten(self, job: str, since: float) -> bool:
-        """Whether a component of this kind was started since then, and its loop has gone round once."""
+        """Return whether such a component has started since then and has sent its first heartbeat."""
         statement = (
             "SELECT count(*) > 0 FROM job WHERE job_type = :'job' AND latest_heartbeat > start_date"
             " AND start_date > to_timestamp(:since)"
@@ -288,14 +287,12 @@ class Airflow:
 
 
 def _secrets(file: Path) -> dict[str, str]:
-    """What must not change from one start to the next, made once."""
+    """Return the secrets that must survive a restart; generate them on the first start."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         made = {name: secrets.token_urlsafe(64) for name in ("database", "secret_key", "jwt_secret")}
         made["password"] = secrets.token_urlsafe(12)
         made["fernet_key"] = urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(made))
+        write_private(file, json.dumps(made))
     known: dict[str, str] = json.loads(file.read_text())
     return known
 
@@ -305,13 +302,12 @@ def _for_airflow(dsn: str) -> str:
 
 
 def connections(redis_urls: Mapping[str, str], bootstrap_servers: str, dsn: str) -> dict[str, str]:
-    """Airflow's connections, as environment variables: each service's Redis and consumer group, the database.
+    """Return Airflow's connections as environment variables.
 
-    Arguments:
-        redis_urls: each service's Redis
-        bootstrap_servers: Kafka
-        dsn: the database that the services share, as the background work's user
-
+    Args:
+        redis_urls: the Redis of each service.
+        bootstrap_servers: the Kafka brokers.
+        dsn: the database that the services share, with the login of the background work.
     """
     broker = {"conn_type": "kafka", "extra": {"bootstrap.servers": bootstrap_servers}}
     variables = {

@@ -1,6 +1,6 @@
-"""Makes Airflow's users and the role of Jenkins: a program of its own, for Airflow's environment.
+"""Creates Airflow's users and the role for Jenkins. Runs as a separate program, in Airflow's environment.
 
-The users come as JSON from the standard input, by name. One that exists gets the password.
+The users are read from standard input, as a JSON object by name. An existing user's password is updated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from airflow.providers.fab.auth_manager.cli_commands.utils import get_applicatio
 
 
 def make(role_file: Path, users: dict[str, dict[str, str]]) -> None:
-    """Make what is not there yet.
+    """Create the role and the users that do not exist yet.
 
-    Arguments:
-        role_file: as `airflow roles import` takes it; that command wants the DAG to be known already
-        users: password and role, by name
-
+    Args:
+        role_file: a file in the format of `airflow roles import`, which is not used because it requires that
+            the DAG has already been loaded.
+        users: password and role of each user, by name.
     """
     with get_application_builder() as builder:
         manager = builder.sm

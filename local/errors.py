@@ -1,4 +1,4 @@
-"""What can go wrong with a local part, each with a message that says what to do."""
+"""Errors of the local system; each message says what to do about it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ if TYPE_CHECKING:
 
 
 class LocalError(Exception):
-    """A part of the local system could not do what it was asked to do."""
+    """Base class for errors of the local system."""
 
 
 class PortTakenError(LocalError):
-    """Another program listens on ports that parts of the system need."""
+    """Ports that the system needs are in use by other programs."""
 
     def __init__(self, taken: Mapping[str, int]) -> None:
         super().__init__(
             "\n".join(
-                f"port {port} ({name}) is taken; set LOCAL_{name.upper().replace('-', '_')}_PORT"
+                f"port {port} ({name}) is already in use; set LOCAL_{name.upper().replace('-', '_')}_PORT"
                 for name, port in taken.items()
             ),
         )
 
 
 class StateInUseError(LocalError):
-    """Another run uses the same state folder."""
+    """Another run uses the same state directory."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"{folder} is used by another run; stop that one, or set LOCAL_STATE")
+        super().__init__(f"{folder} is in use by another run; stop that run, or set LOCAL_STATE")
 
 
 class MissingToolError(LocalError):
-    """A program that cannot be installed from here is missing."""
+    """A required program is missing and cannot be installed automatically."""
 
 
 class CommandError(LocalError):
-    """A command that should have succeeded did not."""
+    """A command exited with an error."""
 
     def __init__(self, command: str, output: str) -> None:
         super().__init__(f"{command} failed: {output.strip()}")
@@ -45,12 +45,12 @@ class CommandError(LocalError):
 
 class _LogError(LocalError):
     def __init__(self, message: str, log: Path, lines: str) -> None:
-        super().__init__(f"{message}; the end of {log}:\n{lines}")
+        super().__init__(f"{message}; last lines of {log}:\n{lines}")
 
 
 class ProcessExitedError(_LogError):
-    """A process ended before it was ready."""
+    """A process exited before it was ready."""
 
 
 class StartTimeoutError(_LogError):
-    """A process runs, but was not ready in time."""
+    """A process is running but did not become ready in time."""

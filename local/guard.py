@@ -1,8 +1,8 @@
-"""Ends the children of a program that died without ending them.
+"""Terminates the children of a program that died without stopping them.
 
-It runs as a program of its own, reads one line per child from its standard input ("add PID SIGNAL" or
-"remove PID"), and ends what is left when that input closes: however the parent died, its end of the pipe
-closes. Each child leads a process group.
+Runs as a separate program. It reads one line per child from standard input, "add PID SIGNAL" or "remove PID",
+and terminates the remaining children when standard input closes, which happens however the parent dies.
+Each child leads a process group.
 """
 
 import os
@@ -23,7 +23,7 @@ def _signal_group(group: int, number: int) -> bool:
 
 
 def main() -> None:
-    """Keep the list of children, then end them."""
+    """Track the children until standard input closes, then terminate them."""
     groups: dict[int, int] = {}
     for line in sys.stdin:
         verb, pid, *rest = line.split()
@@ -32,7 +32,7 @@ def main() -> None:
         else:
             groups.pop(int(pid), None)
     for group, number in groups.items():
-        # A frozen process takes its signal only once it goes on.
+        # A stopped process handles the signal only after it is continued.
         if _signal_group(group, number):
             _signal_group(group, signal.SIGCONT)
     deadline = time.monotonic() + GRACE_SECONDS

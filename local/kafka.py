@@ -1,4 +1,4 @@
-"""Apache Kafka in KRaft mode: one process that is broker and controller."""
+"""Apache Kafka in KRaft mode, with one process as both broker and controller."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from local.process import Process, run
 from local.tools import fetch_jars, require_java
 
 _SERVER = Path(__file__).with_name("kafka-server")
-#: Names Kafka's jars.
+#: The Maven project that declares Kafka's jars.
 POM = _SERVER / "pom.xml"
-_CLUSTER_ID = "ZGItY2FjaGUtc3luYy1kYg"  # 16 bytes in base64, as Kafka wants it
+_CLUSTER_ID = "ZGItY2FjaGUtc3luYy1kYg"  # 16 bytes in base64, as Kafka requires
 
 
 class Kafka(Process):
-    """An Apache Kafka of its own.
+    """An Apache Kafka server.
 
-    Arguments:
-        folder: where its log and its data are; later starts find them again
-        jars: where Kafka's jars are kept; Maven fills it once
-        name: what messages call it
-        port: where clients connect; a free port when None
-        controller_port: where it talks to itself; a free port when None
-        advertised_port: where it tells its clients that it listens; `port` when None
-
+    Args:
+        folder: directory of its log and its data, which later starts reuse.
+        jars: directory for Kafka's jars, which Maven downloads once.
+        name: name of the process.
+        port: port for clients; None picks a free one.
+        controller_port: port for the broker's connection to the controller; None picks a free one.
+        advertised_port: port that clients are told to connect to; None means `port`.
     """
 
     start_seconds = 60.0
@@ -55,15 +54,15 @@ class Kafka(Process):
 
     @property
     def bootstrap_servers(self) -> str:
-        """The address that Kafka clients take."""
+        """The `bootstrap.servers` setting for Kafka clients."""
         return f"{HOST}:{self._advertised_port}"
 
     def erase(self) -> None:
-        """Forget all topics and groups; to be called before the start."""
+        """Delete all topics and groups. Call it before `start`."""
         shutil.rmtree(self._data, ignore_errors=True)
 
     def prepare(self) -> None:
-        """Fetch the jars once, write the configuration, format the data folder once."""
+        """Write the configuration; on the first start, download the jars and format the data directory."""
         self._java = require_java()
         self._classes = fetch_jars(self._jars, POM)
         lines = (f"{name}={value}\n" for name, value in self.properties().items())
@@ -72,7 +71,7 @@ class Kafka(Process):
             self._format()
 
     def command(self) -> list[str]:
-        """The JVM with Kafka's main class."""
+        """Return the Java command line with Kafka's main class."""
         return [
             *self._jvm(),
             f"-Dlog4j2.configurationFile={_SERVER / 'log4j2.properties'}",
@@ -81,7 +80,7 @@ class Kafka(Process):
         ]
 
     def ready(self) -> bool:
-        """Whether the broker tells a client about itself."""
+        """Return whether the broker responds to a metadata request."""
         if not accepts(self.port):
             return False
         client = AdminClient({"bootstrap.servers": f"{HOST}:{self.port}", "log_level": 0})
@@ -91,8 +90,7 @@ class Kafka(Process):
             return False
 
     def _jvm(self) -> list[str]:
-        # The quick compiler alone: the other one takes half the time of a start, and on a few shared cores it
-        # does not win that back.
+        # C1 only: C2 takes half of the startup time, and on a few shared cores it does not pay off.
         return [self._java, "-Xmx512m", "-XX:TieredStopAtLevel=1", "-cp", str(self._classes / "*")]
 
     def properties(self) -> dict[str, object]:
@@ -106,25 +104,25 @@ class Kafka(Process):
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self._data,
             "auto.create.topics.enable": "false",
-            # One broker can hold one copy.
+            # A single broker can hold only one replica.
             "offsets.topic.replication.factor": 1,
             "transaction.state.log.replication.factor": 1,
             "transaction.state.log.min.isr": 1,
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
-            # Fewer of what is sized for a server: the first consumer waits until these are made.
+            # Smaller than the defaults: the first consumer waits until these have been created.
             "offsets.topic.num.partitions": 4,
             "transaction.state.log.num.partitions": 4,
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
-            # How long a consumer waits for others to join its group, and a restarted broker for its own
-            # former self to be given up.
+            # How long a consumer waits for others to join its group, and how long a restarted broker waits
+            # until the controller gives up its previous incarnation.
             "group.initial.rebalance.delay.ms": 0,
             "broker.heartbeat.interval.ms": 200,
             "broker.session.timeout.ms": 2000,
         }
 
     def _format(self) -> None:
-        # What an interrupted formatting left would not be taken.
+        # Kafka refuses a directory that an interrupted formatting left behind.
         self.erase()
         command = [*self._jvm(), "kafka.tools.StorageTool"]
         command += ["format", "--cluster-id", _CLUSTER_ID, "--config", str(self._properties)]

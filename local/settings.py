@@ -1,4 +1,4 @@
-"""What can be set for a run of the whole system."""
+"""Settings of the local system."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Port = Annotated[int, Field(gt=0, lt=65536)]
 
 
 class Settings(BaseSettings):
-    """Each from the variable `LOCAL_` and its name, such as LOCAL_SB_PORT.
+    """Settings, each read from an environment variable with the prefix `LOCAL_`, such as `LOCAL_SB_PORT`.
 
     Attributes:
-        state: the folder of all data, logs and generated secrets.
-        postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: servers of your own; what is set is not
-            started. The DSN is that of a superuser, or of a user who may make roles and databases.
-        postgres_port, ...: where a part listens.
+        state: directory for all data, logs and generated secrets.
+        postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: servers of your own, which are used instead
+            of starting one. The DSN's user must be a superuser, or be able to create roles and databases.
+        postgres_port, ...: port that each component listens on.
     """
 
     model_config = SettingsConfigDict(env_prefix="LOCAL_", frozen=True, env_ignore_empty=True)

@@ -1,10 +1,10 @@
-"""No one watches an installation."""
+"""An installation without progress output."""
 
 from __future__ import annotations
 
 
 class Silent:
-    """Is told of each step."""
+    """Progress listener that discards every step."""
 
     def step(self, text: str) -> None:
-        """Nothing to do."""
+        """Ignore the step."""

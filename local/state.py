@@ -1,4 +1,4 @@
-"""State folders: each is used by one run at a time."""
+"""State directories, each used by one run at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[Path]:
-    """Have the folder to ourselves, or raise an error that names it."""
+    """Lock a directory for this run, creating it if it is missing.
+
+    Raises:
+        StateInUseError: another run has locked it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
-            # Held by the open file, so it ends with this process however that ends.
+            # The lock belongs to the open file, so it ends with this process however that ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StateInUseError(folder) from None
@@ -29,7 +33,7 @@ def claim(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_any(parent: Path) -> Iterator[Path]:
-    """Have the first of the numbered folders in `parent` that no other run uses."""
+    """Lock the first of the numbered directories in `parent` that no other run uses."""
     with ExitStack() as stack:
         for number in count(1):
             with suppress(StateInUseError):

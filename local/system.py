@@ -1,4 +1,4 @@
-"""The whole system: which part needs which, started and stopped as one."""
+"""The whole system, started and stopped as one unit."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ _SAMPLE = REPOSITORY / "local" / "sample.sql"
 
 
 class System:
-    """PostgreSQL, a Redis per service, Kafka, Airflow, and the services sa and sb.
+    """PostgreSQL, one Redis per service, Kafka, Airflow, and the services sa and sb.
 
-    A server of the user's own, which the settings name, is used and not started.
+    A server of the user's own that is named in the settings is used instead of starting one.
 
-    Arguments:
-        settings: what can be set
-        console: told of each part that has come up
-        link: where one part reaches another: from the names of both and the port where the other listens,
-            the port to use instead. Names are those of `parts`, and `clients` for all that use Kafka
-
+    Args:
+        settings: the settings.
+        console: receives a line for each component that has started.
+        link: redirects connections between components. It is called with the name of the client, the name of
+            the server and the server's port, and returns the port to connect to instead. The names are the
+            keys of `parts`; `clients` stands for all Kafka clients.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class System:
                 jars=settings.state / "kafka",
                 port=settings.kafka_port,
                 controller_port=settings.kafka_controller_port,
-                # Its clients go where it says that it is.
+                # Clients connect to the address that the broker advertises.
                 advertised_port=None if link is None else link("clients", "kafka", settings.kafka_port),
             )
             self.bootstrap_servers = self.kafka.bootstrap_servers
         else:
             self.bootstrap_servers = settings.kafka_bootstrap
         self._worker_password = kept_password(self.folder / "worker-password")
-        #: The database as Airflow's background work reaches it.
+        #: The database, with the login of Airflow's background work.
         self.worker_dsn = address(
             self.dsn,
             database=unquote(urlsplit(self.dsn).path.removeprefix("/")),
@@ -103,7 +103,7 @@ class System:
                 ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
                 "CACHESYNC_ENTITIES": ENTITIES,
-                # A dead letter comes to its end while somebody watches.
+                # Few and quick retries, so that a dead letter is parked while somebody is watching.
                 "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
                 "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
             },
@@ -121,10 +121,10 @@ class System:
             for service in SERVICES
         }
         servers = [self.postgres, *self.redis.values(), self.kafka]
-        #: What is started here, by name.
+        #: The components that are started, by name.
         self.parts: dict[str, Part] = {server.name: server for server in servers if server is not None}
         self.parts |= {"airflow": self.airflow, **self.services}
-        #: Where each part is, started here or not.
+        #: The address of every component, including servers of the user's own.
         self.addresses = {
             "postgres": self.dsn,
             **{f"redis-{service}": url for service, url in self.redis_urls.items()},
@@ -134,12 +134,11 @@ class System:
         }
 
     def start(self) -> Self:
-        """Start everything, each part as soon as those that it needs have come up.
+        """Start everything, each component as soon as its dependencies are ready.
 
         Raises:
-            PortTakenError: ports are taken; nothing was started.
-            StateInUseError: another run has the same state folder; nothing was started.
-
+            PortTakenError: ports are in use; nothing was started.
+            StateInUseError: another run uses the same state directory; nothing was started.
         """
         self._claim.enter_context(claim(self.folder))
         try:
@@ -151,7 +150,7 @@ class System:
         return self
 
     def stop(self) -> None:
-        """Stop everything; first what uses the servers, while they still answer."""
+        """Stop everything. The servers are stopped last, so that their clients can shut down cleanly."""
         users: list[Part] = [self.airflow, *self.services.values()]
         stop_all(users)
         stop_all([part for part in self.parts.values() if part not in users])
@@ -164,7 +163,7 @@ class System:
         self.stop()
 
     def _linked(self, user: str, server: Postgres | Redis | None, address: str) -> str:
-        """The server's address as this user reaches it."""
+        """Return the address at which this client connects to the server."""
         if self._link is None or server is None:
             return address
         return address.replace(f":{server.port}/", f":{self._link(user, server.name, server.port)}/")
@@ -174,7 +173,7 @@ class System:
         work |= {"tables": self._make_tables, "topics": self._make_topics}
         needs = {"tables": {"postgres"}, "topics": {"kafka"}, "airflow": {"postgres"}}
         needs |= {service: {"tables", "topics", f"redis-{service}"} for service in SERVICES}
-        # A server of the user's own is there already.
+        # A server of the user's own is already running.
         steps = TopologicalSorter({name: needs.get(name, set()) & work.keys() for name in work})
         steps.prepare()
         running: dict[Future[float], str] = {}
@@ -190,8 +189,8 @@ class System:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _make_tables(self) -> None:
-        """Install the database side, and let the services and the background work in."""
-        # A database of the user's own has its own tables.
+        """Install the database objects, and create the logins of the services and the background work."""
+        # A database of the user's own has tables of its own.
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
         cachesync("install", CACHESYNC_DSN=self.dsn)
@@ -207,11 +206,11 @@ class System:
 
     @property
     def triggerer_log(self) -> str:
-        """Where Airflow's triggerer tells what it does."""
+        """The path of the Airflow triggerer's log."""
         return str(self.folder / "airflow" / "airflow-triggerer.log")
 
     def sql(self, statement: str, **variables: str) -> str:
-        """What `psql` prints for the statement; see `run_sql`."""
+        """Run a statement as the administrator and return what `psql` prints; see `run_sql`."""
         return run_sql(self.dsn, statement, **variables)
 
 

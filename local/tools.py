@@ -1,4 +1,4 @@
-"""What no wheel carries: Java, and the jars that Maven fetches once."""
+"""Tools that are not available as Python packages: Java, and the jars that Maven downloads once."""
 
 from __future__ import annotations
 
@@ -24,36 +24,44 @@ _JAVA_PACKAGES = ("openjdk-17-jre-headless", "openjdk-21-jre-headless", "openjdk
 
 
 def require_java() -> str:
-    """The path of a `java` that can run Kafka, installed if this machine lets us."""
+    """Return the path of a `java` that can run Kafka; install it if possible.
+
+    Raises:
+        MissingToolError: there is none, and it cannot be installed automatically.
+    """
     missing = f"Java {_JAVA_MAJOR} or newer is missing; install a JRE so that `java` is on the PATH"
     _install_unless(_java_is_new_enough, missing, *_JAVA_PACKAGES)
     return _which("java")
 
 
 def require_maven() -> str:
-    """The path of `mvn`, installed if this machine lets us."""
+    """Return the path of `mvn`; install it if possible.
+
+    Raises:
+        MissingToolError: there is none, and it cannot be installed automatically.
+    """
     missing = "Maven is missing; install it so that `mvn` is on the PATH"
     _install_unless(lambda: shutil.which("mvn") is not None, missing, "maven")
     return _which("mvn")
 
 
 def fetch_jars(parent: Path, pom: Path) -> Path:
-    """The folder in `parent` that holds the jars that the `pom` names; Maven fills it once per version."""
+    """Return a directory in `parent` with the jars that `pom` declares; Maven fills it once per version."""
     folder = parent / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
     if folder.exists():
         return folder
     unfinished = folder.with_name(f"{folder.name}-{os.getpid()}")
     command = [require_maven(), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
     run([*command, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"])
-    with suppress(OSError):  # another run was faster
+    with suppress(OSError):  # a concurrent run was faster
         unfinished.rename(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def _install_unless(is_there: Callable[[], bool], missing: str, *packages: str) -> None:
-    """Install the first of the packages that this machine knows; `missing` is the error where it must not."""
-    # The other processes of this user wait: apt-get would refuse to start a second time.
+    """Install the first available package; if that is impossible, raise an error with the text `missing`."""
+    # Other processes of this user wait, since only one apt-get can run at a time.
     with one_at_a_time(Path(tempfile.gettempdir()) / f"db-cache-sync-tools-{os.getuid()}.lock"):
         if is_there():
             return
@@ -66,7 +74,7 @@ def _install_unless(is_there: Callable[[], bool], missing: str, *packages: str) 
 def _which(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        message = f"`{name}` is not on the PATH, though its package is installed"
+        message = f"`{name}` is not on the PATH, although its package is installed"
         raise MissingToolError(message)
     return path
 

@@ -312,7 +312,7 @@ def test_service_that_cannot_start_says_why_and_ends(
     with pytest.raises(ProcessExitedError) as caught, service_process("sa", **changed):
         pass
     message = str(caught.value)
-    assert f"ended with {code} " in message
+    assert f"exited with status {code} " in message
     assert message.count(reason) == 1
     assert "Traceback" not in message
     assert "wrong-one" not in message

@@ -165,7 +165,7 @@ def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_early_shows_its_log(tmp_path: Path) -> None:
-    with pytest.raises(ProcessExitedError, match=r"python ended with 3 before(.|\n)*no such thing"):
+    with pytest.raises(ProcessExitedError, match=r"python exited with status 3 before(.|\n)*no such thing"):
         Python(tmp_path, "print('no such thing'); exit(3)").start()
 
 
@@ -180,7 +180,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(
-            PortTakenError, match=rf"port {port} \(redis-sa\) is taken; set LOCAL_REDIS_SA_PORT"
+            PortTakenError, match=rf"port {port} \(redis-sa\) is already in use; set LOCAL_REDIS_SA_PORT"
         ):
             Redis(tmp_path, name="redis-sa", port=port).start()
 
@@ -201,9 +201,9 @@ def test_a_server_that_answers_in_place_of_the_one_that_was_started_is_not_taken
     server = OvertakenPostgres(tmp_path)
     server.other = Postgres(state_folder / "own", port=server.port)
     try:
-        # Whichever is noticed first: that its port is taken, or that it has ended.
+        # Either can be noticed first: that its port is in use, or that it has exited.
         either = (PortTakenError, ProcessExitedError)
-        with pytest.raises(either, match=f"port {server.port}.*taken|could not create any TCP/IP sockets"):
+        with pytest.raises(either, match=f"port {server.port}.*already in use|could not create any TCP/IP sockets"):
             server.start()
         assert not server.running
         assert server.other.running
