@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cachesync import __version__
 from cachesync.cli.dead_letters import dead_letters
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
 from cachesync.cli.reconcile import reconcile
@@ -14,9 +15,26 @@ from cachesync.entity import load_entities
 from cachesync.install import installer
 from cachesync.kafka import topics
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Caches that follow the database.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(reconcile)
 app.add_typer(dead_letters, name="dead-letters")
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it by position
+    if asked:
+        typer.echo(f"cachesync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Keep Redis caches consistent with PostgreSQL."""
 
 
 class _Steps:
@@ -28,7 +46,7 @@ class _Steps:
 
 @app.command()
 def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> None:
-    """Make or upgrade the database side of the declared entities."""
+    """Install or upgrade the database objects of the declared entities."""
 
     async def work() -> None:
         declared = load_entities(entities)
@@ -43,7 +61,7 @@ def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> 
 
 @app.command()
 def uninstall(names: Annotated[list[str] | None, typer.Argument()] = None, dsn: Dsn = None) -> None:
-    """Take the database side away: of the named entities, or all of it."""
+    """Remove the database objects of the given entities, or all of them."""
 
     async def work() -> None:
         async with connection(dsn) as opened:
@@ -57,10 +75,10 @@ def uninstall(names: Annotated[list[str] | None, typer.Argument()] = None, dsn: 
 def create_topics(
     bootstrap_servers: BootstrapServers,
     entities: EntitiesFile = Path("entities.toml"),
-    partitions: Annotated[int, typer.Option(min=1, help="Of each entity's topic.")] = 6,
-    replication: Annotated[int, typer.Option(min=1, help="Brokers that keep each message.")] = 1,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each entity's topic.")] = 6,
+    replication: Annotated[int, typer.Option(min=1, help="Number of brokers that store each message.")] = 1,
 ) -> None:
-    """Make the Kafka topics that are missing."""
+    """Create the missing Kafka topics."""
 
     async def work() -> None:
         declared = load_entities(entities).values()
