@@ -9,18 +9,24 @@ from typing import TYPE_CHECKING
 import pytest
 import redis as redis_client
 
+from cachesync.entity import load_entities
 from cachesync.errors import (
     CacheUnavailableError,
     ConstraintViolatedError,
     DuplicateRowError,
     InvalidValueError,
     NotInstalledError,
+    ReferenceViolatedError,
     RowNotFoundError,
     VersionMismatchError,
 )
+from cachesync.install.installer import install
+from cachesync.service import publisher
 from cachesync.service.cache import EntityCache, Outcome
 from cachesync.service.row_input import RowInput
 from cachesync.slots.layout import encode_value
+from local.silent import Silent
+from tests.integration.conftest import ENTITIES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -229,6 +235,83 @@ async def test_refused_writes_name_the_columns_and_leave_no_lease(
     with pytest.raises(RowNotFoundError):
         await students.delete("7", None)
     assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+
+
+@pytest.mark.parametrize("column", ["colour", "internal_note"])
+async def test_unknown_columns_are_refused_by_name(
+    courses: EntityCache, slots: redis_client.Redis, column: str
+) -> None:
+    """A column of the table that the entity does not declare is as unknown as any other."""
+    row = (await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))).row
+    assert row is not None
+    unknown = RowInput.from_mapping({"title": "x", column: "red"})
+    for write in (
+        courses.insert(unknown),
+        courses.replace(row.key, unknown, None),
+        courses.merge(row.key, unknown, None),
+    ):
+        with pytest.raises(InvalidValueError) as refused:
+            await write
+        assert refused.value.column == column
+    assert (await courses.read(row.key)).row == row
+    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+
+
+async def test_foreign_keys_refuse_inserts_and_deletes(
+    open_service: OpenService,
+    admin: asyncpg.Connection,
+    slots: redis_client.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The new entity has no topic; closing need not wait for it.
+    monkeypatch.setattr(publisher, "_FLUSH_SECONDS", 0.1)
+    await admin.execute(
+        "CREATE TABLE enrolment (id int PRIMARY KEY, student bigint CONSTRAINT of_student REFERENCES student)"
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text(
+        ENTITIES_FILE.read_text(encoding="utf-8")
+        + '[enrolment]\ntable = "enrolment"\nkey = "id"\n'
+        + 'ttl = "1h"\nabsent_ttl = "1m"\npath = "/enrolments"\n'
+    )
+    await install(admin, load_entities(file), Silent())
+    async with open_service("sa", cachesync_entities=file) as service:
+        students, enrolments = service.caches["student"], service.caches["enrolment"]
+        await put(students, 1, "Ann")
+        await enrolments.insert(RowInput.from_json(b'{"id":1,"student":1}'))
+        with pytest.raises(ReferenceViolatedError) as missing:
+            await enrolments.insert(RowInput.from_json(b'{"id":2,"student":2}'))
+        assert (missing.value.constraint, missing.value.columns) == ("of_student", ("student",))
+        with pytest.raises(ReferenceViolatedError) as referred:
+            await students.delete("1", None)
+        assert referred.value.constraint == "of_student"
+        assert (await enrolments.read("2")).row is None
+        assert (await students.read("1")).row is not None
+    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+
+
+@pytest.mark.parametrize("write", ["insert", "replace"])
+@pytest.mark.parametrize("cached", [True, False], ids=["cached as absent", "not cached"])
+async def test_a_key_that_a_trigger_replaces_is_not_filled_with_the_row(
+    students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis, write: str, *, cached: bool
+) -> None:
+    await admin.execute(
+        "CREATE FUNCTION renumber() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.id := NEW.id + 100; RETURN NEW; END';"
+        "CREATE TRIGGER renumber BEFORE INSERT ON student FOR EACH ROW EXECUTE FUNCTION renumber()"
+    )
+    if cached:
+        assert [(await students.read(key)).row for key in ("1", "101")] == [None, None]
+    row = RowInput.from_json(ANN)
+    written = await (students.insert(row) if write == "insert" else students.replace("1", row, None))
+    assert written.row is not None
+    assert (written.row.key, written.created, written.cached) == ("101", True, True)
+    # Neither the other row nor a lease that nobody would end.
+    assert slots.get("sa:student:1") is None
+    assert (await students.read("1")).row is None
+    assert (await students.read("101")).row == written.row
+    assert [(await students.read(key)).outcome for key in ("1", "101")] == [Outcome.HIT, Outcome.HIT]
 
 
 async def test_many_misses_on_one_key_in_two_processes_cost_one_database_read(

@@ -1,0 +1,81 @@
+"""Errors of asyncpg leave the connections of the background work as errors of this library."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from cachesync.errors import DatabaseError, DatabaseUnavailableError
+from cachesync.postgres.connect import connect, connected
+
+if TYPE_CHECKING:
+    from local.postgres import Postgres
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT 1/0", "SELECT * FROM no_such_table", "not SQL", "DO $$ BEGIN RAISE 'refused'; END $$"],
+)
+async def test_a_refused_statement_is_a_database_error(sample: str, statement: str) -> None:
+    with pytest.raises(DatabaseError) as refused:
+        async with connected(sample, "test") as connection:
+            await connection.execute(statement)
+    assert not isinstance(refused.value, DatabaseUnavailableError)
+    assert isinstance(refused.value.__cause__, asyncpg.PostgresError)
+    assert str(refused.value.__cause__) in str(refused.value)
+
+
+async def test_a_refused_setting_is_a_database_error(sample: str) -> None:
+    with pytest.raises(DatabaseError) as refused:
+        await connect(sample, "test", settings={"timezone": "Nowhere/At_All"})
+    assert not isinstance(refused.value, DatabaseUnavailableError)
+    assert isinstance(refused.value.__cause__, asyncpg.PostgresError)
+
+
+@pytest.mark.parametrize("wrong", ["port", "password", "database"])
+async def test_a_database_out_of_reach_is_unavailable(
+    worker_dsn: str, postgres: Postgres, wrong: str
+) -> None:
+    dsn = {
+        "port": worker_dsn.replace(f":{postgres.port}/", ":1/"),
+        "password": worker_dsn.replace(":password@", ":another@"),
+        "database": worker_dsn.rpartition("/")[0] + "/no_such_database",
+    }[wrong]
+    assert dsn != worker_dsn
+    with pytest.raises(DatabaseUnavailableError) as unavailable:
+        await connect(dsn, "test")
+    assert isinstance(unavailable.value.__cause__, OSError | asyncpg.PostgresError)
+
+
+async def test_a_connection_that_breaks_is_unavailable(sample: str, admin: asyncpg.Connection) -> None:
+    async def break_off() -> None:
+        async with connected(sample, "test") as connection:
+            await admin.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+            await connection.execute("SELECT 1")
+
+    with pytest.raises(DatabaseUnavailableError):
+        await break_off()
+
+
+async def test_errors_of_the_caller_pass_and_the_connection_is_closed(
+    sample: str, admin: asyncpg.Connection
+) -> None:
+    async def fail() -> None:
+        async with connected(sample, "test of an error"):
+            assert await sessions(admin) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with asyncio.timeout(5):
+        while await sessions(admin):
+            await asyncio.sleep(0.02)
+
+
+async def sessions(admin: asyncpg.Connection) -> int:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'test of an error'"
+    count: int = await admin.fetchval(query)
+    return count

@@ -1,0 +1,99 @@
+"""A service that cannot open leaves nothing open behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cachesync.errors import KafkaUnavailableError, NotInstalledError, SettingsError
+from cachesync.service.service import Service
+from tests.integration.conftest import ENTITIES_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    import asyncpg
+
+    from cachesync.service.settings import ServiceSettings
+
+    SettingsOf = Callable[..., ServiceSettings]
+
+
+async def test_a_wrong_redis_url_is_a_wrong_setting(
+    settings_of: SettingsOf, admin: asyncpg.Connection
+) -> None:
+    async with leaving_nothing(admin):
+        settings = settings_of("sa").model_copy(update={"redis_url": "http://x"})
+        with pytest.raises(SettingsError):
+            await Service.open(settings)
+
+
+async def test_an_entity_must_be_installed(
+    settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "entities.toml"
+    file.write_text(
+        ENTITIES_FILE.read_text(encoding="utf-8")
+        + '[other]\ntable = "other"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/others"\n'
+    )
+    await admin.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    async with leaving_nothing(admin):
+        with pytest.raises(NotInstalledError, match="'other'"):
+            await Service.open(settings_of("sa", cachesync_entities=file))
+
+
+async def test_settings_that_the_kafka_client_refuses_are_reported(
+    settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    no_certificate = tmp_path / "ca.pem"
+    no_certificate.write_text("not a certificate")
+    wrong: dict[str, Any] = {
+        "kafka_security_protocol": "SSL",
+        "kafka_ssl_ca_location": no_certificate,
+    }
+    async with leaving_nothing(admin):
+        with pytest.raises(KafkaUnavailableError):
+            await Service.open(settings_of("sa", **wrong))
+
+
+async def test_a_closed_service_leaves_nothing_open(
+    settings_of: SettingsOf, admin: asyncpg.Connection
+) -> None:
+    async with leaving_nothing(admin):
+        service = await Service.open(settings_of("sa"))
+        await service.caches["student"].read("1")
+        assert await sessions(admin) > 0
+        assert publishers() != set()
+        await service.close()
+
+
+@asynccontextmanager
+async def leaving_nothing(admin: asyncpg.Connection) -> AsyncIterator[None]:
+    """Require that no task, no publisher's thread and, soon, no database session is left behind."""
+    assert await sessions(admin) == 0
+    tasks, threads = asyncio.all_tasks(), publishers()
+    yield
+    assert asyncio.all_tasks() == tasks
+    assert publishers() == threads
+    # A backend takes a moment to go after its connection is closed.
+    async with asyncio.timeout(2):
+        while await sessions(admin):
+            await asyncio.sleep(0.02)
+
+
+async def sessions(admin: asyncpg.Connection) -> int:
+    query = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE application_name = 'cachesync-sa' AND datname = current_database()"
+    )
+    count: int = await admin.fetchval(query)
+    return count
+
+
+def publishers() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "cachesync-publisher"}

@@ -1,0 +1,93 @@
+"""Errors of redis-py leave the clients as errors of this library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import RedisClusterException, RedisError
+
+from cachesync.change import Operation
+from cachesync.errors import CacheUnavailableError, SettingsError
+from cachesync.slots.batch import Applier
+from cachesync.slots.clients import pipelined, scan, worker_client
+from cachesync.slots.single import Slots
+from tests.integration.changes import change, value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cachesync.change import Change
+    from cachesync.entity import Entity
+    from cachesync.slots.clients import WorkerRedis
+    from local.redis import Redis
+
+NOT_REDIS = [
+    "http://127.0.0.1",
+    "127.0.0.1:6379",
+    "",
+    "redis://127.0.0.1:port",
+    "redis+cluster://127.0.0.1:port",
+]
+CHANGES = [change("1", 20), change("2", 20)]
+
+
+@pytest.fixture
+def client(redis_sb: Redis) -> Iterator[WorkerRedis]:
+    """A client that has a connection to a Redis that is then stopped."""
+    with worker_client(redis_sb.url, 1) as client:
+        client.set("sb:student:1", value(10))
+        redis_sb.stop()
+        try:
+            yield client
+        finally:
+            redis_sb.start()
+
+
+@pytest.mark.parametrize(
+    "changes", [CHANGES, [change(None, 20, Operation.TRUNCATE)]], ids=["rows", "truncate"]
+)
+def test_changes_cannot_be_applied_while_redis_is_down(
+    client: WorkerRedis, entities: dict[str, Entity], changes: list[Change]
+) -> None:
+    applier = Applier(client, "sb", entities)
+    with pytest.raises(CacheUnavailableError) as unavailable:
+        applier.apply(changes)
+    assert isinstance(unavailable.value.__cause__, RedisError)
+
+
+def test_slots_cannot_be_read_while_redis_is_down(client: WorkerRedis, entities: dict[str, Entity]) -> None:
+    with pytest.raises(CacheUnavailableError):
+        Applier(client, "sb", entities).heads(CHANGES)
+    with pytest.raises(CacheUnavailableError):
+        list(scan(client, "sb:*", 10))
+    with pytest.raises(CacheUnavailableError):
+        pipelined(client, [("a", ("GET", "a"))])
+
+
+def test_a_refusal_of_the_whole_redis_is_unavailability(redis_sb: Redis, entities: dict[str, Entity]) -> None:
+    with worker_client(redis_sb.url, 1) as client:
+        client.set("sb:student:1", value(10))
+        usual = client.config_get("maxmemory*")
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(CacheUnavailableError, match="OOM"):
+                Applier(client, "sb", entities).apply(CHANGES)
+        finally:
+            for name in ("maxmemory", "maxmemory-policy"):
+                client.config_set(name, usual[name])
+
+
+def test_a_client_of_a_cluster_needs_a_node_that_responds() -> None:
+    with pytest.raises(CacheUnavailableError) as unavailable:
+        worker_client("redis+cluster://127.0.0.1:1", 1)
+    assert isinstance(unavailable.value.__cause__, RedisError | RedisClusterException)
+
+
+@pytest.mark.parametrize("url", NOT_REDIS)
+async def test_a_url_that_is_not_of_a_redis_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(SettingsError):
+        worker_client(url, 1)
+    with pytest.raises(SettingsError):
+        await Slots.open(url, 1)
