@@ -1,1 +1,1 @@
-"""What the system can do, measured: each figure with what it is to be compared with, from the same run."""
+"""Benchmarks. Each compares its figures with a baseline from the same run."""

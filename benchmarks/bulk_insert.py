@@ -1,9 +1,9 @@
-"""What a bulk statement costs on a registered table, compared with the same table unregistered.
+"""Cost of bulk statements on a registered table, compared with the same table unregistered.
 
-Also compared is a naive outbox: row triggers that draw a version and log the change, row by row. The three
-take turns within each round, so that a drift of the machine's speed meets all of them.
+The comparison includes a naive outbox, whose row triggers draw a version and log the change row by row. The
+three tables take turns within each round, so that changes in the machine's speed affect all of them.
 
-Run `python -m benchmarks.bulk_insert`: it starts a PostgreSQL of its own.
+`python -m benchmarks.bulk_insert` starts its own PostgreSQL.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ CREATE TRIGGER log AFTER INSERT OR UPDATE OR DELETE ON row_triggers FOR EACH ROW
 
 
 def _statements(connection: asyncpg.Connection, rows: int) -> dict[str, Callable[[str], Awaitable[object]]]:
-    """What is measured, in an order in which each leaves what the next needs."""
+    """Return the statements to measure, in an order in which each prepares the rows for the next."""
     copied = "".join(f"{number}\tname {number}\t{number % 100}\n" for number in range(rows)).encode()
     return {
         "COPY": lambda table: connection.copy_to_table(
@@ -89,7 +89,7 @@ def _statements(connection: asyncpg.Connection, rows: int) -> dict[str, Callable
 
 
 async def _measure(dsn: str, rows: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """The seconds that each statement took on each table."""
+    """Return the durations of each statement on each table, in seconds."""
     connection = await asyncpg.connect(dsn)
     await connection.execute(_MAKE)
     declared = {"table": "registered", "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": "/r"}
@@ -109,7 +109,7 @@ async def _measure(dsn: str, rows: int, rounds: int) -> dict[str, dict[str, list
 
 
 def main(rows: int = 100_000, rounds: int = 7) -> None:
-    """Measure bulk statements with the triggers, without, and with a row trigger's outbox."""
+    """Measure bulk statements without triggers, with the product's triggers, and with row triggers."""
     table = Table("statement", "on", "median ms", "fastest ms", "slowest ms", "x plain", title=f"{rows} rows")
     with claim_any(REPOSITORY / ".local" / "benchmark") as folder, Postgres(folder) as server:
         server.drop_databases()

@@ -1,4 +1,4 @@
-"""The peer of a cached hit: Falcon, on the same server, answering with the same bytes from memory."""
+"""The baseline for a cached hit: Falcon on the same server, responding with the same bytes from memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAYLOAD: Final = b'{"id":1,"name":"Ann","age":20}'
 
 class _Constant:
     async def on_get(self, _: falcon.asgi.Request, resp: falcon.asgi.Response) -> None:
-        """Answer."""
+        """Respond with the payload."""
         resp.data = PAYLOAD
 
 

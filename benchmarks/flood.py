@@ -1,10 +1,11 @@
-"""A bulk UPDATE by psql, and what single writes notice of it while it flows through the relay.
+"""Effect of a bulk UPDATE in SQL on single writes, while the relay publishes its changes.
 
-Writes at sa and writes in SQL go on at a fixed rate before the UPDATE and from its commit on. Told are their
-percentiles, from the acknowledgement to the entry in sb's cache, the rows per second of the relay, the
-largest resident size of the triggerer, in which relay and streams run, and whether all of it has arrived.
+Writes through sa and writes in SQL run at a fixed rate before the UPDATE and from its commit on. The output
+has their percentiles, from the acknowledgement to the entry in sb's cache; the relay's throughput in rows per
+second; the maximum resident size of the triggerer, which runs the relay and the streams; and whether all
+changes have arrived.
 
-Run `python -m benchmarks.flood`: it starts the whole system.
+`python -m benchmarks.flood` starts the whole system.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _UNPUBLISHED: Final = "SELECT count(*) FROM cachesync.change_log WHERE published
 
 
 def resident(process: Process) -> float:
-    """The megabytes that a process and its children hold."""
+    """Return the resident memory of a process and its descendants, in MB."""
     return sum(each.memory_info().rss for each in process.tree()) / 2**20
 
 
 async def run(system: System, settings: Settings, rows: int, rate: int, seconds: int) -> None:
-    """Measure."""
+    """Measure single writes before and after the UPDATE, and print the results."""
     console = Console()
     pool = await asyncpg.create_pool(system.dsn)
     slots = redis.asyncio.Redis.from_url(system.redis_urls["sb"])
@@ -45,12 +46,12 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
     insert = "INSERT INTO student SELECT i, 'n' || i, 20 FROM generate_series($1::int, $2::int) AS i"
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(f"{insert} ON CONFLICT (id) DO NOTHING", _FIRST, last - 1)
-        # What is measured comes later.
+        # Inserting the rows is not part of the measurement.
         await connection.execute("UPDATE cachesync.change_log SET published_at = now()")
     await prepare(settings)
     sample = [_FIRST + number * (rows // _SAMPLED) for number in range(_SAMPLED)]
     for key in sample:
-        # An older one would do; only what is there follows.
+        # Any older version will do: changes only update slots that hold a value.
         await slots.set(f"sb:student:{key}", b"V%019d00000000{}" % 1)
     writers: dict[str, Service | Psql] = {"sa": Service(settings), "psql": Psql(pool)}
     watches = {name: Watch(system.redis_urls["sb"]) for name in writers}
@@ -70,17 +71,17 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
     began = time.perf_counter()
     await pool.execute("UPDATE student SET age = 30 WHERE id >= $1", _FIRST, timeout=600)
     committed = time.perf_counter()
-    console.print(f"UPDATE of {rows} rows: {committed - began:.1f} s; from its commit on:")
+    console.print(f"UPDATE of {rows} rows: {committed - began:.1f} s; after its commit:")
     meanwhile = asyncio.create_task(single(seconds))
     largest = before
     while left := await pool.fetchval(f"{_UNPUBLISHED} AND key::bigint >= $1", _FIRST):
         largest = max(largest, resident(system.airflow.triggerer))
-        console.print(f"  {time.perf_counter() - committed:5.1f} s  {left} left")
+        console.print(f"  {time.perf_counter() - committed:5.1f} s  {left} unpublished")
         await asyncio.sleep(2)
     taken = time.perf_counter() - committed
     await meanwhile
     console.print(
-        f"{rows / taken:.0f} rows/s relayed; triggerer {before:.0f} MB before, {largest:.0f} at most"
+        f"{rows / taken:.0f} rows/s published; triggerer {before:.0f} MB before, {largest:.0f} MB maximum"
     )
     expected = {
         record["id"]: record["row_version"]
@@ -102,7 +103,7 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
 
 
 def main(rows: int = 1_000_000, rate: int = 50, seconds: int = 20) -> None:
-    """Measure a bulk UPDATE's way through the relay and single writes beside it."""
+    """Measure how a bulk UPDATE passes through the relay, and how it affects single writes."""
     settings = Settings()
     with System(settings, Console()) as system:
         uvloop.run(run(system, settings, rows, rate, seconds))

@@ -1,10 +1,10 @@
-"""What one pod of a service needs: its processor and memory under each kind of load, by the size of its pool.
+"""CPU and memory usage of one service pod under each kind of load, by the size of its connection pool.
 
-`wrk` asks one worker of sb as fast as it answers. Told are requests/s, the latency's 99th percentile, the
-cores in use, the largest memory of gunicorn's master and of its worker (PSS: what processes share counts
-once), and the most connections to PostgreSQL that were there, and that were busy, at the same time.
+`wrk` sends requests to one sb worker as fast as it responds. The output has requests/s, the 99th percentile
+of the latency, the cores in use, the maximum memory of gunicorn's master and worker processes (PSS, which
+counts shared memory once), and the maximum numbers of open and busy connections to PostgreSQL.
 
-Run `python -m benchmarks.footprint`: it starts the system.
+`python -m benchmarks.footprint` starts the system.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     import psutil
 
 _ROWS: Final = 2000
-# A look costs the processor 50 ms.
+# Each sample costs 50 ms of CPU time.
 _SAMPLE_SECONDS: Final = 1.0
 _HEADERS: Final = {"content-type": "application/json"}
 _LOADS: Final = {
     "hits": "wrk.path = '/students/1'",
-    # No row is there: each key is asked for once.
+    # Random keys without rows, so that nearly every request is a miss.
     "misses": "request = function() return wrk.format('GET', '/students/' .. math.random(10^6, 10^12)) end",
     "writes": """
 request = function()
@@ -57,7 +57,7 @@ _SESSIONS: Final = (
 
 @dataclass
 class Peak:
-    """The largest that was seen."""
+    """Maximum values over all samples."""
 
     master: float = 0
     worker: float = 0
@@ -66,7 +66,7 @@ class Peak:
 
 
 def watch(service: Service, dsn: str, load: subprocess.Popen[str]) -> Peak:
-    """Look at the service until the load ends."""
+    """Sample the service until the load ends."""
     peak = Peak()
     while load.poll() is None:
         master, *workers = service.tree()
@@ -84,12 +84,12 @@ def _megabytes(processes: list[psutil.Process]) -> float:
 
 
 def cpu_seconds(service: Service) -> float:
-    """What its processes have used of the processor so far."""
+    """Return the CPU time that the service's processes have used so far, in seconds."""
     return float(sum(sum(each.cpu_times()[:2]) for each in service.tree()))
 
 
 def measured(service: Service, dsn: str, script: Path, connections: int, seconds: int) -> str:
-    """What a load took, as a line of the table."""
+    """Run a load and return its figures as a line of text."""
     before, began = cpu_seconds(service), time.monotonic()
     command = wrk.command(service.url, connections, seconds, "--latency", "-s", str(script))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
@@ -98,9 +98,9 @@ def measured(service: Service, dsn: str, script: Path, connections: int, seconds
     cores = (cpu_seconds(service) - before) / (time.monotonic() - began)
     rate, p99 = wrk.requests_per_second(output), _P99.search(output)
     assert p99 is not None, output
-    # A miss of what is not there is a 404; of the others none may be refused.
+    # A read of a row that does not exist returns 404; under the other loads, no request may fail.
     refused = _REFUSED.search(output)
-    other = f"  refused {refused[1]}" if refused and script.stem != "misses" else ""
+    other = f"  failed {refused[1]}" if refused and script.stem != "misses" else ""
     return (
         f"{rate:8.0f}/s  p99 {p99[1]:>8}  cores {cores:4.2f}  master {peak.master:4.0f} MB"
         f"  worker {peak.worker:4.0f} MB  connections {peak.connections:2} busy {peak.busy:2}{other}"
@@ -123,11 +123,11 @@ def _services(system: System, pools: list[int]) -> Iterator[tuple[int, Service]]
 
 
 def main(pools: str = "2,5,10", connections: int = 32, seconds: int = 10) -> None:
-    """Measure a service's needs under load."""
+    """Measure the resource usage of a service under load."""
     console = Console()
     wrk.require(console)
     with System(Settings(), console) as system:
-        system.airflow.stop()  # it has no part in this, and takes some of the processors
+        system.airflow.stop()  # not needed, and it would use CPU time
         for service in system.services.values():
             service.stop()
         for pool, service in _services(system, [int(pool) for pool in pools.split(",")]):

@@ -1,9 +1,9 @@
-"""Cached hits per second of one sb worker, against a constant Falcon response on the same server.
+"""Throughput of cached hits of one sb worker, relative to a constant Falcon response on the same server.
 
-The two take turns under `wrk` (32 connections), so that a drift of the machine's speed meets both; the
-figure is the ratio.
+The two take turns under `wrk` with 32 connections, so that changes in the machine's speed affect both. The
+result is the ratio.
 
-Run `python -m benchmarks.hits`: it starts the system, and a server with the constant response.
+`python -m benchmarks.hits` starts the system, and a server with the constant response.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ _WRONG: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)
 
 
 class Constant(Process):
-    """gunicorn with the constant response, set up as the services are."""
+    """gunicorn with the constant response, configured like the services."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         super().__init__("constant", folder, {"constant": self.port})
 
     def command(self) -> list[str]:
-        """One `asgi` worker with uvloop and the fast parser."""
+        """Return the `gunicorn` command line: one `asgi` worker with uvloop and the fast parser."""
         gunicorn = Path(sys.executable).with_name("gunicorn")
         options = ["--worker-class", "asgi", "--asgi-loop", "uvloop", "--http-parser", "fast"]
         return [str(gunicorn), *options, "--bind", f"{HOST}:{self.port}", "benchmarks.constant:app"]
 
     def working_folder(self) -> Path:
-        """The repository, where `benchmarks` can be imported."""
+        """Return the repository, from which `benchmarks` can be imported."""
         return REPOSITORY
 
     def ready(self) -> bool:
-        """Whether it answers."""
+        """Return whether the server responds."""
         try:
             return httpx.get(f"http://{HOST}:{self.port}/constant").is_success
         except httpx.TransportError:
@@ -56,7 +56,7 @@ class Constant(Process):
 
 
 def requests_per_second(url: str, seconds: int) -> float:
-    """What `wrk` counts."""
+    """Run `wrk` on the URL and return its requests per second."""
     command = wrk.command(url, _CONNECTIONS, seconds)
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     wrong = _WRONG.search(output)
@@ -65,11 +65,11 @@ def requests_per_second(url: str, seconds: int) -> float:
 
 
 def main(rounds: int = 5, seconds: int = 6) -> None:
-    """Measure hits against a constant response."""
+    """Measure cached hits relative to a constant response."""
     console = Console()
     wrk.require(console)
     with System(Settings(), console) as system, Constant(system.folder) as constant:
-        system.airflow.stop()  # it has no part in this, and takes some of the processors
+        system.airflow.stop()  # not needed, and it would use CPU time
         service = system.services["sb"]
         headers = {"content-type": "application/json"}
         httpx.put(f"{service.url}/students/1", content=PAYLOAD, headers=headers)

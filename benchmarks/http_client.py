@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client: a benchmark must leave the processors to what it measures."""
+"""A minimal HTTP/1.1 client, so that a benchmark leaves the CPU to what it measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _IDLE_SECONDS: Final = 1.0
 
 
 class Response(NamedTuple):
-    """An answer: its status, its headers with names in lower case, its body."""
+    """An HTTP response; header names are in lower case."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -23,7 +23,7 @@ class Response(NamedTuple):
 
 
 class Client:
-    """Keeps connections open, as many as there are requests at once."""
+    """A client that keeps one connection open per concurrent request."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -31,7 +31,7 @@ class Client:
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def request(self, method: str, path: str, body: bytes = b"") -> Response:
-        """Send a request, its body as JSON, and wait for the answer."""
+        """Send a request with a JSON body and return the response."""
         async with self._connection() as (reader, writer):
             writer.write(
                 b"%b %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
@@ -46,7 +46,7 @@ class Client:
             return Response(int(status.split(b" ", 2)[1]), headers, content)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all idle connections."""
         for _, _, writer in self._idle:
             writer.close()
             await writer.wait_closed()
@@ -57,7 +57,7 @@ class Client:
         if newest is not None and time.monotonic() - newest[0] < _IDLE_SECONDS:
             _, reader, writer = newest
         else:
-            # Those below are idle for longer still; the server may be closing them just now.
+            # The others have been idle for even longer, and the server might be closing them.
             for _, _, idle in self._idle:
                 idle.close()
             self._idle.clear()

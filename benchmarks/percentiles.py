@@ -1,4 +1,4 @@
-"""Percentiles of measured times."""
+"""Percentiles of durations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def in_milliseconds(seconds: Sequence[float]) -> str:
-    """A line with the usual percentiles, in milliseconds."""
+    """Format the percentiles of durations in seconds as a line of text, in milliseconds."""
     ordered = sorted(seconds)
 
     def at(share: float) -> float:

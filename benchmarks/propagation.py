@@ -1,13 +1,13 @@
-"""From a write's acknowledgement to the entry in sb's cache: percentiles under open-loop load.
+"""Time from a write's acknowledgement to the entry in sb's cache: percentiles under open-loop load.
 
-Writes are sent at a fixed rate, whether or not earlier ones were answered, to rows that sb has cached.
-Redis tells of each change of sb's slots (keyspace notifications); the time of a write is that from its
-acknowledgement to the notice after which the slot holds its version or a later one.
+Writes are sent at a fixed rate, regardless of how long earlier ones take, to rows that sb has cached. Redis
+reports each change of sb's slots as a keyspace notification. The time of a write is the time from its
+acknowledgement to the notification after which the slot holds its version or a later one.
 
-With `--psql` the writes are SQL, past the services, and what is acknowledged is a commit.
+With `--psql`, the writes are SQL statements that bypass the services; the acknowledgement is the commit.
 
-Run `python -m benchmarks.propagation`: it starts the whole system, measures, and stops it. With
-`--running` it uses the system that `make demo` or `make up` has started.
+`python -m benchmarks.propagation` starts the whole system, measures, and stops it. With `--running`, it uses
+the system that `make demo` or `make up` has started.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import random
 import time
 from contextlib import nullcontext
 from http import HTTPStatus
+from math import inf
 from typing import Annotated
 
 import asyncpg
@@ -35,7 +36,11 @@ _LAG_LIMIT_SECONDS = 30.0
 
 
 class Watch:
-    """Waits for versions to show up in sb's slots."""
+    """Records when versions appear in sb's slots.
+
+    Attributes:
+        lags: the time each expected version took to appear, in seconds.
+    """
 
     def __init__(self, url: str) -> None:
         self._client = redis.asyncio.Redis.from_url(url, protocol=2)
@@ -44,23 +49,23 @@ class Watch:
         self.lags: list[float] = []
 
     async def start(self) -> asyncio.Task[None]:
-        """Begin to listen."""
+        """Subscribe to the notifications and return the task that processes them."""
         await self._client.config_set("notify-keyspace-events", "K$g")
         pubsub = self._client.pubsub()
         await pubsub.psubscribe("__keyspace@*__:sb:student:*")
         return asyncio.create_task(self._listen(pubsub))
 
     def expect(self, key: str, version: int, acknowledged: float) -> None:
-        """A write has been acknowledged."""
+        """Record that a write has been acknowledged at the given time."""
         if self._seen.get(key, 0) >= version:
-            # The stream was faster than the acknowledgement.
+            # The version appeared before the acknowledgement.
             self.lags.append(0.0)
             return
         self._awaited.setdefault(key, []).append((version, acknowledged))
 
     @property
     def missing(self) -> int:
-        """How many writes have not shown up yet."""
+        """The number of expected versions that have not appeared yet."""
         return sum(map(len, self._awaited.values()))
 
     async def _listen(self, pubsub: redis.asyncio.client.PubSub) -> None:
@@ -70,69 +75,68 @@ class Watch:
             now = time.perf_counter()
             key = message["channel"].rpartition(b":")[2].decode()
             version = self._seen[key] = await self._version(key)
-            waiting = self._awaited.pop(key, [])
-            self.lags += [max(0.0, now - when) for expected, when in waiting if expected <= version]
-            later = [one for one in waiting if one[0] > version]
-            if later:
-                self._awaited[key] = later
+            self._settle(key, version, now)
+
+    def _settle(self, key: str, version: int, appeared: float) -> None:
+        """Record the lags of the expected versions up to this one, which appeared at the given time."""
+        waiting = self._awaited.pop(key, [])
+        self.lags += [max(0.0, appeared - when) for expected, when in waiting if expected <= version]
+        later = [one for one in waiting if one[0] > version]
+        if later:
+            self._awaited[key] = later
 
     async def _version(self, key: str) -> int:
-        """The version that the slot holds, 0 without a value."""
+        """Return the version of the value that the slot holds, or 0 if it holds none."""
         slot = await self._client.getrange(f"sb:student:{key}", 0, 19)
         assert isinstance(slot, bytes)
         return int(slot[1:]) if slot.startswith(b"V") else 0
 
     async def sweep(self) -> None:
-        """Find those that showed up before they were expected."""
+        """Find the versions that appeared before they were expected; their lag is 0."""
         for key in list(self._awaited):
-            version = await self._version(key)
-            waiting = self._awaited.pop(key, [])
-            self.lags += [0.0 for expected, _ in waiting if expected <= version]
-            later = [one for one in waiting if one[0] > version]
-            if later:
-                self._awaited[key] = later
+            self._settle(key, await self._version(key), -inf)
 
 
 class Service:
-    """Writes at sa."""
+    """Writes through sa."""
 
     def __init__(self, settings: Settings) -> None:
         self._client = Client("127.0.0.1", settings.sa_port)
 
     async def write(self, key: int) -> int | None:
-        """Change a row; its version, None where that failed."""
+        """Change a row; return its new version, or None if the write failed."""
         try:
             answer = await self._client.request(
                 "PUT", f"/students/{key}", b'{"name":"Ann","age":%d}' % random.randrange(99)
             )
-        except OSError:  # more at once than the server has places for
+        except OSError:  # more concurrent connections than the server accepts
             return None
         return int(answer.headers[b"etag"].strip(b'"')) if answer.status == HTTPStatus.OK else None
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Close the connections."""
         await self._client.close()
 
 
 class Psql:
-    """Writes in SQL, as anybody may, in sessions that tell nobody who they are."""
+    """Writes in SQL, in sessions that do not identify themselves as a service."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
     async def write(self, key: int) -> int | None:
-        """Change a row; its version."""
+        """Change a row; return its new version."""
         statement = "UPDATE student SET age = $2 WHERE id = $1 RETURNING row_version"
         version: int | None = await self._pool.fetchval(statement, key, random.randrange(99))
         return version
 
     async def close(self) -> None:
-        """Disconnect."""
+        """Close the connections."""
         await self._pool.close()
 
 
 async def prepare(settings: Settings) -> None:
-    """Have the rows in sb's cache."""
+    """Create the rows and have sb cache them."""
     sa, sb = Client("127.0.0.1", settings.sa_port), Client("127.0.0.1", settings.sb_port)
     for key in range(ROWS):
         body = b'{"id":%d,"name":"before","age":20}' % key
@@ -145,7 +149,7 @@ async def prepare(settings: Settings) -> None:
 
 
 async def measure(watch: Watch, writer: Service | Psql, rate: int, seconds: int) -> str:
-    """The percentiles at a rate."""
+    """Write at a fixed rate and return the percentiles as text."""
     acknowledged: list[float] = []
     failures = 0
 
@@ -174,7 +178,7 @@ async def measure(watch: Watch, writer: Service | Psql, rate: int, seconds: int)
 
 
 async def run(system: System, settings: Settings, rates: list[int], seconds: int, *, psql: bool) -> None:
-    """Print the percentiles at each rate."""
+    """Measure at each rate, and print the percentiles."""
     console = Console()
     await prepare(settings)
     writer = Psql(await asyncpg.create_pool(system.dsn)) if psql else Service(settings)
@@ -189,7 +193,7 @@ async def run(system: System, settings: Settings, rates: list[int], seconds: int
 
 
 async def _open_loop(write: object, rate: int, seconds: int) -> None:
-    """Start `rate` writes per second, each at its time, however long the others take."""
+    """Start `rate` writes per second on schedule, regardless of how long earlier ones take."""
     assert callable(write)
     begin = time.perf_counter()
     tasks = []
@@ -206,10 +210,10 @@ def main(
     rates: Annotated[list[int] | None, typer.Option("--rate", help="Writes per second.")] = None,
     seconds: int = 20,
     *,
-    psql: Annotated[bool, typer.Option("--psql", help="Write in SQL instead, past the services.")] = False,
-    running: Annotated[bool, typer.Option("--running", help="Use the system that is up.")] = False,
+    psql: Annotated[bool, typer.Option("--psql", help="Write in SQL, bypassing the services.")] = False,
+    running: Annotated[bool, typer.Option("--running", help="Use the system that is running.")] = False,
 ) -> None:
-    """Measure how long a change takes from its acknowledgement to another service's cache."""
+    """Measure how long a change takes to reach another service's cache after its acknowledgement."""
     settings = Settings()
     system = System(settings, Console())
     with nullcontext() if running else system:

@@ -1,11 +1,11 @@
-"""What a reconciliation costs: slots per second, memory, and the processor's time of each part.
+"""Cost of a reconciliation: slots per second, memory, and the CPU time of each process involved.
 
-A full run is measured at several sizes, as the command `cachesync reconcile` does it, on a cache that holds
-every row. The figure is the ratio to a bare limit from the same round: one client reads how every slot begins
-by pipelined GETRANGE while another copies each row's key and version out of PostgreSQL, and nothing is
-compared. Then runs with `--delta` are measured at the last size, for growing numbers of changed rows.
+Full runs of the command `cachesync reconcile` are measured at several sizes, on a cache that holds every row.
+The result is the throughput relative to an upper bound from the same round: one client reads the beginning of
+every slot by pipelined GETRANGE while another copies each row's key and version out of PostgreSQL, without
+comparing them. Then runs with `--delta` are measured at the last size, with more and more changed rows.
 
-Run `python -m benchmarks.reconcile`: it starts a PostgreSQL and a Redis of its own.
+`python -m benchmarks.reconcile` starts its own PostgreSQL and Redis.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _CHANGE: Final = """
 UPDATE student SET age = (age + 1) % 100 WHERE id <= {rows};
 UPDATE cachesync.change_log SET published_at = now() WHERE published_at IS NULL;
 """
-# As redis-cli takes it; no payload here holds an apostrophe.
+# In the format of `redis-cli --pipe`; none of the payloads contains an apostrophe.
 _SLOTS: Final = """
 COPY (
     SELECT
@@ -72,7 +72,7 @@ _ROWS: Final = "COPY (SELECT key, version FROM cachesync.student) TO STDOUT"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run: what it examined, its seconds, its memory, and the processor's seconds of each part."""
+    """One run: slots examined, duration, maximum memory in MB, and CPU time per process; times in seconds."""
 
     examined: int
     seconds: float
@@ -83,17 +83,17 @@ class Measured:
 
 
 class Servers:
-    """The two servers, and what is done with them."""
+    """The PostgreSQL and Redis servers, with the operations on them that the benchmark needs."""
 
     def __init__(self, postgres: Postgres, cache: Redis) -> None:
         self._postgres = postgres
         self._cache = cache
         self._client = redis.Redis.from_url(cache.url)
-        # All that is asked for fits.
+        # No eviction, whatever the number of rows.
         self._client.config_set("maxmemory", 0)
 
     def install(self) -> None:
-        """Make the sample's tables."""
+        """Create the sample's tables and install the product."""
         self._postgres.sql((REPOSITORY / "local" / "sample.sql").read_text(encoding="utf-8"))
 
         async def run() -> None:
@@ -104,24 +104,24 @@ class Servers:
         asyncio.run(run())
 
     def fill(self, rows: int) -> None:
-        """Have so many rows, all of them cached, and no run before this."""
+        """Replace all rows by the given number of new ones, cache them, and delete all earlier runs."""
         self._postgres.sql(_FILL.format(rows=rows))
         self._postgres.sql("VACUUM ANALYZE")
         self._client.flushall(asynchronous=True)
         self._cache_rows(rows)
 
     def log(self) -> None:
-        """Have the change log tell of every row, an hour ago."""
+        """Add a change of every row to the change log, published an hour ago."""
         self._postgres.sql(_LOG)
         self._postgres.sql("VACUUM ANALYZE")
 
     def change(self, rows: int) -> None:
-        """Change so many rows, and have the cache follow."""
+        """Change the given number of rows, and update the cache to match."""
         self._postgres.sql(_CHANGE.format(rows=rows))
         self._cache_rows(rows)
 
-    def bare(self, rows: int) -> float:
-        """The seconds that the bare limit takes."""
+    def bound(self, rows: int) -> float:
+        """Run the upper bound: read all slots and all rows without comparing them; return its seconds."""
         began = time.perf_counter()
         with self._copy(_ROWS, subprocess.DEVNULL) as copying, Bulk(self._client, "the Redis") as bulk:
             last = b"%d" % (UP_TO_PAYLOAD - 1)
@@ -132,7 +132,7 @@ class Servers:
         return time.perf_counter() - began
 
     def reconcile(self, *options: str) -> Measured:
-        """Reconcile, by the command."""
+        """Run `cachesync reconcile` and measure it."""
         before = [_processor_seconds(server) for server in (self._cache, self._postgres)]
         process = subprocess.Popen(
             [sys.executable, "-m", "cachesync", "reconcile", "--json", "-", *options],
@@ -169,7 +169,7 @@ class Servers:
 
 
 def _processor_seconds(server: Process) -> float:
-    """What a server and its children have used, those that have ended too."""
+    """Return the CPU time of a server and its children, including those that have exited."""
     root, *children = [one.cpu_times() for one in server.tree()]
     ended = root.children_user + root.children_system
     return float(ended + sum(one.user + one.system for one in (root, *children)))
@@ -194,12 +194,14 @@ _COLUMNS: Final = ("examined", "s", "slots/s", "MB", "Python s", "Redis s", "Pos
 
 def main(
     sizes: Annotated[
-        list[int] | None, typer.Option("--rows", help="How many rows; repeat for several.")
+        list[int] | None, typer.Option("--rows", help="Number of rows. Can be repeated.")
     ] = None,
-    changed: Annotated[list[int] | None, typer.Option(help="How many of them change before a delta.")] = None,
-    rounds: Annotated[int, typer.Option(help="How often each full run is measured.")] = 3,
+    changed: Annotated[
+        list[int] | None, typer.Option(help="Number of rows to change before a delta run. Can be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Number of measurements of each full run.")] = 3,
 ) -> None:
-    """Measure reconciliations."""
+    """Measure full and delta reconciliations."""
     console = Console(width=120)
     folder = REPOSITORY / ".local" / "benchmark"
     with claim_any(folder) as state, Postgres(state) as postgres, Redis(state) as cache:
@@ -208,11 +210,11 @@ def main(
         servers.install()
         for rows in sizes or [10_000, 100_000, 1_000_000]:
             servers.fill(rows)
-            full = Table(*_COLUMNS, "bare s", "ratio", "load", title="full")
+            full = Table(*_COLUMNS, "bound s", "ratio", "load", title="full")
             for _ in range(rounds):
-                bare = servers.bare(rows)
+                bound = servers.bound(rows)
                 measured = servers.reconcile()
-                full.add_row(*_row(measured), f"{bare:.1f}", f"{bare / measured.seconds:.2f}", _load())
+                full.add_row(*_row(measured), f"{bound:.1f}", f"{bound / measured.seconds:.2f}", _load())
             console.print(full)
         servers.log()
         servers.reconcile()
