@@ -1,23 +1,23 @@
-"""Runs the DAG `reconcile` by Airflow's REST API: triggers it, waits for its end, and fetches its report.
+"""Runs the DAG `reconcile` through Airflow's REST API: starts it, waits until it ends, and saves its report.
 
-Everything comes from the environment, where Jenkins puts a job's parameters and credentials; a password among
-the arguments would be seen in the process list.
+All settings come from the environment, where Jenkins puts a job's parameters and credentials. A password
+passed as an argument would be visible in the process list.
 
     AIRFLOW_URL         such as https://airflow.example.com
     AIRFLOW_USERNAME
     AIRFLOW_PASSWORD
-    BUILD_TAG           names the DAG run, so that a repeated request starts no second one
-    BUILD_STARTED       part of it too, if given: a job that is made anew counts its builds from 1 again
-    ENTITIES            the DAG's parameters, lists separated by commas; empty: what the DAG's default is
+    BUILD_TAG           name of the DAG run, so that a repeated request does not start a second one
+    BUILD_STARTED       appended to the name if set, since a recreated job numbers its builds from 1 again
+    ENTITIES            the DAG's parameters; lists are separated by commas; empty means the DAG's default
     SERVICES
     MODE                full or delta
     DRY_RUN             true or false
     DEEP                true or false
-    RATE_LIMIT          a whole number
-    TIMEOUT_MINUTES     how long to wait for the end (default: 120)
-    REPORT              the file for the report (default: report.json)
+    RATE_LIMIT          a positive integer
+    TIMEOUT_MINUTES     how long to wait for the run to end (default: 120)
+    REPORT              file for the report (default: report.json)
 
-Exit status: 0 no drift is left, 2 it could not be run to its end, 3 drift is left, 130 stopped.
+Exit status: 0 no drift is left, 2 the reconciliation was not completed, 3 drift is left, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STOPPED = 130
 _DAG = "/api/v2/dags/reconcile"
 _REPORT = "taskInstances/report/xcomEntries/return_value"
 _REQUEST_SECONDS = 30.0
-# How long Airflow may be away while nothing runs yet, and when all that is left is to fetch.
+# How long Airflow can be unavailable before the run has been accepted, and again after it has ended.
 _PATIENCE_SECONDS = 300.0
 _POLL_SECONDS = 10.0
 _PROGRESS_SECONDS = 30.0
@@ -60,25 +60,24 @@ _LOG_BYTES = 50_000_000
 
 
 class CouldNotRunError(Exception):
-    """The reconciliation could not be run to its end; the text says why and what to do."""
+    """The reconciliation could not be completed; the message gives the reason and what to do."""
 
 
 class _AwayError(Exception):
-    """Airflow does not answer at the moment."""
+    """Airflow is temporarily unavailable."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says.
+    """The client's settings.
 
     Attributes:
-        url: where Airflow is, without a slash at the end.
+        url: Airflow's base URL, without a trailing slash.
         username, password: the Airflow user.
-        run_id: the DAG run's name.
-        conf: the DAG's parameters.
-        timeout: seconds to wait for the end.
-        report: the file for the report.
-
+        run_id: ID of the DAG run.
+        conf: parameters of the DAG run.
+        timeout: how long to wait for the run to end, in seconds.
+        report: file for the report.
     """
 
     url: str
@@ -91,25 +90,24 @@ class Settings:
 
     @classmethod
     def load(cls, environment: Mapping[str, str]) -> Settings:
-        """Read the environment.
+        """Read the settings from environment variables.
 
         Raises:
-            CouldNotRunError: something is missing or wrong; the text names it.
-
+            CouldNotRunError: a variable is missing or invalid; the message names it.
         """
         given = {name: value.strip() for name, value in environment.items() if value.strip()}
         required = ("AIRFLOW_URL", "AIRFLOW_USERNAME", "AIRFLOW_PASSWORD", "BUILD_TAG")
         if missing := [name for name in required if name not in given]:
-            message = f"the environment lacks {', '.join(missing)}"
+            message = f"missing environment variables: {', '.join(missing)}"
             raise CouldNotRunError(message)
         url = given["AIRFLOW_URL"].rstrip("/")
         if not _is_address(url):
-            message = f"AIRFLOW_URL is {url}, which is no http:// or https:// address"
+            message = f"AIRFLOW_URL is {url}; it must be an http:// or https:// URL"
             raise CouldNotRunError(message)
         return cls(
             url=url,
             username=given["AIRFLOW_USERNAME"],
-            # As it is: a password may begin or end with a space.
+            # Not stripped: a password can begin or end with a space.
             password=environment["AIRFLOW_PASSWORD"],
             run_id=_run_id(given["BUILD_TAG"], given.get("BUILD_STARTED")),
             conf=_conf(given),
@@ -127,7 +125,7 @@ def _is_address(url: str) -> bool:
 
 
 def _run_id(tag: str, started: str | None) -> str:
-    """A name that Airflow takes, with the end of the tag, where the build's number is."""
+    """Return a valid DAG run ID; if it must be shortened, it keeps the end, which has the build number."""
     name = f"{tag}__{started}" if started else tag
     return re.sub(r"[^A-Za-z0-9_.~:+-]", "-", name)[-_RUN_ID_LENGTH:]
 
@@ -138,7 +136,7 @@ def _conf(given: Mapping[str, str]) -> dict[str, object]:
         conf[name.lower()] = [part.strip() for part in given[name].split(",") if part.strip()]
     for name in {"DRY_RUN", "DEEP"} & given.keys():
         if given[name] not in {"true", "false"}:
-            message = f"{name} is {given[name]}, which is neither true nor false"
+            message = f"{name} is {given[name]}; it must be true or false"
             raise CouldNotRunError(message)
         conf[name.lower()] = given[name] == "true"
     if "MODE" in given:
@@ -151,17 +149,16 @@ def _conf(given: Mapping[str, str]) -> dict[str, object]:
 def _number(given: Mapping[str, str], name: str, default: int) -> int:
     text = given.get(name, str(default))
     if not text.isdecimal() or int(text) == 0:
-        message = f"{name} is {text}, which is no whole number above 0"
+        message = f"{name} is {text}; it must be a positive integer"
         raise CouldNotRunError(message)
     return int(text)
 
 
 class Airflow:
-    """Airflow's REST API. What it does not answer is asked again, until the patience ends.
+    """A client of Airflow's REST API that retries requests while Airflow is unavailable.
 
-    Arguments:
-        settings: where it is, and who asks
-
+    Args:
+        settings: Airflow's URL and the login.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -172,21 +169,34 @@ class Airflow:
         self.be_patient(_PATIENCE_SECONDS)
 
     def be_patient(self, seconds: float) -> None:
-        """From now on, take its absence for no longer than this."""
+        """Retry failed requests for up to the given number of seconds from now on."""
         self._until = time.monotonic() + seconds
 
     def get(self, path: str, **params: str | int | list[str]) -> dict[str, Any]:
-        """What it answers to a GET, or nothing where there is no such thing."""
+        """Send a GET request and return the JSON response, or an empty dictionary for 404.
+
+        Raises:
+            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+        """
         answer = self._ask("GET", path, params=params)
         return {} if answer.status_code == httpx.codes.NOT_FOUND else _content(answer)
 
     def create(self, path: str, body: Mapping[str, object]) -> dict[str, Any] | None:
-        """What it answers to a POST, or None where there is one already (409)."""
+        """Send a POST request and return the JSON response, or None if the object already exists (409).
+
+        Raises:
+            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+        """
         answer = self._ask("POST", path, json=body)
         return None if answer.status_code == httpx.codes.CONFLICT else _content(answer)
 
     def lines(self, path: str, **params: str | int) -> Iterable[str]:
-        """The lines of a text that may be long."""
+        """Yield the lines of a response that can be long, up to a size limit.
+
+        Raises:
+            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+            httpx.RequestError: the connection broke while the lines were being read.
+        """
         answer = self._ask(
             "GET", path, params=params, headers={"accept": "application/x-ndjson"}, stream=True
         )
@@ -212,14 +222,14 @@ class Airflow:
         try:
             return retrying(self._ask_once, method, path, stream=stream, **parts)
         except _AwayError as error:
-            message = f"{self._settings.url} does not answer: {error}"
+            message = f"{self._settings.url} is unavailable: {error}"
             raise CouldNotRunError(message) from error
 
     def _ask_once(self, method: str, path: str, *, stream: bool, **parts: Any) -> httpx.Response:
         fresh = self._token is None
         answer = self._send(method, path, stream=stream, **parts)
         if answer.status_code == httpx.codes.UNAUTHORIZED and not fresh:
-            # A run may outlive a token.
+            # A token can expire before the run ends.
             answer.close()
             self._token = None
             answer = self._send(method, path, stream=stream, **parts)
@@ -236,10 +246,10 @@ class Airflow:
         who = {"username": self._settings.username, "password": self._settings.password}
         answer = self._deliver(self._client.build_request("POST", "/auth/token", json=who))
         if not answer.is_success:
-            # Without the answer's text, which may repeat what was sent.
-            message = f"{answer.url} answers {answer.status_code} to the user {self._settings.username}"
+            # The response body is omitted, since it can repeat the password.
+            message = f"login as {self._settings.username} failed: {answer.url} returned {answer.status_code}"
             if answer.status_code == httpx.codes.UNAUTHORIZED:
-                message += "; are name and password right?"
+                message += "; check the user name and the password"
             raise CouldNotRunError(message)
         token = _content(answer).get("access_token")
         if token is None:
@@ -254,7 +264,7 @@ class Airflow:
             raise _AwayError(message) from error
         if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
             answer.close()
-            message = f"{request.url.path} answers {answer.status_code}"
+            message = f"{request.url.path} returned {answer.status_code}"
             raise _AwayError(message)
         return answer
 
@@ -272,7 +282,7 @@ def _content(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _foreign(answer: httpx.Response) -> CouldNotRunError:
-    return CouldNotRunError(f"{answer.url} does not answer as Airflow does; is AIRFLOW_URL right?")
+    return CouldNotRunError(f"the response of {answer.url} is not Airflow's; check AIRFLOW_URL")
 
 
 def _refused(answer: httpx.Response) -> CouldNotRunError:
@@ -283,15 +293,14 @@ def _refused(answer: httpx.Response) -> CouldNotRunError:
 
 def _tell_that_it_is_away(state: RetryCallState) -> None:
     if state.outcome is not None:
-        print(f"Airflow does not answer ({state.outcome.exception()}); asking again", flush=True)
+        print(f"Airflow is unavailable ({state.outcome.exception()}); retrying", flush=True)
 
 
 class Reconciliation:
     """One run of the DAG `reconcile`.
 
-    Arguments:
-        settings: what the environment says
-
+    Args:
+        settings: the client's settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -301,22 +310,21 @@ class Reconciliation:
         self._page = f"{settings.url}/dags/reconcile/runs/{settings.run_id}"
 
     def run(self) -> int:
-        """Trigger it, wait for its end, and write its report.
+        """Start the DAG run, wait until it ends, and write its report.
 
         Returns:
-            The exit status.
+            The exit status: `SUCCESS` or `DRIFT_LEFT`.
 
         Raises:
-            CouldNotRunError: it could not be run to its end.
-
+            CouldNotRunError: the reconciliation could not be completed.
         """
-        # What an earlier build left is not this one's report.
+        # A report that an earlier build left behind must not be taken for this one's.
         self._settings.report.unlink(missing_ok=True)
         self._trigger()
         try:
             state = self._wait()
         except KeyboardInterrupt:
-            print(f"stopped waiting; the DAG run goes on: {self._page}", flush=True)
+            print(f"interrupted; the DAG run continues: {self._page}", flush=True)
             raise
         self._airflow.be_patient(_PATIENCE_SECONDS)
         if state != "success":
@@ -326,26 +334,27 @@ class Reconciliation:
     def _trigger(self) -> None:
         dag = self._airflow.get(_DAG)
         if not dag:
-            message = "Airflow has no DAG reconcile that this user may see"
+            message = "the DAG reconcile does not exist, or this user may not see it"
             raise CouldNotRunError(message)
         if dag["is_paused"]:
-            message = "the DAG reconcile is paused: a run of it would never start; unpause it"
+            message = "the DAG reconcile is paused, so its runs do not start; unpause it"
             raise CouldNotRunError(message)
-        # Without a logical date: two runs may begin in the same moment.
+        # Without a logical date, since two runs can start at the same moment.
         body = {"dag_run_id": self._settings.run_id, "logical_date": None, "conf": self._settings.conf}
         run = self._airflow.create(f"{_DAG}/dagRuns", body)
         if run is None:
-            # An earlier request got through, though its answer did not; or the build's step is run again.
+            # An earlier request succeeded although its response was lost, or the build's step is repeated.
             run = self._airflow.get(self._run)
             if run.get("conf") != self._settings.conf:
                 message = (
-                    f"the DAG run {self._settings.run_id} exists and is not this build's: {run or 'hidden'}"
+                    f"the DAG run {self._settings.run_id} already exists and is not this build's: "
+                    f"{run or 'not visible to this user'}"
                 )
                 raise CouldNotRunError(message)
-        print(f"accepted with {json.dumps(self._settings.conf)}: {self._page}", flush=True)
+        print(f"DAG run accepted with {json.dumps(self._settings.conf)}: {self._page}", flush=True)
 
     def _wait(self) -> str:
-        """The state in which it ended."""
+        """Wait until the DAG run ends, and return its state."""
         started = time.monotonic()
         deadline = started + self._settings.timeout
         self._airflow.be_patient(self._settings.timeout)
@@ -353,7 +362,7 @@ class Reconciliation:
         for attempt in count(1):
             run = self._airflow.get(self._run)
             if not run:
-                message = "the DAG run is gone: somebody has deleted it"
+                message = "the DAG run has been deleted"
                 raise CouldNotRunError(message)
             state, now = str(run["state"]), time.monotonic()
             if state in {"success", "failed"}:
@@ -361,14 +370,14 @@ class Reconciliation:
                 return state
             if now > deadline:
                 message = (
-                    f"not finished after {self._settings.timeout:.0f} s; the DAG run goes on: {self._page}"
+                    f"not finished after {self._settings.timeout:.0f} s; the DAG run continues: {self._page}"
                 )
                 raise CouldNotRunError(message)
             if state != told[0] or now - told[1] > _PROGRESS_SECONDS:
                 print(f"{state}, {now - started:.0f} s, {self._progress()}", flush=True)
                 told = (state, now)
-            # Many builds must not ask in step.
-            time.sleep(min(attempt, _POLL_SECONDS) * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            # Jitter, so that concurrent builds do not poll in step.
+            time.sleep(min(attempt, _POLL_SECONDS) * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
         raise AssertionError
 
     def _progress(self) -> str:
@@ -383,14 +392,14 @@ class Reconciliation:
         for instance in instances["task_instances"]:
             index = instance["map_index"]
             name = instance["task_id"] + (f"[{index}]" if index >= 0 else "")
-            print(f"--- the log of {name} ends with", flush=True)
+            print(f"--- last lines of the log of {name}:", flush=True)
             path = f"{self._run}/taskInstances/{instance['task_id']}/logs/{instance['try_number']}"
             try:
                 lines = self._airflow.lines(path, map_index=index, full_content="true")
                 said = (text for line in lines if (text := _message(line)))
                 print(*deque(said, _LOG_LINES), sep="\n", flush=True)
             except (CouldNotRunError, httpx.RequestError) as error:
-                print(f"(cannot be read: {error})", flush=True)
+                print(f"(cannot read the log: {error})", flush=True)
         if (left := instances["total_entries"] - len(instances["task_instances"])) > 0:
             print(f"--- {left} more failed tasks: {self._page}", flush=True)
 
@@ -405,20 +414,20 @@ class Reconciliation:
 
     def _judge(self, state: str, report: dict[str, Any] | None) -> int:
         if report is None:
-            message = f"the DAG run ended with {state} and without a report: {self._page}"
+            message = f"the DAG run ended in state {state} without a report: {self._page}"
             raise CouldNotRunError(message)
         outcome = report.get("outcome")
-        print(f"{outcome}; the report is in {self._settings.report}", flush=True)
+        print(f"outcome: {outcome}; report: {self._settings.report}", flush=True)
         if outcome in {"drift", "unrepaired"}:
             return DRIFT_LEFT
         if state != "success" or outcome not in {"clean", "repaired"}:
-            message = f"the DAG run ended with {state}: {self._page}"
+            message = f"the DAG run ended in state {state} with outcome {outcome}: {self._page}"
             raise CouldNotRunError(message)
         return SUCCESS
 
 
 def _message(line: str) -> str:
-    """What a line of a structured log says, with the error that it tells of; nothing for a page's mark-up."""
+    """Return the text of a structured log line, with its errors; empty for markup of Airflow's UI."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -433,16 +442,16 @@ def _message(line: str) -> str:
 
 
 def main() -> int:
-    """Run it as the environment says; the exit status."""
-    # Jenkins ends an aborted build's processes with SIGTERM.
+    """Run the reconciliation with the settings in the environment, and return the exit status."""
+    # Jenkins sends SIGTERM to the processes of an aborted build.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return Reconciliation(Settings.load(os.environ)).run()
     except CouldNotRunError as error:
-        print(f"could not run: {error}", file=sys.stderr, flush=True)
+        print(f"cannot complete the reconciliation: {error}", file=sys.stderr, flush=True)
         return COULD_NOT_RUN
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr, flush=True)
+        print("interrupted", file=sys.stderr, flush=True)
         return STOPPED
 
 

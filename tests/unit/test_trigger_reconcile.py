@@ -1,6 +1,6 @@
-"""The client that the Jenkins pipeline calls, against a stub of Airflow's REST API that fails as asked.
+"""The client that the Jenkins pipeline calls, against a stub of Airflow's REST API that can be told to fail.
 
-What the real Airflow does is shown in tests/acceptance/test_jenkins_pipeline.py.
+tests/acceptance/test_jenkins_pipeline.py runs it against a real Airflow.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ Run = Callable[..., tuple[int, str]]
 
 
 class Stub:
-    """Airflow as the client sees it. What `failures` holds for a path is answered first, None breaks off."""
+    """A stub of Airflow's REST API.
+
+    Attributes:
+        failures: by path, the statuses of the next responses; None closes the connection without a response.
+    """
 
     def __init__(self) -> None:
         self.failures: defaultdict[str, list[int | None]] = defaultdict(list)
@@ -113,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         token = self.headers.get("authorization", "").removeprefix("Bearer ")
         status, content = self.stub.answer(self.command, urlsplit(self.path).path, token, body)
         if status is None:
-            return  # the connection is closed without an answer
+            return  # closes the connection without a response
         lines = content if isinstance(content, list) else [content]
         sent = "\n".join(map(json.dumps, lines)).encode()
         self.send_response(status)
@@ -121,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(sent)
 
-    do_GET = _handle  # noqa: N815 - the name that the base class looks for
+    do_GET = _handle  # noqa: N815 - the base class looks up this name
     do_POST = _handle  # noqa: N815
 
     def log_message(self, *_: object) -> None:
@@ -155,7 +159,7 @@ def port() -> int:
 
 @pytest.fixture
 def environment(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The build's environment; also this process's."""
+    """The build's environment, which this process also has."""
     variables = {
         "AIRFLOW_URL": f"http://{HOST}:{port}/",
         "AIRFLOW_USERNAME": "jenkins",
@@ -179,7 +183,7 @@ def run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Run:
-    """Runs the client with the stub up; its exit status and what it printed."""
+    """Runs the client against the stub; returns its exit status and its output."""
     monkeypatch.setattr(trigger_reconcile, "_POLL_SECONDS", 0.02)
     monkeypatch.setattr(trigger_reconcile, "_PATIENCE_SECONDS", 2.0)
     handler = signal.getsignal(signal.SIGTERM)
@@ -215,7 +219,7 @@ def written(environment: dict[str, str]) -> object:
         (("success", "of another version"), COULD_NOT_RUN),
     ],
 )
-def test_the_exit_status_tells_the_outcome_and_the_report_is_written(
+def test_exit_status_reflects_the_outcome_and_the_report_is_written(
     run: Run, stub: Stub, environment: dict[str, str], ending: tuple[str, str], status: int
 ) -> None:
     stub.states[-1] = ending[0]
@@ -224,9 +228,7 @@ def test_the_exit_status_tells_the_outcome_and_the_report_is_written(
     assert written(environment) == stub.report
 
 
-def test_the_parameters_become_the_runs_conf_and_what_is_not_given_is_left_to_the_dag(
-    run: Run, stub: Stub
-) -> None:
+def test_parameters_are_passed_on_and_missing_ones_left_to_the_dags_defaults(run: Run, stub: Stub) -> None:
     assert run(BUILD_TAG="a", ENTITIES=" student, course,", MODE="delta", DRY_RUN="true")[0] == SUCCESS
     others = {
         "ENTITIES": " ",
@@ -243,7 +245,7 @@ def test_the_parameters_become_the_runs_conf_and_what_is_not_given_is_left_to_th
     assert first["logical_date"] is None
 
 
-def test_the_run_is_named_after_the_build_in_characters_that_airflow_takes(run: Run, stub: Stub) -> None:
+def test_run_is_named_after_the_build_in_characters_that_airflow_accepts(run: Run, stub: Stub) -> None:
     run(BUILD_TAG="jenkins-Täglich reconcile-12", BUILD_STARTED="1763852400000")
     run(BUILD_TAG="x" * 300 + "-13", BUILD_STARTED="")
     first, second = (created["dag_run_id"] for created in stub.created)
@@ -252,28 +254,26 @@ def test_the_run_is_named_after_the_build_in_characters_that_airflow_takes(run: 
     assert second.endswith("x-13")
 
 
-def test_a_request_that_was_accepted_though_its_answer_was_lost_starts_no_second_run(
-    run: Run, stub: Stub
-) -> None:
+def test_accepted_request_whose_response_is_lost_does_not_start_a_second_run(run: Run, stub: Stub) -> None:
     stub.after_creation = [None]
     assert run()[0] == SUCCESS
     assert len(stub.created) == 1
 
 
-def test_a_step_that_is_run_again_takes_up_its_run(run: Run, stub: Stub) -> None:
+def test_repeated_step_resumes_its_run(run: Run, stub: Stub) -> None:
     assert run()[0] == SUCCESS
     assert run()[0] == SUCCESS
     assert len(stub.created) == 1
 
 
-def test_a_run_of_that_name_with_other_parameters_is_not_taken_for_this_builds(run: Run, stub: Stub) -> None:
+def test_run_with_the_same_name_but_other_parameters_is_an_error(run: Run, stub: Stub) -> None:
     stub.runs[RUN] = {"conf": {"mode": "full"}, "state": "success"}
     status, printed = run(MODE="delta")
     assert status == COULD_NOT_RUN
-    assert f"{RUN} exists and is not this build's" in printed
+    assert f"{RUN} already exists and is not this build's" in printed
 
 
-def test_an_airflow_that_restarts_is_waited_for(run: Run, stub: Stub) -> None:
+def test_requests_are_retried_while_airflow_restarts(run: Run, stub: Stub) -> None:
     stub.failures |= {
         "/auth/token": [None, 502],
         "/api/v2/dags/reconcile": [503],
@@ -283,56 +283,58 @@ def test_an_airflow_that_restarts_is_waited_for(run: Run, stub: Stub) -> None:
     }
     status, printed = run()
     assert status == SUCCESS
-    assert "Airflow does not answer" in printed
+    assert "Airflow is unavailable" in printed
     assert not any(stub.failures.values())
     assert len(stub.created) == 1
 
 
-def test_a_token_that_expires_is_fetched_again(run: Run, stub: Stub) -> None:
+def test_expired_token_is_renewed(run: Run, stub: Stub) -> None:
     stub.token_lasts = 3
     assert run()[0] == SUCCESS
     assert stub.logins > 1
 
 
-def test_a_token_that_is_never_taken_is_an_error(run: Run, stub: Stub) -> None:
+def test_token_that_is_never_accepted_is_an_error(run: Run, stub: Stub) -> None:
     stub.token_lasts = 0
     status, printed = run()
     assert status == COULD_NOT_RUN
     assert "401" in printed
 
 
-def test_a_wrong_password_ends_it_at_once_and_is_not_repeated(run: Run, stub: Stub) -> None:
+def test_wrong_password_fails_without_a_retry_and_is_not_printed(run: Run, stub: Stub) -> None:
     status, printed = run(AIRFLOW_PASSWORD="wr0ng-one")
     assert status == COULD_NOT_RUN
-    assert "are name and password right?" in printed
+    assert "check the user name and the password" in printed
     assert "wr0ng-one" not in printed
     assert stub.logins == 0
 
 
-def test_an_airflow_that_stays_away_ends_it(run: Run, stub: Stub, port: int) -> None:
+def test_client_gives_up_if_airflow_stays_unavailable(run: Run, stub: Stub, port: int) -> None:
     stub.failures["/api/v2/dags/reconcile"] = [503] * 1000
     status, printed = run()
     assert status == COULD_NOT_RUN
-    assert f"could not run: http://{HOST}:{port} does not answer" in printed
+    assert f"cannot complete the reconciliation: http://{HOST}:{port} is unavailable" in printed
 
 
 @pytest.mark.parametrize(
     ("path", "status", "told"),
     [
-        ("/api/v2/dags/reconcile", 404, "no DAG reconcile that this user may see"),
+        ("/api/v2/dags/reconcile", 404, "the DAG reconcile does not exist, or this user may not see it"),
         (RUNS, 403, f"POST {RUNS} -> 403"),
         (RUNS, 302, f"POST {RUNS} -> 302"),
-        (f"{RUNS}/{RUN}", 404, "somebody has deleted it"),
+        (f"{RUNS}/{RUN}", 404, "the DAG run has been deleted"),
     ],
 )
-def test_a_refusal_says_what_was_refused(run: Run, stub: Stub, path: str, status: int, told: str) -> None:
+def test_refused_request_is_named_in_the_error(
+    run: Run, stub: Stub, path: str, status: int, told: str
+) -> None:
     stub.failures[path] = [status]
     code, printed = run()
     assert code == COULD_NOT_RUN
     assert told in printed
 
 
-def test_a_paused_dag_is_told_instead_of_waited_for(run: Run, stub: Stub) -> None:
+def test_paused_dag_is_an_error(run: Run, stub: Stub) -> None:
     stub.paused = True
     status, printed = run()
     assert status == COULD_NOT_RUN
@@ -340,17 +342,17 @@ def test_a_paused_dag_is_told_instead_of_waited_for(run: Run, stub: Stub) -> Non
     assert stub.created == []
 
 
-def test_a_run_that_does_not_end_in_time_goes_on_without_us(
+def test_run_that_exceeds_the_timeout_continues_in_airflow(
     run: Run, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub.states = ["running"]
     monkeypatch.setattr(trigger_reconcile, "_number", lambda *_: 0.3 / 60)
     status, printed = run()
     assert status == COULD_NOT_RUN
-    assert "the DAG run goes on: http://" in printed
+    assert "the DAG run continues: http://" in printed
 
 
-def test_the_logs_of_failed_tasks_are_printed_with_a_bound(run: Run, stub: Stub) -> None:
+def test_logs_of_failed_tasks_are_printed_up_to_a_limit(run: Run, stub: Stub) -> None:
     stub.states[-1] = "failed"
     stub.report = None
     stub.failed_tasks = [
@@ -359,7 +361,7 @@ def test_the_logs_of_failed_tasks_are_printed_with_a_bound(run: Run, stub: Stub)
     status, printed = run()
     assert status == COULD_NOT_RUN
     assert "without a report" in printed
-    assert re.findall(r"the log of (\S+)", printed) == [f"reconcile_chunk[{index}]" for index in range(5)]
+    assert re.findall(r"the log of (\S+):", printed) == [f"reconcile_chunk[{index}]" for index in range(5)]
     assert printed.count("Task failed ValueError: the cause") == 5
     assert printed.count("line 499") == 5
     assert "line 400" not in printed
@@ -367,19 +369,17 @@ def test_the_logs_of_failed_tasks_are_printed_with_a_bound(run: Run, stub: Stub)
     assert "2 more failed tasks" in printed
 
 
-def test_a_log_that_cannot_be_read_does_not_hide_the_outcome(run: Run, stub: Stub) -> None:
+def test_unreadable_log_does_not_hide_the_outcome(run: Run, stub: Stub) -> None:
     stub.states[-1] = "failed"
     stub.report = {"outcome": "unrepaired"}
     stub.failed_tasks = [{"task_id": "report", "map_index": -1, "try_number": 1}]
     stub.failures[f"{RUNS}/{RUN}/taskInstances/report/logs/1"] = [404]
     status, printed = run()
     assert status == DRIFT_LEFT
-    assert "(cannot be read: GET" in printed
+    assert "(cannot read the log: GET" in printed
 
 
-def test_the_report_of_an_earlier_build_is_not_left_as_this_ones(
-    run: Run, stub: Stub, environment: dict[str, str]
-) -> None:
+def test_report_of_an_earlier_build_is_removed(run: Run, stub: Stub, environment: dict[str, str]) -> None:
     Path(environment["REPORT"]).write_text("{}", encoding="utf-8")
     stub.paused = True
     run()
@@ -389,31 +389,31 @@ def test_the_report_of_an_earlier_build_is_not_left_as_this_ones(
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
-        ("AIRFLOW_URL", "", "the environment lacks AIRFLOW_URL"),
-        ("AIRFLOW_PASSWORD", "", "the environment lacks AIRFLOW_PASSWORD"),
-        ("AIRFLOW_URL", "airflow:8080", "no http:// or https:// address"),
-        ("AIRFLOW_URL", "http://airflow:port", "no http:// or https:// address"),
-        ("DEEP", "yes", "DEEP is yes"),
-        ("RATE_LIMIT", "-1", "RATE_LIMIT is -1"),
-        ("RATE_LIMIT", "0", "RATE_LIMIT is 0"),
-        ("TIMEOUT_MINUTES", "1h", "TIMEOUT_MINUTES is 1h"),
+        ("AIRFLOW_URL", "", "missing environment variables: AIRFLOW_URL"),
+        ("AIRFLOW_PASSWORD", "", "missing environment variables: AIRFLOW_PASSWORD"),
+        ("AIRFLOW_URL", "airflow:8080", "it must be an http:// or https:// URL"),
+        ("AIRFLOW_URL", "http://airflow:port", "it must be an http:// or https:// URL"),
+        ("DEEP", "yes", "DEEP is yes; it must be true or false"),
+        ("RATE_LIMIT", "-1", "RATE_LIMIT is -1; it must be a positive integer"),
+        ("RATE_LIMIT", "0", "RATE_LIMIT is 0; it must be a positive integer"),
+        ("TIMEOUT_MINUTES", "1h", "TIMEOUT_MINUTES is 1h; it must be a positive integer"),
     ],
 )
-def test_a_bad_setting_is_named(run: Run, name: str, value: str, told: str) -> None:
+def test_invalid_setting_is_named(run: Run, name: str, value: str, told: str) -> None:
     status, printed = run(**{name: value})
     assert status == COULD_NOT_RUN
     assert told in printed
 
 
-def test_a_page_that_is_not_airflows_api_is_told(run: Run, stub: Stub) -> None:
+def test_response_that_is_not_from_airflow_is_an_error(run: Run, stub: Stub) -> None:
     stub.failures["/auth/token"] = [int(HTTPStatus.OK)]
     stub.report = None
     status, printed = run()
     assert status == COULD_NOT_RUN
-    assert "is AIRFLOW_URL right?" in printed
+    assert "check AIRFLOW_URL" in printed
 
 
-def test_an_aborted_build_stops_and_says_that_the_run_goes_on(
+def test_aborted_build_exits_and_reports_that_the_run_continues(
     stub: Stub, serve: Callable[[int], None], port: int, environment: dict[str, str]
 ) -> None:
     stub.states = ["running"]
@@ -431,5 +431,5 @@ def test_an_aborted_build_stops_and_says_that_the_run_goes_on(
         process.send_signal(signal.SIGTERM)
         rest = process.stdout.read()
     assert process.returncode == STOPPED
-    assert f"the DAG run goes on: http://{HOST}:{port}/dags/reconcile/runs/{RUN}" in rest
+    assert f"the DAG run continues: http://{HOST}:{port}/dags/reconcile/runs/{RUN}" in rest
     assert "Traceback" not in rest
