@@ -1,0 +1,67 @@
+"""gunicorn's settings for both services: `gunicorn --config python:serving.gunicorn_conf serving.sa:app`."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from importlib import import_module
+from typing import Any
+
+from serving.gunicorn_internals import answer_parse_errors, close_idle_connections, read_settings_once
+
+
+def _share_metrics() -> None:
+    """Give the processes of this service a directory for their shared counts."""
+    folder = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix=f"db-cache-sync-{os.getpid()}-")
+    atexit.register(_remove, folder, os.getpid())
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not a worker process, which inherits the registration
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# Before the application imports prometheus_client, which then decides where to count.
+_share_metrics()
+
+# The application has the settings, but gunicorn does not tell its configuration which application it runs.
+_application = next(word for word in sys.argv[1:] if word.startswith("serving."))
+_settings = import_module(_application.partition(":")[0]).settings
+
+bind = f"{_settings.listen_address}:{_settings.port}"
+workers = _settings.workers
+
+worker_class = "asgi"
+asgi_lifespan = "on"
+# Together, these two serve 1.47 times as many constant responses per second as asyncio with the parser in
+# Python; uvloop alone 1.08 times, the fast parser alone 1.10 times as many.
+asgi_loop = "uvloop"
+http_parser = "fast"
+# PostgreSQL can index a text key of 2.7 kB, which is up to three times as long when percent-encoded.
+limit_request_line = 8190
+
+logger_class = "serving.logs.GunicornLogger"
+control_socket_disable = True
+
+# If it were much shorter, gunicorn would close the connections of load balancers and client pools between two
+# requests. If it were longer, idle connections would delay a shutdown.
+keepalive = 5
+graceful_timeout = 30
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Prepare a worker process with information that only the master has."""
+    # gunicorn kills a worker after the graceful timeout, and the worker waits equally long for its clients.
+    # It must wait less, or it is killed before it has closed the service.
+    worker.cfg.set("graceful_timeout", 20)
+    worker.state["replaces_another"] = worker.age > server.num_workers
+
+
+def post_worker_init(worker: Any) -> None:
+    """Patch gunicorn before the worker process accepts connections."""
+    read_settings_once(worker.cfg)
+    answer_parse_errors()
+    close_idle_connections()
