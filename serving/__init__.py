@@ -1,1 +1,1 @@
-"""The serving tier: the services `sa` and `sb`, and what they share."""
+"""The serving tier: the services `sa` and `sb`, and the code that they share."""

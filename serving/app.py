@@ -1,4 +1,4 @@
-"""The application that both services are: the entities of the entities file over HTTP."""
+"""The Falcon application of both services: the entities of the entities file over HTTP."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from serving.resources import OneRow, Rows
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from falcon._typing import AsgiReceive, AsgiSend
-
+    from serving.request import Message, Receive, Send
     from serving.settings import Settings
 
-# What gunicorn takes for "this worker cannot start": it ends instead of starting it again and again.
+# If a worker exits with this code, gunicorn exits, too, instead of restarting it forever.
 _CANNOT_START: Final = 3
 _RESTART_PAUSE_SECONDS: Final = 1
 _FIRST_ERROR: Final = 400
@@ -37,12 +36,12 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class App(falcon.asgi.App[Request, Response]):
-    """Falcon's application, closed to what would make it or its server answer with a 5xx."""
+    """A Falcon application that handles requests to which Falcon or gunicorn would respond with a 5xx."""
 
     def __call__(  # type: ignore[override]
-        self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend
+        self, scope: dict[str, Any], receive: Receive, send: Send
     ) -> Coroutine[Any, Any, None]:
-        """Answer a connection; no coroutine of its own stands between the server and a read."""
+        """Handle an ASGI connection; returns Falcon's own coroutine, as wrapping it would slow down reads."""
         if scope["type"] == "http":
             reads = scope["method"] in _READS
             return super().__call__(scope, _no_body if reads else _Body(scope, receive, send), send)
@@ -52,20 +51,21 @@ class App(falcon.asgi.App[Request, Response]):
 
 
 class _Body:
-    """Receives a body when it is asked for; Falcon asks before it knows whether anyone wants it.
+    """Receives the body of a request only when the application reads it.
 
-    So what can be refused without its body is refused at once, and a client that never sends the body
-    gets an answer of the application: where the application gives none, the server says 500.
+    Falcon asks for the first part of the body before it routes the request, and gets an empty one. A request
+    that can be refused without its body is therefore refused at once. A client that never sends the body gets
+    a response from the application; without one, gunicorn would respond with a 500.
     """
 
-    def __init__(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
+    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         headers = scope["headers"] = [(name, value) for name, value in scope["headers"]]
         self._continue = any(name == b"expect" for name, _ in headers)
         self._asked = False
         self._receive = receive
         self._send = send
 
-    async def __call__(self) -> Any:
+    async def __call__(self) -> Message:
         if not self._asked:
             self._asked = True
             return {"type": "http.request", "body": b"", "more_body": True}
@@ -75,17 +75,17 @@ class _Body:
         return await self._receive()
 
 
-async def _no_body() -> Any:
-    """The body of a read means nothing, so that nobody has to wait for it."""
+async def _no_body() -> Message:
+    """Receive an empty body: a read has none that matters, so there is no need to wait for it."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def _refuse_websocket() -> None:
-    """Say nothing: on `websocket.close`, the server sends a frame to who has not been accepted."""
+    """Return without a message: on `websocket.close`, gunicorn would send a frame before the handshake."""
 
 
 class _Lifecycle:
-    """Opens the service when a worker starts, and closes it when it stops."""
+    """Opens the service when a worker process starts, and closes it when the process stops."""
 
     def __init__(
         self, app: App, settings: Settings, open_service: Callable[[Settings], Awaitable[Service]]
@@ -97,18 +97,18 @@ class _Lifecycle:
         self._counting: asyncio.Task[None] | None = None
 
     async def process_startup(self, scope: dict[str, Any], _event: object) -> None:
-        """Open the service and offer its entities.
+        """Open the service and add the routes of its entities.
 
         Raises:
-            SystemExit: it cannot be opened; the log says why.
+            SystemExit: the service cannot be opened; the log contains the reason.
         """
         try:
             service = await self._open_service(self._settings)
             _add_routes(self._app, service, self._settings)
         except CacheSyncError as error:
-            _log.critical(f"cannot start: {error}")
+            _log.critical("cannot start", error=str(error))
             if isinstance(error, DatabaseUnavailableError) and scope.get("state", {}).get("replaces_another"):
-                # The other workers can still answer what is cached; this one is tried again.
+                # The other workers can still serve cached rows, and gunicorn starts this one again.
                 await asyncio.sleep(_RESTART_PAUSE_SECONDS)
                 raise SystemExit(1) from error
             raise SystemExit(_CANNOT_START) from error
@@ -118,12 +118,12 @@ class _Lifecycle:
         self._service = service
         self._counting = asyncio.create_task(metrics.keep_flushing())
         begin_request_ids()
-        # What has been made so far stays; looking through it again and again cost a cached hit an eighth.
+        # The objects so far live as long as the process. Collecting them cost an eighth of a cached hit.
         gc.collect()
         gc.freeze()
 
     async def process_shutdown(self, _scope: object, _event: object) -> None:
-        """Close the service, after the last request."""
+        """Close the service after the last request."""
         if self._counting is not None:
             self._counting.cancel()
         metrics.flush()
@@ -132,22 +132,22 @@ class _Lifecycle:
 
 
 class _Record:
-    """Counts each request, gives it its id, and logs it where it is worth a line."""
+    """Counts each request, adds its ID to the response, and logs all but ordinary reads."""
 
     async def process_response(
         self,
         req: Request,
         resp: Response,
         resource: object,
-        _succeeded: bool,  # noqa: FBT001 - Falcon's
+        _succeeded: bool,  # noqa: FBT001 - Falcon passes it by position
     ) -> None:
-        """Do so, after the resource or the error handler has answered."""
+        """Record a request after the resource or an error handler has prepared the response."""
         resp.set_header("X-Request-ID", req.request_id)
         if req.outcome:
             resp.set_header("X-Cache", req.outcome)
         status = resp.status_code
         metrics.observe(getattr(resource, "entity", ""), req, status)
-        # A row that is there and one that is not are what reads are for.
+        # Reads of existing and of missing rows are ordinary.
         if req.method not in _READS or (status >= _FIRST_ERROR and status != _NOT_FOUND):
             _log.info(
                 "request",
@@ -162,7 +162,12 @@ class _Record:
 def create_app(
     settings: Settings, open_service: Callable[[Settings], Awaitable[Service]] = Service.open
 ) -> App:
-    """The application of a service; it opens the service when its lifespan starts."""
+    """Create the application of a service. The service itself is opened when the ASGI lifespan starts.
+
+    Args:
+        settings: the settings of the service.
+        open_service: opens the service; tests replace it.
+    """
     app = App(media_type="application/json", request_type=Request, middleware=_Record())
     app.add_middleware(_Lifecycle(app, settings, open_service))
     app.req_options.strip_url_path_trailing_slash = False
@@ -182,7 +187,9 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
     for cache in service.caches.values():
         path = cache.entity.path
         if path in own:
-            message = f"entity {cache.entity.name!r} cannot have the path {path}: the service itself uses it"
+            message = (
+                f"entity {cache.entity.name!r} cannot use the path {path}, which the service itself uses"
+            )
             raise DeclarationError(message)
         bodies = Bodies(cache, settings.body_limit)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))

@@ -1,4 +1,4 @@
-"""Entity tags, and the preconditions that name them (RFC 9110, section 13)."""
+"""Entity tags and preconditions (RFC 9110, section 13)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,28 @@ _TAG: Final = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'
 _LIST: Final = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
 _VERSION: Final = re.compile(r'"([1-9][0-9]{0,18})"')
 _GREATEST: Final = 2**63 - 1
-# What no row has: tags that can match none of ours still have to be compared with a row.
+# No row has this version. Stands for the tags that match no row, but still form a precondition.
 _NO_VERSION: Final = 0
 
 
 def etag(version: int) -> str:
-    """The strong tag of a row version."""
+    """Return the strong entity tag of a row version."""
     return f'"{version}"'
 
 
 def none_match(header: str, tag: str) -> bool:
-    """Whether `If-None-Match` names none that is equal to the row's tag, by the weak comparison."""
+    """Evaluate `If-None-Match` with the weak comparison.
+
+    Args:
+        header: the value of the header.
+        tag: the entity tag of the row.
+
+    Returns:
+        True if no tag in the header matches the row's.
+
+    Raises:
+        Problem: the header is malformed.
+    """
     if header == tag:
         return False
     tags = _tags(_IF_NONE_MATCH, header)
@@ -34,7 +45,14 @@ def none_match(header: str, tag: str) -> bool:
 
 
 def expected_versions(request: Request) -> frozenset[int] | None:
-    """The row versions of which `If-Match` accepts one; empty: any; None: the header is not there."""
+    """Return the row versions that `If-Match` accepts.
+
+    Returns:
+        None without the header; an empty set for `*`, which accepts any version.
+
+    Raises:
+        Problem: the header is malformed.
+    """
     header = request.get_header(_IF_MATCH)
     if header is None:
         return None
@@ -47,26 +65,38 @@ def expected_versions(request: Request) -> frozenset[int] | None:
 
 
 def creates_only(request: Request) -> bool:
-    """Whether a PUT says `If-None-Match: *`."""
+    """Return whether a PUT request has `If-None-Match: *` and must therefore not replace a row.
+
+    Raises:
+        Problem: the header has another value, or is combined with `If-Match`.
+    """
     header = request.get_header(_IF_NONE_MATCH)
     if header is None:
         return False
     if header.strip() != "*":
-        raise _invalid(_IF_NONE_MATCH, "a PUT takes nothing but * here")
+        raise _invalid(_IF_NONE_MATCH, "must be * in a PUT request")
     if request.get_header(_IF_MATCH) is not None:
-        raise _invalid(_IF_NONE_MATCH, "it contradicts If-Match")
+        raise _invalid(_IF_NONE_MATCH, "cannot be combined with If-Match")
     return True
 
 
 def refuse(request: Request, *names: str) -> None:
-    """Refuse preconditions that this method would otherwise ignore."""
+    """Refuse headers that the method does not support, instead of ignoring a precondition.
+
+    Args:
+        request: the request.
+        names: the headers.
+
+    Raises:
+        Problem: the request has one of the headers.
+    """
     for name in names:
         if request.get_header(name) is not None:
-            raise _invalid(name, f"a {request.method} does not take it here")
+            raise _invalid(name, f"is not supported for {request.method} requests on this path")
 
 
 def _tags(name: str, header: str) -> list[str] | None:
-    """The tags of a list; None where it is `*`."""
+    """Return the tags of a list; None for `*`."""
     if header.strip() == "*":
         return None
     if not _LIST.fullmatch(header):

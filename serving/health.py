@@ -1,4 +1,4 @@
-"""Whether a service lives, and whether it can answer."""
+"""Liveness and readiness of a service."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """`/health/live`: the process answers."""
+    """`/health/live`: the process responds."""
 
     entity = "health"
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Say so."""
+        """Respond without a check of anything else."""
         resp.data = b'{"status": "live"}'
 
     on_head = on_get
 
 
 class Ready:
-    """`/health/ready`: the database answers; without Redis and Kafka the service goes on."""
+    """`/health/ready`: the database responds. A service without Redis or Kafka is still ready."""
 
     entity = "health"
 
@@ -37,13 +37,13 @@ class Ready:
         self._service = service
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        """Ask all three, and say which answer."""
+        """Check PostgreSQL, Redis and Kafka, and report each."""
         parts = await self._service.health()
         if parts["postgresql"]:
             resp.data = orjson.dumps({"status": "ready", **parts})
             return
         resp.status = NOT_READY.status
         resp.content_type = MEDIA_TYPE
-        resp.data = problems.document(NOT_READY, "PostgreSQL does not answer", req.target, extension=parts)
+        resp.data = problems.document(NOT_READY, "PostgreSQL did not respond", req.target, extension=parts)
 
     on_head = on_get

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, gunicorn's own included."""
+"""Structured logs: one JSON object per line, including gunicorn's own log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _PROCESSORS: Final[list[structlog.types.Processor]] = [
 
 
 def configure(level: int) -> None:
-    """Send what structlog and `logging` get to standard error, in one format."""
+    """Write the entries of structlog and of `logging` to standard error in one format.
+
+    Args:
+        level: the minimum level, such as `logging.INFO`.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -45,16 +49,16 @@ def configure(level: int) -> None:
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
-    """gunicorn's logger without handlers of its own, and without an access log.
+    """gunicorn's logger without handlers of its own and without an access log.
 
-    The application logs the requests that are worth a line; for every one, gunicorn would first
-    collect what an access line might show.
+    The application logs the requests itself. For an access log, gunicorn would collect data about every
+    request, logged or not.
     """
 
     access_log_enabled = False
 
     def setup(self, cfg: Any) -> None:
-        """Prepare the log of the master process, which its workers inherit."""
+        """Configure the log of the master process, which the worker processes inherit."""
         level = self.LOG_LEVELS.get(cfg.loglevel.lower(), logging.INFO)
         configure(level)
         self.error_log.setLevel(level)
@@ -62,7 +66,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
 
 
 def _serialize(event: dict[str, Any], **_: Any) -> str:
-    # Text from outside may hold what UTF-8 cannot express, such as half a surrogate pair.
+    # Text from clients can contain characters that UTF-8 cannot express, such as an unpaired surrogate.
     try:
         return orjson.dumps(event, default=repr).decode()
     except orjson.JSONEncodeError:

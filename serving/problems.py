@@ -1,4 +1,4 @@
-"""What can be wrong with a request, as RFC 9457 problem details."""
+"""Errors of requests as problem details (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_SECONDS: Final = "1"
 _LONGEST_MESSAGE: Final = 300
-# Of the problems that Falcon finds itself and says no more about.
+# For errors that Falcon raises without a description.
 _OWN_DETAILS: Final = {
-    404: "nothing is offered at this path",
-    405: "the Allow header names the methods that this path knows",
+    404: "there is no resource at this path",
+    405: "the Allow header lists the methods that this path supports",
 }
 
 _log: Final = structlog.stdlib.get_logger(__name__)
@@ -44,9 +44,9 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-        status: its HTTP status.
-        name: names it in the `type` member, `/problems/{name}`.
-        title: says it in words, the same for all of its kind.
+        status: the HTTP status.
+        name: identifies the kind in the member `type`, `/problems/{name}`.
+        title: summary of the kind for people; the same for every problem of the kind.
     """
 
     status: int
@@ -54,48 +54,62 @@ class Kind:
     title: str
 
 
-INVALID_KEY: Final = Kind(400, "invalid-key", "The path holds no key of this entity")
-INVALID_PARAMETER: Final = Kind(400, "invalid-parameter", "A query parameter is wrong")
-INVALID_HEADER: Final = Kind(400, "invalid-header", "A header is wrong")
+INVALID_KEY: Final = Kind(400, "invalid-key", "The key in the path is invalid")
+INVALID_PARAMETER: Final = Kind(400, "invalid-parameter", "A query parameter is invalid")
+INVALID_HEADER: Final = Kind(400, "invalid-header", "A header is invalid")
 INVALID_ENCODING: Final = Kind(400, "invalid-encoding", "The body is not UTF-8")
-MALFORMED_JSON: Final = Kind(400, "malformed-json", "The body is not JSON")
-DUPLICATE_MEMBER: Final = Kind(400, "duplicate-member", "An object of the body has a member twice")
+MALFORMED_JSON: Final = Kind(400, "malformed-json", "The body is not valid JSON")
+DUPLICATE_MEMBER: Final = Kind(400, "duplicate-member", "An object in the body has a duplicate member")
 TOO_DEEP: Final = Kind(400, "too-deep", "The body is nested too deeply")
 ROW_NOT_FOUND: Final = Kind(404, "row-not-found", "No row has this key")
 REQUEST_TIMEOUT: Final = Kind(408, "request-timeout", "The body did not arrive in time")
-DUPLICATE_ROW: Final = Kind(409, "duplicate-row", "Such a row exists")
-REFERENCE_VIOLATED: Final = Kind(409, "reference-violated", "A foreign key forbids the change")
-PRECONDITION_FAILED: Final = Kind(412, "precondition-failed", "The row is not as the request expects it")
+DUPLICATE_ROW: Final = Kind(409, "duplicate-row", "A row with these values already exists")
+REFERENCE_VIOLATED: Final = Kind(409, "reference-violated", "The write violates a foreign key")
+PRECONDITION_FAILED: Final = Kind(
+    412, "precondition-failed", "The row does not meet a precondition of the request"
+)
 BODY_TOO_LARGE: Final = Kind(413, "body-too-large", "The body is too large")
-UNSUPPORTED_MEDIA_TYPE: Final = Kind(415, "unsupported-media-type", "The body's media type is not taken here")
+UNSUPPORTED_MEDIA_TYPE: Final = Kind(
+    415, "unsupported-media-type", "The media type of the body is not supported"
+)
 NOT_AN_OBJECT: Final = Kind(422, "not-an-object", "The body is not a JSON object")
-UNKNOWN_FIELD: Final = Kind(422, "unknown-field", "The entity has no such field")
-READ_ONLY_FIELD: Final = Kind(422, "read-only-field", "The database alone writes this field")
-MISSING_FIELD: Final = Kind(422, "missing-field", "A field is missing")
+UNKNOWN_FIELD: Final = Kind(422, "unknown-field", "A field is unknown")
+READ_ONLY_FIELD: Final = Kind(422, "read-only-field", "A field is read-only")
+MISSING_FIELD: Final = Kind(422, "missing-field", "A required field is missing")
 WRONG_TYPE: Final = Kind(422, "wrong-type", "A value has the wrong type")
-OUT_OF_RANGE: Final = Kind(422, "out-of-range", "A number is too large or too small")
-TOO_LONG: Final = Kind(422, "too-long", "A text is too long")
-INVALID_TEXT: Final = Kind(422, "invalid-text", "A text holds what PostgreSQL cannot store")
-INVALID_VALUE: Final = Kind(422, "invalid-value", "The database does not take a value")
-KEY_MISMATCH: Final = Kind(422, "key-mismatch", "The key in the body is not that of the path")
-CONSTRAINT_VIOLATED: Final = Kind(422, "constraint-violated", "A constraint refuses the row")
-INTERNAL: Final = Kind(500, "internal-error", "Something went wrong here")
-DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database does not answer")
-NOT_READY: Final = Kind(503, "not-ready", "The service cannot answer yet")
+OUT_OF_RANGE: Final = Kind(422, "out-of-range", "A number is out of range")
+TOO_LONG: Final = Kind(422, "too-long", "A string is too long")
+INVALID_TEXT: Final = Kind(422, "invalid-text", "A string contains a character that PostgreSQL cannot store")
+INVALID_VALUE: Final = Kind(422, "invalid-value", "A value is invalid")
+KEY_MISMATCH: Final = Kind(422, "key-mismatch", "The key in the body differs from the key in the path")
+CONSTRAINT_VIOLATED: Final = Kind(422, "constraint-violated", "The row violates a constraint")
+INTERNAL: Final = Kind(500, "internal-error", "An internal error occurred")
+DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database is unavailable")
+NOT_READY: Final = Kind(503, "not-ready", "The service is not ready")
 
 KINDS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
 
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What is wrong with one field."""
+    """An error in one part of the request.
+
+    Attributes:
+        field: the name of the field, parameter or header.
+        message: what is wrong with it.
+    """
 
     field: str
     message: str
 
 
 class Problem(falcon.HTTPError):
-    """A request is answered by a problem of this kind."""
+    """Raised to respond with a problem.
+
+    Attributes:
+        kind: the kind of problem.
+        errors: the fields, parameters or headers at fault.
+    """
 
     def __init__(
         self,
@@ -110,7 +124,13 @@ class Problem(falcon.HTTPError):
 
 
 def field_problem(kind: Kind, *errors: FieldError, headers: Mapping[str, str] | None = None) -> Problem:
-    """The problem that is about these fields; its detail repeats the first."""
+    """Create a problem with fields, parameters or headers.
+
+    Args:
+        kind: the kind of problem.
+        errors: at least one error; the first becomes the detail of the problem.
+        headers: headers of the response.
+    """
     return Problem(kind, f"{errors[0].field}: {errors[0].message}", errors, headers)
 
 
@@ -121,7 +141,15 @@ def document(
     errors: Sequence[FieldError] = (),
     extension: Mapping[str, bool] | None = None,
 ) -> bytes:
-    """The problem's JSON."""
+    """Return a problem as JSON.
+
+    Args:
+        kind: the kind of problem.
+        detail: what is wrong this time.
+        instance: the path of the request as a URI reference.
+        errors: the fields, parameters or headers at fault.
+        extension: additional members.
+    """
     members: dict[str, Any] = {
         "type": f"/problems/{kind.name}",
         "title": kind.title,
@@ -137,7 +165,7 @@ def document(
 
 
 def add_handlers(app: App[Any, Any]) -> None:
-    """Make every error of the application a problem."""
+    """Respond to every error of the application with a problem."""
     app.set_error_serializer(_serialize)
     app.add_error_handler(DatabaseUnavailableError, _database_unavailable)
     app.add_error_handler(RowNotFoundError, _row_not_found)
@@ -152,7 +180,7 @@ def _serialize(req: Request, resp: Response, error: falcon.HTTPError) -> None:
     if isinstance(error, Problem):
         kind, detail, errors = error.kind, error.description or "", error.errors
     else:
-        # One of Falcon's own: no such path, a method that the path does not know, a header it cannot read.
+        # Falcon's own errors: unknown path, unsupported method, or malformed header.
         title = falcon.code_to_http_status(error.status_code).partition(" ")[2]
         kind = Kind(error.status_code, title.lower().replace(" ", "-"), title)
         detail, errors = error.description or _OWN_DETAILS.get(error.status_code, title), ()
@@ -163,7 +191,7 @@ def _serialize(req: Request, resp: Response, error: falcon.HTTPError) -> None:
 async def _database_unavailable(
     _req: Request, _resp: Response, _error: DatabaseUnavailableError, _params: dict[str, Any]
 ) -> NoReturn:
-    detail = "the row is not cached, and the database cannot be asked; try again"
+    detail = "the request needs the database, which is unavailable; try again"
     raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": _RETRY_SECONDS})
 
 
@@ -202,7 +230,7 @@ async def _unexpected(req: Request, _resp: Response, error: Exception, _params: 
     _log.error(
         "unexpected error", method=req.method, path=req.target, request_id=req.request_id, exc_info=error
     )
-    raise Problem(INTERNAL, f"the log has more under the request id {req.request_id}")
+    raise Problem(INTERNAL, f"the service's log has the details under the request ID {req.request_id}")
 
 
 def _about(kind: Kind, columns: Sequence[str], message: str) -> Problem:
@@ -212,6 +240,6 @@ def _about(kind: Kind, columns: Sequence[str], message: str) -> Problem:
 
 
 def _sayable(text: str) -> str:
-    """The text as UTF-8 can express it, and not longer than anyone would read."""
+    """Return the text with characters that UTF-8 can express, shortened if it is long."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"

@@ -1,4 +1,4 @@
-"""A request as the resources see it."""
+"""The request class of the resources."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ import falcon.asgi
 from falcon.constants import COMBINED_METHODS
 
 if TYPE_CHECKING:
-    from falcon._typing import AsgiReceive
+    from collections.abc import Awaitable, Callable, Mapping
+
+    Message = Mapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
-# Everything that may stand in a request target as it is; what is left are bytes that no URI may hold.
+# All printable ASCII characters stay as they are. Other bytes are not allowed in a URI.
 _TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))
-# Stands for a slash that was percent-encoded, which is part of a key and separates nothing. Decoding
-# with `surrogateescape` never gives this one, it stands for bytes from 0x80 on only.
+# Replaces a percent-encoded slash, which is part of a key rather than a separator. Decoding with
+# `surrogateescape` never produces this surrogate, only those for bytes from 0x80 on.
 _SLASH: Final = "\udc2f"
-# Falcon counts its own name for a handshake among the methods.
+# WEBSOCKET is Falcon's own name for a WebSocket handshake, not an HTTP method.
 _METHODS: Final = frozenset(COMBINED_METHODS) - {"WEBSOCKET"}
 _counter: Final = itertools.count(1)
 _prefix = ""
 
 
 class Request(falcon.asgi.Request):
-    """A Falcon request that keeps time, and reads its target without guessing.
+    """A Falcon request that records its start, and decodes its target strictly.
 
     Attributes:
-        started: when it arrived, by `time.perf_counter`.
-        outcome: the value of its `X-Cache` header; empty where it has none.
+        started: time of arrival, from `time.perf_counter`.
+        outcome: value of the response's `X-Cache` header; empty for no header.
     """
 
     __slots__ = ("_request_id", "outcome", "started")
 
     def __init__(
-        self, scope: dict[str, Any], receive: AsgiReceive, first_event: Any = None, options: Any = None
+        self, scope: dict[str, Any], receive: Receive, first_event: Any = None, options: Any = None
     ) -> None:
         self.started = perf_counter()
         self.outcome = ""
@@ -50,12 +54,13 @@ class Request(falcon.asgi.Request):
             scope["query_string"] = quote_from_bytes(scope["query_string"], safe=_TARGET).encode()
         super().__init__(scope, receive, first_event, options)
         if self.method not in _METHODS:
-            # Falcon has a 400 for methods that it does not know; as one that no path takes, it gets its 405.
+            # Falcon responds with 400 to a method that it does not know, but with 405 to TRACE, which no path
+            # supports.
             self.method = "TRACE"
 
     @property
     def request_id(self) -> str:
-        """The client's `X-Request-ID` where it is a sane one, else one that is unique to this request."""
+        """The client's `X-Request-ID` if it is well-formed, else an ID that is unique to this request."""
         if not self._request_id:
             given = self.get_header("X-Request-ID")
             if given is not None and _SANE_ID.fullmatch(given):
@@ -66,21 +71,21 @@ class Request(falcon.asgi.Request):
 
     @property
     def target(self) -> str:
-        """The path as a URI reference."""
+        """The request path as a URI reference."""
         return quote_from_bytes(self.scope["raw_path"], safe=_TARGET)
 
 
 def begin_request_ids() -> None:
-    """Choose this process's part of the request ids that it makes."""
-    global _prefix  # noqa: PLW0603 - chosen once, when the process starts to serve
+    """Choose the random prefix of the request IDs that this process generates."""
+    global _prefix  # noqa: PLW0603 - chosen once, when the process starts
     _prefix = secrets.token_hex(8)
 
 
 def segment_text(segment: str) -> str:
-    """The text of one segment of a path.
+    """Return the decoded text of one path segment, as Falcon's router passes it.
 
     Raises:
-        UnicodeEncodeError: the client sent bytes that are not UTF-8.
+        UnicodeEncodeError: the segment is not UTF-8.
     """
     if segment.isascii():
         return segment

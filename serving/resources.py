@@ -1,4 +1,4 @@
-"""An entity over HTTP: its rows, and one row."""
+"""The HTTP resources of an entity: its rows, and a single row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ _LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class Rows:
-    """`/{path}`: the rows of an entity, page by page, and where new ones are posted."""
+    """`/{path}`: lists the rows of an entity page by page, and inserts rows.
+
+    Args:
+        cache: the entity's cache.
+        bodies: parses the bodies of its writes.
+        page_limit: maximum number of rows per page.
+    """
 
     def __init__(self, cache: EntityCache, bodies: Bodies, page_limit: int) -> None:
         self.entity = cache.entity.name
@@ -38,7 +44,7 @@ class Rows:
         self._page_limit = page_limit
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        """A page of rows in key order, from the database."""
+        """Respond with a page of rows in key order, read from the database."""
         parameters = _parameters(req)
         limit = self._limit(parameters.get("limit"))
         after = parameters.get("after")
@@ -74,13 +80,18 @@ class Rows:
         if not _LIMIT.fullmatch(text) or int(text) > self._page_limit:
             raise field_problem(
                 problems.INVALID_PARAMETER,
-                FieldError("limit", f"must be a number from 1 to {self._page_limit}"),
+                FieldError("limit", f"must be an integer from 1 to {self._page_limit}"),
             )
         return int(text)
 
 
 class OneRow:
-    """`/{path}/{key}`: a row."""
+    """`/{path}/{key}`: reads and writes one row.
+
+    Args:
+        cache: the entity's cache.
+        bodies: parses the bodies of its writes.
+    """
 
     def __init__(self, cache: EntityCache, bodies: Bodies) -> None:
         self.entity = cache.entity.name
@@ -92,7 +103,7 @@ class OneRow:
     async def on_get(self, req: Request, resp: Response, key: str) -> None:
         """Read the row through the cache.
 
-        What is cached goes out as it came in: nothing here decodes or encodes it.
+        A cached payload is sent as it is, neither decoded nor encoded.
         """
         read = await self._cache.read(self._key(key))
         req.outcome = read.outcome
@@ -110,7 +121,7 @@ class OneRow:
     on_head = on_get
 
     async def on_put(self, req: Request, resp: Response, key: str) -> None:
-        """Replace the row, or create it."""
+        """Replace the row, or create it if it does not exist."""
         key = self._key(key)
         if self._key_column.generated:
             refuse(req, "If-None-Match")
@@ -124,7 +135,7 @@ class OneRow:
         _answer(req, resp, written, self._path)
 
     async def on_patch(self, req: Request, resp: Response, key: str) -> None:
-        """Merge a patch into the row."""
+        """Apply a JSON merge patch to the row."""
         key = self._key(key)
         refuse(req, "If-None-Match")
         expected = expected_versions(req)
@@ -145,14 +156,14 @@ class OneRow:
             return await self._cache.insert(row)
         except DuplicateRowError as error:
             if error.columns == (self._key_column.name,):
-                raise Problem(problems.PRECONDITION_FAILED, "a row with this key exists") from None
+                raise Problem(problems.PRECONDITION_FAILED, "a row with this key already exists") from None
             raise
 
     async def _replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
         if expected is not None or not self._key_column.generated:
             return await self._cache.replace(key, row, expected)
         try:
-            # The database alone makes the keys: a row that is created would get another one.
+            # The database generates the keys: a created row would get another one.
             return await self._cache.replace(key, row, frozenset())
         except VersionMismatchError:
             raise self._not_found() from None
@@ -166,12 +177,12 @@ class OneRow:
         except InvalidValueError as error:
             message = str(error)
         except UnicodeEncodeError:
-            message = "is not UTF-8"
+            message = "is not valid UTF-8"
         raise field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))
 
 
 def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
-    """Answer a write that has left a row."""
+    """Respond to a write other than a delete."""
     row = written.row
     if row is None:
         raise AssertionError
@@ -189,16 +200,16 @@ def _say_bypass(req: Request, written: Written) -> None:
 
 
 def _parameters(req: Request) -> dict[str, str]:
-    """The parameters of the query, decoded strictly."""
+    """Return the parameters of the query string, decoded strictly."""
     try:
         pairs = parse_qsl(req.query_string, keep_blank_values=True, errors="strict", max_num_fields=100)
     except UnicodeDecodeError:
-        raise Problem(problems.INVALID_PARAMETER, "the query is not UTF-8") from None
+        raise Problem(problems.INVALID_PARAMETER, "the query string is not valid UTF-8") from None
     except ValueError:
-        raise Problem(problems.INVALID_PARAMETER, "the query has too many parameters") from None
+        raise Problem(problems.INVALID_PARAMETER, "the query string has too many parameters") from None
     parameters: dict[str, str] = {}
     for name, value in pairs:
         if name in parameters:
-            raise field_problem(problems.INVALID_PARAMETER, FieldError(name, "is given twice"))
+            raise field_problem(problems.INVALID_PARAMETER, FieldError(name, "appears more than once"))
         parameters[name] = value
     return parameters

@@ -1,4 +1,4 @@
-"""What a service takes from its environment and its `.env` file."""
+"""The settings of a service, from its environment and its `.env` file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from cachesync.service.settings import Port, ServiceSettings
 
 
 class Settings(ServiceSettings):
-    """The library's settings, and those of HTTP.
+    """The settings of the library and those of the HTTP server.
 
     Attributes:
-        listen_address: where it listens; `0.0.0.0` in a container.
-        port: the port it listens on.
-        workers: how many processes answer.
-        body_limit: the most bytes of a request's body.
-        page_limit: the most rows of a page.
+        listen_address: address to listen on; `0.0.0.0` in a container.
+        port: port to listen on.
+        workers: number of worker processes.
+        body_limit: maximum size of a request body in bytes.
+        page_limit: maximum number of rows per page.
     """
 
     listen_address: str = "127.0.0.1"
@@ -32,10 +32,13 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def load_settings(kind: type[AnySettings]) -> AnySettings:
-    """Read a service's settings.
+    """Read the settings of a service.
+
+    Args:
+        kind: the settings class; its `model_config` names the `.env` file.
 
     Raises:
-        SystemExit: one is missing or bad; the text names the variable, and never its value.
+        SystemExit: a setting is missing or invalid. The message names the variable, but not its value.
     """
     file = kind.model_config.get("env_file")
     try:

@@ -1,4 +1,4 @@
-"""The service sa: a second service that changes the same rows."""
+"""The service sa, which changes the same rows as sb."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service sb: the central, replicated service."""
+"""The service sb, the central and replicated one."""
 
 from __future__ import annotations
 

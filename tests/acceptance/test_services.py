@@ -1,4 +1,4 @@
-"""The services as processes: HTTP over real parts, start, stop, metrics and logs."""
+"""The services as processes with real servers: HTTP, logs, metrics, start and shutdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., AbstractContextManager[Service]]
 
-# gunicorn.conf.py
+# As in serving/gunicorn_conf.py.
 KEEPALIVE_SECONDS = 5
 
 _keys = iter(range(1_000_000, 2_000_000))
@@ -41,7 +41,7 @@ def http(sa: Service) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def student() -> str:
-    """The path of a student that no other test knows."""
+    """Return the path of a student that no other test uses."""
     return f"/students/{next(_keys)}"
 
 
@@ -52,7 +52,7 @@ def log_lines(service: Service) -> list[dict[str, Any]]:
 # Reads and writes
 
 
-def test_row_is_missed_once_and_then_hit(http: httpx.Client, sb: Service, student: str) -> None:
+def test_first_read_misses_and_later_reads_hit(http: httpx.Client, sb: Service, student: str) -> None:
     created = http.put(student, json={"name": "Ada", "age": 36})
     assert (created.status_code, created.headers["location"]) == (201, student)
     assert http.get(student).headers["x-cache"] == "HIT"
@@ -62,7 +62,7 @@ def test_row_is_missed_once_and_then_hit(http: httpx.Client, sb: Service, studen
     assert {answer.headers["etag"] for answer in answers} == {created.headers["etag"]}
 
 
-def test_missing_row_is_remembered(http: httpx.Client, student: str) -> None:
+def test_missing_row_is_cached_as_absent_until_it_is_created(http: httpx.Client, student: str) -> None:
     answers = [http.get(student) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [404, 404]
     assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
@@ -70,7 +70,7 @@ def test_missing_row_is_remembered(http: httpx.Client, student: str) -> None:
     assert http.get(student).status_code == 200
 
 
-def test_versions_guard_writes(http: httpx.Client, student: str) -> None:
+def test_if_match_rejects_writes_to_an_outdated_version(http: httpx.Client, student: str) -> None:
     first = http.put(student, json={"name": "Ada"}).headers["etag"]
     second = http.patch(student, json={"age": 36}, headers={"If-Match": first})
     assert (second.status_code, second.json()["age"]) == (200, 36)
@@ -85,7 +85,7 @@ def test_versions_guard_writes(http: httpx.Client, student: str) -> None:
     assert http.put(student, json={"name": "Ada"}, headers={"If-None-Match": "*"}).status_code == 412
 
 
-def test_client_that_knows_the_version_gets_no_body(http: httpx.Client, student: str) -> None:
+def test_client_with_the_current_version_gets_no_body(http: httpx.Client, student: str) -> None:
     tag = http.put(student, json={"name": "Ada"}).headers["etag"]
     answer = http.get(student, headers={"If-None-Match": tag})
     assert (answer.status_code, answer.content) == (304, b"")
@@ -102,20 +102,20 @@ def test_numbers_keep_every_digit(http: httpx.Client) -> None:
     assert '"twice":2' in answer.text
 
 
-def test_merge_patch_reaches_into_json_columns(http: httpx.Client) -> None:
+def test_merge_patch_merges_into_json_columns(http: httpx.Client) -> None:
     created = http.post("/every-types", json={"jsonb_": {"a": 1, "b": {"c": 2, "d": 3}}})
     answer = http.patch(created.headers["location"], json={"jsonb_": {"a": None, "b": {"c": 4}}})
     assert answer.json()["jsonb_"] == {"b": {"c": 4, "d": 3}}
 
 
 @pytest.mark.parametrize("word", ["a/b", "ä ö", "%2F", "?&#", "a\tb", "😀"])
-def test_text_key_may_hold_anything(http: httpx.Client, word: str) -> None:
+def test_text_key_can_contain_any_character(http: httpx.Client, word: str) -> None:
     location = http.post("/words", json={"word": word}).headers["location"]
     assert http.get(location).json()["word"] == word
     assert http.delete(location).status_code == 204
 
 
-def test_pages_hold_every_row_once(http: httpx.Client) -> None:
+def test_pages_contain_every_row_once(http: httpx.Client) -> None:
     words = {f"page {number}/" for number in range(7)}
     for word in words:
         http.post("/words", json={"word": word})
@@ -150,7 +150,7 @@ def test_pages_hold_every_row_once(http: httpx.Client) -> None:
         ("/every-types", {"note": None}, (422, "wrong-type", "note")),
     ],
 )
-def test_refusal_of_the_database_names_the_field(
+def test_rejection_by_the_database_names_the_field(
     http: httpx.Client, path: str, body: dict[str, object], expected: tuple[int, str, str]
 ) -> None:
     status, kind, field = expected
@@ -162,7 +162,7 @@ def test_refusal_of_the_database_names_the_field(
     assert [error["field"] for error in answer.json()["errors"]] == [field]
 
 
-def test_row_that_others_refer_to_stays(http: httpx.Client, student: str) -> None:
+def test_referenced_row_cannot_be_deleted(http: httpx.Client, student: str) -> None:
     http.put(student, json={"name": "Ada"})
     http.put("/words/refers", json={"student_id": int(student.rpartition("/")[2])})
     answer = http.delete(student)
@@ -170,7 +170,7 @@ def test_row_that_others_refer_to_stays(http: httpx.Client, student: str) -> Non
     assert http.get(student).status_code == 200
 
 
-def test_concurrent_creations_leave_one_row(sa: Service, student: str) -> None:
+def test_one_of_several_concurrent_creations_succeeds(sa: Service, student: str) -> None:
     def create(_: int) -> int:
         return httpx.put(sa.url + student, json={"name": "Ada"}, headers={"If-None-Match": "*"}).status_code
 
@@ -178,7 +178,7 @@ def test_concurrent_creations_leave_one_row(sa: Service, student: str) -> None:
         assert sorted(pool.map(create, range(8))) == [201] + [412] * 7
 
 
-# What is not quite HTTP
+# Malformed and oversized requests
 
 
 def exchange(service: Service, request: bytes) -> bytes:
@@ -214,7 +214,7 @@ _POST = b"POST /students HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r
         (b"GET /students HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n", 200),
     ],
 )
-def test_what_is_not_quite_http_gets_an_answer(sa: Service, request_: bytes, status: int) -> None:
+def test_malformed_or_oversized_request_gets_a_response(sa: Service, request_: bytes, status: int) -> None:
     answer = exchange(sa, request_)
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
     assert not [line for line in log_lines(sa) if line["level"] in {"error", "critical"}]
@@ -228,16 +228,16 @@ def test_websocket_is_refused(sa: Service) -> None:
     assert exchange(sa, handshake) == b""
 
 
-# Logs, metrics, start and stop
+# Logs, metrics, start and shutdown
 
 
-def test_request_can_be_found_in_the_log(http: httpx.Client, sa: Service, student: str) -> None:
+def test_write_is_logged_with_its_request_id(http: httpx.Client, sa: Service, student: str) -> None:
     http.put(student, json={"name": "Ada"}, headers={"X-Request-ID": "find-me"})
     (line,) = [line for line in log_lines(sa) if line.get("request_id") == "find-me"]
     assert (line["method"], line["path"], line["status"], line["level"]) == ("PUT", student, 201, "info")
 
 
-def test_reads_of_rows_that_are_there_or_not_are_not_logged(
+def test_reads_of_existing_and_missing_rows_are_not_logged(
     http: httpx.Client, sa: Service, student: str
 ) -> None:
     http.get(student, headers={"X-Request-ID": "quiet"})
@@ -246,9 +246,9 @@ def test_reads_of_rows_that_are_there_or_not_are_not_logged(
     assert not [line for line in log_lines(sa) if line.get("request_id") == "quiet"]
 
 
-def test_metrics_are_those_of_all_workers(sb: Service, student: str) -> None:
+def test_metrics_cover_all_worker_processes(sb: Service, student: str) -> None:
     for _ in range(40):
-        httpx.get(sb.url + student)  # each on a connection of its own, so that both workers get some
+        httpx.get(sb.url + student)  # on a new connection, so that both workers get some
     pattern = re.compile(
         r'http_request_duration_seconds_count{cache="HIT",entity="student",method="GET",status="4xx"} (\S+)'
     )
@@ -259,7 +259,7 @@ def test_metrics_are_those_of_all_workers(sb: Service, student: str) -> None:
     assert float(match[1]) == 39
 
 
-def test_request_under_way_is_finished_before_the_end(
+def test_request_in_flight_is_finished_before_shutdown(
     service_process: Run, postgres: Postgres, database: str, student: str
 ) -> None:
     name = database.rpartition("/")[2]
@@ -276,13 +276,13 @@ def test_request_under_way_is_finished_before_the_end(
         assert answer.result().json()["age"] == 36
         wait_until(lambda: not service.running)
         assert [line for line in log_lines(service) if line["level"] in {"error", "critical"}] == []
-    # The service was closed too: it has delivered its changes and marked them.
+    # The service was closed, too: it has published its changes and marked them.
     marked = f"SELECT DISTINCT published_at IS NOT NULL FROM cachesync.change_log WHERE key = '{key}'"
     assert postgres.sql(marked, name) == "t"
 
 
-def test_connection_is_closed_when_idle_and_never_within_a_request(sa: Service, student: str) -> None:
-    """gunicorn by itself would keep it for ever, and a service that is stopped would wait for it."""
+def test_connection_is_closed_when_idle_but_not_during_a_request(sa: Service, student: str) -> None:
+    """Without our patch, gunicorn would keep it open forever, and a shutdown would wait for it."""
     with socket.create_connection((HOST, sa.port), timeout=20) as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: sa\r\n\r\n")
         assert b"200 OK" in connection.recv(65536)
@@ -300,25 +300,26 @@ def test_connection_is_closed_when_idle_and_never_within_a_request(sa: Service, 
     [
         ({"PORT": "http"}, 1, "cannot start: PORT is invalid: Input should be a valid integer"),
         ({"WORKERS": "0"}, 1, "cannot start: WORKERS is invalid: Input should be greater than 0"),
-        ({"DB_NAME": "postgres"}, 3, "cannot start: the database has no schema 'cachesync'"),
-        ({"DB_PORT": "1"}, 3, "cannot start: 127.0.0.1:1/"),
-        ({"DB_PASSWORD": "wrong-one"}, 3, "cannot start: 127.0.0.1:"),
-        ({"CACHESYNC_ENTITIES": "/nowhere"}, 3, "cannot start: cannot read the entities file /nowhere"),
+        ({"DB_NAME": "postgres"}, 3, '"error":"the database has no schema \'cachesync\''),
+        ({"DB_PORT": "1"}, 3, '"error":"127.0.0.1:1/'),
+        ({"DB_PASSWORD": "wrong-one"}, 3, '"error":"127.0.0.1:'),
+        ({"CACHESYNC_ENTITIES": "/nowhere"}, 3, '"error":"cannot read the entities file /nowhere'),
     ],
 )
-def test_service_that_cannot_start_says_why_and_ends(
+def test_service_that_cannot_start_reports_the_reason_and_exits(
     service_process: Run, changed: dict[str, str], code: int, reason: str
 ) -> None:
     with pytest.raises(ProcessExitedError) as caught, service_process("sa", **changed):
         pass
     message = str(caught.value)
     assert f"exited with status {code} " in message
+    assert message.count("cannot start") == 1
     assert message.count(reason) == 1
     assert "Traceback" not in message
     assert "wrong-one" not in message
 
 
-def test_worker_that_cannot_replace_another_does_not_end_the_rest(
+def test_worker_that_fails_to_start_does_not_stop_the_others(
     service_process: Run, postgres: Postgres, database: str, student: str
 ) -> None:
     role = f"{database.rpartition('/')[2]}_sb"

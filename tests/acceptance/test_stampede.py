@@ -1,4 +1,4 @@
-"""Many misses on one key at once."""
+"""Many simultaneous misses of one key."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 KEY = 3500
 READS = 500
-# Which of the two it is, the planner decides by the table's size.
+# The planner chooses between the two scans by the size of the table.
 LOOKUPS = "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relname = 'student'"
 
 
 def lookups(system: System) -> int:
-    """How often a student was looked up, as PostgreSQL counts it."""
-    time.sleep(1.5)  # each session reports what it did after a second
+    """Return how often PostgreSQL has looked up a student."""
+    time.sleep(1.5)  # each session reports its statistics after a second
     return int(run_sql(system.dsn, LOOKUPS))
 
 
@@ -40,7 +40,7 @@ async def read_at_once(ports: list[int]) -> list[tuple[int, bytes]]:
     return [(answer.status, answer.headers[b"x-cache"]) for answer in answers]
 
 
-def test_misses_in_two_processes_cost_one_database_read(system: System, tmp_path: Path) -> None:
+def test_simultaneous_misses_in_two_processes_cost_one_database_read(system: System, tmp_path: Path) -> None:
     services = [
         Service(
             tmp_path / str(number),

@@ -1,4 +1,4 @@
-"""An application on the stand-in of the library."""
+"""Fixtures: an application on the stand-in for the library."""
 
 from __future__ import annotations
 

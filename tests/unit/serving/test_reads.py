@@ -1,4 +1,4 @@
-"""What the services answer to reads; on the stand-in of the library."""
+"""The services' responses to reads, on the stand-in for the library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def _rows(service: MemoryService) -> None:
     await service.word.insert(RowInput.from_json(b'{"word": "a/b c"}'))
 
 
-async def test_row_is_served_as_its_payload_with_its_version(client: ASGIConductor) -> None:
+async def test_row_is_served_as_its_payload_with_its_version_as_etag(client: ASGIConductor) -> None:
     answer = await client.simulate_get("/students/1")
     assert answer.status_code == 200
     assert answer.content == b'{"id": 1, "name": "Ada", "age": 36}'
@@ -34,7 +34,7 @@ async def test_row_is_served_as_its_payload_with_its_version(client: ASGIConduct
 
 
 @pytest.mark.parametrize("outcome", Outcome)
-async def test_x_cache_says_how_the_read_was_answered(
+async def test_x_cache_reports_how_the_read_was_answered(
     client: ASGIConductor, service: MemoryService, outcome: Outcome
 ) -> None:
     service.student.outcome = outcome
@@ -43,7 +43,7 @@ async def test_x_cache_says_how_the_read_was_answered(
     assert (missing.status_code, missing.headers["x-cache"]) == (404, outcome.value)
 
 
-async def test_head_has_the_headers_of_get_and_no_body(client: ASGIConductor) -> None:
+async def test_head_returns_the_headers_of_get_without_a_body(client: ASGIConductor) -> None:
     for path in ("/students/1", "/students?limit=1"):
         get = await client.simulate_get(path)
         head = await client.simulate_head(path)
@@ -52,7 +52,7 @@ async def test_head_has_the_headers_of_get_and_no_body(client: ASGIConductor) ->
 
 
 @pytest.mark.parametrize("known", ['"42"', 'W/"42"', '"1", W/"42"', "*", ' "1" ,, "42" '])
-async def test_known_version_is_not_sent_again(client: ASGIConductor, known: str) -> None:
+async def test_matching_if_none_match_returns_304(client: ASGIConductor, known: str) -> None:
     answer = await client.simulate_get("/students/1", headers={"If-None-Match": known})
     assert (answer.status_code, answer.content) == (304, b"")
     assert answer.headers["etag"] == '"42"'
@@ -60,12 +60,12 @@ async def test_known_version_is_not_sent_again(client: ASGIConductor, known: str
 
 
 @pytest.mark.parametrize("known", ['"41"', '"042"', '"4", "2"', 'W/"43"'])
-async def test_other_versions_do_not_stand_for_this_one(client: ASGIConductor, known: str) -> None:
+async def test_if_none_match_with_other_versions_returns_the_row(client: ASGIConductor, known: str) -> None:
     assert (await client.simulate_get("/students/1", headers={"If-None-Match": known})).status_code == 200
 
 
 @pytest.mark.parametrize("known", ["42", '"42', 'w/"42"', '"4" "2"', ""])
-async def test_what_is_no_list_of_tags_is_refused(client: ASGIConductor, known: str) -> None:
+async def test_malformed_if_none_match_is_rejected(client: ASGIConductor, known: str) -> None:
     answer = await client.simulate_get("/students/1", headers={"If-None-Match": known})
     assert (answer.status_code, answer.json["type"]) == (400, "/problems/invalid-header")
     assert answer.json["errors"][0]["field"] == "If-None-Match"
@@ -75,7 +75,7 @@ async def test_what_is_no_list_of_tags_is_refused(client: ASGIConductor, known: 
 @pytest.mark.parametrize(
     "key", ["x", "01", "+1", "1.0", "9223372036854775808", "%31%20", "", "%FF", "1%00", "%F0%9F%98%80"]
 )
-async def test_what_is_no_key_is_refused_by_its_field(client: ASGIConductor, key: str) -> None:
+async def test_invalid_key_is_rejected_with_its_field(client: ASGIConductor, key: str) -> None:
     answer = await client.simulate_get(f"/students/{key}")
     assert (answer.status_code, answer.json["type"]) == (400, "/problems/invalid-key")
     assert [error["field"] for error in answer.json["errors"]] == ["id"]
@@ -88,7 +88,7 @@ async def test_encoded_slash_is_part_of_a_key(client: ASGIConductor, path: str) 
 
 
 @pytest.mark.parametrize("path", ["/words/a/b%20c", "/", "/nothing", "/students/1/2"])
-async def test_unknown_path_is_a_problem(client: ASGIConductor, path: str) -> None:
+async def test_unknown_path_returns_a_problem(client: ASGIConductor, path: str) -> None:
     answer = await client.simulate_get(path)
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -96,13 +96,13 @@ async def test_unknown_path_is_a_problem(client: ASGIConductor, path: str) -> No
 
 
 @pytest.mark.parametrize("method", ["POST", "TRACE", "CONNECT", "PROPFIND", "BREW", "WEBSOCKET"])
-async def test_unknown_method_names_those_that_are_known(client: ASGIConductor, method: str) -> None:
+async def test_unsupported_method_returns_the_supported_ones(client: ASGIConductor, method: str) -> None:
     answer = await client.simulate_request(method, "/students/1")
     assert (answer.status_code, answer.json["type"]) == (405, "/problems/method-not-allowed")
     assert answer.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT, OPTIONS"
 
 
-async def test_pages_follow_each_other_in_key_order(client: ASGIConductor) -> None:
+async def test_pages_are_in_key_order_and_link_to_the_next(client: ASGIConductor) -> None:
     first = await client.simulate_get("/students", query_string="limit=2")
     assert first.headers["x-cache"] == "BYPASS"
     assert [row["id"] for row in first.json["items"]] == [1, 2]
@@ -113,7 +113,7 @@ async def test_pages_follow_each_other_in_key_order(client: ASGIConductor) -> No
     assert "link" not in last.headers
 
 
-async def test_page_joins_the_payloads_as_they_are(client: ASGIConductor) -> None:
+async def test_page_contains_the_payloads_unchanged(client: ASGIConductor) -> None:
     answer = await client.simulate_get("/students", query_string="after=2&limit=1")
     assert answer.content == b'{"items": [{"id": 10, "name": "Ada", "age": 36}], "next": null}'
 
@@ -143,19 +143,21 @@ async def test_next_link_encodes_the_key(client: ASGIConductor, service: MemoryS
         ("after=1&after=1", "after"),
     ],
 )
-async def test_bad_parameter_is_named(client: ASGIConductor, query: str, field: str) -> None:
+async def test_invalid_parameter_is_named(client: ASGIConductor, query: str, field: str) -> None:
     answer = await client.simulate_get("/students", query_string=query)
     assert (answer.status_code, answer.json["type"]) == (400, "/problems/invalid-parameter")
     assert [error["field"] for error in answer.json["errors"]] == [field]
 
 
 @pytest.mark.parametrize("query", ["after=%FF", "x=%C3", "&" * 3 + "a=1&" * 101])
-async def test_query_that_cannot_be_read_is_refused(client: ASGIConductor, query: str) -> None:
+async def test_malformed_query_string_is_rejected(client: ASGIConductor, query: str) -> None:
     answer = await client.simulate_get("/students", query_string=query)
     assert (answer.status_code, answer.json["type"]) == (400, "/problems/invalid-parameter")
 
 
-async def test_unavailable_database_asks_to_come_back(client: ASGIConductor, service: MemoryService) -> None:
+async def test_unavailable_database_returns_503_with_retry_after(
+    client: ASGIConductor, service: MemoryService
+) -> None:
     service.student.fails = DatabaseUnavailableError("the pool at db.internal is empty")
     for path in ("/students/1", "/students"):
         answer = await client.simulate_get(path)
@@ -164,13 +166,13 @@ async def test_unavailable_database_asks_to_come_back(client: ASGIConductor, ser
         assert "db.internal" not in answer.text
 
 
-async def test_sane_request_id_is_kept(client: ASGIConductor) -> None:
+async def test_well_formed_request_id_is_kept(client: ASGIConductor) -> None:
     answer = await client.simulate_get("/students/1", headers={"X-Request-ID": "checkout-7f3a"})
     assert answer.headers["x-request-id"] == "checkout-7f3a"
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, 'x"y', "é"])
-async def test_other_request_ids_are_replaced(client: ASGIConductor, given: str) -> None:
+async def test_malformed_request_id_is_replaced(client: ASGIConductor, given: str) -> None:
     first = await client.simulate_get("/students/1", headers={"X-Request-ID": given})
     second = await client.simulate_get("/students/1", headers={"X-Request-ID": given})
     assert len({given, first.headers["x-request-id"], second.headers["x-request-id"]}) == 3

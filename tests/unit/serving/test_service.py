@@ -1,4 +1,4 @@
-"""Health, metrics, description and life of a service; on the stand-in of the library."""
+"""Health, metrics, OpenAPI document and lifecycle of a service, on the stand-in for the library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 
-async def test_live_process_says_so(client: ASGIConductor) -> None:
+async def test_process_reports_that_it_is_live(client: ASGIConductor) -> None:
     answer = await client.simulate_get("/health/live")
     assert (answer.status_code, answer.json) == (200, {"status": "live"})
 
@@ -51,11 +51,11 @@ async def test_service_is_not_ready_without_postgresql(client: ASGIConductor, se
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/openapi.json"])
-async def test_head_is_known_wherever_get_is(client: ASGIConductor, path: str) -> None:
+async def test_resources_of_the_service_support_head(client: ASGIConductor, path: str) -> None:
     assert (await client.simulate_head(path)).status_code == 200
 
 
-async def test_metrics_count_what_was_answered(
+async def test_metrics_are_served_as_text(
     client: ASGIConductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -64,7 +64,7 @@ async def test_metrics_count_what_was_answered(
     assert answer.headers["content-type"].startswith("text/plain")
 
 
-async def test_description_is_openapi_and_describes_every_path(client: ASGIConductor) -> None:
+async def test_openapi_document_describes_every_path(client: ASGIConductor) -> None:
     document = (await client.simulate_get("/openapi.json")).json
     assert document["openapi"] == "3.1.0"
     assert set(document["paths"]) == {
@@ -76,7 +76,7 @@ async def test_description_is_openapi_and_describes_every_path(client: ASGICondu
     }
 
 
-async def test_schemas_and_examples_of_the_description_are_sound(client: ASGIConductor) -> None:
+async def test_openapi_schemas_and_examples_are_valid(client: ASGIConductor) -> None:
     document = (await client.simulate_get("/openapi.json")).json
     for name, schema in document["components"]["schemas"].items():
         jsonschema_rs.meta.validate(schema)
@@ -98,7 +98,7 @@ async def test_schemas_and_examples_of_the_description_are_sound(client: ASGICon
             jsonschema_rs.validate(schema, example)
 
 
-async def test_integers_of_any_size_stand_in_the_description(service: MemoryService) -> None:
+async def test_openapi_document_can_contain_integers_of_any_size(service: MemoryService) -> None:
     service.word.columns = tuple(
         replace(column, precision=40) if column.name == "score" else column for column in WORD
     )
@@ -115,16 +115,16 @@ async def test_service_is_closed_after_the_last_request() -> None:
     assert service.closed
 
 
-async def start(app: App, state: dict[str, bool]) -> tuple[int, str]:
-    """The exit code and the only line of the log of an application that cannot start."""
+async def start(app: App, state: dict[str, bool]) -> tuple[int, str | None]:
+    """Start an application that cannot start; return the exit code and the error in the only log entry."""
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     await events.put({"type": "lifespan.startup"})
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
     with structlog.testing.capture_logs() as lines, pytest.raises(SystemExit) as caught:
         await app(scope, events.get, cast("Any", events.put))
     (line,) = lines
-    assert line["log_level"] == "critical"
-    return cast("int", caught.value.code), line["event"]
+    assert (line["log_level"], line["event"]) == ("critical", "cannot start")
+    return cast("int", caught.value.code), line.get("error")
 
 
 @pytest.mark.parametrize(
@@ -132,35 +132,34 @@ async def start(app: App, state: dict[str, bool]) -> tuple[int, str]:
     [
         (NotInstalledError("run `cachesync install`"), {"replaces_another": False}, 3),
         (NotInstalledError("run `cachesync install`"), {"replaces_another": True}, 3),
-        (DatabaseUnavailableError("no answer"), {}, 3),
-        (DatabaseUnavailableError("no answer"), {"replaces_another": True}, 1),
+        (DatabaseUnavailableError("no response"), {}, 3),
+        (DatabaseUnavailableError("no response"), {"replaces_another": True}, 1),
         (RuntimeError("a bug"), {}, 3),
     ],
 )
-async def test_service_that_cannot_start_ends(
+async def test_service_that_cannot_start_exits_with_the_reason(
     error: Exception, state: dict[str, bool], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_settings: Settings) -> Service:
         raise error
 
     monkeypatch.setattr("serving.app._RESTART_PAUSE_SECONDS", 0)
-    line = "cannot start" if isinstance(error, RuntimeError) else f"cannot start: {error}"
-    assert await start(create_app(settings(), fail), state) == (code, line)
+    reason = None if isinstance(error, RuntimeError) else str(error)
+    assert await start(create_app(settings(), fail), state) == (code, reason)
 
 
-async def test_entity_cannot_take_the_path_of_the_service() -> None:
+async def test_entity_cannot_use_a_path_of_the_service_itself() -> None:
     service = MemoryService()
     taken = service.word.entity.model_dump() | {"path": "/metrics", "ttl": "1h", "absent_ttl": "1m"}
     service.word.entity = Entity.model_validate(taken)
-    code, line = await start(app_on(service), {})
-    assert code == 3
-    assert "entity 'word' cannot have the path /metrics" in line
+    reason = "entity 'word' cannot use the path /metrics, which the service itself uses"
+    assert await start(app_on(service), {}) == (3, reason)
 
 
 async def answer_to(
     app: App, method: str, headers: dict[str, str], received: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What the application sends to a request, of whose body these events arrive and then nothing."""
+    """Return the messages that the application sends, if the client disconnects after these messages."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -187,14 +186,16 @@ async def answer_to(
 JSON = {"content-type": "application/json"}
 
 
-async def test_body_that_never_comes_is_a_timeout(service: MemoryService) -> None:
+async def test_body_that_never_arrives_returns_408(service: MemoryService) -> None:
     events = [{"type": "http.request", "body": b'{"id": 1}', "more_body": True}]
     sent = await answer_to(app_on(service), "POST", JSON | {"content-length": "30"}, events)
     assert sent[0]["status"] == 408
     assert orjson.loads(sent[1]["body"])["type"] == "/problems/request-timeout"
 
 
-async def test_client_that_waits_is_asked_for_the_body_it_may_send(service: MemoryService) -> None:
+async def test_client_that_expects_100_continue_gets_it_only_if_the_body_is_read(
+    service: MemoryService,
+) -> None:
     body = b'{"id": 1, "name": "Ada"}'
     for length, statuses in ((str(len(body)), [100, 201, None]), ("5000", [413, None])):
         headers = JSON | {"expect": "100-continue", "content-length": length}
@@ -203,21 +204,21 @@ async def test_client_that_waits_is_asked_for_the_body_it_may_send(service: Memo
         assert [event.get("status") for event in sent] == statuses
 
 
-async def test_body_is_not_waited_for_where_nobody_wants_it(service: MemoryService) -> None:
+async def test_response_does_not_wait_for_a_body_that_is_not_read(service: MemoryService) -> None:
     sent = await answer_to(app_on(service), "GET", {"content-length": "30"}, [])
     assert sent[0]["status"] == 200
     sent = await answer_to(app_on(service), "PUT", {"content-length": "30"}, [])
     assert sent[0]["status"] == 405
 
 
-async def test_websocket_is_refused_without_a_word(service: MemoryService) -> None:
+async def test_websocket_is_refused_without_a_message(service: MemoryService) -> None:
     async def unused(*_: object) -> Any:
         raise AssertionError
 
     await app_on(service)({"type": "websocket", "path": "/students"}, unused, unused)
 
 
-def test_logs_are_json_objects_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_have_one_json_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.root.handlers, logging.root.level
     try:
         logs.configure(logging.INFO)

@@ -1,4 +1,4 @@
-"""Settings come from the environment and a `.env` file, and a bad one is named."""
+"""Settings come from the environment and a `.env` file; an invalid one is named."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_credentials_come_from_the_env_file(kind: type[Settings]) -> None:
     assert "secret" not in repr(settings)
 
 
-def test_environment_wins_over_the_env_file(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_the_env_file(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
     monkeypatch.setenv("DB_USERNAME", "other")
     monkeypatch.setenv("PORT", "9000")
@@ -61,18 +61,18 @@ def test_environment_wins_over_the_env_file(kind: type[Settings], monkeypatch: p
     ("variables", "text"),
     [
         ({"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "PLAIN", "SASL_PASSWORD": "secret"},
-         "KAFKA_SASL_USERNAME is invalid: a login is needed, since KAFKA_SECURITY_PROTOCOL is SASL_SSL ("),
+         "KAFKA_SASL_USERNAME is invalid: it is required if KAFKA_SECURITY_PROTOCOL is SASL_SSL ("),
         ({"SASL_PASSWORD": "secret"},
          "KAFKA_SASL_PASSWORD is invalid: it has no effect while KAFKA_SECURITY_PROTOCOL is PLAINTEXT ("),
         ({"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SSL_CA_LOCATION": __file__},
          "KAFKA_SSL_CA_LOCATION is invalid: it has no effect while KAFKA_SECURITY_PROTOCOL is SASL_"),
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CERTIFICATE_LOCATION": __file__},
-         "KAFKA_SSL_KEY_LOCATION is invalid: it goes with KAFKA_SSL_CERTIFICATE_LOCATION"),
+         "KAFKA_SSL_KEY_LOCATION is invalid: set it together with KAFKA_SSL_CERTIFICATE_LOCATION, or set "),
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CA_LOCATION": "/nowhere"},
          "KAFKA_SSL_CA_LOCATION is invalid: Path does not point to a file"),
     ],
 )  # fmt: skip
-def test_what_kafka_asks_for_is_whole_or_refused(
+def test_incomplete_or_contradictory_kafka_security_is_rejected(
     kind: type[Settings], monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], text: str
 ) -> None:
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
@@ -86,7 +86,7 @@ def test_missing_setting_is_named(kind: type[Settings]) -> None:
     assert complaint(kind).startswith("cannot start: DB_USERNAME is not set (")
 
 
-def test_empty_setting_is_a_missing_one(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_setting_counts_as_missing(kind: type[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PASSWORD", "")
     monkeypatch.setenv("DB_USERNAME", "")
     assert "DB_USERNAME is not set; DB_PASSWORD is not set" in complaint(kind)
@@ -95,7 +95,7 @@ def test_empty_setting_is_a_missing_one(kind: type[Settings], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("name", "value"), [("PORT", "http"), ("PORT", "70000"), ("WORKERS", "0"), ("BODY_LIMIT", "-1")]
 )
-def test_bad_setting_is_named(
+def test_invalid_setting_is_named(
     kind: type[Settings], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
@@ -103,6 +103,6 @@ def test_bad_setting_is_named(
     assert f"cannot start: {name} is invalid: Input should be" in complaint(kind)
 
 
-def test_env_file_that_is_no_text_is_named(kind: type[Settings]) -> None:
+def test_env_file_that_is_not_text_is_named(kind: type[Settings]) -> None:
     write_env(kind, b"DB_USERNAME=\xff\nDB_PASSWORD=secret\n")
     assert ".env" in complaint(kind)

@@ -1,4 +1,4 @@
-"""What the services make of writes; on the stand-in of the library."""
+"""The services' responses to writes, on the stand-in for the library."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def write(
 
 
 def problem(answer: Result) -> tuple[int, str, list[str]]:
-    """Status, kind and fields of a problem, after a look at what all problems share."""
+    """Return status, kind and fields of a problem, after checking the members that all problems have."""
     assert answer.headers["content-type"] == "application/problem+json"
     document: dict[str, Any] = answer.json
     kind = document["type"].removeprefix("/problems/")
@@ -50,7 +50,7 @@ def problem(answer: Result) -> tuple[int, str, list[str]]:
     return answer.status_code, kind, fields
 
 
-async def test_post_creates_and_says_where(client: ASGIConductor) -> None:
+async def test_post_creates_a_row_and_returns_its_location(client: ASGIConductor) -> None:
     answer = await write(client, "POST", "/students", ADA)
     assert answer.status_code == 201
     assert answer.headers["location"] == "/students/1"
@@ -65,14 +65,14 @@ async def test_location_encodes_the_key(client: ASGIConductor) -> None:
     assert (await client.simulate_get(answer.headers["location"])).json["word"] == "ä/b?"
 
 
-async def test_post_may_leave_out_what_has_a_default_or_takes_null(
+async def test_post_can_omit_columns_with_a_default_and_nullable_columns(
     client: ASGIConductor, service: MemoryService
 ) -> None:
     assert (await write(client, "POST", "/things", b"{}")).status_code == 201
     assert service.thing.given == [RowInput("{}", {})]
 
 
-async def test_put_creates_then_replaces(client: ASGIConductor) -> None:
+async def test_put_creates_a_missing_row_and_replaces_an_existing_one(client: ASGIConductor) -> None:
     created = await write(client, "PUT", "/students/1", b'{"name": "Ada"}')
     assert (created.status_code, created.headers["location"]) == (201, "/students/1")
     replaced = await write(client, "PUT", "/students/1", b'{"name": "Grace"}')
@@ -81,21 +81,21 @@ async def test_put_creates_then_replaces(client: ASGIConductor) -> None:
     assert replaced.headers["etag"] == '"43"'
 
 
-async def test_patch_merges(client: ASGIConductor) -> None:
+async def test_patch_merges_into_the_row(client: ASGIConductor) -> None:
     await write(client, "POST", "/students", ADA)
     for kind in ("application/merge-patch+json", "application/json"):
         answer = await write(client, "PATCH", "/students/1", b'{"age": null}', {"Content-Type": kind})
         assert (answer.status_code, answer.json) == (200, {"id": 1, "name": "Ada", "age": None})
 
 
-async def test_delete_deletes(client: ASGIConductor) -> None:
+async def test_delete_removes_the_row(client: ASGIConductor) -> None:
     await write(client, "POST", "/students", ADA)
     answer = await client.simulate_delete("/students/1")
     assert (answer.status_code, answer.content) == (204, b"")
     assert (await client.simulate_get("/students/1")).status_code == 404
 
 
-async def test_x_cache_says_when_the_cache_could_not_follow(
+async def test_x_cache_is_bypass_if_the_cache_could_not_be_updated(
     client: ASGIConductor, service: MemoryService
 ) -> None:
     service.student.cached = False
@@ -104,7 +104,7 @@ async def test_x_cache_says_when_the_cache_could_not_follow(
     assert (await client.simulate_delete("/students/1")).headers["x-cache"] == "BYPASS"
 
 
-async def test_put_never_creates_where_the_database_makes_the_keys() -> None:
+async def test_put_does_not_create_a_row_if_the_database_generates_keys() -> None:
     service = MemoryService()
     key, *others = STUDENT
     service.student = MemoryCache("student", (replace(key, generated=True), *others))
@@ -121,7 +121,7 @@ async def test_put_never_creates_where_the_database_makes_the_keys() -> None:
         assert problem(answer) == (422, "read-only-field", ["id"])
 
 
-# What reaches the library
+# Rows as the library gets them
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ async def test_put_never_creates_where_the_database_makes_the_keys() -> None:
         b'{"id": 1, "name": "x", "age": -0}',
     ],
 )
-async def test_body_is_handed_on_byte_by_byte(
+async def test_body_is_passed_on_byte_by_byte(
     client: ASGIConductor, service: MemoryService, body: bytes
 ) -> None:
     assert (await write(client, "POST", "/students", body)).status_code == 201
@@ -140,9 +140,7 @@ async def test_body_is_handed_on_byte_by_byte(
 
 
 @pytest.mark.parametrize("score", ["1.10", "0.1e1", "12.300000000000000000000000001", "-0.0"])
-async def test_digits_of_a_number_stay_as_they_are(
-    client: ASGIConductor, service: MemoryService, score: str
-) -> None:
+async def test_numbers_keep_their_digits(client: ASGIConductor, service: MemoryService, score: str) -> None:
     body = f'{{"word": "x", "score": {score}}}'.encode()
     assert (await write(client, "POST", "/words", body)).status_code == 201
     assert handed_on(service.word.given[0])[0] == body
@@ -156,7 +154,7 @@ async def test_digits_of_a_number_stay_as_they_are(
         (b'{"word": "a\\u0022b"}', b'{"word": "a\\u0022b"}'),
     ],
 )
-async def test_put_adds_the_key_of_the_path(
+async def test_put_adds_the_key_from_the_path(
     client: ASGIConductor, service: MemoryService, body: bytes, expected: bytes
 ) -> None:
     assert (await write(client, "PUT", "/words/a%22b", body)).status_code == 201
@@ -166,7 +164,7 @@ async def test_put_adds_the_key_of_the_path(
 @pytest.mark.parametrize(
     ("age", "digits"), [("36.0", "36"), ("3.6e1", "36"), ("3600e-2", "36"), ("-0.0", "0"), ("36", "36")]
 )
-async def test_integers_are_spelled_as_postgresql_reads_them(
+async def test_integers_are_written_as_postgresql_parses_them(
     client: ASGIConductor, service: MemoryService, age: str, digits: str
 ) -> None:
     body = f'{{"name": "{{\\"age\\": 1.0}}", "age" : {age} ,"id":1.0}}'.encode()
@@ -181,9 +179,7 @@ async def test_integers_are_spelled_as_postgresql_reads_them(
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("match", ['"42"', "*", '"7", "42"', 'W/"1","42"'])
-async def test_write_goes_through_where_the_version_matches(
-    client: ASGIConductor, method: str, match: str
-) -> None:
+async def test_write_succeeds_if_the_version_matches(client: ASGIConductor, method: str, match: str) -> None:
     await write(client, "POST", "/students", ADA)
     answer = await write(client, method, "/students/1", ADA, JSON | {"If-Match": match})
     assert answer.status_code in {200, 204}
@@ -191,13 +187,15 @@ async def test_write_goes_through_where_the_version_matches(
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("match", ['"41"', 'W/"42"', '"042"', '"x"', '""', f'"{2**63}"', f'"{"9" * 40}"'])
-async def test_stale_write_is_refused(client: ASGIConductor, method: str, match: str) -> None:
+async def test_write_is_rejected_if_the_version_does_not_match(
+    client: ASGIConductor, method: str, match: str
+) -> None:
     await write(client, "POST", "/students", ADA)
     answer = await write(client, method, "/students/1", ADA, JSON | {"If-Match": match})
     assert problem(answer) == (412, "precondition-failed", [])
 
 
-async def test_precondition_on_a_missing_row_fails_where_the_write_would_create_it(
+async def test_if_match_on_a_missing_row_fails_for_put_and_is_not_found_otherwise(
     client: ASGIConductor,
 ) -> None:
     for match in ("*", '"42"', 'W/"42"'):
@@ -207,14 +205,14 @@ async def test_precondition_on_a_missing_row_fails_where_the_write_would_create_
         assert (await write(client, "DELETE", "/students/1", b"", headers)).status_code == 404
 
 
-async def test_put_creates_only_where_asked_to(client: ASGIConductor) -> None:
+async def test_put_with_if_none_match_star_only_creates(client: ASGIConductor) -> None:
     headers = JSON | {"If-None-Match": "*"}
     assert (await write(client, "PUT", "/students/1", ADA, headers)).status_code == 201
     answer = await write(client, "PUT", "/students/1", ADA, headers)
     assert problem(answer) == (412, "precondition-failed", [])
 
 
-async def test_another_unique_column_is_no_failed_precondition(
+async def test_duplicate_in_another_unique_column_is_not_a_failed_precondition(
     client: ASGIConductor, service: MemoryService
 ) -> None:
     service.student.fails = DuplicateRowError(("name",), "Key (name)=(Ada) already exists.")
@@ -234,7 +232,7 @@ async def test_another_unique_column_is_no_failed_precondition(
         ("DELETE", {"If-None-Match": "*"}, "If-None-Match"),
     ],
 )
-async def test_precondition_is_never_ignored(
+async def test_unsupported_or_malformed_precondition_is_rejected(
     client: ASGIConductor, method: str, headers: dict[str, str], field: str
 ) -> None:
     answer = await write(client, method, "/students/1", ADA, JSON | headers)
@@ -242,12 +240,12 @@ async def test_precondition_is_never_ignored(
 
 
 @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
-async def test_post_takes_no_precondition(client: ASGIConductor, header: str) -> None:
+async def test_post_rejects_preconditions(client: ASGIConductor, header: str) -> None:
     answer = await write(client, "POST", "/students", ADA, JSON | {header: "*"})
     assert problem(answer) == (400, "invalid-header", [header])
 
 
-# Bodies that cannot be a row
+# Bodies that are not a valid row
 
 DEEP = b'{"word": "x", "details": ' + b"[" * 100 + b"]" * 100 + b"}"
 BOTTOMLESS = b'{"word": "x", "details": ' + b"[" * 400
@@ -296,14 +294,14 @@ NAN = b'{"word": "x", "details": NaN}'
         (b'{"word": "x", "mood": "furious"}', (422, "invalid-value", ["mood"])),
     ],
 )
-async def test_body_that_cannot_be_a_row_is_refused(
+async def test_body_that_is_not_a_valid_row_is_rejected(
     client: ASGIConductor, service: MemoryService, body: bytes, expected: tuple[int, str, list[str]]
 ) -> None:
     assert problem(await write(client, "POST", "/words", body)) == expected
     assert not service.word.given
 
 
-async def test_bottomless_body_is_refused(client: ASGIConductor) -> None:
+async def test_endlessly_nested_body_is_rejected(client: ASGIConductor) -> None:
     status, kind, _ = problem(await write(client, "POST", "/words", b"[" * 999))
     assert (status, kind) in {(400, "too-deep"), (400, "malformed-json")}
 
@@ -321,14 +319,14 @@ async def test_bottomless_body_is_refused(client: ASGIConductor) -> None:
         ("true", "wrong-type"),
     ],
 )
-async def test_what_an_integer_column_does_not_take_is_refused(
+async def test_value_that_does_not_fit_an_integer_column_is_rejected(
     client: ASGIConductor, age: str, kind: str
 ) -> None:
     body = f'{{"id": 1, "name": "Ada", "age": {age}}}'.encode()
     assert problem(await write(client, "POST", "/students", body)) == (422, kind, ["age"])
 
 
-async def test_every_wrong_field_is_named_up_to_a_bound(client: ASGIConductor) -> None:
+async def test_invalid_fields_are_named_up_to_a_limit(client: ASGIConductor) -> None:
     members = ", ".join(f'"f{number}": 1' for number in range(30))
     answer = await write(client, "POST", "/words", f'{{"word": 1, {members}}}'.encode())
     assert len(answer.json["errors"]) == 20
@@ -336,14 +334,14 @@ async def test_every_wrong_field_is_named_up_to_a_bound(client: ASGIConductor) -
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 @pytest.mark.parametrize("key", ["2", "1.5", '"1"', "null"])
-async def test_key_in_the_body_must_be_that_of_the_path(client: ASGIConductor, method: str, key: str) -> None:
+async def test_key_in_the_body_must_match_the_path(client: ASGIConductor, method: str, key: str) -> None:
     await write(client, "POST", "/students", ADA)
     answer = await write(client, method, "/students/1", f'{{"id": {key}, "name": "Ada"}}'.encode())
     kind = "key-mismatch" if key == "2" else "wrong-type"
     assert problem(answer) == (422, kind, ["id"])
 
 
-async def test_uuid_key_may_be_spelled_otherwise(client: ASGIConductor) -> None:
+async def test_uuid_key_can_be_written_in_any_form(client: ASGIConductor) -> None:
     key = "6f1c2a34-90ab-4cde-8f01-23456789abcd"
     body = json.dumps({"id": key.upper()}).encode()
     assert (await write(client, "PUT", f"/things/{{{key}}}", body)).status_code == 201
@@ -354,7 +352,7 @@ async def test_uuid_key_may_be_spelled_otherwise(client: ASGIConductor) -> None:
 @pytest.mark.parametrize(
     "kind", [None, "", "text/plain", "application/jsonx", "application/json; charset=latin-1", "json"]
 )
-async def test_other_media_types_are_refused(client: ASGIConductor, kind: str | None) -> None:
+async def test_unsupported_media_type_is_rejected(client: ASGIConductor, kind: str | None) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
     for method, path in (("POST", "/students"), ("PUT", "/students/1"), ("PATCH", "/students/1")):
         answer = await write(client, method, path, ADA, headers)
@@ -365,23 +363,23 @@ async def test_other_media_types_are_refused(client: ASGIConductor, kind: str | 
 @pytest.mark.parametrize(
     "kind", ["application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"', "application/json ;"]
 )
-async def test_media_type_may_be_spelled_otherwise(client: ASGIConductor, kind: str) -> None:
+async def test_media_type_can_be_written_in_any_form(client: ASGIConductor, kind: str) -> None:
     assert (await write(client, "POST", "/students", ADA, {"Content-Type": kind})).status_code == 201
 
 
-async def test_put_takes_no_merge_patch(client: ASGIConductor) -> None:
+async def test_put_rejects_a_merge_patch(client: ASGIConductor) -> None:
     headers = {"Content-Type": "application/merge-patch+json"}
     assert (await write(client, "PUT", "/students/1", ADA, headers)).status_code == 415
 
 
-async def test_body_over_the_limit_is_refused(client: ASGIConductor) -> None:
+async def test_body_over_the_limit_is_rejected(client: ASGIConductor) -> None:
     body = b'{"id": 1, "name": "' + b"x" * 981 + b'"}'
     assert len(body) == 1002
     assert problem(await write(client, "POST", "/students", body)) == (413, "body-too-large", [])
     assert (await write(client, "POST", "/students", body.replace(b"xx", b"", 1))).status_code == 201
 
 
-async def test_body_over_the_limit_is_refused_when_its_length_is_not_announced(
+async def test_body_over_the_limit_is_rejected_without_a_content_length(
     client: ASGIConductor,
 ) -> None:
     headers = JSON | {"Content-Length": ""}
@@ -389,7 +387,7 @@ async def test_body_over_the_limit_is_refused_when_its_length_is_not_announced(
     assert problem(answer) == (413, "body-too-large", [])
 
 
-# What the library says
+# Errors of the library
 
 
 @pytest.mark.parametrize(
@@ -398,13 +396,13 @@ async def test_body_over_the_limit_is_refused_when_its_length_is_not_announced(
         (DuplicateRowError(("name", "age"), "exists"), (409, "duplicate-row", ["name", "age"])),
         (DuplicateRowError((), "exists"), (409, "duplicate-row", [])),
         (ConstraintViolatedError("age", ("age",), "violates"), (422, "constraint-violated", ["age"])),
-        (ConstraintViolatedError(None, (), "a trigger says no"), (422, "constraint-violated", [])),
-        (InvalidValueError("name", "is no text"), (422, "invalid-value", ["name"])),
-        (InvalidValueError(None, "is no text"), (422, "invalid-value", [])),
-        (DatabaseUnavailableError("no"), (503, "database-unavailable", [])),
+        (ConstraintViolatedError(None, (), "rejected by a trigger"), (422, "constraint-violated", [])),
+        (InvalidValueError("name", "is not a string"), (422, "invalid-value", ["name"])),
+        (InvalidValueError(None, "is not a string"), (422, "invalid-value", [])),
+        (DatabaseUnavailableError("no response"), (503, "database-unavailable", [])),
     ],
 )
-async def test_refusal_of_the_database_is_a_problem_of_its_own(
+async def test_each_error_of_the_database_has_its_own_problem(
     client: ASGIConductor, service: MemoryService, error: Exception, expected: tuple[int, str, list[str]]
 ) -> None:
     service.student.fails = error
@@ -413,7 +411,9 @@ async def test_refusal_of_the_database_is_a_problem_of_its_own(
     assert problem(await write(client, "PATCH", "/students/1", ADA)) == expected
 
 
-async def test_row_that_others_refer_to_is_a_conflict(client: ASGIConductor, service: MemoryService) -> None:
+async def test_delete_of_a_referenced_row_is_a_conflict(
+    client: ASGIConductor, service: MemoryService
+) -> None:
     service.student.fails = ReferenceViolatedError("fk", (), "is still referenced")
     answer = await client.simulate_delete("/students/1")
     assert problem(answer) == (409, "reference-violated", [])
@@ -425,7 +425,7 @@ async def test_missing_row_is_not_found(client: ASGIConductor) -> None:
         assert problem(answer) == (404, "row-not-found", [])
 
 
-async def test_unexpected_error_shows_nothing_of_itself(
+async def test_unexpected_error_does_not_reveal_its_message(
     client: ASGIConductor, service: MemoryService
 ) -> None:
     service.student.fails = RuntimeError("secret")
@@ -435,7 +435,7 @@ async def test_unexpected_error_shows_nothing_of_itself(
     assert "r1" in answer.json["detail"]
 
 
-async def test_long_values_are_cut_in_messages(client: ASGIConductor) -> None:
+async def test_long_values_are_shortened_in_messages(client: ASGIConductor) -> None:
     body = json.dumps({"id": 1, "name": ["x" * 900]}).encode()
     answer = await write(client, "POST", "/students", body)
     assert len(answer.json["detail"]) <= 301
