@@ -1,6 +1,6 @@
-"""Slots: what a cache holds for each row, and every access to a Redis.
+"""Slots: the content of a cache, and all access to Redis.
 
-The layout of a slot, what a change does to it, and the Lua scripts that carry it out live here, with the
-clients that run them one slot at a time (services) or many at once (background work). Nothing here knows
-PostgreSQL or Kafka.
+Contains the layout of a slot, the effect of a change on it, the Lua scripts that implement it, and the
+clients that run them on one slot at a time (services) or on many at once (background work). Independent of
+PostgreSQL and Kafka.
 """

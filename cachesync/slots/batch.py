@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from cachesync.slots.scripts import Command
 
 _SCAN_KEYS: Final = 1000
-# Where a script's command names its only key.
-_SLOT_NAME: Final = 3
+# Position of the only key in the command of a script.
+_KEY_POSITION: Final = 3
 
 
 class Applier:
     """Applies changes to the slots of one service.
 
     Args:
-        client: the service's Redis or Redis Cluster.
-        service: the service's name.
-        entities: the declared entities by name.
+        client: the client of the service's Redis or Redis Cluster.
+        service: the name of the service.
+        entities: the declared entities, by name.
     """
 
     def __init__(self, client: WorkerRedis, service: str, entities: Mapping[str, Entity]) -> None:
@@ -44,15 +44,17 @@ class Applier:
         self._lag = metrics.lag.labels(service)
 
     def apply(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
-        """Apply a batch in one round trip, one per primary of a cluster. Applying it again does nothing.
+        """Apply a batch of changes in one round trip; in a Redis Cluster, in one per primary.
+
+        Applying a batch again does nothing.
 
         Returns:
-            The changes that can never be applied, because the key of their slot holds another Redis type,
+            The changes that can never be applied, because the Redis key of their slot holds another type,
             each with the reason.
 
         Raises:
-            CacheUnavailableError: Redis did not respond, or refuses for now; the batch was applied in part
-                or not at all.
+            CacheUnavailableError: Redis did not respond, or refuses commands for now. Any part of the batch
+                may have been applied.
         """
         truncates = [change for change in changes if change.operation is Operation.TRUNCATE]
         rows = [change for change in changes if change.operation is not Operation.TRUNCATE]
@@ -72,22 +74,26 @@ class Applier:
         return refused
 
     def heads(self, changes: Sequence[Change]) -> list[bytes | str]:
-        """Return the first `HEAD_BYTES` of the slots of changes of rows.
+        """Return the first `HEAD_BYTES` of the slot of each change.
 
-        Where a slot's key holds another Redis type, the reason (a `str`) takes the place of the bytes.
+        Args:
+            changes: changes of rows, not truncates.
+
+        Returns:
+            One item per change; the reason, as `str`, if the Redis key of the slot holds another type.
 
         Raises:
-            CacheUnavailableError: Redis did not respond, or refuses for now.
+            CacheUnavailableError: Redis did not respond, or refuses commands for now.
         """
         names = [slot_name(self._service, change.entity, change.key or "") for change in changes]
         heads = pipelined(self._client, [(name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for name in names])
-        _require_carried_out(heads)
+        _raise_general_error(heads)
         return [str(head) if isinstance(head, ResponseError) else head for head in heads]
 
     def _truncate(self, change: Change) -> None:
-        """Empty every slot of the entity that is older; values cached while this runs are newer."""
+        """Empty every older slot of the entity; values that are cached while this runs are newer."""
         names: list[str] = []
-        # The names of services and entities contain no character that is special in a pattern.
+        # The names of services and entities contain no special characters of patterns.
         for name in scan(self._client, slot_name(self._service, change.entity, "*"), _SCAN_KEYS):
             names.append(name.decode())
             if len(names) == _SCAN_KEYS:
@@ -96,19 +102,19 @@ class Applier:
         self._run([emptied(name, change.version) for name in names])
 
     def _run(self, changes: Sequence[SlotChange]) -> list[Any]:
-        """Return the script's effect per change; a ResponseError if the key holds another Redis type."""
-        # The last argument is the token of a lease; an event has none.
+        """Return the effect of each change; a ResponseError if the Redis key holds another type."""
+        # The last argument is the token of a lease, which events do not have.
         effects = run_script("change", [(*change, "") for change in changes], self._send)
-        _require_carried_out(effects)
+        _raise_general_error(effects)
         return effects
 
     def _send(self, commands: list[Command]) -> list[Any]:
-        return pipelined(self._client, [(str(command[_SLOT_NAME]), command) for command in commands])
+        return pipelined(self._client, [(str(command[_KEY_POSITION]), command) for command in commands])
 
 
-def _require_carried_out(answers: Iterable[Any]) -> None:
-    """Raise the first error that is not about one slot alone."""
-    for answer in answers:
-        wrong_type = isinstance(answer, ResponseError) and "WRONGTYPE" in str(answer)
-        if isinstance(answer, RedisError) and not wrong_type:
-            raise CacheUnavailableError(str(answer)) from answer
+def _raise_general_error(replies: Iterable[Any]) -> None:
+    """Raise the first error that does not concern one slot alone."""
+    for reply in replies:
+        wrong_type = isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply)
+        if isinstance(reply, RedisError) and not wrong_type:
+            raise CacheUnavailableError(str(reply)) from reply

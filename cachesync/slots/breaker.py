@@ -1,4 +1,4 @@
-"""A circuit breaker: after repeated failures a dependency is left alone for a while."""
+"""A circuit breaker, which stops calls to a dependency that keeps failing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import time
 
 
 class Breaker:
-    """Closed, it lets calls through; open, it refuses them, but for one probe per pause.
+    """Lets calls through while closed; while open, refuses all but one probe per pause.
+
+    Source: https://martinfowler.com/bliki/CircuitBreaker.html
 
     Args:
-        failures: how many failures in a row open it.
-        pause: seconds until the next probe.
+        failures: the number of consecutive failures that opens the breaker.
+        pause: the time between probes while it is open, in seconds.
     """
 
     def __init__(self, failures: int, pause: float) -> None:
@@ -20,7 +22,7 @@ class Breaker:
         self._retry_at = 0.0
 
     def allows(self) -> bool:
-        """Whether to make a call now; while open, the caller who gets True is the probe."""
+        """Return whether to make a call now; while open, the caller that gets True makes the probe."""
         if self._failures < self._limit:
             return True
         now = time.monotonic()
@@ -30,11 +32,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """A call came back."""
+        """Record that a call succeeded, which closes the breaker."""
         self._failures = 0
 
     def failed(self) -> None:
-        """A call failed or took too long."""
+        """Record that a call failed or timed out."""
         self._failures += 1
         if self._failures >= self._limit:
             self._retry_at = time.monotonic() + self._pause

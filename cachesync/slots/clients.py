@@ -1,7 +1,7 @@
 """Clients of a service's Redis or Redis Cluster.
 
-`redis://`, `rediss://` (TLS) and `unix://` URLs lead to one Redis, as in redis-py; `redis+cluster://` and
-`rediss+cluster://` lead to a Redis Cluster through any one of its nodes.
+As in redis-py, `redis://`, `rediss://` (TLS) and `unix://` are the URLs of a single Redis. `redis+cluster://`
+and `rediss+cluster://` are the URLs of a Redis Cluster, with the address of any one of its nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry as AsyncioRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
-    ConnectionError,  # noqa: A004 - redis-py's, which is no OSError
+    ConnectionError,  # noqa: A004 - redis-py's own, which is not an OSError
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -35,19 +35,25 @@ if TYPE_CHECKING:
     from cachesync.slots.scripts import Command
 
 _CLUSTER: Final = "+cluster"
-# A round trip carries all commands of one turn of the event loop; more than a few in flight gain nothing.
+# All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
 
 WorkerRedis = Redis | RedisCluster
 
 
 def is_cluster(url: str) -> bool:
-    """Return whether a URL leads to a Redis Cluster."""
+    """Return whether a URL is that of a Redis Cluster."""
     return urlsplit(url).scheme.endswith(_CLUSTER)
 
 
 def node_url(url: str, host: str, port: int) -> str:
-    """Return the URL of one node of the Redis Cluster at a URL."""
+    """Return the URL of one node of a Redis Cluster.
+
+    Args:
+        url: the URL of the cluster, which gives the scheme, the login and the options.
+        host: the host of the node.
+        port: its port.
+    """
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -60,23 +66,22 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
     """Return an asynchronous client of one Redis, for a service.
 
     Args:
-        url: of the Redis; it is connected to later.
-        seconds: the timeout of one response.
+        url: the URL of the Redis, which is connected to on the first command.
+        seconds: the timeout for a connection and for a reply.
 
     Raises:
-        SettingsError: the URL is not a Redis URL.
+        ValueError: the URL is not a Redis URL.
     """
-    with _checked_url():
-        pool = asyncio_redis.BlockingConnectionPool.from_url(
-            url,
-            max_connections=_SERVICE_CONNECTIONS,
-            timeout=seconds,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            # No retries: the database answers instead, and a lease that is requested again with the same
-            # token could be granted although others have changed the row since the first attempt.
-            retry=AsyncioRetry(NoBackoff(), 0),
-        )
+    pool = asyncio_redis.BlockingConnectionPool.from_url(
+        url,
+        max_connections=_SERVICE_CONNECTIONS,
+        timeout=seconds,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        # No retries: the database answers instead, and a lease that is requested again with the same token
+        # could be granted although others have changed the row since the first attempt.
+        retry=AsyncioRetry(NoBackoff(), 0),
+    )
     return asyncio_redis.Redis.from_pool(pool)
 
 
@@ -84,14 +89,15 @@ def worker_client(url: str, seconds: float) -> WorkerRedis:
     """Return a blocking client, for the background work.
 
     Args:
-        url: of the Redis, which is connected to later, or of the Redis Cluster, which is connected to now.
-        seconds: the timeout of one response.
+        url: the URL of a Redis, which is connected to on the first command, or of a Redis Cluster, which is
+            connected to now.
+        seconds: the timeout for a connection and for a reply.
 
     Raises:
         SettingsError: the URL is not a Redis URL.
         CacheUnavailableError: the Redis Cluster did not respond.
     """
-    with _checked_url(), translate_redis_errors():
+    with translate_url_errors(), translate_redis_errors():
         if not is_cluster(url):
             return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
         return RedisCluster.from_url(
@@ -105,7 +111,7 @@ def worker_client(url: str, seconds: float) -> WorkerRedis:
 
 
 def primaries(client: WorkerRedis) -> dict[str | None, Redis]:
-    """Return the primaries of a Redis Cluster by `host:port`; a single Redis under None."""
+    """Return the primaries of a Redis Cluster by `host:port`, or a single Redis by None."""
     if isinstance(client, Redis):
         return {None: client}
     return {node.name: client.get_redis_connection(node) for node in client.get_primaries()}
@@ -116,8 +122,8 @@ def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
 
     Args:
         client: the Redis or Redis Cluster.
-        pattern: as for SCAN.
-        count: how many keys each SCAN looks at.
+        pattern: a pattern as for SCAN.
+        count: the number of keys that each SCAN examines.
 
     Raises:
         CacheUnavailableError: a primary did not respond.
@@ -128,36 +134,36 @@ def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
 
 
 def pipelined(client: WorkerRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
-    """Send commands about one key each in one round trip per primary.
+    """Send commands with one key each in one round trip per primary.
 
-    redis-py's own pipeline over a Redis Cluster repeats each command for an unavailable node one by one,
-    and waits for each.
+    redis-py's own cluster pipeline is not used, because it retries the commands for an unavailable node one
+    by one and waits for each.
 
     Args:
         client: the Redis or Redis Cluster.
-        commands: each with its key.
+        commands: pairs of a key and the command.
 
     Returns:
-        The answers; a ResponseError for a command that was refused.
+        One reply per command; a ResponseError for a command that was refused.
 
     Raises:
-        CacheUnavailableError: a primary did not respond; some of the commands may have been carried out.
+        CacheUnavailableError: a primary did not respond; some of the commands may have been executed.
     """
     if isinstance(client, Redis):
         with translate_redis_errors():
             return _pipelined(client, [command for _, command in commands])
-    answers: list[Any] = [None] * len(commands)
+    replies: list[Any] = [None] * len(commands)
     with _rediscovering(client):
-        places: dict[ClusterNode, list[int]] = {}
-        for place, (key, _) in enumerate(commands):
-            places.setdefault(client.get_node_from_key(key), []).append(place)
-        for node, its in places.items():
-            asked = [commands[place][1] for place in its]
-            answered = _pipelined(client.get_redis_connection(node), asked)
-            for place, command, answer in zip(its, asked, answered, strict=True):
-                redirected = isinstance(answer, (AskError, TryAgainError))
-                answers[place] = _followed(client, command) if redirected else answer
-    return answers
+        indexes_by_node: dict[ClusterNode, list[int]] = {}
+        for index, (key, _) in enumerate(commands):
+            indexes_by_node.setdefault(client.get_node_from_key(key), []).append(index)
+        for node, indexes in indexes_by_node.items():
+            batch = [commands[index][1] for index in indexes]
+            batch_replies = _pipelined(client.get_redis_connection(node), batch)
+            for index, command, reply in zip(indexes, batch, batch_replies, strict=True):
+                redirected = isinstance(reply, (AskError, TryAgainError))
+                replies[index] = _redirected(client, command) if redirected else reply
+    return replies
 
 
 def _pipelined(client: Redis, commands: Sequence[Command]) -> list[Any]:
@@ -167,8 +173,8 @@ def _pipelined(client: Redis, commands: Sequence[Command]) -> list[Any]:
     return pipeline.execute(raise_on_error=False)
 
 
-def _followed(client: RedisCluster, command: Command) -> Any:
-    """Return the answer to a command whose key has moved to another node, or is being moved."""
+def _redirected(client: RedisCluster, command: Command) -> Any:
+    """Return the reply to a command whose key has moved to another node or is being moved."""
     try:
         return client.execute_command(*command)
     except ResponseError as error:
@@ -180,7 +186,10 @@ def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
     """Raise errors of redis-py and of its connections as a CacheUnavailableError.
 
     Args:
-        redis: what the error's text calls the Redis.
+        redis: the name of the Redis in the error text.
+
+    Raises:
+        CacheUnavailableError: the Redis did not respond or refused a command.
     """
     try:
         yield
@@ -192,7 +201,7 @@ def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
 
 @contextmanager
 def _rediscovering(client: WorkerRedis) -> Iterator[None]:
-    """Translate errors; if a node of a cluster did not respond, update the slot map for the next attempt."""
+    """Translate errors; if a cluster node did not respond, refresh the hash slot map for the next attempt."""
     with translate_redis_errors():
         try:
             yield
@@ -204,8 +213,12 @@ def _rediscovering(client: WorkerRedis) -> Iterator[None]:
 
 
 @contextmanager
-def _checked_url() -> Iterator[None]:
-    """Raise the ValueError that redis-py has for a malformed URL as a SettingsError."""
+def translate_url_errors() -> Iterator[None]:
+    """Raise the ValueError of a malformed URL as a SettingsError.
+
+    Raises:
+        SettingsError: the URL is not a Redis URL.
+    """
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A service's Redis Cluster: each primary is a Redis of its own, which fails by itself."""
+"""A service's Redis Cluster: each primary is a Redis of its own that fails independently."""
 
 from __future__ import annotations
 
@@ -18,104 +18,107 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-# Between two looks at who has which hash slots.
-_PAUSE_SECONDS: Final = 1.0
+# Minimum time between two refreshes of the hash slot map.
+_REFRESH_SECONDS: Final = 1.0
 
 
 class Cluster:
     """The primaries of a Redis Cluster.
 
-    redis-py's own asyncio client of a cluster is not used: its pipeline fails as a whole with one node, it
-    does not find a node's successor without second tries, and an answer of it may fail with any exception.
+    redis-py's own asyncio cluster client is not used: its pipeline fails as a whole if one node fails, it
+    finds the successor of a failed node only through retries, and a call can fail with any exception.
 
     Args:
-        url: leads to any one node.
-        seconds: the longest wait for an answer.
+        url: the URL of any one node.
+        seconds: the timeout for a reply.
 
     Raises:
-        ValueError: the URL is none of a Redis Cluster.
+        ValueError: the URL is not a Redis Cluster URL.
     """
 
     def __init__(self, url: str, seconds: float) -> None:
         self._url = url
         self._seconds = seconds
-        given = urlsplit(url)
-        self._given = node_url(url, given.hostname or "", given.port or 6379)
-        self._first = self._open(self._given)
+        parts = urlsplit(url)
+        self._seed_url = node_url(url, parts.hostname or "", parts.port or 6379)
+        self._seed = self._open(self._seed_url)
         self._primaries: dict[str, RoundTrips] = {}
         self._owners: list[RoundTrips | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
-        self._looking: asyncio.Task[None] | None = None
-        self._next_look = 0.0
-        self._known = True
+        self._refreshing: asyncio.Task[None] | None = None
+        self._next_refresh = 0.0
+        self._refreshed = True
         self._closing: set[asyncio.Task[None]] = set()
 
-    def of(self, name: str) -> RoundTrips:
-        """The primary that has a key.
+    def node_for(self, key: str) -> RoundTrips:
+        """Return the primary that owns a key.
 
         Raises:
-            CacheUnavailableError: none is known.
+            CacheUnavailableError: the owner is unknown.
         """
-        owner = self._owners[key_slot(name.encode())]
+        owner = self._owners[key_slot(key.encode())]
         if owner is None:
-            self._look_again()
-            message = "no primary of the Redis Cluster is known to have this key"
+            self._refresh_soon()
+            message = "no known primary of the Redis Cluster owns the hash slot of this key"
             raise CacheUnavailableError(message)
         return owner
 
-    async def find(self) -> None:
-        """Learn who has which hash slots from the first node that tells; all stays as it is if none does."""
-        self._next_look = asyncio.get_running_loop().time() + _PAUSE_SECONDS
+    async def refresh(self) -> None:
+        """Take the hash slot map from the first node that returns it; if none does, keep the known one."""
+        self._next_refresh = asyncio.get_running_loop().time() + _REFRESH_SECONDS
         problem = ""
-        for url, node in [*self._primaries.items(), (self._given, self._first)]:
+        for url, node in [*self._primaries.items(), (self._seed_url, self._seed)]:
             try:
                 ranges = await node.call("CLUSTER SLOTS")
             except CacheUnavailableError as error:
                 problem = str(error)
                 continue
-            self._take(ranges, urlsplit(url).hostname or "")
-            self._known = True
+            self._replace_map(ranges, urlsplit(url).hostname or "")
+            self._refreshed = True
             return
-        if self._known:
-            _log.warning("no node of the Redis Cluster tells who has which keys", error=problem)
-        self._known = False
+        if self._refreshed:
+            _log.warning("no Redis Cluster node returned the hash slot map", error=problem)
+        self._refreshed = False
 
-    async def answers(self) -> bool:
-        """Whether every primary answers now."""
-        answers = await asyncio.gather(*(node.answers() for node in self._primaries.values()))
-        return bool(answers) and all(answers)
+    async def is_available(self) -> bool:
+        """Return whether every primary responds now."""
+        available = await asyncio.gather(*(node.is_available() for node in self._primaries.values()))
+        return bool(available) and all(available)
 
     async def close(self) -> None:
-        """Wait for what is under way, and disconnect."""
-        if self._looking is not None:
-            await self._looking
+        """Wait for the round trips in progress, then disconnect."""
+        if self._refreshing is not None:
+            await self._refreshing
         await asyncio.gather(
-            *self._closing, *(node.close() for node in (*self._primaries.values(), self._first))
+            *self._closing, *(node.close() for node in (*self._primaries.values(), self._seed))
         )
 
     def _open(self, url: str) -> RoundTrips:
-        return RoundTrips(service_client(url, self._seconds), self._look_again)
+        return RoundTrips(service_client(url, self._seconds), self._refresh_soon)
 
-    def _look_again(self) -> None:
-        """Find who has which hash slots in the background, unless that is under way or was just done."""
+    def _refresh_soon(self) -> None:
+        """Refresh the hash slot map in the background, unless a refresh is in progress or has just ended."""
         loop = asyncio.get_running_loop()
-        if loop.time() < self._next_look or (self._looking is not None and not self._looking.done()):
+        if loop.time() < self._next_refresh or (self._refreshing is not None and not self._refreshing.done()):
             return
-        self._looking = loop.create_task(self.find())
+        self._refreshing = loop.create_task(self.refresh())
 
-    def _take(self, ranges: list[list[Any]], asked: str) -> None:
-        """Take over what a node said; it leaves its own host out where it does not know it."""
+    def _replace_map(self, ranges: list[list[Any]], queried_host: str) -> None:
+        """Replace the hash slot map by a node's reply to CLUSTER SLOTS.
+
+        The reply leaves out the queried node's own host if the node does not know it.
+        """
         former, self._primaries = self._primaries, {}
         owners: list[RoundTrips | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, (host, port, *_), *_ in ranges:
-            url = node_url(self._url, host.decode() if host else asked, port)
+            url = node_url(self._url, host.decode() if host else queried_host, port)
             node = self._primaries.get(url) or former.pop(url, None) or self._open(url)
             self._primaries[url] = node
             owners[first : last + 1] = [node] * (last + 1 - first)
         self._owners = owners
-        for gone in former.values():
-            self._in_background(gone.close())
+        for removed in former.values():
+            self._close_in_background(removed.close())
 
-    def _in_background(self, closing: Coroutine[Any, Any, None]) -> None:
+    def _close_in_background(self, closing: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(closing)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

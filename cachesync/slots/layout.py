@@ -1,4 +1,4 @@
-"""A slot: the Redis string that holds what a cache knows of one row, and what a change does to it.
+"""Slots: the Redis strings that hold what a cache knows about each row, and the effect of changes on them.
 
 ======  =============================================================  ====================
 state   bytes                                                          a read
@@ -42,12 +42,12 @@ _FINGERPRINT: Final = slice(HEAD_BYTES, UP_TO_PAYLOAD)
 
 
 class SlotChange(NamedTuple):
-    """What a change does to one slot: the arguments of the script `change`.
+    """The effect of a change on one slot: the arguments of the script `change`.
 
     Attributes:
         name: the slot's Redis key.
         version: the version of the change, encoded.
-        content: the slot's new content; `EMPTY` if the change empties it.
+        content: the new content of the slot; `EMPTY` if the change empties it.
         ttl_ms: the lifetime of that content, in milliseconds.
     """
 
@@ -63,7 +63,7 @@ def slot_name(service: str, entity: str, key: str) -> str:
 
 
 def encode_version(version: int) -> bytes:
-    """Encode a row version so that the scripts can compare it."""
+    """Encode a row version in the form that the scripts compare."""
     return b"%019d" % version
 
 
@@ -73,14 +73,23 @@ def encode_value(version: int, fingerprint: bytes, payload: bytes) -> bytes:
 
 
 def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
-    """Decode the row that a slot holds; None if it holds none, or one of another schema."""
+    """Decode the row in a slot.
+
+    Args:
+        slot: the content of a slot that is not empty.
+        key: the key of the row.
+        fingerprint: the schema fingerprint that the caller can serve.
+
+    Returns:
+        The row; None if the slot is not a value, or has another fingerprint.
+    """
     if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
         return None
     return Row(key, int(slot[1:HEAD_BYTES]), fingerprint, slot[UP_TO_PAYLOAD:])
 
 
 def change_of(service: str, entity: Entity, change: Change) -> SlotChange:
-    """Return what a change of a row does to its slot in a service's cache."""
+    """Return the effect of a change of a row on its slot in the cache of a service."""
     row = None
     if change.payload is not None and change.fingerprint is not None:
         row = Row(change.key or "", change.version, change.fingerprint, change.payload)
@@ -93,16 +102,16 @@ def change_of(service: str, entity: Entity, change: Change) -> SlotChange:
 
 
 def emptied(name: str, version: int) -> SlotChange:
-    """Return the change that empties a slot if it holds an older version."""
+    """Return the change that empties a slot with an older version."""
     return SlotChange(name, encode_version(version), EMPTY, 1)
 
 
 def changed_content(on_change: OnChange, row: Row | None) -> bytes:
-    """Return the content that a slot gets when its row has changed.
+    """Return the new content of a slot whose row has changed.
 
     Args:
-        on_change: the entity's policy.
-        row: the row after the change; None after a delete, or if the payload is not known.
+        on_change: the policy of the entity.
+        row: the row after the change; None after a delete, or if its payload is unknown.
     """
     if row is None or on_change == "invalidate":
         return EMPTY
@@ -110,17 +119,17 @@ def changed_content(on_change: OnChange, row: Row | None) -> bytes:
 
 
 def filled_content(entity: Entity, row: Row | None) -> tuple[bytes, int]:
-    """Return the content that a load fills a slot with, and its lifetime in milliseconds."""
+    """Return the content with which a load fills a slot, and its lifetime in milliseconds."""
     if row is None:
         return ABSENT, with_jitter(entity.absent_ttl)
     return encode_value(row.version, row.fingerprint, row.payload), with_jitter(entity.ttl)
 
 
 def is_past(head: bytes, version: int) -> bool:
-    """Return whether a change of this version would do nothing to the slot.
+    """Return whether a slot is already at or past a version, so that a change of that version does nothing.
 
     Args:
-        head: the first `HEAD_BYTES` of the slot; empty if the slot is.
+        head: the first `HEAD_BYTES` of the slot; empty if the slot is empty.
         version: the version of the change.
     """
     if not head:
@@ -129,13 +138,13 @@ def is_past(head: bytes, version: int) -> bool:
 
 
 def with_jitter(ttl: timedelta) -> int:
-    """Return up to a tenth less than the lifetime, in milliseconds.
+    """Return a lifetime in milliseconds, shortened by up to a tenth.
 
-    Slots that were filled together then do not expire together.
+    This way, slots that were filled together do not expire together.
     """
     return max(1, int(ttl.total_seconds() * 1000 * random.uniform(0.9, 1.0)))  # noqa: S311 - no secret
 
 
 def new_token() -> str:
-    """Return a token that no other lease has."""
+    """Return a unique token for a lease."""
     return secrets.token_hex(8)

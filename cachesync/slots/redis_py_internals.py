@@ -1,4 +1,4 @@
-"""What this library uses of redis-py's internals, with the versions that it was tested with."""
+"""Access to redis-py internals, limited to the versions that were tested."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ require_tested("redis", TESTED)
 
 
 def socket_of(connection: AbstractConnection) -> socket:
-    """Return the socket of a connection, for which redis-py has no public name."""
-    connected: Any = connection._sock  # noqa: SLF001 - see the module
+    """Return the socket of a connection, which redis-py does not expose."""
+    connected: Any = connection._sock  # noqa: SLF001 - guarded by TESTED
     return connected  # type: ignore[no-any-return]

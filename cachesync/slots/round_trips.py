@@ -1,4 +1,4 @@
-"""Commands to one Redis, sent together."""
+"""Commands to one Redis, batched into round trips."""
 
 from __future__ import annotations
 
@@ -20,117 +20,125 @@ if TYPE_CHECKING:
 
 _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
-_MOST_ROUND_TRIPS: Final = 1
+_MAX_ROUND_TRIPS: Final = 1
 
-# RuntimeError: what uvloop says of a connection that was reset since its last use; redis-py does not see it.
-_NO_ANSWER: Final = (RedisError, OSError, RuntimeError)
+# RuntimeError: uvloop raises it for a connection that was reset since its last use, and redis-py does not
+# translate it.
+_UNAVAILABLE: Final = (RedisError, OSError, RuntimeError)
 
-_Waiting = tuple["Command", asyncio.Future[Any]]
+_Pending = tuple["Command", asyncio.Future[Any]]
 
 
 class RoundTrips:
-    """Commands that are asked for while a round trip is under way go with the next one, all together.
+    """Sends the commands that are issued during one round trip together in the next one.
 
-    Under load, what a round trip costs is most of the cost of a hit.
+    Under load, the round trip makes up most of the cost of a hit.
 
     Args:
-        client: the Redis.
-        misplaced: given for a node of a cluster: called when it does not answer, or says that another node
-            has a key.
+        client: the client of the Redis.
+        on_stale_map: called when the Redis does not respond or replies that another node owns a key. Given
+            if, and only if, the Redis is a node of a Redis Cluster.
     """
 
-    def __init__(self, client: Redis, misplaced: Callable[[], None] | None = None) -> None:
+    def __init__(self, client: Redis, on_stale_map: Callable[[], None] | None = None) -> None:
         self._client = client
-        self._misplaced = misplaced
+        self._on_stale_map = on_stale_map
         self._breaker = Breaker(_FAILURES, _PAUSE_SECONDS)
-        self._waiting: list[_Waiting] = []
+        self._pending: list[_Pending] = []
         self._round_trips: set[asyncio.Task[None]] = set()
 
-    def of(self, _: str) -> Self:
-        """Itself: one Redis has every key."""
+    def node_for(self, _: str) -> Self:
+        """Return the Redis that owns a key: a single Redis owns every key."""
         return self
 
     def call(self, *command: bytes | str | int) -> asyncio.Future[Any]:
-        """The answer to a command; CacheUnavailableError where there is none, NoScriptError as it is."""
+        """Send a command with the next round trip.
+
+        Returns:
+            The reply. The future fails with a NoScriptError if the Redis does not know the script, and with a
+            CacheUnavailableError if the Redis did not respond, refused the command, or is not being called
+            after repeated failures.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, future))
-        if len(self._waiting) == 1 and len(self._round_trips) < _MOST_ROUND_TRIPS:
+        self._pending.append((command, future))
+        if len(self._pending) == 1 and len(self._round_trips) < _MAX_ROUND_TRIPS:
             loop.call_soon(self._send)
         return future
 
-    async def answers(self) -> bool:
-        """Whether Redis answers now."""
+    async def is_available(self) -> bool:
+        """Return whether the Redis responds now."""
         try:
             await self._client.ping()
-        except _NO_ANSWER:
+        except _UNAVAILABLE:
             return False
         return True
 
     async def close(self) -> None:
-        """Wait for what is under way, and disconnect."""
+        """Wait for the round trip in progress, then disconnect."""
         await asyncio.gather(*self._round_trips, return_exceptions=True)
         await self._client.aclose()
 
     def _send(self) -> None:
-        batch, self._waiting = self._waiting, []
+        batch, self._pending = self._pending, []
         if not batch:
             return
         if not self._breaker.allows():
-            _fail(batch, CacheUnavailableError("left alone after repeated failures"))
+            _fail(batch, CacheUnavailableError("Redis is not being called after repeated failures"))
             return
         task = asyncio.get_running_loop().create_task(self._round_trip(batch))
         self._round_trips.add(task)
-        task.add_done_callback(self._came_back)
+        task.add_done_callback(self._finished)
 
-    def _came_back(self, round_trip: asyncio.Task[None]) -> None:
+    def _finished(self, round_trip: asyncio.Task[None]) -> None:
         self._round_trips.discard(round_trip)
         self._send()
 
-    async def _round_trip(self, batch: list[_Waiting]) -> None:
-        gets: list[_Waiting] = []
+    async def _round_trip(self, batch: list[_Pending]) -> None:
+        gets: list[_Pending] = []
         others = batch
-        # A cluster refuses one command for keys of several hash slots, even where one node has them all.
-        if self._misplaced is None:
-            gets = [waiting for waiting in batch if waiting[0][0] == "GET"]
-            others = [waiting for waiting in batch if waiting[0][0] != "GET"]
+        # A cluster refuses a command with keys of several hash slots, even if one node owns all of them.
+        if self._on_stale_map is None:
+            gets = [pending for pending in batch if pending[0][0] == "GET"]
+            others = [pending for pending in batch if pending[0][0] != "GET"]
         pipeline = self._client.pipeline(transaction=False)
         if gets:
-            # One command: to pack many and to read many answers costs hits as much as all the rest of them.
+            # One command: packing many commands and parsing many replies would cost a hit as much as
+            # everything else combined.
             pipeline.execute_command("MGET", *(command[1] for command, _ in gets))
         for command, _ in others:
             pipeline.execute_command(*command)
         try:
-            answers = await pipeline.execute(raise_on_error=False)
-        except _NO_ANSWER as error:
+            replies = await pipeline.execute(raise_on_error=False)
+        except _UNAVAILABLE as error:
             self._breaker.failed()
             metrics.cache_failures.inc()
             _fail(batch, CacheUnavailableError(str(error)))
-            if self._misplaced is not None:
-                self._misplaced()
+            if self._on_stale_map is not None:
+                self._on_stale_map()
             return
         self._breaker.succeeded()
         if gets:
-            slots = answers.pop(0)
-            answers[:0] = [slots] * len(gets) if isinstance(slots, Exception) else slots
-        for (_, future), answer in zip([*gets, *others], answers, strict=True):
+            slots = replies.pop(0)
+            replies[:0] = [slots] * len(gets) if isinstance(slots, Exception) else slots
+        for (_, future), reply in zip([*gets, *others], replies, strict=True):
             if not future.done():
-                self._answer(future, answer)
+                self._resolve(future, reply)
 
-    def _answer(self, future: asyncio.Future[Any], answer: Any) -> None:
-        if isinstance(answer, NoScriptError):
-            future.set_exception(answer)
-        elif isinstance(answer, Exception):
-            # Such as OOM or LOADING: this command was not carried out, the connection is sound.
+    def _resolve(self, future: asyncio.Future[Any], reply: Any) -> None:
+        if isinstance(reply, NoScriptError):
+            future.set_exception(reply)
+        elif isinstance(reply, Exception):
+            # For example OOM or LOADING: this command was not executed, but the connection is sound.
             metrics.cache_failures.inc()
-            future.set_exception(CacheUnavailableError(str(answer)))
-            if self._misplaced is not None and isinstance(answer, MovedError):
-                self._misplaced()
+            future.set_exception(CacheUnavailableError(str(reply)))
+            if self._on_stale_map is not None and isinstance(reply, MovedError):
+                self._on_stale_map()
         else:
-            future.set_result(answer)
+            future.set_result(reply)
 
 
-def _fail(batch: list[_Waiting], error: Exception) -> None:
+def _fail(batch: list[_Pending], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

@@ -1,7 +1,7 @@
 """The Lua scripts that change slots, and the one way to run them.
 
-A script is called by its digest. A Redis that was restarted or has flushed its scripts answers NOSCRIPT;
-the call is then repeated with the script's source, which loads it again.
+A script is called by its digest. A Redis that was restarted or has flushed its scripts replies NOSCRIPT; the
+call is then repeated with the source of the script, which loads it again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Script:
     """A Lua script of this package.
 
     Attributes:
-        source: its text.
-        sha: the digest by which Redis knows it.
+        source: the text of the script.
+        sha: the SHA-1 digest of the text, by which Redis identifies the script.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,26 +43,39 @@ def script(name: str) -> Script:
 def script_calls(name: str, calls: Sequence[Command]) -> Generator[list[Command], list[Any], list[Any]]:
     """Run a script once per call, independently of how commands are sent.
 
-    A generator, so that blocking, pipelined and asynchronous clients share it: it yields commands, is
-    sent their answers (an error reply as the exception that the client makes of it), and returns one
-    answer per call.
+    A generator, so that blocking, pipelined and asynchronous clients can share it.
 
     Args:
-        name: the script.
-        calls: for each call the slot's name and the script's arguments.
+        name: the name of the script.
+        calls: for each call, the name of the slot and the arguments of the script.
+
+    Yields:
+        Commands. Send it their replies; an error reply is the exception that the client makes of it.
+
+    Returns:
+        One reply per call.
     """
     lua = script(name)
-    answers = yield [("EVALSHA", lua.sha, 1, *call) for call in calls]
-    unknown = [place for place, answer in enumerate(answers) if _is_unknown(answer)]
+    replies = yield [("EVALSHA", lua.sha, 1, *call) for call in calls]
+    unknown = [index for index, reply in enumerate(replies) if _is_unknown(reply)]
     if unknown:
-        repeated = yield [("EVAL", lua.source, 1, *calls[place]) for place in unknown]
-        for place, answer in zip(unknown, repeated, strict=True):
-            answers[place] = answer
-    return answers
+        repeated = yield [("EVAL", lua.source, 1, *calls[index]) for index in unknown]
+        for index, reply in zip(unknown, repeated, strict=True):
+            replies[index] = reply
+    return replies
 
 
 def run_script(name: str, calls: Sequence[Command], send: Callable[[list[Command]], list[Any]]) -> list[Any]:
-    """Run a script once per call through a function that sends commands and returns their answers."""
+    """Run a script once per call with a blocking client.
+
+    Args:
+        name: the name of the script.
+        calls: for each call, the name of the slot and the arguments of the script.
+        send: sends commands and returns one reply for each.
+
+    Returns:
+        One reply per call.
+    """
     if not calls:
         return []
     steps = script_calls(name, calls)
@@ -71,12 +84,12 @@ def run_script(name: str, calls: Sequence[Command], send: Callable[[list[Command
         try:
             commands = steps.send(send(commands))
         except StopIteration as end:
-            answers: list[Any] = end.value
-            return answers
+            replies: list[Any] = end.value
+            return replies
 
 
-def _is_unknown(answer: object) -> bool:
-    # redis-py has a class for it; hiredis by itself has only the text.
-    return isinstance(answer, NoScriptError) or (
-        isinstance(answer, ReplyError) and str(answer).startswith("NOSCRIPT")
+def _is_unknown(reply: object) -> bool:
+    # redis-py has a class for this error; hiredis alone has only the text.
+    return isinstance(reply, NoScriptError) or (
+        isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT")
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from redis.exceptions import NoScriptError
 
-from cachesync.slots.clients import is_cluster, service_client
+from cachesync.slots.clients import is_cluster, service_client, translate_url_errors
 from cachesync.slots.cluster import Cluster
 from cachesync.slots.round_trips import RoundTrips
 from cachesync.slots.scripts import script_calls
@@ -23,44 +23,48 @@ class Slots:
 
     @classmethod
     async def open(cls, url: str, seconds: float) -> Self:
-        """Open the slots at a URL; Redis need not be available yet.
+        """Open the slots at a URL; the Redis need not be available yet.
 
         Args:
-            url: of a Redis or a Redis Cluster.
-            seconds: the timeout of one response.
+            url: the URL of a Redis or a Redis Cluster.
+            seconds: the timeout for a reply.
 
         Raises:
             SettingsError: the URL is not a Redis URL.
         """
-        if not is_cluster(url):
-            return cls(RoundTrips(service_client(url, seconds)))
-        cluster = Cluster(url, seconds)
-        await cluster.find()
+        with translate_url_errors():
+            if not is_cluster(url):
+                return cls(RoundTrips(service_client(url, seconds)))
+            cluster = Cluster(url, seconds)
+        await cluster.refresh()
         return cls(cluster)
 
     async def get(self, name: str) -> bytes | None:
-        """Return a slot's content; None if it is empty.
+        """Return the content of a slot; None if it is empty.
+
+        Args:
+            name: the slot's Redis key.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        slot: bytes | None = await self._redis.of(name).call("GET", name)
+        slot: bytes | None = await self._redis.node_for(name).call("GET", name)
         return slot
 
     async def lease(
         self, name: str, token: str, lease_ms: int, fingerprint: bytes, purpose: Literal["read", "write"]
     ) -> bytes | None:
-        """Take the lease of a slot that has nothing to serve.
+        """Take the lease of a slot that cannot be served from.
 
         Args:
             name: the slot's Redis key.
             token: the token of the new lease.
-            lease_ms: how long it holds, in milliseconds.
-            fingerprint: the schema fingerprint that the caller can serve.
-            purpose: a write also replaces *absent*.
+            lease_ms: the lifetime of the lease, in milliseconds.
+            fingerprint: the schema fingerprint of the values that the caller can serve.
+            purpose: `write` also replaces *absent* with the lease.
 
         Returns:
-            None if the lease was taken; otherwise the slot's content.
+            None if the lease was taken; otherwise the content of the slot.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
@@ -75,10 +79,10 @@ class Slots:
             name: the slot's Redis key.
             token: the token of that lease.
             content: the new content, a value or *absent*.
-            ttl_ms: its lifetime in milliseconds.
+            ttl_ms: the lifetime of the content, in milliseconds.
 
         Returns:
-            Whether the slot accepted it.
+            Whether the slot was filled.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
@@ -86,11 +90,11 @@ class Slots:
         return bool(await self._run("fill", name, token, content, ttl_ms))
 
     async def change(self, change: SlotChange, token: str) -> None:
-        """Bring a committed change of this service to its slot.
+        """Apply a committed change of this service to its slot.
 
         Args:
-            change: what it does.
-            token: the token of the lease that the write took; empty if it holds none.
+            change: the change.
+            token: the token of the lease that the write took; empty if it did not take one.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
@@ -98,31 +102,35 @@ class Slots:
         await self._run("change", *change, token)
 
     async def release(self, name: str, token: str) -> None:
-        """Give a lease back.
+        """Give up a lease without filling the slot.
+
+        Args:
+            name: the slot's Redis key.
+            token: the token of the lease.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
         await self._run("release", name, token)
 
-    async def answers(self) -> bool:
-        """Return whether Redis responds now; for a cluster, whether every primary does."""
-        return await self._redis.answers()
+    async def is_available(self) -> bool:
+        """Return whether the Redis responds now; for a Redis Cluster, whether every primary does."""
+        return await self._redis.is_available()
 
     async def close(self) -> None:
-        """Wait for pending commands, and disconnect."""
+        """Wait for the commands in progress, then disconnect."""
         await self._redis.close()
 
     async def _run(self, name: str, slot: str, *arguments: bytes | str | int) -> Any:
-        redis = self._redis.of(slot)
+        redis = self._redis.node_for(slot)
         steps = script_calls(name, [(slot, *arguments)])
         (command,) = next(steps)
         while True:
             try:
-                answer = await redis.call(*command)
+                reply = await redis.call(*command)
             except NoScriptError as error:
-                answer = error
+                reply = error
             try:
-                (command,) = steps.send([answer])
+                (command,) = steps.send([reply])
             except StopIteration as end:
                 return end.value[0]

@@ -1,12 +1,12 @@
--- Brings a change to a slot: an event, or what this service itself has just committed.
+-- Applies a change to a slot: an event, or a write that this service has just committed.
 --
 -- KEYS[1]  the slot
 -- ARGV[1]  the version of the change, 19 digits
--- ARGV[2]  the slot's new content: a value, or '' where the change empties it
--- ARGV[3]  its time to live in milliseconds
+-- ARGV[2]  the new content of the slot: a value, or '' if the change empties the slot
+-- ARGV[3]  the lifetime of the content in milliseconds
 -- ARGV[4]  the token of the lease that the writer took before its commit; '' for an event
 --
--- Returns what it did: 'advanced', 'emptied', 'filled', 'raised' (a lease's floor), 'older' or 'empty'.
+-- Returns the effect: 'advanced', 'emptied', 'filled', 'raised' (the floor of a lease), 'older' or 'empty'.
 local slot = redis.call('GET', KEYS[1])
 if not slot then
     return 'empty'

@@ -1,12 +1,13 @@
--- Fills a slot with what its lease's holder read from the database.
+-- Fills a slot with what the lease holder read from the database.
 --
 -- KEYS[1]  the slot
--- ARGV[1]  the holder's token
--- ARGV[2]  the slot's new content: a value, or 'A' for 'no such row'
--- ARGV[3]  its time to live in milliseconds
+-- ARGV[1]  the token of the lease
+-- ARGV[2]  the new content of the slot: a value, or 'A' for 'no such row'
+-- ARGV[3]  the lifetime of the content in milliseconds
 --
--- Returns 1 where it was filled. A lease that another holds, or none, stays as it is; what is older than
--- the floor is dropped, and 'absent' is older than any floor: a change has been here since the lease.
+-- Returns 1 if the slot was filled, else 0. A slot without this lease is left unchanged. Content below the
+-- floor is discarded, and the slot is emptied. 'A' is below any floor but zero, because a raised floor means
+-- that a change was applied after the lease was taken.
 local NO_FLOOR = '0000000000000000000'
 local slot = redis.call('GET', KEYS[1])
 if not slot or string.sub(slot, 1, 1) ~= 'L' or string.sub(slot, 21) ~= ARGV[1] then

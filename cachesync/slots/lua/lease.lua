@@ -1,14 +1,14 @@
--- Takes the lease of a slot that has nothing to serve, for whoever will fill it.
+-- Takes the lease of a slot that cannot be served from, for a caller that will fill it.
 --
 -- KEYS[1]  the slot
 -- ARGV[1]  the token of the new lease
--- ARGV[2]  its length in milliseconds
--- ARGV[3]  the schema fingerprint that the caller can serve
+-- ARGV[2]  the lifetime of the lease in milliseconds
+-- ARGV[3]  the schema fingerprint of the values that the caller can serve
 -- ARGV[4]  'read' or 'write'
 --
--- Returns nothing where the lease was taken, else the slot as it stands.
--- A value of another schema is a miss: its version becomes the floor, so that no older row replaces it.
--- A write also takes the place of 'absent', which its commit may be about to make untrue.
+-- Returns nil if the lease was taken, else the content of the slot. A value with another schema's fingerprint
+-- is a miss: its version becomes the floor, so that no older row replaces it. A write also replaces 'absent',
+-- which its commit may be about to make untrue.
 local NO_FLOOR = '0000000000000000000'
 local slot = redis.call('GET', KEYS[1])
 local floor

@@ -1,11 +1,11 @@
--- Repairs a slot that was found to be wrong, unless anything has changed it since.
+-- Repairs a slot that was found to be wrong, unless it has changed since it was read.
 --
 -- KEYS[1]  the slot
--- ARGV[1]  the slot's content as it was read, before the row was
--- ARGV[2]  its new content: a value, or '' where the slot is emptied
--- ARGV[3]  its time to live in milliseconds
+-- ARGV[1]  the content of the slot, read before the row was read
+-- ARGV[2]  the new content of the slot: a value, or '' to empty the slot
+-- ARGV[3]  the lifetime of the content in milliseconds
 --
--- Returns 1 where it was repaired, 0 where it is no longer what was read.
+-- Returns 1 if the slot was repaired, 0 if its content has changed.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
     return 0
 end
