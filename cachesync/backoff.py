@@ -1,4 +1,4 @@
-"""Exponential backoff, for everything that is tried again."""
+"""Exponential backoff for retries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-# More doublings would not change a delay that is capped, and a number of failures may come from outside.
+# More doublings would not change a capped delay, and the number of failures can come from outside.
 _MAX_DOUBLINGS: Final = 20
 
 

@@ -1,4 +1,4 @@
-"""A row, and a change of a row, as they travel between the database, the caches and Kafka."""
+"""Rows and changes, as they travel between the database, the caches and Kafka."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Operation(StrEnum):
-    """What a change did."""
+    """The kind of a change, as the change log and the events spell it."""
 
     UPSERT = "upsert"
     DELETE = "delete"
@@ -20,13 +20,13 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it is cached and served.
+    """A row, as it is cached and served.
 
     Attributes:
-        key: its primary key, as text in canonical form.
-        version: its row version.
+        key: the primary key, as text in canonical form.
+        version: the row version.
         fingerprint: the schema fingerprint of the payload.
-        payload: the JSON object that PostgreSQL made of it.
+        payload: the row as a JSON object, exactly as PostgreSQL wrote it.
     """
 
     key: str
@@ -41,13 +41,13 @@ class Change:
 
     Attributes:
         entity: the entity's name.
-        key: the primary key as text; None for a truncate, which is about all of them.
+        key: the primary key, as text in canonical form; None for a truncate, which affects every key.
         version: the row version, or the number that the delete or truncate drew.
-        operation: what it did.
-        fingerprint: the schema fingerprint of the payload; None without one.
-        payload: the row's JSON after an upsert, else None.
-        source: who made it: a service's name or a database user.
-        changed_at: when the statement that made it ended.
+        operation: the kind of change.
+        fingerprint: the schema fingerprint of the payload; None if there is no payload.
+        payload: the row's JSON after an upsert; otherwise None.
+        source: the name of the service or database user that made the change.
+        changed_at: when the statement that made the change ended.
     """
 
     entity: str

@@ -1,4 +1,4 @@
-"""An entity: one table whose rows are cached, as declared in the TOML file of entities."""
+"""Entities: the tables whose rows are cached, as declared in the entities file (TOML)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TOPIC_PREFIX: Final = "cachesync."
-"""What every entity's topic begins with."""
+"""Prefix of the name of every topic."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -38,28 +38,28 @@ def _duration(value: object) -> timedelta:
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 OnChange = Literal["refresh", "invalidate"]
-"""What a change does to a cached value: replace it, or empty the slot."""
+"""The effect of a change on a cached value: replace it, or empty the slot."""
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 
 
 class Entity(BaseModel):
-    """What is cached of one table, and how.
+    """The declaration of one cached table.
 
     Attributes:
         name: names the Kafka topic `cachesync.{name}` and the slots `{service}:{name}:{key}`.
-        table: the table, `name` or `schema.name`, as in SQL without quotes.
-        key: its primary key column.
-        columns: the columns that are cached and served, in this order; None: all of them.
+        table: the table, as `name` or `schema.name`, without SQL quotes.
+        key: the primary key column.
+        columns: the columns that are cached and served, in this order; None for all columns.
         ttl: how long a value stays cached.
-        absent_ttl: how long 'no such row' stays cached.
-        on_change: `refresh` replaces a cached value by the changed row, `invalidate` empties it.
-        path: where the services offer it, such as `/students`.
+        absent_ttl: how long *absent* (no such row) stays cached.
+        on_change: `refresh` replaces a cached value with the changed row; `invalidate` empties the slot.
+        path: the URL path at which the services serve the entity, such as `/students`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # The length bound leaves room for the suffixes of the database objects named after it.
+    # The length limit leaves room for the suffixes of the database objects that are named after the entity.
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
     table: Annotated[str, StringConstraints(pattern=r"^[^.\x00]{1,63}(\.[^.\x00]{1,63})?$")]
     key: Identifier
@@ -70,26 +70,26 @@ class Entity(BaseModel):
     path: Annotated[str, StringConstraints(pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")]
 
     @model_validator(mode="after")
-    def _columns_are_distinct_and_hold_the_key(self) -> Self:
+    def _check_columns(self) -> Self:
         if self.columns is None:
             return self
         if len(set(self.columns)) != len(self.columns):
-            message = "columns names a column twice"
+            message = "columns lists a column twice"
             raise ValueError(message)
         if self.key not in self.columns:
-            message = f"columns must hold the key column {self.key!r}"
+            message = f"columns must include the key column {self.key!r}"
             raise ValueError(message)
         return self
 
     @property
     def schema_and_table(self) -> tuple[str, str]:
-        """The table as (schema, name); the schema is `public` where none is given."""
+        """The table as (schema, name); the schema defaults to `public`."""
         schema, _, table = self.table.rpartition(".")
         return schema or "public", table
 
     @property
     def topic(self) -> str:
-        """The Kafka topic that carries its changes."""
+        """The Kafka topic of the entity's events."""
         return TOPIC_PREFIX + self.name
 
 
@@ -97,24 +97,29 @@ class _Declarations(BaseModel):
     entities: dict[str, Entity]
 
     @model_validator(mode="after")
-    def _tables_and_paths_are_distinct(self) -> Self:
-        for attribute in ("schema_and_table", "path"):
+    def _check_distinct(self) -> Self:
+        for attribute, label in (("schema_and_table", "table"), ("path", "path")):
             seen: dict[object, str] = {}
             for entity in self.entities.values():
                 value = getattr(entity, attribute)
                 if value in seen:
-                    what = "path" if attribute == "path" else "table"
-                    message = f"{seen[value]!r} and {entity.name!r} have the same {what}"
+                    message = f"{seen[value]!r} and {entity.name!r} have the same {label}"
                     raise ValueError(message)
                 seen[value] = entity.name
         return self
 
 
 def load_entities(path: Path) -> dict[str, Entity]:
-    """Read the declared entities, by name, in the order of the file.
+    """Load the declared entities.
+
+    Args:
+        path: the entities file.
+
+    Returns:
+        The entities by name, in the order of the file.
 
     Raises:
-        DeclarationError: the file cannot be read, is no TOML, or declares something impossible.
+        DeclarationError: the file cannot be read, is not valid TOML, or contains an invalid declaration.
     """
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -126,13 +131,13 @@ def load_entities(path: Path) -> dict[str, Entity]:
         raise DeclarationError(message) from error
     for name, section in document.items():
         if not isinstance(section, dict):
-            message = f"{path}: {name!r} stands outside a section; each entity is a [section]"
+            message = f"{path}: {name!r} is outside a section; each entity is a [section]"
             raise DeclarationError(message)
         if "name" in section:
-            message = f"{path}: {name}.name: an entity is called as its section is"
+            message = f"{path}: {name}.name: remove it; the section name is the name of the entity"
             raise DeclarationError(message)
     if not document:
-        message = f"{path} declares no entity; each is a [section]"
+        message = f"{path} declares no entities; each entity is a [section]"
         raise DeclarationError(message)
     try:
         declared = _Declarations.model_validate(

@@ -1,4 +1,4 @@
-"""The exceptions of this library. Their text can be shown to a user.
+"""The exceptions of this library. Their texts can be shown to a user.
 
     CacheSyncError
     ├── SettingsError
@@ -115,7 +115,7 @@ class ConstraintViolatedError(RowError):
 
     Attributes:
         constraint: the name of the constraint; None for a not-null column.
-        columns: the columns of the constraint, as far as the catalogue knows them.
+        columns: the columns of the constraint, if the catalog lists them.
     """
 
     def __init__(self, constraint: str | None, columns: tuple[str, ...], message: str) -> None:

@@ -22,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
     return file
 
 
-def test_an_entity_is_what_its_section_says(tmp_path: Path) -> None:
+def test_section_declares_an_entity(tmp_path: Path) -> None:
     (thing,) = load_entities(write(tmp_path, THING)).values()
     assert (thing.name, thing.schema_and_table, thing.key) == ("thing", ("shop", "thing"), "id")
     assert (thing.ttl, thing.absent_ttl) == (timedelta(hours=1), timedelta(seconds=0.5))
@@ -30,7 +30,7 @@ def test_an_entity_is_what_its_section_says(tmp_path: Path) -> None:
     assert thing.topic == "cachesync.thing"
 
 
-def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
+def test_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
     (thing,) = load_entities(write(tmp_path, THING.replace("shop.", ""))).values()
     assert thing.schema_and_table == ("public", "thing")
 
@@ -38,11 +38,11 @@ def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "declares no entity; each is a [section]"),
+        ("", "declares no entities; each entity is a [section]"),
         ("[thing", "is not valid TOML"),
-        ("stray = 1\n" + THING, "'stray' stands outside a section"),
+        ("stray = 1\n" + THING, "'stray' is outside a section"),
         (THING.replace('key = "id"\n', ""), "thing.key: Field required"),
-        (THING + 'colour = "red"\n', "thing.colour: Extra inputs"),
+        (THING + 'color = "red"\n', "thing.color: Extra inputs"),
         (THING.replace('"1h"', '"1 hour"'), "thing.ttl: '1 hour' is not a duration such as"),
         (THING.replace('"1h"', '"0s"'), "thing.ttl: '0s' is not a duration"),
         (THING.replace('"1h"', "60"), "thing.ttl: 60 is not a duration"),
@@ -51,13 +51,13 @@ def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         (THING.replace('"/things"', '"things"'), "thing.path"),
         (THING.replace('"shop.thing"', '"a.b.c"'), "thing.table"),
         (THING.replace("[thing]", f"[{'x' * 41}]"), f"{'x' * 41}.name: String should match"),
-        (THING + 'name = "other"\n', "thing.name: an entity is called as its section is"),
+        (THING + 'name = "other"\n', "thing.name: remove it; the section name is the name of the entity"),
         (THING + '[thing.more]\nkey = "id"\n', "thing.more: Extra inputs"),
         (THING.replace('"id"', '""'), "thing.key: String should have at least 1 character"),
         (THING.replace('"id"', f'"{"k" * 64}"'), "thing.key: String should have at most 63 characters"),
         (THING + 'columns = "id"\n', "thing.columns: Input should be a valid tuple"),
-        (THING + 'columns = ["id", "id"]\n', "thing: columns names a column twice"),
-        (THING + 'columns = ["name"]\n', "thing: columns must hold the key column 'id'"),
+        (THING + 'columns = ["id", "id"]\n', "thing: columns lists a column twice"),
+        (THING + 'columns = ["name"]\n', "thing: columns must include the key column 'id'"),
         (THING + THING.replace("[thing]", "[other]"), "'thing' and 'other' have the same table"),
         (
             THING + THING.replace("[thing]", "[other]").replace("shop.thing", "shop.other"),
@@ -65,7 +65,7 @@ def test_a_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named_with_its_file_and_place(tmp_path: Path, text: str, reason: str) -> None:
+def test_error_names_the_file_the_place_and_the_reason(tmp_path: Path, text: str, reason: str) -> None:
     file = write(tmp_path, text)
     with pytest.raises(DeclarationError) as caught:
         load_entities(file)
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_named_with_its_file_and_place(tmp_path: Path, text: st
     assert reason in str(caught.value)
 
 
-def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+def test_error_names_a_file_in_another_encoding(tmp_path: Path) -> None:
     file = tmp_path / "entities.toml"
     file.write_bytes(b"[th\xecng]")
     with pytest.raises(DeclarationError, match=r"entities\.toml is not valid TOML: 'utf-8' codec"):
@@ -85,6 +85,6 @@ def test_entities_keep_the_order_of_the_file(tmp_path: Path) -> None:
     assert list(load_entities(write(tmp_path, text))) == ["thing", "other", "another"]
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError, match=r"cannot read .*missing\.toml: No such file"):
         load_entities(tmp_path / "missing.toml")
