@@ -1,4 +1,4 @@
-"""The service's description of itself, OpenAPI 3.1, made from what PostgreSQL's catalogue says."""
+"""The OpenAPI 3.1 document of a service, derived from PostgreSQL's catalog."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from falcon.asgi import Response
 
-    from cachesync.postgres.catalogue import Column
+    from cachesync.postgres.catalog import Column
     from cachesync.service.cache import EntityCache
     from serving.request import Request
     from serving.settings import Settings
 
 Part = dict[str, Any]
 
-# Any request may meet these; what is too long the server refuses before the application sees it.
+# Any request can fail with these statuses; those by the server, before the application sees the request.
 _ALWAYS: Final = (500,)
 _BY_THE_SERVER: Final = {
-    "400": "The request is no HTTP",
+    "400": "The request is not valid HTTP",
     "414": "The request line is too long",
     "431": "The headers are too long",
 }
@@ -36,69 +36,83 @@ _TAG: Final = {"type": "string", "examples": ['"42"']}
 _TAGS: Final = {**_TAG, "pattern": '^(\\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'}
 _HEADERS: Final[Part] = {
     "X-Request-ID": {
-        "description": "names the request in the log; the client's own where it sent a sane one",
+        "description": "ID of the request in the log; the client's own if it sent a well-formed one",
         "required": True,
         "schema": {"type": "string"},
     },
     "X-Cache": {
-        "description": "how a read was answered; on a write BYPASS where the cache did not follow at once",
+        "description": "how a read was answered; BYPASS on a write if the cache could not be updated with it",
         "schema": {"enum": ["HIT", "MISS", "BYPASS"]},
     },
     "ETag": {
-        "description": "the row's version",
+        "description": "the row version",
         "required": True,
         "schema": {**_TAG, "pattern": '^"[0-9]+"$'},
     },
-    "Location": {"description": "the new row", "required": True, "schema": {"type": "string"}},
-    "Link": {"description": 'the next page, rel="next", where there is one', "schema": {"type": "string"}},
-    "Retry-After": {"description": "seconds", "required": True, "schema": {"type": "string"}},
+    "Location": {"description": "path of the new row", "required": True, "schema": {"type": "string"}},
+    "Link": {"description": 'the next page, rel="next", if there is one', "schema": {"type": "string"}},
+    "Retry-After": {
+        "description": "seconds to wait before a retry",
+        "required": True,
+        "schema": {"type": "string"},
+    },
 }
 _PARAMETERS: Final[Part] = {
     "If-Match": {
         "name": "If-Match",
         "in": "header",
-        "description": "the write is made only if the row has one of these versions; `*`: if it exists",
+        "description": "write only if the row has one of these versions; `*`: only if it exists",
         "schema": _TAGS,
     },
     "If-None-Match": {
         "name": "If-None-Match",
         "in": "header",
-        "description": "304 if the row has one of these versions; `*`: any",
+        "description": "respond with 304 if the row has one of these versions; `*`: any version",
         "schema": _TAGS,
     },
     "Create-Only": {
         "name": "If-None-Match",
         "in": "header",
-        "description": "the row is created, never replaced",
+        "description": "create the row only if it does not exist",
         "schema": {"const": "*"},
     },
     "X-Request-ID": {
         "name": "X-Request-ID",
         "in": "header",
-        "description": "a name for this request, taken where it is up to 128 letters, digits and ._:+/=-",
+        "description": "ID for the request; accepted if it consists of up to 128 letters, digits and ._:+/=-",
         "schema": {"type": "string", "examples": ["checkout-7f3a"]},
     },
 }
 
 
 class OpenApi:
-    """`/openapi.json`."""
+    """`/openapi.json`: the OpenAPI document.
+
+    Args:
+        caches: the caches of the service's entities.
+        settings: the settings of the service.
+    """
 
     entity = "openapi"
 
     def __init__(self, caches: Iterable[EntityCache], settings: Settings) -> None:
-        # Not orjson: bounds of numeric columns may be integers of more than 64 bits.
+        # Not orjson, because the bounds of numeric columns can be integers of more than 64 bits.
         self._document = json.dumps(document(list(caches), settings), ensure_ascii=False).encode()
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """The document, made once."""
+        """Respond with the document, which is rendered once."""
         resp.data = self._document
 
     on_head = on_get
 
 
 def document(caches: list[EntityCache], settings: Settings) -> Part:
-    """The OpenAPI document of a service with these entities."""
+    """Build the OpenAPI document of a service.
+
+    Args:
+        caches: the caches of the service's entities.
+        settings: the settings of the service.
+    """
     paths = dict(_own_paths())
     schemas: Part = {"problem": _problem_schema()}
     for cache in caches:
@@ -114,7 +128,7 @@ def document(caches: list[EntityCache], settings: Settings) -> Part:
         "info": {
             "title": f"db-cache-sync: {settings.service}",
             "version": "1",
-            "description": "Rows of the shared database, read through this service's own cache.",
+            "description": "Rows of the shared database, read through the cache of this service.",
         },
         "paths": paths,
         "components": {"schemas": schemas, "headers": _HEADERS, "parameters": _PARAMETERS},
@@ -127,7 +141,10 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
         "type": "object",
         "properties": {
             "items": {"type": "array", "items": _schema(name)},
-            "next": {"type": ["string", "null"], "description": "the next page"},
+            "next": {
+                "type": ["string", "null"],
+                "description": "path of the next page; null on the last page",
+            },
         },
         "required": ["items", "next"],
         "additionalProperties": False,
@@ -137,13 +154,13 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
         {
             "name": "after",
             "in": "query",
-            "description": "the rows whose keys follow this one",
+            "description": "return the rows whose keys follow this one",
             "schema": _key_schema(cache.key_column),
         },
         {
             "name": "limit",
             "in": "query",
-            "description": "the most rows of a page",
+            "description": "maximum number of rows per page",
             "schema": {**limit, "default": min(DEFAULT_PAGE, settings.page_limit)},
         },
         _parameter("X-Request-ID"),
@@ -155,14 +172,14 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
     return {
         "get": {
             "operationId": f"list_{name}",
-            "summary": f"Rows of {name}, page by page, from the database",
+            "summary": f"List rows of {name} from the database",
             "tags": [name],
             "parameters": parameters,
             "responses": answers,
         },
         "head": {
             "operationId": f"head_list_{name}",
-            "summary": "The headers of a page",
+            "summary": "Get the headers of a page",
             "tags": [name],
             "parameters": parameters,
             "responses": _without_content(answers),
@@ -186,7 +203,7 @@ def _one_row(cache: EntityCache) -> Part:
     found = {
         "200": _row_answer(cache, "The row", "X-Cache"),
         "304": {
-            "description": "The row has a version that the client knows",
+            "description": "The client already has the current version of the row",
             "headers": _headers("ETag", "X-Cache"),
         },
         **_problems(400, 404, 503),
@@ -207,38 +224,38 @@ def _one_row(cache: EntityCache) -> Part:
         ],
         "get": {
             "operationId": f"read_{name}",
-            "summary": f"A row of {name}, from the cache where it is there",
+            "summary": f"Read a row of {name} through the cache",
             "tags": [name],
             "parameters": known,
             "responses": found,
         },
         "head": {
             "operationId": f"head_{name}",
-            "summary": "The headers of a row",
+            "summary": "Get the headers of a row",
             "tags": [name],
             "parameters": known,
             "responses": _without_content(found),
         },
         "put": {
             "operationId": f"replace_{name}",
-            "summary": f"Make a row of {name} be this one",
+            "summary": f"Replace or create a row of {name}",
             "tags": [name],
             "parameters": [_parameter("Create-Only"), *guarded],
             "requestBody": _request_body({JSON: f"{name}.replace"}, _writable_example(cache)),
             "responses": {
-                "200": _row_answer(cache, "The row, replaced", "X-Cache"),
-                "201": _row_answer(cache, "The row, created", "X-Cache", "Location"),
+                "200": _row_answer(cache, "The replaced row", "X-Cache"),
+                "201": _row_answer(cache, "The created row", "X-Cache", "Location"),
                 **_problems(400, *only_replaces, 408, 409, 412, 413, 415, 422, 503),
             },
         },
         "patch": {
             "operationId": f"merge_{name}",
-            "summary": f"Merge a patch into a row of {name} (RFC 7396)",
+            "summary": f"Apply a JSON merge patch (RFC 7396) to a row of {name}",
             "tags": [name],
             "parameters": guarded,
             "requestBody": merge,
             "responses": {
-                "200": _row_answer(cache, "The row after it", "X-Cache"),
+                "200": _row_answer(cache, "The patched row", "X-Cache"),
                 **_problems(400, 404, 408, 409, 412, 413, 415, 422, 503),
             },
         },
@@ -248,7 +265,7 @@ def _one_row(cache: EntityCache) -> Part:
             "tags": [name],
             "parameters": guarded,
             "responses": {
-                "204": {"description": "The row is gone", "headers": _headers("X-Cache")},
+                "204": {"description": "The row was deleted", "headers": _headers("X-Cache")},
                 **_problems(400, 404, 409, 412, 503),
             },
         },
@@ -266,14 +283,18 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
     }
     not_ready = {"allOf": [_schema("problem"), {"type": "object", "properties": booleans}]}
     for path, summary, answers in (
-        ("/health/live", "The process answers", {"200": _answer("It does", live, {"status": "live"})}),
+        (
+            "/health/live",
+            "Check that the process responds",
+            {"200": _answer("It responds", live, {"status": "live"})},
+        ),
         (
             "/health/ready",
-            "The database answers",
+            "Check that the database responds",
             {
-                "200": _answer("It does", ready, {"status": "ready", **parts}),
+                "200": _answer("The database responds", ready, {"status": "ready", **parts}),
                 "503": {
-                    "description": "It does not",
+                    "description": "The database does not respond",
                     "headers": _headers(),
                     "content": {problems.MEDIA_TYPE: {"schema": not_ready}},
                 },
@@ -281,7 +302,7 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
         ),
         (
             "/metrics",
-            "What the service measures, for Prometheus",
+            "Get the metrics in Prometheus' text format",
             {
                 "200": {
                     "description": "The metrics",
@@ -290,7 +311,7 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
                 }
             },
         ),
-        ("/openapi.json", "This document", {"200": _answer("It", {"type": "object"}, None)}),
+        ("/openapi.json", "Get this document", {"200": _answer("This document", {"type": "object"}, None)}),
     ):
         name = path.strip("/").replace("/", "_").removesuffix(".json")
         responses = {**answers, **_problems()}
@@ -342,7 +363,7 @@ def _request_body(schemas: dict[str, str], example: Part) -> Part:
 
 
 def _problems(*statuses: int) -> Part:
-    """The answers of these statuses, each saying which problems it may be about."""
+    """Return the responses with these statuses, each with the problems that it can contain."""
     answers: Part = {}
     for status in (*statuses, *_ALWAYS):
         kinds = [kind for kind in problems.KINDS if kind.status == status and kind is not problems.NOT_READY]
@@ -357,7 +378,7 @@ def _problems(*statuses: int) -> Part:
                     "schema": _schema("problem"),
                     "examples": {kind.name: {"value": _problem_example(kind)} for kind in kinds},
                 },
-                # From the server, to what is no HTTP.
+                # From gunicorn, if the request is not valid HTTP.
                 **(_PLAIN if status == HTTPStatus.BAD_REQUEST else {}),
             },
         }
@@ -371,7 +392,7 @@ def _problem_example(kind: problems.Kind) -> Part:
         "type": f"/problems/{kind.name}",
         "title": kind.title,
         "status": kind.status,
-        "detail": "what was wrong this time",
+        "detail": "what is wrong with this request",
         "instance": "/path/of/the/request",
     }
 
@@ -380,7 +401,7 @@ def _problem_schema() -> Part:
     text = {"type": "string"}
     return {
         "type": "object",
-        "description": "Problem details, RFC 9457",
+        "description": "Problem details (RFC 9457)",
         "properties": {
             "type": {**text, "format": "uri-reference"},
             "title": text,
@@ -389,7 +410,7 @@ def _problem_schema() -> Part:
             "instance": {**text, "format": "uri-reference"},
             "errors": {
                 "type": "array",
-                "description": "the fields, parameters or headers that are concerned",
+                "description": "the fields, parameters or headers at fault",
                 "items": {
                     "type": "object",
                     "properties": {"field": text, "message": text},
@@ -411,7 +432,7 @@ def _page_example(cache: EntityCache) -> Part:
 
 
 def _writable_example(cache: EntityCache) -> Part:
-    """A row for a PUT, whose path holds the key."""
+    """Return a row for a PUT, which has its key in the path."""
     return _example(c for c in cache.columns if not c.generated and c is not cache.key_column)
 
 

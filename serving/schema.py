@@ -1,4 +1,4 @@
-"""The JSON Schemas of an entity, made from the columns that PostgreSQL's catalogue describes."""
+"""JSON Schemas of an entity, derived from its columns in PostgreSQL's catalog."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cachesync.postgres.catalogue import Column
+    from cachesync.postgres.catalog import Column
     from cachesync.service.cache import EntityCache
 
 Schema = dict[str, Any]
 
-# A number, or the text that PostgreSQL gives for what JSON has no number for.
+# A number, or the string that PostgreSQL writes for a number that JSON cannot express.
 _FLOAT: Final[Schema] = {"type": ["number", "string"], "pattern": "^(NaN|Infinity|-Infinity)$"}
 _ANYTHING: Final[Schema] = {"type": ["object", "array", "string", "number", "boolean"]}
 _BY_TYPE: Final[dict[str, Schema]] = {
@@ -22,15 +22,15 @@ _BY_TYPE: Final[dict[str, Schema]] = {
     "json": _ANYTHING,
     "jsonb": _ANYTHING,
 }
-# U: an extension's type may have a JSON of any shape.
+# U: the JSON of an extension's type can have any shape.
 _BY_CATEGORY: Final[dict[str, Schema]] = {"A": {"type": "array"}, "C": {"type": "object"}, "U": _ANYTHING}
-# What else is of category U: its JSON is a string.
+# These types are of category U, too, but their JSON is a string.
 _OPAQUE: Final = frozenset({"uuid", "bytea", "xml", "tsvector", "tsquery", "pg_lsn"})
 _FORMATS: Final = {"date": "date", "timestamptz": "date-time", "uuid": "uuid"}
 
 
 def column_schema(column: Column) -> Schema:
-    """What a column's values are in JSON."""
+    """Return the schema of a column's values."""
     schema = _type_schema(column)
     if column.nullable:
         if "enum" in schema:
@@ -43,7 +43,7 @@ def column_schema(column: Column) -> Schema:
 
 
 def row_schema(columns: Iterable[Column]) -> Schema:
-    """A row as it is served: every column."""
+    """Return the schema of a served row, which has every column."""
     properties = {column.name: column_schema(column) for column in columns}
     return {
         "type": "object",
@@ -54,18 +54,18 @@ def row_schema(columns: Iterable[Column]) -> Schema:
 
 
 def insert_schema(cache: EntityCache) -> Schema:
-    """A row to insert: what neither has a default nor takes null is required."""
+    """Return the schema of a row to insert. Columns without a default that are not nullable are required."""
     return _write_schema(cache.columns, required=_required(cache.columns))
 
 
 def replace_schema(cache: EntityCache) -> Schema:
-    """A row to put in another's place: the key may be left to the path."""
+    """Return the schema of a row to replace another. The key can be omitted, as it is in the path."""
     others = (column for column in cache.columns if column.name != cache.key_column.name)
     return _write_schema(cache.columns, required=_required(others))
 
 
 def patch_schema(cache: EntityCache) -> Schema:
-    """A merge patch of a row: everything may be left out."""
+    """Return the schema of a merge patch. Every column can be omitted."""
     return _write_schema(cache.columns, required=[])
 
 
@@ -102,7 +102,7 @@ def _type_schema(column: Column) -> Schema:
 def _numeric_schema(precision: int | None, scale: int | None) -> Schema:
     if precision is None or scale is None:
         return dict(_FLOAT)
-    # The bounds are integers, which every reader of the schema takes exactly.
+    # Integers, because every reader of the schema represents them exactly.
     bound = 10 ** max(0, precision - scale)
     return {**_FLOAT, "pattern": "^NaN$", "exclusiveMinimum": -bound, "exclusiveMaximum": bound}
 
@@ -111,9 +111,9 @@ def _text_schema(column: Column) -> Schema:
     if column.labels is not None:
         return {"type": "string", "enum": list(column.labels)}
     if column.base_type in _FORMATS:
-        # How values are served. What is written PostgreSQL itself judges, which takes more spellings.
+        # The format of served values. Written values can have others; PostgreSQL validates them.
         return {"type": "string", "format": _FORMATS[column.base_type]}
-    # PostgreSQL stores no NUL in a text. Spelled so that every dialect of regular expressions reads it alike.
+    # PostgreSQL cannot store NUL in text. Every dialect of regular expressions understands this notation.
     schema: Schema = {"type": "string", "pattern": "^[^\\u0000]*$"}
     if column.max_length is not None:
         schema["maxLength"] = column.max_length

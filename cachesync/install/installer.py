@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import asyncpg
 
 from cachesync.errors import InstallError
-from cachesync.postgres.catalogue import KEY_TYPES, VERSION_COLUMN, Relation, describe_relation, fingerprint
+from cachesync.postgres.catalog import KEY_TYPES, VERSION_COLUMN, Relation, describe_relation, fingerprint
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
 from cachesync.postgres.statements import identifier, literal, statement
 

@@ -1,5 +1,5 @@
 """Changes as Kafka messages.
 
-The message format, the producer, the topics, and the settings of the connection live here. What happens to a
-decoded message does not: see `stream` and `dead_letters`.
+Contains the message format, the producer, the topics, the settings of the connection, and error translation.
+Decoded messages are processed in `stream` and `dead_letters`.
 """

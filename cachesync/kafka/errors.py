@@ -1,4 +1,4 @@
-"""Errors of the Kafka client: their translation, and the codes that this library looks for."""
+"""Errors of the Kafka client: their translation, and the codes that this library handles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cachesync.errors import KafkaUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# ruff: noqa: SLF001 - librdkafka's own codes, as opposed to the broker's, have no other names
+# ruff: noqa: SLF001 - the codes of librdkafka itself, unlike those of the broker, have no public names
 ALL_BROKERS_DOWN: Final = KafkaError._ALL_BROKERS_DOWN
 AUTHENTICATION: Final = KafkaError._AUTHENTICATION
 FATAL: Final = KafkaError._FATAL
@@ -26,7 +26,11 @@ UNKNOWN_TOPIC: Final = KafkaError._UNKNOWN_TOPIC
 
 @contextmanager
 def translate_kafka_errors() -> Iterator[None]:
-    """Raise an error of the Kafka client as a KafkaUnavailableError."""
+    """Raise errors of the Kafka client as a KafkaUnavailableError.
+
+    Raises:
+        KafkaUnavailableError: Kafka did not respond or refused a request, or the producer's queue is full.
+    """
     try:
         yield
     except KafkaException as error:

@@ -1,4 +1,4 @@
-"""Sending changes to Kafka."""
+"""A producer of changes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ _log = structlog.get_logger(__name__)
 
 
 def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a producer of changes, from those that lead to the brokers."""
+    """Return the settings of a producer of changes.
+
+    Args:
+        kafka: the connection settings of a Kafka client; they take precedence.
+    """
     return {
         "enable.idempotence": True,
-        # Batches of one message cost the broker more than these milliseconds cost the reader.
+        # Single-message batches cost the broker more than this delay costs the readers.
         "linger.ms": 5,
         "message.timeout.ms": 30_000,
         "queue.buffering.max.messages": 100_000,
-        # Every attempt to connect that fails would be a line in the log; `_log_outage` says it once.
+        # Otherwise, every failed connection attempt would be logged; `_log_outage` logs the outage once.
         "log_level": 2,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
@@ -36,10 +40,16 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Sender:
-    """A producer of changes, replaced when it failed for good.
+    """A producer of changes, which is replaced if it fails permanently.
 
     Args:
-        settings: the producer's.
+        settings: the settings of the producer; see `producer_settings`.
+
+    Attributes:
+        producer: the current producer.
+
+    Raises:
+        KafkaUnavailableError: the Kafka client refused the settings.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -47,13 +57,13 @@ class Sender:
         self._connect()
 
     def send(self, topic: str, change: Change, settled: Callable[[KafkaError | None], None]) -> None:
-        """Send a change on its way.
+        """Queue a change for delivery.
 
         Args:
-            topic: the change's.
-            change: what to send.
-            settled: called once, by this call or by one of the producer's `poll` and `flush`, with what
-                kept the change from being delivered, or None.
+            topic: the topic of the change's entity.
+            change: the change.
+            settled: called exactly once, by this method or by `poll` or `flush` of the producer, with the
+                error that prevented the delivery, or with None once the broker has acknowledged the change.
         """
         try:
             self.producer.produce(
@@ -68,13 +78,13 @@ class Sender:
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() == errors.FATAL:
-                # An idempotent producer that lost track of its sequence says so and stops for good.
-                _log.error("the producer failed and is replaced", error=reason.str())
+                # An idempotent producer that has lost track of its sequence numbers stops permanently.
+                _log.error("producer replaced after a fatal error", error=reason.str())
                 self._connect()
             settled(reason)
 
-    def answers(self, timeout: float) -> bool:
-        """Whether a broker answers within so many seconds."""
+    def is_available(self, timeout: float) -> bool:
+        """Return whether a broker responds within a timeout in seconds."""
         try:
             self.producer.list_topics(timeout=timeout)
         except KafkaException:
@@ -82,7 +92,7 @@ class Sender:
         return True
 
     def close(self) -> None:
-        """Give up what is under way, and disconnect here and now: it may take a while."""
+        """Discard undelivered changes and disconnect, which can take a while."""
         self.producer.purge()
         del self.producer
 
@@ -95,4 +105,4 @@ class Sender:
 
 def _log_outage(error: KafkaError) -> None:
     if error.code() == errors.ALL_BROKERS_DOWN:
-        _log.warning("no broker answers; changes wait in the change log", error=error.str())
+        _log.warning("Kafka unavailable: changes wait in the change log", error=error.str())

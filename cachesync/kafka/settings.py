@@ -1,4 +1,4 @@
-"""How Kafka is reached."""
+"""Settings of the connection to Kafka."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class KafkaSettings(BaseSettings):
-    """The brokers and what they ask of a client, each from the variable of its name.
+    """The settings of the connection to Kafka, each from the environment variable of the same name.
 
-    All but their prefix are librdkafka's names, and mean what they mean there.
+    Without the prefix `kafka_`, they are librdkafka's settings and have the same meaning.
 
     Attributes:
-        kafka_bootstrap_servers: some of the brokers.
-        kafka_security_protocol: whether the connection is encrypted, and whether the client has to log in.
-        kafka_sasl_mechanism, kafka_sasl_username, kafka_sasl_password: its login.
-        kafka_ssl_ca_location: who vouches for the brokers, as PEM; the system's authorities where not set.
-        kafka_ssl_certificate_location, kafka_ssl_key_location: the client's own certificate and key, as PEM.
+        kafka_bootstrap_servers: comma-separated addresses of one or more brokers.
+        kafka_security_protocol: whether the connection uses TLS, and whether the client must log in.
+        kafka_sasl_mechanism: the login mechanism; required with `SASL_...`.
+        kafka_sasl_username: the user name; required with `SASL_...`.
+        kafka_sasl_password: the password; required with `SASL_...`.
+        kafka_ssl_ca_location: PEM file with the CA certificates that sign the brokers' certificates; None for
+            the system's CAs.
+        kafka_ssl_certificate_location: PEM file with the client's certificate.
+        kafka_ssl_key_location: PEM file with the private key of that certificate.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_ignore_empty=True)
@@ -36,29 +40,29 @@ class KafkaSettings(BaseSettings):
 
     @field_validator("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
     @classmethod
-    def _login(cls, value: object, info: ValidationInfo) -> object:
+    def _check_login(cls, value: object, info: ValidationInfo) -> object:
         protocol = info.data.get("kafka_security_protocol", "")
         if protocol.startswith("SASL") and value is None:
-            message = f"a login is needed, since KAFKA_SECURITY_PROTOCOL is {protocol}"
+            message = f"it is required if KAFKA_SECURITY_PROTOCOL is {protocol}"
             raise ValueError(message)
-        return _used(value, "SASL", protocol)
+        return _check_effect(value, "SASL", protocol)
 
     @field_validator("kafka_ssl_ca_location", "kafka_ssl_certificate_location", "kafka_ssl_key_location")
     @classmethod
-    def _encrypted(cls, value: object, info: ValidationInfo) -> object:
-        return _used(value, "SSL", info.data.get("kafka_security_protocol", ""))
+    def _check_encryption(cls, value: object, info: ValidationInfo) -> object:
+        return _check_effect(value, "SSL", info.data.get("kafka_security_protocol", ""))
 
     @field_validator("kafka_ssl_key_location")
     @classmethod
-    def _pair(cls, value: object, info: ValidationInfo) -> object:
+    def _check_pair(cls, value: object, info: ValidationInfo) -> object:
         if (value is None) != (info.data.get("kafka_ssl_certificate_location") is None):
-            message = "it goes with KAFKA_SSL_CERTIFICATE_LOCATION: set both, or neither"
+            message = "set it together with KAFKA_SSL_CERTIFICATE_LOCATION, or set neither"
             raise ValueError(message)
         return value
 
     @property
     def kafka(self) -> dict[str, str]:
-        """The settings that lead a Kafka client to the brokers, as librdkafka calls them."""
+        """The connection settings of a Kafka client, by librdkafka's names."""
         client = {}
         for name in KafkaSettings.model_fields:
             value = getattr(self, name)
@@ -68,8 +72,8 @@ class KafkaSettings(BaseSettings):
         return client
 
 
-def _used(value: object, part: str, protocol: str) -> object:
-    """The value, which would change nothing under a protocol without this part."""
+def _check_effect(value: object, part: str, protocol: str) -> object:
+    """Return the value; refuse it if the protocol lacks the part that it configures."""
     if value is not None and protocol and part not in protocol:
         message = f"it has no effect while KAFKA_SECURITY_PROTOCOL is {protocol}"
         raise ValueError(message)

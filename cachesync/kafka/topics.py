@@ -1,4 +1,4 @@
-"""The Kafka topics: one per entity, that of the dead letters, and the parking lot."""
+"""The Kafka topics: one per entity, the dead-letter topic and the parking lot."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ PARKING_LOT: Final = TOPIC_PREFIX + "parking-lot"
 _TIMEOUT_SECONDS: Final = 30.0
 _DEAD_LETTER_DAYS: Final = 30
 _PARKED_DAYS: Final = 365
-# How long a cache may be away and still follow. Versions reach a topic in any order, and compaction keeps
-# the last message of a key, which may not be its newest change.
+# How long a stream can be down without missing a change. Versions reach a topic in no particular order, and
+# compaction keeps the last message of a key, which is not always its newest change.
 _COMPACTION_LAG_DAYS: Final = 7
 
 
 def create_topics(
     kafka: Mapping[str, Any], entities: Iterable[Entity], *, partitions: int, replication: int
 ) -> list[str]:
-    """Make the topics that are missing; those that are there stay as they are.
+    """Create the missing topics; existing topics are left unchanged.
 
-    An entity's topic is compacted: it keeps all changes for a week, and then the last of each key.
+    The topics of the entities are compacted: they keep all messages for a week, and after that the last
+    message of each key.
 
     Args:
-        kafka: the settings of a Kafka client that lead to the brokers.
+        kafka: the connection settings of a Kafka client.
         entities: the declared entities.
-        partitions: how many partitions an entity's topic has; the most consumers that share its load.
-        replication: on how many brokers each message is kept.
+        partitions: the number of partitions of an entity's topic, which is the maximum number of consumers
+            that can share its load.
+        replication: the number of brokers that store each message.
 
     Returns:
-        The names of the topics that were made.
+        The names of the created topics.
 
     Raises:
-        TopicError: the brokers do not answer or refuse.
+        TopicError: the brokers did not respond, or refused to create a topic.
     """
     compacted = {
         "cleanup.policy": "compact",
@@ -54,18 +56,18 @@ def create_topics(
     for name, days in ((DEAD_LETTERS, _DEAD_LETTER_DAYS), (PARKING_LOT, _PARKED_DAYS)):
         topics.append(NewTopic(name, 1, replication, config={"retention.ms": _milliseconds(days)}))
     admin = AdminClient(dict(kafka))
-    made = []
+    created = []
     for name, outcome in admin.create_topics(topics, request_timeout=_TIMEOUT_SECONDS).items():
         try:
             outcome.result(_TIMEOUT_SECONDS)
         except KafkaException as error:
             problem: KafkaError = error.args[0]
             if problem.code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                message = f"topic {name} at {kafka['bootstrap.servers']}: {problem.str()}"
+                message = f"cannot create topic {name} at {kafka['bootstrap.servers']}: {problem.str()}"
                 raise TopicError(message) from error
         else:
-            made.append(name)
-    return made
+            created.append(name)
+    return created
 
 
 def _milliseconds(days: int) -> str:

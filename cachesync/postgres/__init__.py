@@ -1,5 +1,5 @@
 """Access to PostgreSQL that several packages share.
 
-Connecting, error translation, the catalogue, the payload expression, and rows by key live here. Statements
-that only one package needs stay in that package.
+Contains connections, error translation, the catalog, the payload expression, reading rows by key, and marking
+changes as published. Statements that only one package needs are in that package.
 """

@@ -1,4 +1,4 @@
-"""The change log as its publishers use it."""
+"""Access to the change log that all publishers share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def mark_published(connection: Connection, versions: Sequence[int]) -> Non
     """Mark changes as published, so that the relay does not publish them again.
 
     Args:
-        connection: one with the rights of `cachesync_service` or `cachesync_worker`.
+        connection: a connection with the role `cachesync_service` or `cachesync_worker`.
         versions: the row versions of the changes.
     """
     await connection.execute(statement("postgres/mark_published"), versions)

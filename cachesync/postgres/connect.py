@@ -1,4 +1,4 @@
-"""Connecting to the shared database."""
+"""Connections to the shared database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 
 _CONNECT_SECONDS: Final = 10.0
 
-# Errors that the caller can do nothing about; all others are the caller's, or a bug.
+# Errors that the caller cannot fix by changing the statement; all others are the caller's, or a bug.
 _UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
@@ -42,17 +42,17 @@ async def connect(
     settings: Mapping[str, str] | None = None,
     command_timeout: float | None = None,
 ) -> asyncpg.Connection:
-    """Open a connection that formats values as text the way the triggers do.
+    """Open a connection that converts values to text in the same way as the triggers.
 
     Args:
-        dsn: the database; None for the variables PGHOST, PGUSER and so on.
-        name: the session's `application_name`.
-        settings: further settings of the session.
-        command_timeout: the timeout of a statement, in seconds; None for no timeout.
+        dsn: the database; None to use the environment variables PGHOST, PGUSER and so on.
+        name: the `application_name` of the session.
+        settings: additional settings of the session.
+        command_timeout: the timeout for a statement, in seconds; None for no timeout.
 
     Raises:
         DatabaseUnavailableError: the database did not respond or refused the login.
-        DatabaseError: it refused one of the session's settings.
+        DatabaseError: the database refused one of the settings.
     """
     with translate_postgres_errors():
         return await asyncpg.connect(
@@ -65,7 +65,11 @@ async def connect(
 
 @asynccontextmanager
 async def connected(dsn: str | None, name: str) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection as `connect` does, translate the errors of what is done with it, and close it.
+    """Provide a connection as `connect` does, close it at the end, and translate errors in between.
+
+    Args:
+        dsn: the database; None to use the environment variables PGHOST, PGUSER and so on.
+        name: the `application_name` of the session.
 
     Raises:
         DatabaseError: PostgreSQL did not respond, or refused a statement.
@@ -83,11 +87,12 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     """Raise errors of asyncpg and of its connections as errors of this library.
 
     Args:
-        database: what the error's text calls the database.
+        database: the name of the database in the error text.
 
     Raises:
-        DatabaseUnavailableError: it did not respond, or is in a state that only its operator can change.
-        DatabaseError: it refused a statement.
+        DatabaseUnavailableError: the database did not respond, or is in a state that only its operator can
+            change.
+        DatabaseError: the database refused a statement.
     """
     try:
         yield

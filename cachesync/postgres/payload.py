@@ -1,4 +1,4 @@
-"""A row's payload: the JSON text that PostgreSQL makes of it, the same from a query and from a trigger."""
+"""The payload of a row: its JSON text as PostgreSQL writes it, identical in queries and in triggers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ PAYLOAD_SETTINGS: Final = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
 }
-"""What decides how PostgreSQL writes values as text; the triggers pin the same."""
+"""The settings that determine how PostgreSQL converts values to text; the triggers set the same values."""
 
 
 def payload_expression(row: str, columns: Collection[str]) -> str:
-    """The SQL expression for the payload of a row that goes by the name `row`."""
+    """Return the SQL expression for the payload of a row.
+
+    Args:
+        row: the alias of the row in the statement, unquoted.
+        columns: the served columns.
+    """
     members = ", ".join(f"{row}.{identifier(column)}" for column in columns)
     return statement("postgres/payload", columns=members).strip()

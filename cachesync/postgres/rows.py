@@ -1,4 +1,4 @@
-"""Rows as caches hold them, read by the background work."""
+"""Reading rows in the form in which they are cached, for the background work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from cachesync.change import Row
 from cachesync.errors import InvalidValueError, NotInstalledError
-from cachesync.postgres.catalogue import describe_relation
+from cachesync.postgres.catalog import describe_relation
 from cachesync.postgres.statements import identifier, statement
 
 if TYPE_CHECKING:
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.postgres.catalogue import Column
+    from cachesync.postgres.catalog import Column
 
 
 class Rows:
-    """Reads rows of one entity from its view.
+    """Reads the rows of one entity from its view.
 
     Args:
-        connection: one with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         entity: the entity.
-        key: its key column.
+        key: the key column of the entity.
     """
 
     def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Column) -> None:
@@ -38,7 +38,11 @@ class Rows:
 
     @classmethod
     async def open(cls, connection: asyncpg.Connection, entity: Entity) -> Self:
-        """Look up the key's type.
+        """Look up the key column and return the reader.
+
+        Args:
+            connection: a connection with the role `cachesync_worker`.
+            entity: the entity.
 
         Raises:
             NotInstalledError: the entity is not installed.
@@ -51,7 +55,7 @@ class Rows:
         return cls(connection, entity, next(one for one in relation.columns if one.name == entity.key))
 
     async def read(self, keys: Iterable[str]) -> dict[str, Row]:
-        """The rows that there are, by key."""
+        """Return the rows that exist, by key; keys that no row can have are skipped."""
         possible = [key for key in keys if self.impossible(key) is None]
         records = await self._connection.fetch(
             statement("postgres/rows", **self._fragments), possible, self._entity
@@ -64,12 +68,12 @@ class Rows:
         }
 
     def impossible(self, key: str) -> str | None:
-        """Why no row can have this key, in this form; None where one can."""
+        """Return why no row can have this key in this form; None if a row can."""
         try:
             key.encode()
             if self._key.canonical_key(key) == key:
                 return None
-            reason = f"it would be written {self._key.canonical_key(key)!r}"
+            reason = f"its canonical form is {self._key.canonical_key(key)!r}"
         except (InvalidValueError, UnicodeEncodeError) as error:
             reason = str(error)
         return f"no row can have the key {key!r}: {reason}"

@@ -1,4 +1,4 @@
-"""The SQL of this package, read from its `.sql` files."""
+"""SQL statements, read from the `.sql` files of the packages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def _text(name: str) -> str:
 def statement(name: str, **fragments: str) -> str:
     """Return the SQL of a file, with each `{{placeholder}}` replaced by its fragment.
 
-    Values are parameters and never come this way; a fragment is an identifier or a list of them, quoted with
+    Values are passed as parameters, never as fragments. Names and literals in a fragment must be quoted with
     `identifier` or `literal`.
 
     Args:
         name: `{package}/{file}` for `cachesync/{package}/sql/{file}.sql`.
-        fragments: SQL by placeholder.
+        fragments: SQL text by placeholder.
 
     Raises:
         KeyError: a placeholder has no fragment.
@@ -32,10 +32,13 @@ def statement(name: str, **fragments: str) -> str:
 
 
 def identifier(*parts: str) -> str:
-    """A quoted SQL identifier; several parts are joined by dots."""
+    """Return a quoted SQL identifier; several parts are joined by dots."""
     return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
 
 
 def literal(text: str) -> str:
-    """A quoted SQL string literal; `standard_conforming_strings` is on since PostgreSQL 9.1."""
+    """Return a quoted SQL string literal.
+
+    Backslashes need no escape, because `standard_conforming_strings` has been on since PostgreSQL 9.1.
+    """
     return "'" + text.replace("'", "''") + "'"

@@ -186,7 +186,7 @@ class Relay:
         while True:
             # This sweep may miss a change that is announced from now on; the next one finds it.
             self._changed.clear()
-            if not self._kafka.ongoing or self._sender.answers(_PROBE_SECONDS):
+            if not self._kafka.ongoing or self._sender.is_available(_PROBE_SECONDS):
                 await self._sweep(connection)
             await self._maintain(connection)
             if self._kafka.ongoing:

@@ -1,4 +1,4 @@
-"""The shared database as a service uses it."""
+"""Access of a service to the shared database."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class Database:
-    """A bounded pool of connections."""
+    """A bounded pool of connections.
+
+    Args:
+        pool: the pool.
+        timeout: the timeout for a connection and for closing the pool, in seconds.
+    """
 
     def __init__(self, pool: asyncpg.Pool, timeout: float) -> None:
         self._pool = pool
@@ -29,10 +34,10 @@ class Database:
 
     @classmethod
     async def open(cls, settings: ServiceSettings) -> Self:
-        """Connect.
+        """Open the pool with its first connection.
 
         Raises:
-            DatabaseUnavailableError: the database does not let us in.
+            DatabaseUnavailableError: the database did not respond or refused the login.
         """
         timeout = settings.db_timeout_ms / 1000
         with translate_postgres_errors(f"{settings.db_host}:{settings.db_port}/{settings.db_name}"):
@@ -46,9 +51,9 @@ class Database:
                 max_size=settings.db_pool,
                 timeout=timeout,
                 command_timeout=timeout,
-                # The sessions of the pool never change, so that the usual RESET ALL after each use is
-                # a round trip for nothing.
-                reset=_leave_as_it_is,
+                # The settings of the sessions never change, so the usual RESET ALL after each use would only
+                # cost a round trip.
+                reset=_no_reset,
                 server_settings={
                     **PAYLOAD_SETTINGS,
                     "application_name": f"cachesync-{settings.service}",
@@ -59,17 +64,18 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection of the pool.
+        """Provide a connection of the pool, and translate the errors of its use.
 
         Raises:
-            DatabaseUnavailableError: none came free in time, or what was done with it got no answer.
+            DatabaseUnavailableError: no connection became free in time, or the database did not respond.
+            DatabaseError: the database refused a statement.
         """
         with translate_postgres_errors():
             async with self._pool.acquire(timeout=self._timeout) as connection:
                 yield connection
 
-    async def answers(self) -> bool:
-        """Whether the database answers now."""
+    async def is_available(self) -> bool:
+        """Return whether the database responds now."""
         try:
             async with self.connection() as connection:
                 await connection.execute("SELECT 1")
@@ -78,21 +84,24 @@ class Database:
         return True
 
     async def mark_published(self, versions: list[int]) -> None:
-        """Mark these versions as published in the change log.
+        """Mark changes as published in the change log.
+
+        Args:
+            versions: the row versions of the changes.
 
         Raises:
-            DatabaseUnavailableError: the database does not answer.
+            DatabaseUnavailableError: the database did not respond.
         """
         async with self.connection() as connection:
             await mark_published(connection, versions)
 
     async def close(self) -> None:
-        """Wait for what is under way, not for long, and disconnect."""
+        """Wait for the statements in progress, for the timeout at most, then disconnect."""
         try:
             await asyncio.wait_for(self._pool.close(), self._timeout)
         except TimeoutError:
             self._pool.terminate()
 
 
-async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+async def _no_reset(_: asyncpg.Connection) -> None:
     pass

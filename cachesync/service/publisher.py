@@ -1,4 +1,4 @@
-"""Publishing changes, right after their commit."""
+"""Publishing of changes, right after their commit."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-# Long enough for many acknowledgements to be marked by one statement, short against a relay's patience.
+# Long enough for one statement to mark many acknowledged changes, and short compared with the time for which
+# the relay leaves them to the service.
 _MARK_SECONDS: Final = 0.1
 _FLUSH_SECONDS: Final = 5.0
 
 
 class Publisher:
-    """Sends changes to Kafka and marks those that the broker acknowledged.
+    """Publishes changes and marks those that the broker acknowledged.
 
-    It never blocks and never fails its caller: what does not go out stays unmarked in the change log.
+    Publishing never blocks and never raises: a change that cannot be delivered stays unmarked in the change
+    log, and the relay publishes it.
 
     Args:
-        kafka: the settings of a Kafka client that lead to the brokers.
-        mark: marks these versions as published in the change log.
+        kafka: the connection settings of a Kafka client.
+        mark: marks the changes with the given row versions as published in the change log.
+
+    Raises:
+        KafkaUnavailableError: the Kafka client refused the settings.
     """
 
     def __init__(self, kafka: Mapping[str, Any], mark: Callable[[list[int]], Awaitable[None]]) -> None:
@@ -48,7 +53,12 @@ class Publisher:
         self._marker = self._loop.create_task(self._mark_acknowledged())
 
     def publish(self, topic: str, change: Change) -> None:
-        """Send a change on its way."""
+        """Queue a change for delivery.
+
+        Args:
+            topic: the topic of the change's entity.
+            change: the change.
+        """
         version = change.version
 
         def settled(error: KafkaError | None) -> None:
@@ -59,18 +69,18 @@ class Publisher:
 
         self._sender.send(topic, change, settled)
 
-    async def answers(self, timeout: float) -> bool:  # noqa: ASYNC109 - it bounds a call in a thread
-        """Whether a broker answers within so many seconds."""
-        return await asyncio.to_thread(self._sender.answers, timeout)
+    async def is_available(self, timeout: float) -> bool:  # noqa: ASYNC109 - limits a call in a thread
+        """Return whether a broker responds within a timeout in seconds."""
+        return await asyncio.to_thread(self._sender.is_available, timeout)
 
     async def close(self) -> None:
-        """Deliver what is under way, for a few seconds at most, and mark what was."""
+        """Deliver the queued changes, for a few seconds at most, and mark those that were acknowledged."""
         left = await asyncio.to_thread(self._sender.producer.flush, _FLUSH_SECONDS)
         if left:
-            _log.warning("changes left unpublished", count=left)
+            _log.warning("closed with unpublished changes", count=left)
         self._stopping.set()
         await asyncio.to_thread(self._poller.join)
-        # Not cancelled: what it is about to mark would stay unmarked.
+        # Not canceled, because the changes that it is about to mark would stay unmarked.
         self._wake.set()
         await self._marker
         await self._mark_batch()
@@ -98,6 +108,6 @@ class Publisher:
             return
         try:
             await self._mark(versions)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it must not end the marking
-            # They will be published again, which is harmless.
-            _log.warning("published changes could not be marked", count=len(versions), error=str(error))
+        except Exception as error:  # noqa: BLE001 - no error may end the marking
+            # The relay will publish them again, which is harmless.
+            _log.warning("cannot mark published changes", count=len(versions), error=str(error))

@@ -1,4 +1,4 @@
-"""One service's share of the system: its pool, its cache, its publisher, and a cache per entity."""
+"""The entry point of a service: its database pool, its Redis, its publisher, and one cache per entity."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _HEALTH_SECONDS: Final = 1.0
 
 
 class Service:
-    """Opened once per process, in its event loop.
+    """The connections and caches of a service, opened once per process in its event loop.
 
     Attributes:
-        caches: the caches by entity name.
+        caches: the caches, by entity name.
     """
 
     def __init__(
@@ -38,16 +38,19 @@ class Service:
 
     @classmethod
     async def open(cls, settings: ServiceSettings) -> Self:
-        """Connect, and compare the entities file with what is installed.
+        """Connect, and check that the entities are installed as declared.
 
-        Redis and Kafka may be away; PostgreSQL is needed.
+        PostgreSQL must be available; Redis and Kafka need not be.
+
+        Args:
+            settings: the settings of the service.
 
         Raises:
-            DeclarationError: the entities file is wrong.
-            NotInstalledError: the database side is missing or does not fit the file.
-            DatabaseUnavailableError: PostgreSQL did not respond.
+            DeclarationError: the entities file is invalid.
+            NotInstalledError: the database side is missing or does not match the entities file.
+            DatabaseUnavailableError: PostgreSQL did not respond, or refused the login.
             SettingsError: `REDIS_URL` is not a Redis URL.
-            KafkaUnavailableError: the Kafka client refused its settings.
+            KafkaUnavailableError: the Kafka client refused the settings.
         """
         entities = load_entities(settings.cachesync_entities)
         async with AsyncExitStack() as opened:
@@ -64,7 +67,7 @@ class Service:
         return cls(database, slots, publisher, caches)
 
     async def close(self) -> None:
-        """Deliver what was published, mark it, give leases back, and disconnect."""
+        """Finish the writes in progress, deliver and mark their changes, and disconnect."""
         for cache in self.caches.values():
             await cache.close()
         await self._publisher.close()
@@ -72,8 +75,10 @@ class Service:
         await self._database.close()
 
     async def health(self) -> dict[str, bool]:
-        """Whether `postgresql`, `redis` and `kafka` answer; each is asked with a short timeout."""
+        """Return whether `postgresql`, `redis` and `kafka` respond within a short timeout."""
         postgresql, redis, kafka = await asyncio.gather(
-            self._database.answers(), self._slots.answers(), self._publisher.answers(_HEALTH_SECONDS)
+            self._database.is_available(),
+            self._slots.is_available(),
+            self._publisher.is_available(_HEALTH_SECONDS),
         )
         return {"postgresql": postgresql, "redis": redis, "kafka": kafka}

@@ -16,7 +16,7 @@ from cachesync.errors import (
     ReferenceViolatedError,
     RowError,
 )
-from cachesync.postgres.catalogue import describe_relation, fingerprint
+from cachesync.postgres.catalog import describe_relation, fingerprint
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.statements import identifier, statement
 from cachesync.service.row_input import RowInput
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
 
     from cachesync.entity import Entity
-    from cachesync.postgres.catalogue import Column
+    from cachesync.postgres.catalog import Column
     from cachesync.postgres.connect import Connection
     from cachesync.service.database import Database
 
@@ -265,7 +265,8 @@ class Table:
 
     async def _located(self, connection: Connection, given: RowInput) -> RowError | None:
         """Find the first invalid value by asking for each on its own; used on an error path only."""
-        for name in given.columns:
+        # In the order of the statement, so that the column is the one that PostgreSQL complained about.
+        for name in sorted(given.columns):
             column = self._columns[name]
             query = statement("service/locate", column=identifier(name), definition=_definitions([column]))
             try:

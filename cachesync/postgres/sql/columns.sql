@@ -1,5 +1,5 @@
--- Every column of a table, with what decides which values it takes.
--- A domain is followed to its base type; $1 schema, $2 table.
+-- Every column of a table, with the properties that determine its valid values. Domains are resolved to their
+-- base type. $1 schema, $2 table.
 WITH RECURSIVE resolved AS (
     SELECT a.attnum, a.atttypid AS type_oid, a.atttypmod AS modifier, a.attnotnull AS not_null
     FROM pg_attribute AS a
@@ -22,7 +22,7 @@ SELECT
     a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
     CASE WHEN t.typname IN ('varchar', 'bpchar') AND r.modifier > 4 THEN r.modifier - 4 END AS max_length,
     CASE WHEN t.typname = 'numeric' AND r.modifier >= 4 THEN ((r.modifier - 4) >> 16) & 65535 END AS precision,
-    -- The scale is a signed 11-bit field: numeric(3, -2) holds hundreds.
+    -- The scale is a signed 11-bit field: numeric(3, -2) stores hundreds.
     CASE WHEN t.typname = 'numeric' AND r.modifier >= 4 THEN (((r.modifier - 4) & 2047) # 1024) - 1024 END AS scale,
     (SELECT array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid) AS labels,
     coalesce(l.collisdeterministic, true) AS deterministic

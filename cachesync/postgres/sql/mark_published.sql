@@ -1,2 +1,2 @@
--- Marks changes as published; $1 their versions.
+-- Marks changes as published. $1 their versions.
 SELECT cachesync.mark_published($1);

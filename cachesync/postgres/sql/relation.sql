@@ -1,4 +1,5 @@
--- What decides whether a table can be registered; $1 schema, $2 table. No row: no such table.
+-- The properties that determine whether a table can be registered. $1 schema, $2 table. No row if the table
+-- does not exist.
 SELECT
     c.relkind AS kind,
     c.relpersistence = 'u' AS unlogged,

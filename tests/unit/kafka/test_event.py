@@ -55,11 +55,11 @@ TRUNCATES = st.builds(
 
 
 @given(change=UPSERTS | DELETES | TRUNCATES)
-def test_every_change_comes_back_from_its_message(change: Change) -> None:
+def test_every_change_survives_the_round_trip_through_its_message(change: Change) -> None:
     assert decode("thing", message_key(change), change.payload, encode_headers(change)) == change
 
 
-def test_the_headers_are_those_of_a_binary_mode_cloudevent() -> None:
+def test_headers_are_those_of_a_binary_mode_cloudevent() -> None:
     change = Change("thing", "1", 7, Operation.UPSERT, b"0123abcd", b"{}", "sa", MOMENT)
     assert encode_headers(change) == [
         ("ce_specversion", b"1.0"),
@@ -90,15 +90,15 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", b"{}", {"ce_specversion": b"2.0"}, "ce_specversion"),
         (b"1", b"{}", {"ce_type": b"cachesync.other"}, "unknown ce_type"),
         (b"1", b"{}", {"ce_type": None}, "ce_type is missing"),
-        (b"1", b"{}", {"ce_rowversion": b"-7"}, "no row version"),
-        (b"1", b"{}", {"ce_rowversion": b"0"}, "no row version"),
-        (b"1", b"{}", {"ce_rowversion": b"9223372036854775808"}, "no row version"),
-        (b"1", b"{}", {"ce_rowversion": "\u0663".encode()}, "no row version"),
-        (b"1", b"{}", {"ce_rowversion": b"9" * 5000}, "no row version"),
+        (b"1", b"{}", {"ce_rowversion": b"-7"}, "not a row version"),
+        (b"1", b"{}", {"ce_rowversion": b"0"}, "not a row version"),
+        (b"1", b"{}", {"ce_rowversion": b"9223372036854775808"}, "not a row version"),
+        (b"1", b"{}", {"ce_rowversion": "\u0663".encode()}, "not a row version"),
+        (b"1", b"{}", {"ce_rowversion": b"9" * 5000}, "not a row version"),
         (b"1", b"{}", {"ce_fingerprint": b"short"}, "ce_fingerprint of 8"),
         (b"1", b"{}", {"ce_fingerprint": None}, "ce_fingerprint is missing"),
-        (b"1", None, {}, "needs a value"),
-        (b"1", b"{}", {"ce_type": b"cachesync.delete"}, "a delete has no value"),
+        (b"1", None, {}, "must have a value"),
+        (b"1", b"{}", {"ce_type": b"cachesync.delete"}, "a delete must not have a value"),
         (None, b"{}", {}, "cannot be the key"),
         (TRUNCATE_KEY, b"{}", {}, "cannot be the key"),
         (b"1", None, {"ce_type": b"cachesync.truncate"}, "cannot be the key"),
@@ -108,7 +108,7 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", b"{}", {"ce_source": b"\xff"}, "malformed"),
     ],
 )
-def test_what_is_no_change_is_refused_with_its_reason(
+def test_message_that_is_not_a_change_is_refused_with_the_reason(
     key: bytes | None, value: bytes | None, changed: dict[str, bytes | None], reason: str
 ) -> None:
     headers: Headers = list((GOOD | changed).items())
@@ -123,7 +123,7 @@ def test_what_is_no_change_is_refused_with_its_reason(
         st.sampled_from(sorted(GOOD)), st.none() | st.binary() | st.sampled_from(list(GOOD.values()))
     ),
 )
-def test_no_message_does_more_than_be_refused(
+def test_no_message_causes_any_other_error(
     key: bytes | None, value: bytes | None, headers: dict[str, str | bytes | None]
 ) -> None:
     with suppress(UndecodableError):

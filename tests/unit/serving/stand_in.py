@@ -1,7 +1,7 @@
-"""A stand-in for the library: rows in memory, no PostgreSQL, no Redis, no Kafka.
+"""A stand-in for the library that keeps rows in memory, without PostgreSQL, Redis and Kafka.
 
-It keeps the library's contract where the services rely on it: versions that grow, preconditions, merge
-patches. Types and constraints are PostgreSQL's; what it would say of them is put in by the test.
+It keeps those parts of the library's contract that the services rely on: increasing versions, preconditions
+and merge patches. It does not check types and constraints; a test sets the error that PostgreSQL would raise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from cachesync.change import Row
 from cachesync.entity import Entity
 from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
-from cachesync.postgres.catalogue import Column
+from cachesync.postgres.catalog import Column
 from cachesync.service.cache import EntityCache, Outcome, Read, Written
 from serving.app import create_app
 from serving.settings import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
-    """A column as the catalogue would describe it."""
+    """Return a column as the catalog would describe it."""
     usual: dict[str, Any] = {
         "declared_type": base_type,
         "nullable": False,
@@ -60,13 +60,13 @@ THING = (
 
 
 class MemoryCache:
-    """Rows of one entity.
+    """The rows of one entity.
 
     Attributes:
-        fails: raised by every call, where it is set.
-        given: the rows of the writes, as the services handed them on.
+        fails: error that every call raises, if set.
+        given: the rows that the services have written, as they passed them on.
         outcome: how reads are answered.
-        cached: whether the cache step of writes goes through.
+        cached: whether the cache step of writes succeeds.
     """
 
     def __init__(self, name: str, columns: tuple[Column, ...]) -> None:
@@ -109,7 +109,7 @@ class MemoryCache:
         members = self._members(row)
         old = self._rows.get(key)
         if expected is not None and (old is None or (expected and old.version not in expected)):
-            message = "the row's version is not the expected one"
+            message = "the row does not have the expected version"
             raise VersionMismatchError(message)
         return self._store(key, members, created=old is None)
 
@@ -142,10 +142,10 @@ class MemoryCache:
     def _existing(self, key: str, expected: frozenset[int] | None) -> Row:
         row = self._rows.get(key)
         if row is None:
-            message = f"no {self.entity.name} has the key {key!r}"
+            message = f"no {self.entity.name} with the key {key!r}"
             raise RowNotFoundError(message)
         if expected and row.version not in expected:
-            message = "the row's version is not the expected one"
+            message = "the row does not have the expected version"
             raise VersionMismatchError(message)
         return row
 
@@ -157,7 +157,7 @@ class MemoryCache:
 
 
 class MemoryService:
-    """A service on such caches."""
+    """A service with three such caches."""
 
     def __init__(self) -> None:
         self.student = MemoryCache("student", STUDENT)

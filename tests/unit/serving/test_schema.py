@@ -1,4 +1,4 @@
-"""The JSON Schema of a column is what PostgreSQL's catalogue says of it."""
+"""The JSON Schema of a column follows from PostgreSQL's catalog."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.unit.serving.stand_in import WORD, MemoryCache, column
         ("int4range", "R", {}, ["[1,2)"], [[1, 2]]),
     ],
 )
-def test_values_are_taken_and_refused_by_type(
+def test_schema_accepts_and_rejects_values_by_type(
     base_type: str, category: str, more: dict[str, Any], taken: list[object], refused: list[object]
 ) -> None:
     validator = Draft202012Validator(column_schema(column("x", base_type, category, **more)))
@@ -65,18 +65,18 @@ def test_values_are_taken_and_refused_by_type(
         ("timestamp", "D", None),
     ],
 )
-def test_format_is_named_where_json_schema_has_one(base_type: str, category: str, form: str | None) -> None:
+def test_format_is_set_if_json_schema_has_one(base_type: str, category: str, form: str | None) -> None:
     assert column_schema(column("x", base_type, category)).get("format") == form
 
 
-def test_row_has_every_column() -> None:
+def test_row_requires_every_column() -> None:
     schema = row_schema(WORD)
     assert schema["required"] == ["word", "score", "details", "mood", "letters"]
     assert schema["properties"]["letters"]["readOnly"] is True
     assert schema["additionalProperties"] is False
 
 
-def test_writes_require_what_the_database_cannot_fill_in() -> None:
+def test_writes_require_columns_that_the_database_cannot_fill_in() -> None:
     columns = (
         column("id", "int4", "N"),
         column("needed", "text", "S"),
@@ -92,6 +92,6 @@ def test_writes_require_what_the_database_cannot_fill_in() -> None:
         assert list(schema["properties"]) == ["id", "needed", "defaulted", "nullable"]
 
 
-def test_nullable_enum_takes_null() -> None:
+def test_nullable_enum_accepts_null() -> None:
     schema = column_schema(column("x", "mood", "E", labels=("sad",), nullable=True))
     assert schema == {"type": ["string", "null"], "enum": ["sad", None]}

@@ -1,4 +1,4 @@
-"""What PostgreSQL's own catalogue says of an entity's table."""
+"""The description of an entity's table in PostgreSQL's system catalog."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _INTEGER_RANGES: Final = {
     name: (-(1 << bits - 1), (1 << bits - 1) - 1) for name, bits in (("int2", 16), ("int4", 32), ("int8", 64))
 }
 _TEXTS: Final = frozenset({"text", "varchar"})
-# Types whose text is the same however a client spells the value, once it is brought into this form.
+# Types whose values have one canonical text, whatever the client's spelling; see `Column.canonical_key`.
 KEY_TYPES: Final = frozenset({*_INTEGER_RANGES, *_TEXTS, "uuid"})
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column, and what decides which values it takes.
+    """A column, with the properties that determine its valid values.
 
     Attributes:
-        name: its name.
-        declared_type: its type as declared, such as `numeric(8,2)` or a domain's name.
-        base_type: PostgreSQL's internal name of the type under any domain, such as `int8` or `_text`.
-        category: the type's category letter of `pg_type`, such as `A` for an array.
-        nullable: whether it takes null.
-        has_default: whether an insert may leave it out although it does not take null.
-        generated: whether PostgreSQL alone writes it.
-        max_length: the most characters of a `varchar(n)` or `char(n)`.
-        precision: the digits of a `numeric(p, s)`.
-        scale: those of them after the point.
-        labels: the values of an enum.
-        deterministic: whether equal texts are the same bytes under its collation.
+        name: the name of the column.
+        declared_type: the type as declared, such as `numeric(8,2)` or the name of a domain.
+        base_type: PostgreSQL's internal name of the type, with domains resolved, such as `int8` or `_text`.
+        category: the category letter of the type in `pg_type`, such as `A` for arrays.
+        nullable: whether the column accepts null.
+        has_default: whether an insert can omit the column even if it does not accept null.
+        generated: whether only PostgreSQL can write the column.
+        max_length: the maximum number of characters of a `varchar(n)` or `char(n)`; None if there is no limit.
+        precision: the number of digits of a `numeric(p, s)`; None if there is no limit.
+        scale: the number of those digits after the decimal point; None if there is no limit.
+        labels: the values of an enum; None for other types.
+        deterministic: whether the collation treats texts as equal only if their bytes are the same.
     """
 
     name: str
@@ -61,14 +61,17 @@ class Column:
 
     @property
     def integer_range(self) -> tuple[int, int] | None:
-        """The least and the greatest integer that it takes, None for another type."""
+        """The minimum and maximum of an integer type; None for other types."""
         return _INTEGER_RANGES.get(self.base_type)
 
     def canonical_key(self, text: str) -> str:
-        """The key in the one form that names its slot and its messages.
+        """Return the canonical form of a key, which names the slot and the messages of the row.
+
+        Args:
+            text: the key as text; for a `uuid`, in any spelling that Python accepts.
 
         Raises:
-            InvalidValueError: the text cannot be a key of this column's type.
+            InvalidValueError: the text is not a valid key of this column's type.
         """
         bounds = _INTEGER_RANGES.get(self.base_type)
         if bounds is not None:
@@ -82,25 +85,25 @@ class Column:
                 pass
         elif "\0" not in text and (self.max_length is None or len(text) <= self.max_length):
             return text
-        message = f"{text[:80]!r} is no value of type {self.declared_type}"
+        message = f"{text[:80]!r} is not a valid value of type {self.declared_type}"
         raise InvalidValueError(self.name, message)
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """The table of an entity as the catalogue describes it.
+    """The description of an entity's table in the system catalog.
 
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
-        unlogged: whether it is emptied after a crash.
-        hides_rows: whether its row security applies to its owner, too.
-        subscribes: whether a subscription writes to it.
-        inherits: whether it is a partition, or part of an inheritance tree.
-        key_columns: the columns of its primary key; empty without one.
-        key_deferrable: whether the primary key may be checked at commit only.
-        virtual_columns: the columns that are computed whenever they are read.
+        unlogged: whether the table is emptied after a crash.
+        hides_rows: whether row security also applies to the owner of the table.
+        subscribes: whether a subscription writes to the table.
+        inherits: whether the table is a partition or part of an inheritance tree.
+        key_columns: the columns of the primary key; empty if there is none.
+        key_deferrable: whether the check of the primary key can be deferred until the commit.
+        virtual_columns: the generated columns that are computed when they are read.
         columns: the columns in order, without the row version.
-        has_version: whether it has a column named as the row version.
+        has_version: whether there is a column with the name of the row version.
     """
 
     kind: str
@@ -115,7 +118,7 @@ class Relation:
     has_version: bool
 
     def served(self, entity: Entity) -> tuple[Column, ...]:
-        """The columns that the entity declares, in its order; all where it names none."""
+        """Return the columns that the entity declares, in its order; all if it declares none."""
         if entity.columns is None:
             return self.columns
         by_name = {column.name: column for column in self.columns}
@@ -123,10 +126,11 @@ class Relation:
 
 
 async def describe_relation(connection: Connection, entity: Entity) -> Relation | None:
-    """Read the catalogue's description of an entity's table; None where there is no such table."""
+    """Read the description of an entity's table; None if the table does not exist."""
     schema, table = entity.schema_and_table
     async with connection.transaction():
-        # Types are named with their schema, lest the fingerprint depend on the session's search_path.
+        # Types are qualified with their schema, so that the fingerprint does not depend on the session's
+        # search_path.
         await connection.execute("SET LOCAL search_path = pg_catalog")
         relation = await connection.fetchrow(statement("postgres/relation"), schema, table)
         columns = await connection.fetch(statement("postgres/columns"), schema, table)
@@ -157,6 +161,12 @@ async def describe_relation(connection: Connection, entity: Entity) -> Relation 
 
 
 def fingerprint(entity: Entity, columns: tuple[Column, ...], installation: int) -> str:
-    """Eight hexadecimal digits that differ between payloads of different shape or installation."""
+    """Return the schema fingerprint of an entity: eight hexadecimal digits.
+
+    Args:
+        entity: the entity.
+        columns: the served columns.
+        installation: the number of the entity's installation.
+    """
     shape = [installation, entity.name, [[column.name, column.declared_type] for column in columns]]
     return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]
