@@ -1,5 +1,5 @@
-"""What a service does: lazy reads, write-through writes, publishing.
+"""The part of the library that services use: lazy loads, write-through, and publishing.
 
-A process opens one `Service` and uses its `EntityCache` objects. Nothing here consumes changes, and nothing
-here knows HTTP.
+A process opens one `Service` and uses its `EntityCache` objects. Independent of HTTP, and of how events are
+consumed.
 """

@@ -1,4 +1,4 @@
-"""An entity's cache in one service: reads load lazily, writes go through."""
+"""The cache of an entity in one service: lazy loads and write-through."""
 
 from __future__ import annotations
 
@@ -39,16 +39,22 @@ if TYPE_CHECKING:
     from cachesync.service.table import Table
     from cachesync.slots.single import Slots
 
-# Between two looks at a slot whose lease another process holds.
+# Between two reads of a slot whose lease another process holds.
 _POLL_SECONDS: Final = 0.003
-# More than this many reads waiting for loads in one process go to the database's own queue instead.
-_MOST_WAITERS: Final = 2000
-# How often a replace of a missing row tries to insert it while others delete and insert it.
+# Maximum number of reads that wait for loads in one process; further reads queue for the database instead.
+_MAX_WAITERS: Final = 2000
+# Maximum attempts to replace or insert a row that others delete and insert at the same time.
 _REPLACE_ATTEMPTS: Final = 5
 
 
 class Outcome(StrEnum):
-    """How a read was answered; the value of the `X-Cache` header."""
+    """How a read was answered; the value of the `X-Cache` header.
+
+    Attributes:
+        HIT: from the slot.
+        MISS: from the database, filling the slot.
+        BYPASS: from the database, without the cache.
+    """
 
     HIT = "HIT"
     MISS = "MISS"
@@ -57,7 +63,12 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A read's answer; `row` is None where no such row exists."""
+    """The result of a read.
+
+    Attributes:
+        outcome: how the read was answered.
+        row: the row; None if it does not exist.
+    """
 
     outcome: Outcome
     row: Row | None
@@ -68,10 +79,11 @@ class Written:
     """An acknowledged write.
 
     Attributes:
-        row: the row after it; None after a delete.
-        version: the version that it drew.
-        created: whether the row did not exist before.
-        cached: whether its cache step went through; if not, the stream's lag bounds older reads.
+        row: the row after the write; None after a delete.
+        version: the row version that the write drew.
+        created: whether the write inserted the row.
+        cached: whether the change was applied to the slot. If not, reads can be older than the write until
+            the stream has applied it.
     """
 
     row: Row | None
@@ -82,29 +94,29 @@ class Written:
 
 @dataclass(slots=True)
 class _Lease:
-    """A slot that a write changes.
+    """The lease of the slot that a write changes.
 
     Attributes:
-        name: the slot.
-        token: that of the lease which the write holds; empty where it holds none.
-        settled: whether the write's change has been brought there.
+        name: the slot's Redis key.
+        token: the token of the lease; empty if the write does not hold it.
+        applied: whether the change of the write has been applied to the slot.
     """
 
     name: str
     token: str
-    settled: bool = False
+    applied: bool = False
 
 
 _HIT_ABSENT: Final = Read(Outcome.HIT, None)
-_MISMATCH: Final = "the row's version is not the expected one"
+_MISMATCH: Final = "the row does not have the expected version"
 
 _P = ParamSpec("_P")
 
 
-def _to_the_end(
+def _uninterrupted(
     write: Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]],
 ) -> Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]]:
-    """Let a write go on when its caller is cancelled: a commit must not miss its cache step."""
+    """Run a write to completion even if its caller is canceled, so that every commit reaches the cache."""
 
     @wraps(write)
     async def wrapped(cache: EntityCache, /, *args: _P.args, **kwargs: _P.kwargs) -> Written:
@@ -117,10 +129,16 @@ def _to_the_end(
 
 
 class EntityCache:
-    """Reads and writes one entity's rows through this service's cache.
+    """Reads and writes the rows of one entity through the cache of this service.
 
-    A precondition (`expected`) is None: none; an empty set: the row must exist; otherwise it must
-    have one of these versions.
+    Writes can have a precondition, `expected`: with None there is none; with an empty set, the row must
+    exist; otherwise the row must have one of the given versions.
+
+    Attributes:
+        entity: the entity.
+        columns: the served columns.
+        key_column: the key column.
+        writes: the writes in progress.
     """
 
     def __init__(
@@ -135,21 +153,24 @@ class EntityCache:
         self._table = table
         self._slots = slots
         self._publisher = publisher
-        # One load per key and process; the others wait for its end, not for its data: what it read may be
-        # older than a write acknowledged since, the slot never is.
+        # One load per key and process. Other reads wait until it ends, but do not use its row, which can be
+        # older than a write that has been acknowledged since; the slot never is.
         self._loads: dict[str, asyncio.Event] = {}
         self._waiters = 0
         self.writes: set[asyncio.Task[Written]] = set()
 
     async def read(self, key: str) -> Read:
-        """The row with this canonical key.
+        """Read a row.
+
+        Args:
+            key: the key, in canonical form.
 
         Raises:
-            DatabaseUnavailableError: it is not cached, and the database cannot be asked.
+            DatabaseUnavailableError: the row is not cached, and the database did not respond.
         """
         name = self._name(key)
         try:
-            answer = self._hit(await self._slots.get(name), key)
+            answer = self._served(await self._slots.get(name), key)
             if answer is None:
                 answer = await self._load(name, key)
         except CacheUnavailableError:
@@ -159,44 +180,59 @@ class EntityCache:
         return answer
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
-        """At most `limit` rows in key order whose keys follow `after`, from the database.
+        """Read a page of rows in key order from the database.
+
+        Args:
+            after: the key that precedes the page, in canonical form; None for the first page.
+            limit: maximum number of rows.
 
         Raises:
-            DatabaseUnavailableError: the database cannot be asked.
+            DatabaseUnavailableError: the database did not respond.
         """
         return await self._table.page(after, limit)
 
-    @_to_the_end
+    @_uninterrupted
     async def insert(self, row: RowInput) -> Written:
         """Insert a row.
 
+        Args:
+            row: the values of the row; columns that are not given get their default.
+
         Raises:
-            DuplicateRowError, ConstraintViolatedError, InvalidValueError: the row is refused.
-            DatabaseUnavailableError: the database cannot be asked.
+            DuplicateRowError: a row with the same unique values exists.
+            ConstraintViolatedError: the row violates a constraint.
+            InvalidValueError: a value is not valid for its column.
+            DatabaseUnavailableError: the database did not respond.
         """
-        # A key that the database is about to make has no slot to lease yet. Should a reader have guessed
-        # it and found it absent, the change that follows the commit empties that slot.
+        # If the database generates the key, there is no slot to lease yet. If a reader has guessed the key
+        # and found it absent, the change that is applied after the commit empties that slot.
         key = self._key_of(row)
         async with self._leased(key) if key is not None else nullcontext(None) as lease:
             inserted = await self._table.insert(row)
-            return await self._wrote(lease or _Lease(self._name(inserted.key), ""), inserted, created=True)
+            return await self._complete(lease or _Lease(self._name(inserted.key), ""), inserted, created=True)
 
-    @_to_the_end
+    @_uninterrupted
     async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
-        """Replace the row, or insert it if it is missing and nothing is expected.
+        """Replace a row, or insert it if it does not exist and there is no precondition.
 
-        Columns that are not given get their default. The key may be left out only if the row is not to be
-        inserted.
+        Args:
+            key: the key, in canonical form.
+            row: the values of the row; columns that are not given get their default. The key may be omitted
+                only if the row exists.
+            expected: the precondition.
 
         Raises:
-            VersionMismatchError: `expected` is not met.
-            and those of `insert`.
+            VersionMismatchError: the precondition does not hold.
+            DuplicateRowError: another row has the same unique values.
+            ConstraintViolatedError: the row violates a constraint.
+            InvalidValueError: a value is not valid for its column.
+            DatabaseUnavailableError: the database did not respond.
         """
         async with self._leased(key) as lease:
             for attempt in range(1, _REPLACE_ATTEMPTS + 1):
                 replaced = await self._table.replace(key, row, _versions(expected))
                 if replaced is not None:
-                    return await self._wrote(lease, replaced, created=False)
+                    return await self._complete(lease, replaced, created=False)
                 if expected is not None:
                     raise VersionMismatchError(_MISMATCH)
                 try:
@@ -205,52 +241,64 @@ class EntityCache:
                     if error.columns != (self.entity.key,) or attempt == _REPLACE_ATTEMPTS:
                         raise
                 else:
-                    return await self._wrote(lease, inserted, created=True)
+                    return await self._complete(lease, inserted, created=True)
             raise AssertionError
 
-    @_to_the_end
+    @_uninterrupted
     async def merge(self, key: str, patch: RowInput, expected: frozenset[int] | None) -> Written:
-        """Apply a JSON merge patch (RFC 7396) to the row.
+        """Apply a JSON merge patch (RFC 7396) to a row.
+
+        Args:
+            key: the key, in canonical form.
+            patch: the values to change.
+            expected: the precondition.
 
         Raises:
-            RowNotFoundError: no such row.
-            VersionMismatchError: `expected` is not met.
-            and those of `insert`.
+            RowNotFoundError: the row does not exist.
+            VersionMismatchError: the precondition does not hold.
+            DuplicateRowError: another row has the same unique values.
+            ConstraintViolatedError: the row violates a constraint.
+            InvalidValueError: a value is not valid for its column.
+            DatabaseUnavailableError: the database did not respond.
         """
         async with self._leased(key) as lease:
             row = await self._table.merge(key, patch, _versions(expected))
             if row is None:
-                await self._refuse(key, expected)
-            return await self._wrote(lease, row, created=False)
+                await self._raise_refusal(key, expected)
+            return await self._complete(lease, row, created=False)
 
-    @_to_the_end
+    @_uninterrupted
     async def delete(self, key: str, expected: frozenset[int] | None) -> Written:
-        """Delete the row.
+        """Delete a row.
+
+        Args:
+            key: the key, in canonical form.
+            expected: the precondition.
 
         Raises:
-            RowNotFoundError: no such row.
-            VersionMismatchError: `expected` is not met.
-            ConstraintViolatedError: another table refers to it.
-            DatabaseUnavailableError: the database cannot be asked.
+            RowNotFoundError: the row does not exist.
+            VersionMismatchError: the precondition does not hold.
+            ConstraintViolatedError: another row refers to it.
+            DatabaseUnavailableError: the database did not respond.
         """
         async with self._leased(key) as lease:
             version = await self._table.delete(key, _versions(expected))
             if version is None:
-                await self._refuse(key, expected)
+                await self._raise_refusal(key, expected)
             change = self._change(key, version, Operation.DELETE, None)
-            cached = await self._settle(lease, change)
+            cached = await self._apply(lease, change)
             self._publisher.publish(self.entity.topic, change)
             return Written(None, version, created=False, cached=cached)
 
     async def close(self) -> None:
-        """Wait for the writes under way."""
+        """Wait for the writes in progress."""
         await asyncio.gather(*self.writes, return_exceptions=True)
 
     def _name(self, key: str) -> str:
         return slot_name(self._service, self.entity.name, key)
 
-    def _hit(self, slot: bytes | None, key: str) -> Read | None:
-        """The answer that a slot gives; None where it has none."""
+    def _served(self, slot: bytes | None, key: str) -> Read | None:
+        """Return the hit that a slot gives; None if it gives none."""
         if slot is None:
             return None
         if slot == ABSENT:
@@ -259,24 +307,24 @@ class EntityCache:
         return None if row is None else Read(Outcome.HIT, row)
 
     async def _load(self, name: str, key: str) -> Read | None:
-        """Load a missing row into its slot, or wait until someone has; None where that took too long."""
+        """Load a row into its slot, or wait for another load; return None if that takes too long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_seconds
         while (loading := self._loads.get(key)) is not None:
             if not await self._wait(loading, deadline - loop.time()):
                 return None
-            answer = self._hit(await self._slots.get(name), key)
+            answer = self._served(await self._slots.get(name), key)
             if answer is not None:
                 return answer
         self._loads[key] = loading = asyncio.Event()
         try:
-            return await self._lead(name, key, deadline)
+            return await self._load_under_lease(name, key, deadline)
         finally:
             del self._loads[key]
             loading.set()
 
     async def _wait(self, loading: asyncio.Event, seconds: float) -> bool:
-        if self._waiters >= _MOST_WAITERS:
+        if self._waiters >= _MAX_WAITERS:
             return False
         self._waiters += 1
         metrics.waits.labels(self.entity.name).inc()
@@ -289,14 +337,14 @@ class EntityCache:
             self._waiters -= 1
         return True
 
-    async def _lead(self, name: str, key: str, deadline: float) -> Read | None:
-        """Load under the slot's lease; wait while another process holds it, None where that took too long."""
+    async def _load_under_lease(self, name: str, key: str, deadline: float) -> Read | None:
+        """Load a row under the lease of its slot; return None if another process holds it for too long."""
         loop = asyncio.get_running_loop()
         token = new_token()
         while (
             slot := await self._slots.lease(name, token, self._lease_ms, self._table.fingerprint, "read")
         ) is not None:
-            answer = self._hit(slot, key)
+            answer = self._served(slot, key)
             if answer is not None:
                 return answer
             if loop.time() >= deadline:
@@ -318,41 +366,41 @@ class EntityCache:
 
     @asynccontextmanager
     async def _leased(self, key: str) -> AsyncIterator[_Lease]:
-        """The lease of a slot that a write may fill; where Redis does not answer, the write goes on."""
+        """Hold the lease of the slot of a write; if Redis is unavailable, the write continues without it."""
         lease = _Lease(self._name(key), "")
         token = new_token()
         with suppress(CacheUnavailableError):
             slot = await self._slots.lease(
                 lease.name, token, self._lease_ms, self._table.fingerprint, "write"
             )
-            # Only a lease that was answered is one to fill by: one that Redis carries out late, after the
-            # commit, has not seen the changes since then.
+            # Only a confirmed lease may be used to fill the slot: if Redis executes the request late, after
+            # the commit, the lease has missed the changes made in between.
             if slot is None:
                 lease.token = token
         try:
             yield lease
         finally:
-            if lease.token and not lease.settled:
+            if lease.token and not lease.applied:
                 with suppress(CacheUnavailableError):
                     await self._slots.release(lease.name, lease.token)
 
-    async def _wrote(self, lease: _Lease, row: Row, *, created: bool) -> Written:
-        """Bring a committed row to its slot, and publish it."""
+    async def _complete(self, lease: _Lease, row: Row, *, created: bool) -> Written:
+        """Apply a committed row to its slot, and publish it."""
         change = self._change(row.key, row.version, Operation.UPSERT, row)
-        cached = await self._settle(lease, change)
+        cached = await self._apply(lease, change)
         self._publisher.publish(self.entity.topic, change)
         return Written(row, row.version, created=created, cached=cached)
 
-    async def _settle(self, lease: _Lease, change: Change) -> bool:
-        """Bring a committed change to its slot; return whether Redis carried that out."""
+    async def _apply(self, lease: _Lease, change: Change) -> bool:
+        """Apply a committed change to its slot; return whether Redis confirmed that."""
         slot = change_of(self._service, self.entity, change)
-        # A trigger of the table may have given the row another key than the one that was leased.
+        # A trigger of the table can give the row another key than the one whose slot was leased.
         is_leased = slot.name == lease.name
         try:
             await self._slots.change(slot, lease.token if is_leased else "")
         except CacheUnavailableError:
             return False
-        lease.settled = is_leased
+        lease.applied = is_leased
         return True
 
     def _change(self, key: str, version: int, operation: Operation, row: Row | None) -> Change:
@@ -368,7 +416,7 @@ class EntityCache:
         )
 
     def _key_of(self, row: RowInput) -> str | None:
-        """Return the canonical key of a row; None if it is not given, or if PostgreSQL will refuse it."""
+        """Return the canonical key of a row; None if it is not given or if PostgreSQL will refuse it."""
         text = row.key_text(self.entity.key)
         if text is None:
             return None
@@ -377,11 +425,11 @@ class EntityCache:
         except InvalidValueError:
             return None
 
-    async def _refuse(self, key: str, expected: frozenset[int] | None) -> NoReturn:
-        """Say why a write met no row."""
+    async def _raise_refusal(self, key: str, expected: frozenset[int] | None) -> NoReturn:
+        """Raise the reason why a write found no row to change."""
         if expected and await self._table.read(key) is not None:
             raise VersionMismatchError(_MISMATCH)
-        message = f"no {self.entity.name} has the key {key!r}"
+        message = f"no {self.entity.name} with the key {key!r}"
         raise RowNotFoundError(message)
 
 

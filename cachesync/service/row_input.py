@@ -1,4 +1,4 @@
-"""The values that a write gives for a row."""
+"""The column values of a write."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowInput:
-    """Some columns of a row, by name, with the JSON text that PostgreSQL reads them from.
+    """Values for columns of a row, with the JSON text from which PostgreSQL reads them.
 
-    The text is parsed once; PostgreSQL gets it as it was written, so that no digit of a number is lost.
+    The text is parsed once and passed to PostgreSQL unchanged, so that no digit of a number is lost.
 
     Attributes:
         text: a JSON object with one member per column.
@@ -31,10 +31,10 @@ class RowInput:
 
     @classmethod
     def from_json(cls, document: bytes | str) -> Self:
-        """Parse a JSON object.
+        """Parse a JSON object with one member per column.
 
         Raises:
-            InvalidValueError: it is not one.
+            InvalidValueError: the document is not a JSON object.
         """
         try:
             text = document.decode() if isinstance(document, bytes) else document
@@ -43,20 +43,20 @@ class RowInput:
             message = f"not a JSON document: {error}"
             raise InvalidValueError(None, message) from error
         if not isinstance(values, dict):
-            message = f"a row is a JSON object, not {type(values).__name__}"
+            message = f"a row must be a JSON object, not {type(values).__name__}"
             raise InvalidValueError(None, message)
         return cls(text, values)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Take Python values.
+        """Encode Python values.
 
         Args:
-            values: what JSON can express; also Decimal, UUID, date, time and datetime, which PostgreSQL reads
-                from their text.
+            values: the values by column name: whatever JSON can express, and Decimal, UUID, date, time and
+                datetime, which PostgreSQL reads from their text.
 
         Raises:
-            InvalidValueError: a value is of another type.
+            InvalidValueError: a value has another type.
         """
         return cls(_encoded(dict(values)), values)
 
@@ -66,11 +66,11 @@ class RowInput:
         return tuple(self.values)
 
     def only(self, column: str) -> str:
-        """Return the JSON text of an object that holds just one of the columns."""
+        """Return the JSON text of an object with only the given column."""
         return _encoded({column: self.values[column]})
 
     def key_text(self, column: str) -> str | None:
-        """Return the value of a key column as text; None if it is not given."""
+        """Return the value of the key column as text; None if it is not given."""
         return str(self.values[column]) if column in self.values else None
 
 

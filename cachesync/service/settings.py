@@ -1,4 +1,4 @@
-"""What a service takes from its environment."""
+"""Settings of a service."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ Port = Annotated[int, Field(gt=0, lt=65536)]
 
 
 class ServiceSettings(KafkaSettings):
-    """Settings of one service's share of the system, each from the variable of its name.
+    """The settings of a service, each from the environment variable of the same name.
 
-    Kafka is where changes are published.
+    The settings of Kafka are those of the brokers to which changes are published.
 
     Attributes:
-        service: the service's name; its slots are `{service}:{entity}:{key}`.
+        service: the name of the service; its slots are named `{service}:{entity}:{key}`.
         cachesync_entities: the entities file.
-        db_host, db_port, db_name, db_username, db_password: the shared database.
-        db_pool: the most connections to it, per process.
-        db_timeout_ms: the longest wait for a connection or a statement's answer.
-        redis_url: this service's own cache.
-        redis_timeout_ms: the longest wait for one answer of it.
-        lease_ms: how long a lease holds; longer than a load or a commit takes.
-        lease_wait_ms: how long a read waits for another's load before it asks the database itself.
+        db_host: the host of the shared database.
+        db_port: the port of the shared database.
+        db_name: the name of the shared database.
+        db_username: a login with the role `cachesync_service`.
+        db_password: the password of that login.
+        db_pool: maximum number of database connections per process.
+        db_timeout_ms: timeout for a connection and for a statement, in milliseconds.
+        redis_url: the URL of this service's own Redis or Redis Cluster.
+        redis_timeout_ms: timeout for a reply of that Redis, in milliseconds.
+        lease_ms: lifetime of a lease, in milliseconds; must be longer than a load or a commit takes.
+        lease_wait_ms: how long a read waits for another read's load before it queries the database itself, in
+            milliseconds.
     """
 
     service: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
