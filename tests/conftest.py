@@ -1,4 +1,4 @@
-"""The real servers that tests run against: one of each per session, started when first asked for."""
+"""The real servers that tests run against: one of each per session, started on first use."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from local.system import System
 
 STATE = Path(__file__).parents[1] / ".local"
-# Processes that share the tests each take whole groups of them: the servers below belong to one process.
+# pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
 GROUPS = {"tests/acceptance/": "system", "tests/faults/": "system", "tests/integration/": "servers"}
 
 
-class ByServers(LoadScopeScheduling):  # type: ignore[misc] # it has no types
-    """Keeps the tests that share servers together; the rest go where there is time."""
+class ByServers(LoadScopeScheduling):  # type: ignore[misc] # untyped
+    """Keeps tests that share servers in one process and distributes the others freely."""
 
     def _split_scope(self, nodeid: str) -> str:
         return next((group for folder, group in GROUPS.items() if nodeid.startswith(folder)), nodeid)
@@ -40,14 +40,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServe
 
 @pytest.fixture(scope="session")
 def state_folder() -> Iterator[Path]:
-    """Kept from one session to the next, so that what is made once is made once."""
+    """A folder that is kept between sessions, so that one-time setup is done only once."""
     with claim_any(STATE / "test") as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def postgres(state_folder: Path) -> Iterator[Postgres]:
-    """The running PostgreSQL, with no database but an empty `cachesync`."""
+    """A running PostgreSQL that has only an empty database `cachesync`."""
     with Postgres(state_folder) as server:
         server.drop_databases()
         yield server
@@ -55,21 +55,21 @@ def postgres(state_folder: Path) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def redis_sa(state_folder: Path) -> Iterator[Redis]:
-    """The running Redis of the service sa; tests of one session share it."""
+    """The Redis of the service sa, shared by all tests of a session."""
     with Redis(state_folder, name="redis-sa") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_sb(state_folder: Path) -> Iterator[Redis]:
-    """The running Redis of the service sb; tests of one session share it."""
+    """The Redis of the service sb, shared by all tests of a session."""
     with Redis(state_folder, name="redis-sb") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def kafka(state_folder: Path) -> Iterator[Kafka]:
-    """The running Kafka, without topics at first; tests of one session share it."""
+    """A Kafka that starts without topics, shared by all tests of a session."""
     server = Kafka(state_folder, jars=STATE / "kafka")
     server.erase()
     with server:
@@ -78,14 +78,14 @@ def kafka(state_folder: Path) -> Iterator[Kafka]:
 
 @pytest.fixture(scope="session")
 def links() -> Iterator[Links]:
-    """The ways between the parts of the system."""
+    """The network links between the parts of the system."""
     with Links() as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def system(links: Links) -> Iterator[System]:
-    """The whole system, Airflow included, as `make demo` starts it, but on free ports and linked by proxies.
+    """The whole system with Airflow, as `make demo` starts it, but on free ports and linked through proxies.
 
     Three consumers share the load of each cache.
     """

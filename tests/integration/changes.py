@@ -1,4 +1,4 @@
-"""Changes of rows that no database has, and the values that they leave in a slot."""
+"""Changes of made-up rows, and the slot values that result from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database with the sample's tables installed, and services on it, in this process."""
+"""A database with the sample tables installed, and services that use it, in this process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def entities() -> dict[str, Entity]:
 
 @pytest.fixture
 async def sample(postgres: Postgres, entities: dict[str, Entity]) -> AsyncIterator[str]:
-    """The address of a new database with the sample's tables, installed."""
+    """The DSN of a new database with the sample tables and the installed database side."""
     name = f"sample_{secrets.token_hex(4)}"
     dsn = postgres.create_database(name)
     connection = await asyncpg.connect(dsn)
@@ -59,7 +59,7 @@ async def sample(postgres: Postgres, entities: dict[str, Entity]) -> AsyncIterat
 
 @pytest.fixture
 async def admin(sample: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the sample's owner, as psql would have it."""
+    """A connection of the owner of the sample database, as psql would open it."""
     connection = await asyncpg.connect(sample)
     yield connection
     await connection.close()
@@ -67,7 +67,7 @@ async def admin(sample: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture(scope="session")
 def topics(kafka: Kafka, entities: dict[str, Entity]) -> str:
-    """The broker's address, its topics made."""
+    """The broker's address; its topics exist."""
     create_topics(
         {"bootstrap.servers": kafka.bootstrap_servers}, entities.values(), partitions=6, replication=1
     )
@@ -78,7 +78,7 @@ def topics(kafka: Kafka, entities: dict[str, Entity]) -> str:
 def settings_of(
     sample: str, postgres: Postgres, redis_sa: Redis, redis_sb: Redis, topics: str
 ) -> Callable[..., ServiceSettings]:
-    """The settings of a service on the sample, changed as asked."""
+    """Returns the settings of a service on the sample database, with the given changes."""
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
     def made(name: str, **changed: object) -> ServiceSettings:
@@ -103,7 +103,7 @@ def settings_of(
 def open_service(
     settings_of: Callable[..., ServiceSettings],
 ) -> Callable[..., AbstractAsyncContextManager[Service]]:
-    """Opens a service on the sample, its settings changed as asked."""
+    """Opens a service on the sample database, with the given changes to its settings."""
 
     @asynccontextmanager
     async def opened(name: str, **changed: object) -> AsyncIterator[Service]:
@@ -118,14 +118,14 @@ def open_service(
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
-    """The running Redis Cluster; tests of one session share it."""
+    """A Redis Cluster, shared by all tests of a session."""
     with RedisCluster(tmp_path_factory.mktemp("redis-cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(autouse=True)
 def _empty_caches(request: pytest.FixtureRequest) -> None:
-    """Each test that has a cache begins with an empty one."""
+    """Empty the caches that the test uses."""
     for name in {"redis_sa", "redis_sb", "redis_cluster"} & set(request.fixturenames):
         server: Redis | RedisCluster = request.getfixturevalue(name)
         with worker_client(server.url, 5) as client:
@@ -134,7 +134,7 @@ def _empty_caches(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 async def worker_dsn(sample: str) -> str:
-    """The address of the database for the background work."""
+    """The DSN of the sample database for the worker role."""
     create_role(sample, "background-worker", "password")
     owner = await asyncpg.connect(sample)
     await owner.execute('GRANT cachesync_worker TO "background-worker"')
@@ -144,7 +144,7 @@ async def worker_dsn(sample: str) -> str:
 
 @pytest.fixture
 async def worker(worker_dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of the background work."""
+    """A connection of the worker role."""
     connection = await asyncpg.connect(worker_dsn)
     yield connection
     await connection.close()
@@ -158,6 +158,6 @@ def post(
     redis_sb: Redis,
     entities: dict[str, Entity],
 ) -> Iterator[Post]:
-    """A service of this test alone, and its dead letters."""
+    """The dead letters of a service that only this test uses."""
     with redis.Redis.from_url(redis_sb.url, socket_timeout=1) as slots:
         yield Post(admin, worker, topics, slots, entities)

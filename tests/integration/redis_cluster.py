@@ -1,4 +1,4 @@
-"""A Redis Cluster of three primaries, each a process of its own."""
+"""A Redis Cluster of three primaries, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _NODES: Final = 3
-# A node's bus has its port and so many; that port, too, should be none of those that the kernel gives away.
+# A node's cluster bus uses the node's port plus this offset. Neither port may be one that the kernel assigns
+# to other sockets.
 _BUS: Final = 10_000
 _KERNELS: Final = 32_768
 
 
 class Node(Redis):
-    """A node, at first alone and without a key."""
+    """A cluster node. It starts alone, without hash slots."""
 
     def __init__(self, folder: Path, name: str) -> None:
         super().__init__(folder, name=name, port=_free_port())
 
     def take_another_port(self) -> None:
-        """To be found there when it starts the next time."""
+        """Use another port from the next start on."""
         self.port = _free_port()
         self.ports = {self.name: self.port}
 
@@ -37,7 +38,7 @@ class Node(Redis):
             "cluster-enabled": "yes",
             "cluster-config-file": f"{self.name}.conf",
             "cluster-node-timeout": "1000",
-            # One that is away takes no other's keys with it.
+            # A node that is down does not take the keys of the others with it.
             "cluster-require-full-coverage": "no",
         }
         return [
@@ -50,7 +51,7 @@ class Node(Redis):
 
 
 class RedisCluster:
-    """The nodes; the hash slots are shared out evenly."""
+    """The nodes, with the hash slots distributed evenly."""
 
     def __init__(self, folder: Path) -> None:
         self.nodes = [Node(folder, f"node-{number}") for number in range(_NODES)]
@@ -63,7 +64,7 @@ class RedisCluster:
         return self.nodes[key_slot(name.encode()) * _NODES // REDIS_CLUSTER_HASH_SLOTS]
 
     def move(self, name: str, target: Node) -> None:
-        """Give an empty key's hash slot to another primary."""
+        """Move the hash slot of a key that does not exist to another primary."""
         with target.client() as client:
             number = client.execute_command("CLUSTER MYID")
         for node in (target, *self.nodes):
@@ -84,10 +85,10 @@ class RedisCluster:
         return self
 
     def wait_until_whole(self) -> None:
-        """Each node knows of all others, and that they answer."""
+        """Wait until each node knows all others and sees them respond."""
         deadline = time.monotonic() + 30
         while not all(self._is_whole(node) for node in self.nodes):
-            assert time.monotonic() < deadline, "the cluster does not come together"
+            assert time.monotonic() < deadline, "the nodes did not form a cluster"
             time.sleep(0.05)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Short histories of the product with a rule switched off: the checker finds what comes of it."""
+"""Short histories of the product with one rule disabled: the checker finds the consequences."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROW = Row("student", "1")
 
 
 class Client:
-    """Reads and writes one row through sa's cache, and records it."""
+    """Reads and writes one row through sa's cache and records the operations."""
 
     def __init__(self, cache: EntityCache) -> None:
         self._cache = cache
@@ -86,7 +86,7 @@ async def client(student: EntityCache) -> Client:
 
 @pytest.fixture
 def rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The rule that is switched off; None: all are in force."""
+    """The disabled rule; None if all rules are in force."""
     monkeypatch.setattr(scripts.Script, "__init__", scripts.Script.__init__)
     if request.param is not None:
         switch_off(request.param)
@@ -95,7 +95,7 @@ def rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 async def wrong(history: History, sample: str, redis_sa: Redis) -> set[Wrong]:
-    """What the checker finds, at rest included."""
+    """Return the findings of the checker, including those at rest."""
 
     def look() -> set[Wrong]:
         history.log = rest.logged_since(sample, 0)
@@ -107,7 +107,7 @@ async def wrong(history: History, sample: str, redis_sa: Redis) -> set[Wrong]:
 
 
 async def logged(admin: asyncpg.Connection) -> list[Change]:
-    """The changes of the row, as their events carry them."""
+    """Return the changes of the row as their events carry them."""
     return [
         Change(
             entity=record["entity"],
@@ -132,7 +132,7 @@ async def logged(admin: asyncpg.Connection) -> list[Change]:
     indirect=["rule"],
 )
 @pytest.mark.usefixtures("rule")
-async def test_an_event_that_comes_again_after_the_next(  # noqa: PLR0917 - fixtures
+async def test_event_repeated_after_a_later_one(  # noqa: PLR0917 - fixtures
     found: set[Wrong],
     client: Client,
     admin: asyncpg.Connection,
@@ -155,7 +155,7 @@ async def test_an_event_that_comes_again_after_the_next(  # noqa: PLR0917 - fixt
     indirect=["rule"],
 )
 @pytest.mark.usefixtures("rule")
-async def test_a_load_that_ends_after_a_write(  # noqa: PLR0917 - fixtures
+async def test_load_that_ends_after_a_write(  # noqa: PLR0917 - fixtures
     found: set[Wrong],
     client: Client,
     student: EntityCache,
@@ -167,7 +167,7 @@ async def test_a_load_that_ends_after_a_write(  # noqa: PLR0917 - fixtures
     with redis_client.Redis.from_url(redis_sa.url) as slots:
         slots.flushall()
     loaded, written = asyncio.Event(), asyncio.Event()
-    load = student._from_database  # noqa: SLF001 - between its load and its fill
+    load = student._from_database  # noqa: SLF001 - the step between load and fill
 
     async def slow_load(key: str) -> Any:
         row = await load(key)
@@ -186,7 +186,7 @@ async def test_a_load_that_ends_after_a_write(  # noqa: PLR0917 - fixtures
     assert await wrong(client.history, sample, redis_sa) == found
 
 
-async def test_a_change_by_psql_that_no_relay_publishes(
+async def test_sql_change_that_no_relay_publishes(
     client: Client, admin: asyncpg.Connection, sample: str, redis_sa: Redis
 ) -> None:
     await client.put("Ann")
@@ -195,5 +195,5 @@ async def test_a_change_by_psql_that_no_relay_publishes(
     assert await wrong(client.history, sample, redis_sa) == {Wrong.STALE_AT_REST}
 
 
-def test_every_rule_has_a_history_here() -> None:
+def test_every_rule_has_a_history() -> None:
     assert set(EDITS) == {"version-check", "lease"}

@@ -1,4 +1,4 @@
-"""The DAG files, the sensor and the trigger, without a running Airflow."""
+"""The DAG files, sensors and triggers, without a running Airflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 
-# Read when Airflow is imported, which the tests below do: it would make its own home in the user's.
+# Airflow reads them on import, in the tests below; by default it would use the user's home directory.
 os.environ.setdefault("AIRFLOW_HOME", str(REPOSITORY / ".local" / "test" / "airflow-home"))
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 
@@ -47,22 +47,22 @@ def dags(_environment: None) -> dict[str, DAG]:
     return bag.dags
 
 
-def test_every_dag_file_is_listed_here_and_holds_its_dags(dags: dict[str, DAG]) -> None:
+def test_every_dag_file_is_listed_and_defines_its_dags(dags: dict[str, DAG]) -> None:
     found: dict[str, set[str]] = {path.name: set() for path in (REPOSITORY / "dags").glob("*.py")}
     for dag in dags.values():
         found[Path(dag.fileloc).name].add(dag.dag_id)
     assert found == DAG_FILES
 
 
-def test_every_dag_documents_itself_and_never_runs_twice_at_once(dags: dict[str, DAG]) -> None:
+def test_every_dag_is_documented_and_has_no_concurrent_runs(dags: dict[str, DAG]) -> None:
     for dag in dags.values():
         assert dag.doc_md
         assert dag.max_active_runs == 1
         assert dag.catchup is False
 
 
-def test_each_consumer_of_each_cache_is_a_task_named_after_it(dags: dict[str, DAG]) -> None:
-    """So that it stays what it is when other services and consumers come and go."""
+def test_each_consumer_of_each_cache_is_a_task_with_its_name(dags: dict[str, DAG]) -> None:
+    """The name must not change when services or consumers are added or removed."""
     tasks: Any = dags["cache_sync"].tasks
     assert {task.task_id: (task.service, task.member) for task in tasks} == {
         f"apply_{service}_{member}": (service, member) for service in ("sa", "sb") for member in (0, 1)
@@ -70,7 +70,7 @@ def test_each_consumer_of_each_cache_is_a_task_named_after_it(dags: dict[str, DA
 
 
 @pytest.mark.parametrize("dag_id", ["cache_sync", "outbox_relay"])
-def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says(dag_id: str) -> None:
+def test_sensor_defers_to_a_trigger_that_survives_serialization(dag_id: str) -> None:
     from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
     from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
     from cachesync_airflow.sensors.outbox_relay import OutboxRelaySensor  # noqa: PLC0415
@@ -88,7 +88,7 @@ def test_the_sensor_defers_to_a_trigger_that_can_be_made_again_from_what_it_says
     assert deferred.value.timeout is None
 
 
-def test_the_sensor_fails_with_what_its_trigger_met() -> None:
+def test_sensor_fails_with_the_error_of_its_trigger() -> None:
     from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
 
     with pytest.raises(CacheSyncError, match="the broker is gone"):
@@ -96,7 +96,7 @@ def test_the_sensor_fails_with_what_its_trigger_met() -> None:
 
 
 class FakeStream:
-    """Stands in for the stream: what is tested is how the trigger runs and ends it."""
+    """A stand-in for the stream, to test how the trigger runs and stops it."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.started = threading.Event()
@@ -116,7 +116,7 @@ class FakeStream:
 
 
 @pytest.mark.usefixtures("_environment")
-async def test_the_relay_takes_its_connections_and_settings_from_airflow(
+async def test_relay_takes_its_connections_and_settings_from_airflow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger  # noqa: PLC0415
@@ -131,7 +131,7 @@ async def test_the_relay_takes_its_connections_and_settings_from_airflow(
         OutboxRelayTrigger().open()
     monkeypatch.setenv("CACHESYNC_CHANGE_LOG_RETENTION_DAYS", "3")
     relay = OutboxRelayTrigger().open()
-    # Neither answers; it waits for both, and stops when told to.
+    # Neither server responds; the relay waits for both until it is stopped.
     running = asyncio.create_task(asyncio.to_thread(relay.run))
     await asyncio.sleep(1)
     assert not running.done()
@@ -139,17 +139,17 @@ async def test_the_relay_takes_its_connections_and_settings_from_airflow(
     await asyncio.wait_for(running, 10)
 
 
-async def test_the_trigger_yields_the_error_of_a_stream_that_cannot_go_on(
+async def test_trigger_yields_the_error_of_a_stream_that_cannot_continue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415
 
-    monkeypatch.setattr(CacheSyncTrigger, "open", lambda _: FakeStream(StreamError("no way on")))
+    monkeypatch.setattr(CacheSyncTrigger, "open", lambda _: FakeStream(StreamError("cannot continue")))
     events = [event.payload async for event in CacheSyncTrigger("sb", 0).run()]
-    assert events == ["StreamError: no way on"]
+    assert events == ["StreamError: cannot continue"]
 
 
-async def test_a_cancelled_trigger_leaves_its_consumer_group_before_it_ends(
+async def test_cancelled_trigger_leaves_its_consumer_group_before_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Services, the stream's end, dead letters and reconciliation on a real Redis Cluster."""
+"""Services, applied changes, dead letters and reconciliation on a real Redis Cluster."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def slots(redis_cluster: RedisCluster) -> Iterator[Client]:
 
 @pytest.fixture
 def lost(redis_cluster: RedisCluster) -> Iterator[Node]:
-    """The primary of the key 1, which a test may kill or freeze."""
+    """The primary that owns the slot of the key 1; a test may kill or freeze it."""
     node = redis_cluster.node_of("sa:student:1")
     yield node
     if node.running:
@@ -80,7 +80,7 @@ async def until_hit(cache: EntityCache, keys: list[str]) -> None:
 
 
 def elsewhere(cluster: RedisCluster, node: Node) -> list[str]:
-    """Keys whose slots are on other primaries."""
+    """Return the keys whose slots are on other primaries."""
     return [key for key in KEYS if cluster.node_of(f"sa:student:{key}") is not node]
 
 
@@ -98,7 +98,7 @@ async def test_reads_miss_then_hit_and_writes_go_through(students: EntityCache) 
     assert (await students.read("1")).row is None
 
 
-async def test_keys_of_all_primaries_are_read_at_the_same_time(
+async def test_keys_of_all_primaries_are_read_concurrently(
     students: EntityCache, redis_cluster: RedisCluster
 ) -> None:
     assert await outcomes(students, KEYS) == {Outcome.MISS}
@@ -108,16 +108,14 @@ async def test_keys_of_all_primaries_are_read_at_the_same_time(
             assert client.dbsize() > len(KEYS) / 6
 
 
-async def test_a_service_goes_on_after_every_primary_has_lost_its_scripts(
-    students: EntityCache, slots: Client
-) -> None:
+async def test_scripts_are_loaded_again_on_every_primary(students: EntityCache, slots: Client) -> None:
     await students.read("1")
     slots.script_flush()
     assert await outcomes(students, KEYS[1:]) == {Outcome.MISS}
     assert await outcomes(students, KEYS) == {Outcome.HIT}
 
 
-async def test_a_killed_primary_costs_the_hits_of_its_own_keys_alone(
+async def test_killed_primary_affects_only_its_own_keys(
     students: EntityCache, redis_cluster: RedisCluster, lost: Node
 ) -> None:
     await until_hit(students, KEYS)
@@ -133,7 +131,7 @@ async def test_a_killed_primary_costs_the_hits_of_its_own_keys_alone(
     await until_hit(students, KEYS)
 
 
-async def test_a_primary_that_comes_back_elsewhere_is_found(
+async def test_primary_that_restarts_at_another_address_is_found(
     students: EntityCache, slots: Client, redis_cluster: RedisCluster, lost: Node, entities: dict[str, Entity]
 ) -> None:
     await until_hit(students, KEYS)
@@ -147,7 +145,7 @@ async def test_a_primary_that_comes_back_elsewhere_is_found(
     await until_hit(students, KEYS)
 
 
-async def test_a_frozen_primary_costs_a_few_timeouts_of_its_own_keys_alone(
+async def test_frozen_primary_costs_a_few_timeouts_for_only_its_own_keys(
     students: EntityCache, redis_cluster: RedisCluster, lost: Node
 ) -> None:
     await until_hit(students, KEYS)
@@ -167,7 +165,7 @@ async def test_a_frozen_primary_costs_a_few_timeouts_of_its_own_keys_alone(
     await until_hit(students, KEYS)
 
 
-async def test_a_key_that_moves_to_another_primary_comes_back_to_hit(
+async def test_key_that_moves_to_another_primary_is_cached_again(
     students: EntityCache, redis_cluster: RedisCluster
 ) -> None:
     source = redis_cluster.node_of("sa:student:1")
@@ -184,7 +182,7 @@ async def test_a_key_that_moves_to_another_primary_comes_back_to_hit(
         redis_cluster.move("sa:student:1", source)
 
 
-async def test_a_service_that_starts_while_no_node_answers_finds_them_later(
+async def test_service_that_starts_while_no_node_responds_finds_them_later(
     open_service: OpenService, redis_cluster: RedisCluster, lost: Node, admin: asyncpg.Connection
 ) -> None:
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
@@ -198,7 +196,7 @@ async def test_a_service_that_starts_while_no_node_answers_finds_them_later(
         assert (await service.health())["redis"] is True
 
 
-def test_a_batch_reaches_all_primaries_even_without_their_scripts(
+def test_batch_reaches_all_primaries_even_without_loaded_scripts(
     slots: Client, entities: dict[str, Entity]
 ) -> None:
     applier = Applier(slots, "sb", entities)
@@ -211,7 +209,7 @@ def test_a_batch_reaches_all_primaries_even_without_their_scripts(
     assert set(applier.heads([change(key, 12) for key in KEYS])) == {value(12)[:20]}
 
 
-def test_a_truncate_empties_the_slots_of_all_primaries(slots: Client, entities: dict[str, Entity]) -> None:
+def test_truncate_empties_the_slots_of_all_primaries(slots: Client, entities: dict[str, Entity]) -> None:
     for key in KEYS:
         slots.set(f"sb:student:{key}", value(10))
     slots.set("sb:course:1", value(10))
@@ -220,7 +218,7 @@ def test_a_truncate_empties_the_slots_of_all_primaries(slots: Client, entities: 
     assert slots.get("sb:course:1") == value(10)
 
 
-def test_a_frozen_primary_fails_a_batch_within_a_timeout_and_later_it_goes_through(
+def test_batch_fails_within_a_timeout_while_a_primary_is_frozen_and_succeeds_later(
     slots: Client, entities: dict[str, Entity], lost: Node
 ) -> None:
     applier = Applier(slots, "sb", entities)
@@ -233,15 +231,14 @@ def test_a_frozen_primary_fails_a_batch_within_a_timeout_and_later_it_goes_throu
         applier.apply(batch)
     with pytest.raises(CacheUnavailableError):
         applier.apply([change(None, 20, Operation.TRUNCATE)])
-    assert (
-        time.monotonic() - began < 8
-    )  # a second for each primary that is asked, and for the look at who has what
+    # One second per primary queried and for the refresh of the hash slot map.
+    assert time.monotonic() - began < 8
     lost.thaw()
     assert applier.apply(batch) == []
     assert held(slots) == {value(20)}
 
 
-def test_a_killed_primary_fails_a_batch_and_later_it_goes_through(
+def test_batch_fails_while_a_primary_is_down_and_succeeds_later(
     slots: Client, entities: dict[str, Entity], lost: Node, redis_cluster: RedisCluster
 ) -> None:
     applier = Applier(slots, "sb", entities)
@@ -255,7 +252,7 @@ def test_a_killed_primary_fails_a_batch_and_later_it_goes_through(
     assert applier.apply(batch) == []
 
 
-def test_a_change_follows_its_key_to_another_primary(
+def test_change_follows_its_key_to_another_primary(
     slots: Client, entities: dict[str, Entity], redis_cluster: RedisCluster
 ) -> None:
     source = redis_cluster.node_of("sb:student:1")
@@ -271,7 +268,7 @@ def test_a_change_follows_its_key_to_another_primary(
         redis_cluster.move("sb:student:1", source)
 
 
-async def test_letters_are_tried_again_on_every_primary(
+async def test_letters_are_retried_on_every_primary(
     admin: asyncpg.Connection,
     worker: asyncpg.Connection,
     topics: str,
@@ -288,7 +285,7 @@ async def test_letters_are_tried_again_on_every_primary(
     assert {key: slots.get(f"{post.service}:student:{key}") for key in rows} == rows
 
 
-async def test_a_reconciliation_repairs_the_slots_of_all_primaries(
+async def test_reconciliation_repairs_the_slots_of_all_primaries(
     sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity]
 ) -> None:
     for key in KEYS:
@@ -296,29 +293,29 @@ async def test_a_reconciliation_repairs_the_slots_of_all_primaries(
     slots.script_flush()
     report = await reconciled(sample, admin, slots, entities, mode="delta")
     assert (report.orphan, report.repaired, report.failed) == (300, 300, 0)
-    assert report.notes == ("sb: a full run in place of a delta, since its cache is a Redis Cluster",)
+    assert report.notes == ("sb: full run instead of delta, because the cache is a Redis Cluster",)
     assert held(slots) == {None}
 
 
-async def test_a_reconciliation_is_planned_anew_for_new_primaries(
+async def test_reconciliation_is_planned_again_for_new_primaries(
     sample: str, admin: asyncpg.Connection, slots: Client, entities: dict[str, Entity]
 ) -> None:
     asked = Parameters(services=("sb",), entities=("student",))
     tasks = await runs.plan(admin, "test", asked, {"sb": slots})
     assert await runs.plan(admin, "test", asked, {"sb": slots}) == tasks
     gone = tasks[0].model_copy(update={"node": "127.0.0.1:1"})
-    with pytest.raises(ReconcileError, match=r"no primary 127\.0\.0\.1:1 any more"):
-        await runs.run_chunk(sample, slots, "test", gone, entities, watch=lambda _: None)
+    with pytest.raises(ReconcileError, match=r"no longer has a primary 127\.0\.0\.1:1"):
+        await runs.run_chunk(sample, slots, "test", gone, entities, on_progress=lambda _: None)
     await admin.execute(
         "UPDATE cachesync.reconciliation_chunk SET task = $1 WHERE number = 0", gone.model_dump_json()
     )
     assert await runs.plan(admin, "test", asked, {"sb": slots}) == tasks
 
 
-def test_a_reconciliation_stops_at_a_key_that_another_primary_has_by_now(redis_cluster: RedisCluster) -> None:
+def test_reconciliation_stops_at_a_key_that_has_moved_to_another_primary(redis_cluster: RedisCluster) -> None:
     away = redis_cluster.node_of("sb:student:1")
     node = next(node for node in redis_cluster.nodes if node is not away)
-    stopped = pytest.raises(CacheUnavailableError, match="keys move between a node and other nodes")
+    stopped = pytest.raises(CacheUnavailableError, match="keys are moving between a node and other nodes")
     with node.client() as client, Bulk(client, "a node") as bulk, stopped:
         bulk.call([(b"GET", b"sb:student:1")])
 
@@ -329,19 +326,21 @@ async def reconciled(
     parameters = Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
     name = f"test-{secrets.token_hex(4)}"
     for task in await runs.plan(admin, name, parameters, {"sb": slots}):
-        await runs.run_chunk(sample, slots, name, task, entities, watch=lambda _: None, settle_seconds=0.05)
+        await runs.run_chunk(
+            sample, slots, name, task, entities, on_progress=lambda _: None, settle_seconds=0.05
+        )
     return await runs.report(admin, name)
 
 
-def test_a_command_takes_a_cluster_by_any_of_its_nodes(redis_cluster: RedisCluster) -> None:
+def test_command_reaches_a_cluster_through_any_of_its_nodes(redis_cluster: RedisCluster) -> None:
     for node in redis_cluster.nodes:
         with redis_clients([f"sb=redis+cluster://127.0.0.1:{node.port}"]) as clients:
             assert clients["sb"].dbsize(target_nodes="primaries") == 0
     with pytest.raises(CacheUnavailableError), redis_clients(["sb=redis+cluster://127.0.0.1:1"]):
-        pytest.fail("nothing answers there")
+        pytest.fail("nothing responds there")
 
 
-def test_an_airflow_connection_with_the_extra_cluster_leads_to_one(
+def test_airflow_connection_with_the_extra_cluster_opens_a_cluster_client(
     redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cachesync_airflow.connections import redis  # noqa: PLC0415 - importing Airflow takes seconds

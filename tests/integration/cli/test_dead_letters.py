@@ -1,4 +1,4 @@
-"""The commands `cachesync dead-letters`, on a real PostgreSQL, Redis and Kafka."""
+"""The command `cachesync dead-letters` on a real PostgreSQL, Redis and Kafka."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Command:
-    """Runs the command as a user would, on the test's servers."""
+    """Runs the command on the test servers as a user would."""
 
     def __init__(self, post: Post, dsn: str, redis_url: str) -> None:
         self._environment = {
@@ -41,7 +41,7 @@ class Command:
         return result
 
     async def json(self, *arguments: str) -> Any:
-        """What is written to the standard output."""
+        """Return the JSON on standard output."""
         return json.loads((await self(*arguments)).stdout)
 
 
@@ -50,7 +50,7 @@ def command(post: Post, worker_dsn: str, redis_sb: Redis) -> Command:
     return Command(post, worker_dsn, redis_sb.url)
 
 
-async def test_list_shows_open_letters_and_no_closed_ones(post: Post, command: Command) -> None:
+async def test_list_shows_only_open_letters(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     post.put(b"8", b"junk", stage="decode", error="no row version")
     post.put(b"9", 30, topic=PARKING_LOT, attempt="5")
@@ -74,9 +74,7 @@ async def test_list_shows_open_letters_and_no_closed_ones(post: Post, command: C
         assert (await command.json(*mine, "--json", *narrowed))["letters"] == [third]
 
 
-async def test_show_tells_all_of_a_letter_and_what_was_done_about_its_message(
-    post: Post, command: Command
-) -> None:
+async def test_show_prints_a_letter_and_the_actions_on_its_message(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
     shown = await command.json("show", letter["letter"])
@@ -103,12 +101,13 @@ async def test_show_tells_all_of_a_letter_and_what_was_done_about_its_message(
         letter["letter"],
     )
     assert "@" in done["actor"]
-    assert "no letter" in (await command("show", "parking-lot:0:999999999", status=1)).output
+    assert (
+        "letter parking-lot:0:999999999 does not exist"
+        in (await command("show", "parking-lot:0:999999999", status=1)).output
+    )
 
 
-async def test_stats_counts_open_letters_by_what_they_are_and_what_was_done(
-    post: Post, command: Command
-) -> None:
+async def test_stats_counts_open_letters_and_recent_actions(post: Post, command: Command) -> None:
     post.put(b"7", 20, count=3)
     post.put(b"7", 20, not_before="2099-01-01T00:00:00+00:00")
     post.put(b"8", b"junk", stage="decode", topic=PARKING_LOT)
@@ -126,7 +125,9 @@ async def test_stats_counts_open_letters_by_what_they_are_and_what_was_done(
     assert "discarded by" in (await command("stats")).stdout
 
 
-async def test_replay_brings_rows_to_the_cache_and_tells_what_is_left(post: Post, command: Command) -> None:
+async def test_replay_updates_the_cache_and_reports_the_letters_that_failed(
+    post: Post, command: Command
+) -> None:
     version, row = await post.insert(7)
     behind = encode_value(version - 1, b"01234567", b"{}")
     post.slots.set(f"{post.service}:student:7", behind)
@@ -137,27 +138,27 @@ async def test_replay_brings_rows_to_the_cache_and_tells_what_is_left(post: Post
     mine = ("replay", "--service", post.service)
 
     result = await command(*mine, "--dry-run", status=3)
-    assert "would be: 1 resolved, 1 superseded" in result.stdout
+    assert "dry run: 1 resolved, 1 superseded" in result.stdout
     assert post.slots.get(f"{post.service}:student:7") == behind
     assert await post.audit() == []
 
     result = await command(*mine, "--rate", "1000", status=3)
     assert "1 resolved, 1 superseded" in result.stdout
     assert "WRONGTYPE" in result.output
-    assert "1 left as they are" in result.output
+    assert "1 not closed" in result.output
     assert post.slots.get(f"{post.service}:student:7") == row
 
     post.slots.delete(f"{post.service}:student:8")
     assert "1 superseded" in (await command(*mine)).stdout
-    assert "no letter closed" in (await command(*mine)).stdout
+    assert "no letters closed" in (await command(*mine)).stdout
 
 
-async def test_what_would_do_something_else_than_was_meant_is_refused(post: Post, command: Command) -> None:
+async def test_ambiguous_or_malformed_arguments_are_refused(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     for arguments, text in (
-        (("replay",), "replay needs letters, a service"),
-        (("discard", "--reason", "x"), "discard needs letters, a service"),
-        (("discard", "--all", "--reason", " "), "discard needs a reason"),
+        (("replay",), "replay requires letters, a topic"),
+        (("discard", "--reason", "x"), "discard requires letters, a topic"),
+        (("discard", "--all", "--reason", " "), "discard requires a reason"),
         (("replay", "0:7"), "should match pattern"),
         (("show", "17"), "should match pattern"),
     ):
@@ -165,14 +166,14 @@ async def test_what_would_do_something_else_than_was_meant_is_refused(post: Post
     (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
     assert letter["key"] == "7"
     result = await command("replay", letter["letter"], status=3, CACHESYNC_REDIS_URLS="")
-    assert f"1 of {post.service}, whose Redis is not named" in result.output
-    assert "not open" not in result.output
-    assert "1 left as they are" in result.output
+    assert f"1 skipped: no Redis given for {post.service}" in result.output
+    assert "no such open letter" not in result.output
+    assert "1 not closed" in result.output
     result = await command("discard", "parking-lot:0:999999999", "--reason", "x", status=3)
-    assert "not open: parking-lot:0:999999999" in result.output
+    assert "no such open letter: parking-lot:0:999999999" in result.output
 
 
-async def test_a_broker_that_is_away_ends_a_command_with_one_line(
+async def test_unavailable_broker_ends_a_command_with_one_line(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(options, "_KAFKA_SECONDS", 1)
@@ -181,7 +182,7 @@ async def test_a_broker_that_is_away_ends_a_command_with_one_line(
     assert len(result.output.splitlines()) == 1
 
 
-async def test_letters_keep_their_bytes_whatever_is_done(post: Post, command: Command) -> None:
+async def test_replayed_letters_keep_their_bytes(post: Post, command: Command) -> None:
     post.put(b"8", 20, topic=PARKING_LOT)
     post.slots.hset(f"{post.service}:student:8", "not", "a slot")
     await command("replay", "--service", post.service, status=3)

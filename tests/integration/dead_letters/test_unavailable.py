@@ -1,4 +1,4 @@
-"""Errors of the Kafka client leave the dead letters as errors of this library."""
+"""The translation of Kafka client errors into errors of this library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOWHERE = "127.0.0.1:1"
 
 @pytest.fixture
 def message(topics: str) -> Message:
-    """A message of a stream that is to become a dead letter."""
+    """A message to send as a dead letter."""
     producer = Producer({"bootstrap.servers": topics})
     producer.produce("cachesync.student", key=b"1", value=b"{}", partition=0)
     assert producer.flush(30) == 0
@@ -38,14 +38,14 @@ def message(topics: str) -> Message:
     return found
 
 
-def test_a_letter_that_the_broker_does_not_take_in_time_is_not_sent(message: Message) -> None:
+def test_letter_that_times_out_is_an_error(message: Message) -> None:
     producer = Producer({"bootstrap.servers": NOWHERE, "message.timeout.ms": 300, "log_level": 0})
     with pytest.raises(KafkaUnavailableError) as unavailable:
         DeadLetterSender(lambda: producer, "sb", "a group").send([(message, Stage.DECODE, "an error")])
     assert isinstance(unavailable.value.__cause__, KafkaException)
 
 
-def test_a_letter_that_is_not_acknowledged_in_time_is_not_sent(
+def test_letters_without_acknowledgement_are_an_error(
     message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sender, "_FLUSH_SECONDS", 0.3)
@@ -60,7 +60,7 @@ def test_a_letter_that_is_not_acknowledged_in_time_is_not_sent(
         producer.flush(1)
 
 
-def test_a_full_queue_is_unavailability(message: Message) -> None:
+def test_full_queue_is_an_error(message: Message) -> None:
     producer = Producer({"bootstrap.servers": NOWHERE, "queue.buffering.max.messages": 1, "log_level": 0})
     try:
         with pytest.raises(KafkaUnavailableError) as unavailable:
@@ -82,7 +82,7 @@ def test_a_full_queue_is_unavailability(message: Message) -> None:
     ],
     ids=["batches", "letter", "count"],
 )
-def test_letters_cannot_be_read_while_kafka_is_down(
+def test_reads_fail_while_kafka_is_down(
     read: Callable[[DeadLetterReader], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "_TIMEOUT_SECONDS", 0.3)
@@ -92,11 +92,11 @@ def test_letters_cannot_be_read_while_kafka_is_down(
     assert isinstance(unavailable.value.__cause__, KafkaException)
 
 
-def test_a_missing_topic_is_not_unavailability(topics: str) -> None:
+def test_missing_topic_is_a_topic_error(topics: str) -> None:
     with DeadLetterReader({"bootstrap.servers": topics}) as letters, pytest.raises(TopicError):
         letters.letter("cachesync.no-such-topic", 0, 0)
 
 
-def test_settings_that_the_kafka_client_refuses_are_reported(topics: str) -> None:
+def test_settings_that_the_kafka_client_refuses_are_an_error(topics: str) -> None:
     with pytest.raises(KafkaUnavailableError, match=r"no\.such\.setting"):
         DeadLetterReader({"bootstrap.servers": topics, "no.such.setting": "1"})

@@ -1,7 +1,7 @@
-"""Runs statements of several transactions in a given order, on connections of their own.
+"""Runs the statements of several transactions in a given order, each transaction on its own connection.
 
-A statement that has to wait for another transaction is left waiting; what its session is given meanwhile
-follows once it is done.
+A statement that must wait for another transaction is left waiting; later statements of its session run
+once it is done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import asyncpg
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What concurrent transactions may do to each other, or a transaction to itself.
+# Errors that concurrent transactions can legitimately cause, or a transaction can cause itself.
 LEGAL_ERRORS: Final = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
@@ -42,13 +42,13 @@ Operation = str | Copy
 
 @dataclass
 class Session:
-    """A connection, and what it has been given to do.
+    """A connection and its operations.
 
     Attributes:
-        connection: it.
-        running: the operation that has begun and not ended.
-        backlog: the operations that wait for that.
-        outcomes: of each operation, what PostgreSQL said.
+        connection: the connection.
+        running: the operation in progress.
+        backlog: the operations that wait for it.
+        outcomes: each completed operation, with the command tag or the name of the error.
     """
 
     connection: asyncpg.Connection
@@ -79,12 +79,12 @@ class Session:
 
 
 class Interleaving:
-    """Several sessions, and a connection that watches them.
+    """Several sessions and a connection that observes them.
 
     Attributes:
-        sessions: they.
+        sessions: the sessions.
         observer: a connection that sees what is committed.
-        commits: how many transactions were committed.
+        commits: the number of committed transactions.
     """
 
     def __init__(self, sessions: Sequence[asyncpg.Connection], observer: asyncpg.Connection) -> None:
@@ -93,18 +93,18 @@ class Interleaving:
         self.commits = 0
 
     async def do(self, session: int, operation: Operation) -> None:
-        """Give a session an operation, and return when all that can run has run."""
+        """Give a session an operation, and return when every operation that can run has run."""
         self.sessions[session].backlog.append(operation)
         await self._settle()
 
     async def finish(self) -> None:
-        """Wait for all to end; nobody may wait for a transaction that nobody ends."""
+        """Wait for all operations to end; none may wait for a transaction that nobody ends."""
         await self._settle()
         waiting = [session for session in self.sessions if session.running is not None]
-        assert not waiting, f"left waiting: {waiting}"
+        assert not waiting, f"still waiting: {waiting}"
 
     def waits(self, session: int) -> bool:
-        """Whether it waits for another transaction to end."""
+        """Return whether a session waits for another transaction to end."""
         return self.sessions[session].running is not None
 
     async def _settle(self) -> None:
@@ -127,7 +127,10 @@ class Interleaving:
                 session.running = None
 
     async def _all_wait(self) -> bool:
-        """Whether each that runs waits, in the end, for one that does not; a deadlock ends by itself."""
+        """Return whether every running session waits, directly or not, for an idle one.
+
+        A deadlock does not count: PostgreSQL ends it.
+        """
         pids = {session.pid for session in self.sessions if session.running is not None}
         blockers = {
             record["pid"]: set(record["blockers"])

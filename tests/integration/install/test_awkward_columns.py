@@ -1,4 +1,4 @@
-"""Columns with names that the library's SQL uses itself, or types that refuse values in their own way."""
+"""Columns whose names the library's SQL uses itself, or whose types refuse values in unusual ways."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def declare_odd(folder: Path) -> Path:
     return file
 
 
-async def test_row_is_whole_whatever_its_columns_are_called(
-    admin: asyncpg.Connection, tmp_path: Path
-) -> None:
+async def test_columns_may_have_names_that_the_sql_uses(admin: asyncpg.Connection, tmp_path: Path) -> None:
     await admin.execute("CREATE TABLE odd (key int PRIMARY KEY, p text, t text, payload text)")
     await install(admin, load_entities(declare_odd(tmp_path)), Silent())
     await admin.execute("INSERT INTO odd VALUES (1, 'a', 'b', 'c')")
@@ -39,7 +37,7 @@ async def test_row_is_whole_whatever_its_columns_are_called(
     assert payload == '{"key":1,"p":"a","t":"b","payload":"c"}'
 
 
-async def test_value_that_a_domain_refuses_is_refused_by_its_column(
+async def test_value_that_a_domain_refuses_is_reported_with_its_column(
     admin: asyncpg.Connection,
     open_service: Callable[..., AbstractAsyncContextManager[Service]],
     tmp_path: Path,
@@ -56,7 +54,7 @@ async def test_value_that_a_domain_refuses_is_refused_by_its_column(
 
 
 @pytest.mark.parametrize("value", ["no_such_table", "a.b.c.d", '"'])
-async def test_value_whose_type_looks_names_up_is_refused_by_its_column(
+async def test_unknown_name_in_a_regclass_column_is_reported_with_its_column(
     admin: asyncpg.Connection,
     open_service: Callable[..., AbstractAsyncContextManager[Service]],
     tmp_path: Path,

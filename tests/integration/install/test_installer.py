@@ -1,4 +1,4 @@
-"""The database side: made on tables in use, upgraded, refused, and taken away."""
+"""The database side: installed on tables in use, upgraded, refused and removed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def fingerprint(connection: asyncpg.Connection) -> str:
     return text
 
 
-async def test_uninstall_leaves_nothing_of_an_installation(owner: asyncpg.Connection) -> None:
+async def test_uninstall_removes_everything(owner: asyncpg.Connection) -> None:
     await owner.execute(
         "CREATE TABLE thing (id int PRIMARY KEY, name text); INSERT INTO thing VALUES (1, 'a')"
     )
@@ -96,7 +96,7 @@ async def test_uninstall_leaves_nothing_of_an_installation(owner: asyncpg.Connec
     assert await uninstall(owner) == ()
 
 
-async def test_a_second_installation_changes_nothing(owner: asyncpg.Connection) -> None:
+async def test_second_installation_changes_nothing(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     before = (await owner.fetchval(CATALOGUE), await fingerprint(owner))
@@ -106,7 +106,7 @@ async def test_a_second_installation_changes_nothing(owner: asyncpg.Connection) 
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 1
 
 
-async def test_rows_that_are_there_have_a_version_below_every_later_one(owner: asyncpg.Connection) -> None:
+async def test_existing_rows_get_a_version_below_all_later_ones(owner: asyncpg.Connection) -> None:
     await owner.execute(
         "CREATE TABLE thing (id int PRIMARY KEY, name text);"
         "INSERT INTO thing SELECT g, 'x' FROM generate_series(1, 1000) AS g"
@@ -120,7 +120,7 @@ async def test_rows_that_are_there_have_a_version_below_every_later_one(owner: a
         await owner.execute("ALTER TABLE thing DISABLE TRIGGER ALL; INSERT INTO thing VALUES (0, 'x', NULL)")
 
 
-async def test_an_installation_under_load_fails_no_write_and_misses_no_version(
+async def test_installation_under_load_fails_no_write_and_misses_no_version(
     owner: asyncpg.Connection, database: str
 ) -> None:
     await owner.execute(
@@ -156,7 +156,7 @@ async def test_an_installation_under_load_fails_no_write_and_misses_no_version(
     assert unlogged == 0
 
 
-async def test_a_long_transaction_is_named_and_nobody_queues_behind_the_installation(
+async def test_error_names_a_long_transaction_and_writers_do_not_queue_behind_the_installation(
     owner: asyncpg.Connection, database: str
 ) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
@@ -164,7 +164,7 @@ async def test_a_long_transaction_is_named_and_nobody_queues_behind_the_installa
     await holder.execute("BEGIN; INSERT INTO thing VALUES (1, 'a')")
     installing = asyncio.create_task(install(owner, thing(), Silent(), lock_attempts=1))
     await asyncio.sleep(0.5)
-    # Behind the installation's lock request, until that gives way.
+    # It queues behind the installation's lock request until that gives up.
     await writer.execute("INSERT INTO thing VALUES (2, 'b')", timeout=10)
     with pytest.raises(InstallError, match=r"was in use .* session .*run the same command again"):
         await installing
@@ -174,7 +174,7 @@ async def test_a_long_transaction_is_named_and_nobody_queues_behind_the_installa
     await writer.close()
 
 
-async def test_a_changed_declaration_upgrades_in_place(owner: asyncpg.Connection) -> None:
+async def test_changed_declaration_upgrades_in_place(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, price numeric(8, 2))")
     await install(owner, thing(columns=("id", "name")), Silent())
     await owner.execute("INSERT INTO thing VALUES (1, 'a', 2.5)")
@@ -190,10 +190,10 @@ async def test_a_changed_declaration_upgrades_in_place(owner: asyncpg.Connection
 
 
 @pytest.mark.parametrize("names", [None, ("thing",)])
-async def test_a_new_installation_has_another_fingerprint(
+async def test_reinstallation_has_another_fingerprint(
     owner: asyncpg.Connection, names: tuple[str, ...] | None
 ) -> None:
-    """So that what caches still hold of the earlier one is a miss."""
+    """Values that caches still hold from the earlier installation must be misses."""
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     first = await fingerprint(owner)
@@ -205,7 +205,7 @@ async def test_a_new_installation_has_another_fingerprint(
     assert await owner.fetchval("SELECT nextval('cachesync.row_version')") > highest
 
 
-async def test_a_column_may_be_added_and_a_served_one_is_guarded(owner: asyncpg.Connection) -> None:
+async def test_columns_can_be_added_and_served_ones_are_protected(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, old text)")
     await install(owner, thing(), Silent())
     await owner.execute("ALTER TABLE thing ADD COLUMN added int; INSERT INTO thing VALUES (1, 'a')")
@@ -218,7 +218,7 @@ async def test_a_column_may_be_added_and_a_served_one_is_guarded(owner: asyncpg.
     assert await owner.fetchval("SELECT payload FROM cachesync.thing") == '{"id":1,"name":"b","added":null}'
 
 
-async def test_one_entity_can_be_taken_away_alone(owner: asyncpg.Connection) -> None:
+async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
     await install(owner, thing() | thing(name="other", table="other", path="/o"), Silent())
     assert await install(owner, thing(), Silent()) == ("other",)
@@ -257,7 +257,7 @@ async def test_one_entity_can_be_taken_away_alone(owner: asyncpg.Connection) -> 
             "it is a foreign table",
         ),
         (
-            # Not every build has ICU, whose collations alone can be made so.
+            # Only ICU collations can be nondeterministic, and not every build has ICU.
             """
             CREATE COLLATION loose (LOCALE = 'C');
             UPDATE pg_collation SET collisdeterministic = false WHERE collname = 'loose';
@@ -289,7 +289,7 @@ async def test_one_entity_can_be_taken_away_alone(owner: asyncpg.Connection) -> 
         ),
     ],
 )
-async def test_what_cannot_be_registered_is_refused_and_left_as_it_was(
+async def test_unsupported_table_is_refused_and_left_unchanged(
     owner: asyncpg.Connection, tables: str, declared: dict[str, Any], reason: str
 ) -> None:
     await owner.execute(tables)
@@ -299,13 +299,13 @@ async def test_what_cannot_be_registered_is_refused_and_left_as_it_was(
     assert await owner.fetchval(CATALOGUE) == before
 
 
-async def test_a_table_that_a_subscription_feeds_is_refused(owner: asyncpg.Connection) -> None:
+async def test_subscribed_table_is_refused(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
     await owner.execute(
         "CREATE SUBSCRIPTION feed CONNECTION '' PUBLICATION feed"
         " WITH (connect = false, enabled = false, slot_name = NONE)"
     )
-    # What REFRESH PUBLICATION does, which wants a second server.
+    # As REFRESH PUBLICATION does, which would require a second server.
     await owner.execute(
         "INSERT INTO pg_subscription_rel (srsubid, srrelid, srsubstate)"
         " SELECT oid, 'thing'::regclass, 'r' FROM pg_subscription WHERE subname = 'feed'"
@@ -316,7 +316,7 @@ async def test_a_table_that_a_subscription_feeds_is_refused(owner: asyncpg.Conne
     await install(owner, thing(), Silent())
 
 
-async def test_an_entity_is_not_moved_to_another_table_silently(owner: asyncpg.Connection) -> None:
+async def test_entity_is_not_moved_to_another_table_silently(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
     await install(owner, thing(), Silent())
     with pytest.raises(InstallError, match=r"run `cachesync uninstall thing` first"):
@@ -326,7 +326,9 @@ async def test_an_entity_is_not_moved_to_another_table_silently(owner: asyncpg.C
 
 
 @pytest.mark.parametrize("key_type", ["smallint", "integer", "bigint", "uuid", "text", "varchar(40)", "code"])
-async def test_awkward_names_and_every_type_of_key(owner: asyncpg.Connection, key_type: str) -> None:
+async def test_awkward_names_and_every_key_type_are_supported(
+    owner: asyncpg.Connection, key_type: str
+) -> None:
     table, column = '"Odd Schema"."select ""x"""', "ordér $$ '\\" + "y" * 51
     assert len(column.encode()) == 63
     await owner.execute(
@@ -345,7 +347,7 @@ async def test_awkward_names_and_every_type_of_key(owner: asyncpg.Connection, ke
     await uninstall(owner)
 
 
-async def test_the_services_role_may_do_what_services_do_and_no_more(
+async def test_service_role_has_only_the_rights_that_services_need(
     owner: asyncpg.Connection, database: str
 ) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, secret text)")
@@ -373,7 +375,7 @@ async def test_the_services_role_may_do_what_services_do_and_no_more(
         "ALTER TABLE thing DISABLE TRIGGER ALL",
         "CREATE TABLE cachesync.mine (id int)",
         "DROP TABLE thing",
-        # With a trigger of the library on a table of their own they could write what they like into the log.
+        # With a trigger of the library on its own table, a service could write anything to the change log.
         (
             "CREATE TEMP TABLE own (id int, name text, row_version bigint); CREATE TRIGGER forge AFTER INSERT"
             " ON own REFERENCING NEW TABLE AS new_rows EXECUTE FUNCTION cachesync.thing_log_insert()"
@@ -391,7 +393,7 @@ async def test_the_services_role_may_do_what_services_do_and_no_more(
     await owner.execute(f"DROP ROLE {role}")
 
 
-async def test_a_writer_needs_no_rights_but_the_tables(owner: asyncpg.Connection, database: str) -> None:
+async def test_writers_need_only_rights_on_the_table(owner: asyncpg.Connection, database: str) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     role = f"writer_{secrets.token_hex(4)}"
@@ -407,7 +409,7 @@ async def test_a_writer_needs_no_rights_but_the_tables(owner: asyncpg.Connection
     await owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-async def test_a_user_without_the_rights_is_told_which(owner: asyncpg.Connection, database: str) -> None:
+async def test_error_names_the_missing_right(owner: asyncpg.Connection, database: str) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
     role = f"nobody_{secrets.token_hex(4)}"
     await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
@@ -418,7 +420,7 @@ async def test_a_user_without_the_rights_is_told_which(owner: asyncpg.Connection
     await owner.execute(f"DROP ROLE {role}")
 
 
-async def test_two_databases_of_one_server_are_installed_independently(
+async def test_databases_of_one_server_are_installed_independently(
     owner: asyncpg.Connection, postgres: Postgres
 ) -> None:
     name = f"install_{secrets.token_hex(4)}"
@@ -434,7 +436,7 @@ async def test_two_databases_of_one_server_are_installed_independently(
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
 
 
-async def test_an_installation_writes_no_row_and_fires_no_trigger(owner: asyncpg.Connection) -> None:
+async def test_installation_writes_no_row_and_fires_no_trigger(owner: asyncpg.Connection) -> None:
     await owner.execute(
         "CREATE TABLE thing (id int PRIMARY KEY, name text); INSERT INTO thing VALUES (1, 'a'), (2, 'b');"
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';"
@@ -446,9 +448,7 @@ async def test_an_installation_writes_no_row_and_fires_no_trigger(owner: asyncpg
     assert await owner.fetch(written) == before
 
 
-async def test_where_nothing_has_changed_nobody_waits_for_an_installation(
-    owner: asyncpg.Connection, database: str
-) -> None:
+async def test_unchanged_installation_blocks_nobody(owner: asyncpg.Connection, database: str) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
     await install(owner, thing(), Silent())
     holder = await asyncpg.connect(database)
@@ -468,7 +468,7 @@ async def test_where_nothing_has_changed_nobody_waits_for_an_installation(
         "REVOKE ALL ON thing FROM cachesync_service",
     ],
 )
-async def test_an_installation_mends_what_was_damaged(owner: asyncpg.Connection, damage: str) -> None:
+async def test_installation_repairs_damage(owner: asyncpg.Connection, damage: str) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     before = await owner.fetchval(CATALOGUE)
@@ -479,7 +479,7 @@ async def test_an_installation_mends_what_was_damaged(owner: asyncpg.Connection,
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 2
 
 
-async def test_a_view_on_the_entitys_view_outlives_an_upgrade_and_is_not_dropped_silently(
+async def test_dependent_view_survives_an_upgrade_and_is_not_dropped_silently(
     owner: asyncpg.Connection,
 ) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
@@ -499,7 +499,7 @@ async def test_a_view_on_the_entitys_view_outlives_an_upgrade_and_is_not_dropped
     await uninstall(owner)
 
 
-async def test_a_renamed_table_is_found_again(owner: asyncpg.Connection) -> None:
+async def test_renamed_table_is_found(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE old (id int PRIMARY KEY)")
     before = await owner.fetchval(CATALOGUE)
     await install(owner, thing(table="old"), Silent())
@@ -507,7 +507,7 @@ async def test_a_renamed_table_is_found_again(owner: asyncpg.Connection) -> None
     await install(owner, thing(), Silent())
     await owner.execute("DELETE FROM thing")
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 2
-    # Renamed again, and another table is in its place.
+    # Renamed again, with another table under its former name.
     await owner.execute("ALTER TABLE thing RENAME TO old; CREATE TABLE thing (id int PRIMARY KEY)")
     with pytest.raises(InstallError, match=r"installed is 'thing' on public.old .*uninstall thing` first"):
         await install(owner, thing(), Silent())
@@ -518,7 +518,7 @@ async def test_a_renamed_table_is_found_again(owner: asyncpg.Connection) -> None
     assert await owner.fetchval(CATALOGUE) == before
 
 
-async def test_a_dropped_table_is_in_nobodys_way(owner: asyncpg.Connection) -> None:
+async def test_dropped_table_does_not_block_installations(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
     await install(owner, thing() | thing(name="other", table="other", path="/o"), Silent())
     with pytest.raises(asyncpg.DependentObjectsStillExistError):
@@ -534,14 +534,14 @@ async def test_a_dropped_table_is_in_nobodys_way(owner: asyncpg.Connection) -> N
     assert await owner.fetchval("SELECT to_regnamespace('cachesync')") is None
 
 
-async def test_somebody_elses_schema_of_that_name_is_not_taken_away(owner: asyncpg.Connection) -> None:
+async def test_foreign_schema_of_that_name_is_not_dropped(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE SCHEMA cachesync CREATE TABLE entity (name text)")
     with pytest.raises(InstallError, match="not db-cache-sync's"):
         await uninstall(owner)
     assert await owner.fetchval("SELECT count(*) FROM cachesync.entity") == 0
 
 
-async def test_a_fingerprint_does_not_depend_on_the_sessions_search_path(
+async def test_fingerprint_does_not_depend_on_the_search_path(
     owner: asyncpg.Connection, database: str
 ) -> None:
     await owner.execute(
@@ -559,7 +559,7 @@ async def test_a_fingerprint_does_not_depend_on_the_sessions_search_path(
 
 @pytest.fixture
 async def login(owner: asyncpg.Connection, database: str) -> AsyncIterator[Login]:
-    """Makes a role with these attributes, and connects as it."""
+    """Creates a role with the given attributes and connects as it."""
     opened: list[tuple[str, asyncpg.Connection]] = []
 
     async def made(attributes: str = "", dsn: str = database) -> asyncpg.Connection:
@@ -576,7 +576,7 @@ async def login(owner: asyncpg.Connection, database: str) -> AsyncIterator[Login
         await owner.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
-async def test_a_service_can_use_what_a_tables_columns_are_made_of(
+async def test_service_can_use_the_types_and_functions_of_a_tables_columns(
     owner: asyncpg.Connection, login: Login
 ) -> None:
     await owner.execute(
@@ -605,7 +605,9 @@ async def test_a_service_can_use_what_a_tables_columns_are_made_of(
     assert not any("cachesync_service" in str(record["nspacl"]) for record in await owner.fetch(schemas))
 
 
-async def test_what_only_another_user_can_grant_is_named(owner: asyncpg.Connection, login: Login) -> None:
+async def test_error_names_rights_that_only_another_user_can_grant(
+    owner: asyncpg.Connection, login: Login
+) -> None:
     maker = await login("CREATEROLE")
     name = await maker.fetchval("SELECT current_user")
     database = await maker.fetchval("SELECT current_database()")
@@ -621,7 +623,7 @@ async def test_what_only_another_user_can_grant_is_named(owner: asyncpg.Connecti
     await owner.execute("DROP SCHEMA app CASCADE")
 
 
-async def test_an_owner_without_other_rights_can_install_into_what_was_made_for_them(
+async def test_table_owner_can_install_if_an_administrator_made_the_roles_and_the_schema(
     owner: asyncpg.Connection, login: Login
 ) -> None:
     modest = await login()
@@ -641,7 +643,7 @@ async def test_an_owner_without_other_rights_can_install_into_what_was_made_for_
     await owner.execute("DROP SCHEMA app CASCADE")
 
 
-async def test_the_installation_in_two_databases_at_once_makes_the_role_once(
+async def test_concurrent_installations_in_two_databases_create_the_role_once(
     owner: asyncpg.Connection, postgres: Postgres
 ) -> None:
     name = f"install_{secrets.token_hex(4)}"
@@ -663,12 +665,12 @@ def entities_file(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """What the command returns and prints."""
+    """Return the exit status and the output of the command."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     return result.exit_code, result.output
 
 
-def test_the_command_installs_and_uninstalls(postgres: Postgres, database: str, entities_file: Path) -> None:
+def test_command_installs_and_uninstalls(postgres: Postgres, database: str, entities_file: Path) -> None:
     dsn = postgres.dsn_of(database.rpartition("/")[2])
     install = ("install", "--dsn", dsn, "--entities", entities_file)
     assert run(*install) == (1, "cachesync: entity 'thing', table thing: no such table in this database\n")
@@ -691,7 +693,7 @@ def test_the_command_installs_and_uninstalls(postgres: Postgres, database: str, 
     ("dsn", "reason"),
     [("postgresql://localhost:1/none", "Connect call failed"), ("nonsense", "invalid DSN")],
 )
-def test_the_command_says_why_there_is_no_connection(dsn: str, reason: str, entities_file: Path) -> None:
+def test_command_reports_why_it_cannot_connect(dsn: str, reason: str, entities_file: Path) -> None:
     code, output = run("install", "--dsn", dsn, "--entities", entities_file)
     assert code == 1
     assert output.startswith("cachesync: ")
@@ -703,7 +705,7 @@ def dump(dsn: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-async def test_a_restored_dump_needs_no_installation(
+async def test_restored_dump_needs_no_installation(
     owner: asyncpg.Connection, postgres: Postgres, database: str
 ) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")

@@ -31,7 +31,7 @@ TABLES: Final = """
         above int REFERENCES part ON DELETE CASCADE
     );
 """
-# What a table may have of its own: a trigger that changes the new row again, or moves or deletes it.
+# Triggers that a table may already have: they change, move or delete the new row.
 OWN_TRIGGERS: Final = """
     CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -61,7 +61,7 @@ BEGIN: Final = "BEGIN ISOLATION LEVEL {}; SET LOCAL cachesync.source = {}"
 
 
 def create(postgres: Postgres) -> str:
-    """The name of a new database with the tables, installed."""
+    """Create a database with the tables and the installed database side; return its name."""
 
     async def work(dsn: str) -> None:
         connection = await asyncpg.connect(dsn)
@@ -83,7 +83,7 @@ def shared_database(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture
 def own_database(postgres: Postgres) -> Iterator[str]:
-    """For a test that makes more tables, triggers or functions."""
+    """A database for a test that creates more tables, triggers or functions."""
     name = create(postgres)
     yield name
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
@@ -97,7 +97,7 @@ def database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def connections(postgres: Postgres, database: str) -> AsyncIterator[list[asyncpg.Connection]]:
-    """Of three sessions, in which a deadlock is soon found out, and of an observer."""
+    """Three sessions with a short deadlock timeout, and an observer."""
     opened = [
         await asyncpg.connect(
             postgres.dsn_of(database), server_settings={"deadlock_timeout": "5ms"}, statement_cache_size=0
@@ -120,7 +120,7 @@ async def reset(stage: Interleaving) -> None:
     for session in stage.sessions:
         await session.connection.execute("ROLLBACK")
     await stage.observer.execute(
-        # An autovacuum gives way, but not always within the few milliseconds that looking may take.
+        # Autovacuum gives way, but not always within the few milliseconds that an observation may take.
         "RESET lock_timeout; TRUNCATE cachesync.change_log, item, part;"
         "INSERT INTO item VALUES (1, 'old', 0), (2, 'old', 2);"
         "INSERT INTO part VALUES (1, 1, NULL), (2, 2, 1)"
@@ -129,12 +129,12 @@ async def reset(stage: Interleaving) -> None:
 
 @dataclass
 class Witness:
-    """Looks at the committed state again and again, and notes what must not be.
+    """Observes the committed state repeatedly and records violations.
 
     Attributes:
-        observer: its connection.
-        faults: what it has found.
-        latest: for each entity and key, the number of the newest state seen: of the row or of its deletion.
+        observer: the connection that it uses.
+        faults: the violations.
+        latest: by entity and key, the version of the newest state observed, be it the row or its deletion.
     """
 
     observer: asyncpg.Connection
@@ -143,12 +143,12 @@ class Witness:
 
     async def look(self) -> None:
         for entity in ENTITIES:
-            # While a truncate is not committed, nobody sees anything.
+            # Until a truncate is committed, its lock keeps everyone from reading.
             with suppress(asyncpg.LockNotAvailableError):
                 await self._look(entity)
 
     async def _look(self, entity: str) -> None:
-        # One statement, so that all is of one moment.
+        # One statement, for one snapshot.
         state = await self.observer.fetch(
             f"""
             SELECT 'row' AS kind, version, key::text, 'upsert' AS operation, payload FROM cachesync.{entity}
@@ -192,7 +192,7 @@ async def sources(observer: asyncpg.Connection) -> set[str]:
 
 
 async def play(stage: Interleaving, steps: list[tuple[int, Operation]]) -> Witness:
-    """Run the steps of the sessions in this order, looking after each commit."""
+    """Run the steps of the sessions in this order and observe the state after each commit."""
     await stage.observer.execute("SET lock_timeout = '10ms'")
     witness = Witness(stage.observer)
     await witness.look()
@@ -207,7 +207,7 @@ async def play(stage: Interleaving, steps: list[tuple[int, Operation]]) -> Witne
 
 
 async def log_of(observer: asyncpg.Connection, key: int, entity: str = "item") -> list[str]:
-    """The operations logged for a key, in the order of their versions."""
+    """Return the operations logged for a key in version order."""
     return [
         record["operation"]
         for record in await observer.fetch(
@@ -276,7 +276,7 @@ def operation(template: str, k: int, j: int, a: int) -> Operation:
     return template.format(k=k, j=j, a=a)
 
 
-# One half is of those that take and leave keys.
+# Half of the statements insert, move or delete keys.
 OPERATIONS: Final = st.builds(
     operation, st.sampled_from(SQL) | st.sampled_from(KEY_CHANGES), KEYS, KEYS, AMOUNTS
 )
@@ -304,7 +304,7 @@ def schedules(draw: st.DrawFn) -> list[tuple[int, Operation]]:
 @pytest.mark.parametrize("own_triggers", [None, OWN_TRIGGERS], ids=["", "the table has triggers of its own"])
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=schedules())
-async def test_versions_grow_in_commit_order_and_the_log_tells_the_truth(
+async def test_versions_grow_in_commit_order_and_the_log_matches_the_tables(
     connections: list[asyncpg.Connection], own_triggers: str | None, steps: list[tuple[int, Operation]]
 ) -> None:
     stage = Interleaving(connections[:3], connections[3])
@@ -363,7 +363,7 @@ async def redraw_nothing(observer: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize("isolation", ISOLATION_LEVELS)
 @pytest.mark.parametrize("insert", INSERTS.values(), ids=INSERTS)
-async def test_a_row_that_takes_a_key_from_a_later_delete_draws_again(
+async def test_row_that_reuses_the_key_of_a_later_delete_draws_a_second_version(
     stage: Interleaving, insert: Operation, isolation: str
 ) -> None:
     await stage.observer.execute("INSERT INTO item VALUES (3, 'old')")
@@ -371,13 +371,13 @@ async def test_a_row_that_takes_a_key_from_a_later_delete_draws_again(
     assert stage.commits == 2
     assert witness.faults == []
     assert await stage.observer.fetchval("SELECT note FROM item WHERE id = 1") == "new"
-    # By number: what was there, its update; the insert's first draw, the delete, the second draw.
+    # In version order: the existing row, its update, the insert's first draw, the delete, the second draw.
     assert await log_of(stage.observer, 1) == ["upsert", "upsert", "upsert", "delete", "upsert"]
 
 
 @pytest.mark.usefixtures("own_database")
 @pytest.mark.parametrize("insert", INSERTS.values(), ids=INSERTS)
-async def test_without_the_second_draw_the_witness_tells_of_the_inversion(
+async def test_without_the_second_draw_the_witness_finds_the_inversion(
     stage: Interleaving, insert: Operation
 ) -> None:
     await redraw_nothing(stage.observer)
@@ -389,7 +389,7 @@ async def test_without_the_second_draw_the_witness_tells_of_the_inversion(
     assert "'delete'" in fault
 
 
-async def test_a_number_drawn_while_a_delete_of_many_rows_runs_is_overtaken_too(stage: Interleaving) -> None:
+async def test_version_drawn_during_a_bulk_delete_is_overtaken_too(stage: Interleaving) -> None:
     witness = await play(
         stage,
         [
@@ -410,7 +410,7 @@ async def test_a_number_drawn_while_a_delete_of_many_rows_runs_is_overtaken_too(
 @pytest.mark.parametrize(
     "leave", ["DELETE FROM item WHERE note = 'new'", "UPDATE item SET id = 9 WHERE note = 'new'"]
 )
-async def test_a_row_that_only_an_old_snapshot_shows_hides_no_delete(
+async def test_row_in_an_old_snapshot_hides_no_delete(
     stage: Interleaving, isolation: str, leave: str
 ) -> None:
     witness = await play(
@@ -430,7 +430,7 @@ async def test_a_row_that_only_an_old_snapshot_shows_hides_no_delete(
 
 
 @pytest.mark.parametrize("isolation", ISOLATION_LEVELS)
-async def test_concurrent_updates_of_a_row_are_numbered_in_the_order_of_their_commits(
+async def test_concurrent_updates_of_a_row_get_versions_in_commit_order(
     stage: Interleaving, isolation: str
 ) -> None:
     update = "UPDATE item SET note = note || cachesync.source() WHERE id = 1"
@@ -453,7 +453,7 @@ async def test_concurrent_updates_of_a_row_are_numbered_in_the_order_of_their_co
     assert await sources(stage.observer) == {"postgres", " first"} | (set() if serialized else {" second"})
 
 
-async def test_what_is_rolled_back_is_not_in_the_log(stage: Interleaving) -> None:
+async def test_rolled_back_changes_are_not_logged(stage: Interleaving) -> None:
     witness = await play(
         stage,
         [
@@ -532,7 +532,7 @@ ALONE: Final = {
 
 
 @pytest.mark.parametrize(("statement", "changes"), ALONE.values(), ids=ALONE)
-async def test_each_way_to_write_is_logged_key_by_key(
+async def test_each_kind_of_write_is_logged_by_key(
     stage: Interleaving, statement: Operation, changes: dict[str, str]
 ) -> None:
     await stage.observer.execute("DELETE FROM part; INSERT INTO item VALUES (3, 'old')")
@@ -545,14 +545,14 @@ async def test_each_way_to_write_is_logged_key_by_key(
     assert [tuple(line) for line in logged] == sorted(changes.items())
 
 
-async def test_cascades_from_another_table_and_from_the_same_one_are_logged(stage: Interleaving) -> None:
+async def test_cascades_within_and_across_tables_are_logged(stage: Interleaving) -> None:
     await stage.observer.execute("INSERT INTO part VALUES (3, NULL, 2), (4, 2, NULL)")
     witness = await play(stage, [(0, "UPDATE item SET id = 9 WHERE id = 2")])
     assert await log_of(stage.observer, 4, "part") == ["upsert", "upsert"]
     await stage.do(0, "DELETE FROM item WHERE id = 1")
     await witness.look()
     assert witness.faults == []
-    # Part 1 goes with item 1, part 2 with part 1, and part 3 with part 2.
+    # Deleting item 1 deletes part 1, which deletes part 2, which deletes part 3.
     assert [(await log_of(stage.observer, part, "part"))[-1] for part in (1, 2, 3, 4)] == [
         "delete",
         "delete",
@@ -561,7 +561,7 @@ async def test_cascades_from_another_table_and_from_the_same_one_are_logged(stag
     ]
 
 
-async def test_a_truncate_is_logged_for_each_table_that_it_empties(stage: Interleaving) -> None:
+async def test_truncate_is_logged_for_each_table_that_it_empties(stage: Interleaving) -> None:
     witness = await play(stage, [(0, "TRUNCATE item CASCADE"), (0, "INSERT INTO item VALUES (1, 'new')")])
     assert witness.faults == []
     lines = await stage.observer.fetch(
@@ -574,7 +574,7 @@ async def test_a_truncate_is_logged_for_each_table_that_it_empties(stage: Interl
     ]
 
 
-async def test_the_log_names_the_source_that_the_session_set_or_its_user(stage: Interleaving) -> None:
+async def test_source_is_the_session_setting_or_the_user(stage: Interleaving) -> None:
     await stage.observer.execute("CREATE ROLE somebody; GRANT ALL ON item TO somebody")
     await play(
         stage,
@@ -592,7 +592,7 @@ async def test_the_log_names_the_source_that_the_session_set_or_its_user(stage: 
     await stage.observer.execute("DROP OWNED BY somebody; DROP ROLE somebody")
 
 
-async def test_writes_in_the_role_of_a_replica_are_logged(stage: Interleaving) -> None:
+async def test_writes_in_the_replica_role_are_logged(stage: Interleaving) -> None:
     witness = await play(
         stage,
         [
@@ -607,7 +607,7 @@ async def test_writes_in_the_role_of_a_replica_are_logged(stage: Interleaving) -
     assert await log_of(stage.observer, 6) == ["upsert"]
 
 
-async def test_a_version_that_a_writer_gives_is_replaced(stage: Interleaving) -> None:
+async def test_version_given_by_a_writer_is_replaced(stage: Interleaving) -> None:
     witness = await play(
         stage,
         [
@@ -622,7 +622,7 @@ async def test_a_version_that_a_writer_gives_is_replaced(stage: Interleaving) ->
 
 @pytest.mark.usefixtures("own_database")
 @pytest.mark.parametrize("isolation", ISOLATION_LEVELS)
-async def test_the_second_draw_passes_a_trigger_that_drops_idle_updates(
+async def test_second_draw_passes_a_trigger_that_drops_idle_updates(
     stage: Interleaving, isolation: str
 ) -> None:
     await stage.observer.execute(OWN_TRIGGERS)
@@ -633,7 +633,7 @@ async def test_the_second_draw_passes_a_trigger_that_drops_idle_updates(
 
 
 @pytest.mark.usefixtures("own_database")
-async def test_an_idle_update_that_a_trigger_drops_draws_no_number(stage: Interleaving) -> None:
+async def test_idle_update_that_a_trigger_drops_draws_no_version(stage: Interleaving) -> None:
     await stage.observer.execute(OWN_TRIGGERS)
     await reset(stage)
     await stage.do(0, "UPDATE item SET note = note")
@@ -641,7 +641,7 @@ async def test_an_idle_update_that_a_trigger_drops_draws_no_number(stage: Interl
 
 
 @pytest.mark.usefixtures("own_database")
-async def test_a_trigger_that_restores_the_old_row_fails_no_write(stage: Interleaving) -> None:
+async def test_trigger_that_restores_the_old_row_fails_no_write(stage: Interleaving) -> None:
     await stage.observer.execute(
         "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';"
         "CREATE TRIGGER keep BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION keep()"
@@ -653,7 +653,7 @@ async def test_a_trigger_that_restores_the_old_row_fails_no_write(stage: Interle
 
 
 @pytest.mark.usefixtures("own_database")
-async def test_where_a_trigger_forbids_the_second_draw_the_insert_is_to_be_run_again(
+async def test_insert_whose_second_draw_a_trigger_prevents_fails_and_can_be_retried(
     stage: Interleaving,
 ) -> None:
     await stage.observer.execute(
@@ -672,7 +672,7 @@ async def test_where_a_trigger_forbids_the_second_draw_the_insert_is_to_be_run_a
 
 @pytest.mark.usefixtures("own_database")
 @pytest.mark.parametrize("insert", ["insert", "move"])
-async def test_the_second_draw_fires_the_tables_triggers_where_they_find_their_tables(
+async def test_second_draw_fires_the_triggers_of_the_table_with_the_search_path_of_the_session(
     stage: Interleaving, insert: str
 ) -> None:
     await stage.observer.execute(
@@ -687,7 +687,7 @@ async def test_the_second_draw_fires_the_tables_triggers_where_they_find_their_t
     assert witness.faults == []
 
 
-async def test_a_payload_is_the_same_bytes_whatever_the_writers_session_is_set_to(
+async def test_payload_does_not_depend_on_the_settings_of_the_session(
     postgres: Postgres, own_database: str
 ) -> None:
     dsn = postgres.dsn_of(own_database)
@@ -735,8 +735,8 @@ async def test_a_payload_is_the_same_bytes_whatever_the_writers_session_is_set_t
     await other.close()
 
 
-async def test_a_bulk_statement_takes_no_longer_where_single_rows_went_before(stage: Interleaving) -> None:
-    # A session keeps the plans that it made for the first rows.
+async def test_bulk_statement_is_not_slower_after_single_row_statements(stage: Interleaving) -> None:
+    # A session caches the plans that it made for the first rows.
     session, fresh = stage.sessions[0].connection, stage.sessions[1].connection
     statements = (
         "INSERT INTO item SELECT i, 'new' FROM generate_series({}, {}) AS i",
@@ -755,7 +755,7 @@ async def test_a_bulk_statement_takes_no_longer_where_single_rows_went_before(st
     assert seconds["after"] < 4 * seconds["fresh"]
 
 
-async def test_a_bulk_change_of_keys_takes_time_in_proportion_to_its_rows(stage: Interleaving) -> None:
+async def test_bulk_change_of_keys_takes_time_in_proportion_to_its_rows(stage: Interleaving) -> None:
     session = stage.sessions[0].connection
     seconds = []
     for rows in (2_000, 20_000):
@@ -765,19 +765,19 @@ async def test_a_bulk_change_of_keys_takes_time_in_proportion_to_its_rows(stage:
         began = time.perf_counter()
         await session.execute(f"UPDATE item SET id = -id WHERE id > {rows}")
         seconds.append(time.perf_counter() - began)
-    # Ten times the rows; with their square it would be a hundred times as long.
+    # Ten times the rows; quadratic time would be a hundred times as long.
     assert seconds[1] < 40 * seconds[0]
 
 
 @pytest.mark.parametrize(("rows", "tables"), [(100, ["change_log"]), (20_000, ["change_log", "item"])])
-async def test_the_log_of_a_row_reads_neither_all_of_the_log_nor_of_the_table(
+async def test_logging_a_row_scans_neither_the_log_nor_the_table(
     stage: Interleaving, rows: int, tables: list[str]
 ) -> None:
     session = stage.sessions[0].connection
     scans = "SELECT relname, seq_scan FROM pg_stat_xact_all_tables WHERE relname = ANY($1) ORDER BY relname"
     await session.execute(f"INSERT INTO item SELECT i, 'new' FROM generate_series(10, {rows}) AS i")
     await session.execute("ANALYZE item, cachesync.change_log")
-    # At first so many rows that to read all is the quickest way, or tables so small.
+    # The best plan for this one is a full scan: it deletes many rows, or the tables are small.
     await session.execute(f"DELETE FROM item WHERE id > {rows} / 2")
     await session.execute("BEGIN")
     before = await session.fetch(scans, tables)
@@ -785,7 +785,7 @@ async def test_the_log_of_a_row_reads_neither_all_of_the_log_nor_of_the_table(
         await session.execute(f"DELETE FROM item WHERE id = {key}")
         await session.fetchval("SELECT cachesync.latest_version('item', $1)", str(key))
         await session.execute(f"UPDATE item SET id = -{key} WHERE id = 10 + {key}")
-        # Another number is drawn meanwhile.
+        # Draws another version in the meantime.
         await session.execute(
             f"WITH n AS (INSERT INTO item VALUES ({key}, 'new')) SELECT nextval('cachesync.row_version')"
         )

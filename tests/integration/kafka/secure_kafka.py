@@ -1,4 +1,4 @@
-"""A Kafka that wants to be reached as those of others are: encrypted, by who logs in or has a certificate."""
+"""A Kafka with TLS that requires a login or a client certificate, as production clusters do."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PASSWORD = "a secret, with : and %"
 
 
 class SecureKafka(Kafka):
-    """Has a listener for logins and one for certificates, beside the plain one that is its own.
+    """Has a listener for logins and one for client certificates in addition to the plain one.
 
     Attributes:
-        authority: the file of who vouches for it.
-        certificate, key: files of a client's certificate that it takes.
+        authority: the file with the certificate of its CA.
+        certificate, key: the files of a client certificate that it accepts.
     """
 
     def __init__(self, folder: Path, *, jars: Path) -> None:
@@ -54,16 +54,16 @@ class SecureKafka(Kafka):
 
     @property
     def with_login(self) -> str:
-        """Its address for those who log in."""
+        """The address of the listener for logins."""
         return f"{HOST}:{self._login_port}"
 
     @property
     def with_certificate(self) -> str:
-        """Its address for those who have a certificate."""
+        """The address of the listener for client certificates."""
         return f"{HOST}:{self._certificate_port}"
 
     def properties(self) -> dict[str, object]:
-        """Those of a plain one, and two more listeners."""
+        """Add the two listeners to the plain properties."""
         plain = super().properties()
         more = f",SASL_SSL://{self.with_login},SSL://{self.with_certificate}"
         module = "org.apache.kafka.common.security"
@@ -91,7 +91,7 @@ class SecureKafka(Kafka):
         }
 
     def start(self) -> SecureKafka:
-        """Start it, and let the user log in."""
+        """Start the broker and create the user's logins."""
         super().start()
         admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
         for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
@@ -103,6 +103,6 @@ class SecureKafka(Kafka):
 
 
 def _pkcs8(identity: trustme.LeafCert) -> bytes:
-    """The private key in the only form that Kafka takes."""
+    """Return the private key in PKCS #8, the only format that Kafka accepts."""
     key = load_pem_private_key(identity.private_key_pem.bytes(), None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,4 +1,4 @@
-"""A Kafka that asks for encryption and a login, or for a certificate, is reached by the settings alone."""
+"""Connections to a Kafka with TLS and logins or client certificates need nothing but settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def cachesync(settings: dict[str, Any], *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("how", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "certificate"])
-async def test_topics_are_made_and_changes_published(
+async def test_topics_are_created_and_changes_published(
     secure: SecureKafka,
     open_service: Callable[..., AbstractAsyncContextManager[Service]],
     admin: asyncpg.Connection,
@@ -88,7 +88,7 @@ async def test_dead_letters_are_read_with_a_login(secure: SecureKafka, worker_ds
     assert (listed.exit_code, "0 open" in listed.output) == (0, True), listed.output
 
 
-async def test_airflows_connections_take_librdkafkas_own_names(
+async def test_airflow_connections_take_librdkafka_settings(
     secure: SecureKafka, redis_sb: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cachesync_airflow.connections import brokers  # noqa: PLC0415 - importing Airflow takes seconds
@@ -129,7 +129,7 @@ async def test_airflows_connections_take_librdkafkas_own_names(
     ],
 )
 @pytest.mark.parametrize("command", [["create-topics"], ["dead-letters", "list"]])
-def test_a_command_tells_why_it_is_not_let_in(
+def test_command_reports_why_it_cannot_connect(
     secure: SecureKafka, worker_dsn: str, wrong: dict[str, Any], text: str, command: list[str]
 ) -> None:
     settings = {**login(secure, "PLAIN"), **wrong, "cachesync_dsn": worker_dsn}

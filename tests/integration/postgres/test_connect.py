@@ -1,4 +1,4 @@
-"""Errors of asyncpg leave the connections of the background work as errors of this library."""
+"""Connections of the background work, and the translation of asyncpg errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "statement",
     ["SELECT 1/0", "SELECT * FROM no_such_table", "not SQL", "DO $$ BEGIN RAISE 'refused'; END $$"],
 )
-async def test_a_refused_statement_is_a_database_error(sample: str, statement: str) -> None:
+async def test_refused_statement_is_a_database_error(sample: str, statement: str) -> None:
     with pytest.raises(DatabaseError) as refused:
         async with connected(sample, "test") as connection:
             await connection.execute(statement)
@@ -28,7 +28,7 @@ async def test_a_refused_statement_is_a_database_error(sample: str, statement: s
     assert str(refused.value.__cause__) in str(refused.value)
 
 
-async def test_a_refused_setting_is_a_database_error(sample: str) -> None:
+async def test_refused_setting_is_a_database_error(sample: str) -> None:
     with pytest.raises(DatabaseError) as refused:
         await connect(sample, "test", settings={"timezone": "Nowhere/At_All"})
     assert not isinstance(refused.value, DatabaseUnavailableError)
@@ -36,9 +36,7 @@ async def test_a_refused_setting_is_a_database_error(sample: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["port", "password", "database"])
-async def test_a_database_out_of_reach_is_unavailable(
-    worker_dsn: str, postgres: Postgres, wrong: str
-) -> None:
+async def test_unreachable_database_is_unavailable(worker_dsn: str, postgres: Postgres, wrong: str) -> None:
     dsn = {
         "port": worker_dsn.replace(f":{postgres.port}/", ":1/"),
         "password": worker_dsn.replace(":password@", ":another@"),
@@ -50,7 +48,7 @@ async def test_a_database_out_of_reach_is_unavailable(
     assert isinstance(unavailable.value.__cause__, OSError | asyncpg.PostgresError)
 
 
-async def test_a_connection_that_breaks_is_unavailable(sample: str, admin: asyncpg.Connection) -> None:
+async def test_broken_connection_is_unavailable(sample: str, admin: asyncpg.Connection) -> None:
     async def break_off() -> None:
         async with connected(sample, "test") as connection:
             await admin.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
@@ -60,7 +58,7 @@ async def test_a_connection_that_breaks_is_unavailable(sample: str, admin: async
         await break_off()
 
 
-async def test_errors_of_the_caller_pass_and_the_connection_is_closed(
+async def test_errors_of_the_caller_pass_through_and_close_the_connection(
     sample: str, admin: asyncpg.Connection
 ) -> None:
     async def fail() -> None:

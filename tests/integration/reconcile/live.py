@@ -1,6 +1,6 @@
-"""Writers, and what brings their changes to sb's cache, each in a process of its own.
+"""Writers, and the relay and stream that bring their changes to sb's cache, in processes of their own.
 
-So they keep their rate whatever the test is doing meanwhile.
+They keep their rate regardless of what the test does.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 KEYS: Final = range(1, 5_001)
 """Those that are written to."""
 
-# Together more than 1,000 rows per second: a statement meets some three quarters of its rows.
+# Together more than 1,000 rows per second: a statement finds about three quarters of its rows.
 SERVICES_RATE: Final = 520
 STATEMENTS_RATE: Final = 65
 ROWS_PER_STATEMENT: Final = 16
 
-# What an insert returns, and a delete, is below the version that the change has in the end.
+# An insert or a delete returns a version below the final version of its change.
 _STATEMENTS: Final = (
     *["UPDATE student SET age = (age + 1) % 100 WHERE id BETWEEN $1 AND $2 RETURNING id, row_version"] * 6,
     "DELETE FROM student WHERE id BETWEEN $1 AND $2 RETURNING id, row_version",
@@ -56,19 +56,19 @@ _STATEMENTS: Final = (
     ON CONFLICT DO NOTHING RETURNING id, row_version
     """,
 )
-# So many writes at most are under way in one process: where they take longer, the rate is not reached.
+# Maximum number of concurrent writes in one process; if they take too long, the rate is not reached.
 _MOST_UNDER_WAY: Final = 32
 _START_SECONDS: Final = 60
 
 
 @dataclass
 class Record:
-    """What the writers did.
+    """A record of the writes.
 
     Attributes:
-        times: when each write was acknowledged, on the clock that all processes share.
-        versions: the highest version that was acknowledged, by key.
-        undone: reads that showed something older than had been acknowledged before them.
+        times: when each write was acknowledged, by the monotonic clock that all processes share.
+        versions: the highest acknowledged version by key.
+        undone: reads that returned an older version than one acknowledged before them.
     """
 
     times: list[float] = field(default_factory=list)
@@ -91,9 +91,9 @@ class Record:
 
 @contextmanager
 def live_writes(sa: ServiceSettings, sb: ServiceSettings, dsn: str) -> Iterator[Record]:
-    """Writes go on, through both services and in SQL; the record is complete at the end.
+    """Keep writing through both services and in SQL; the record is complete at the end.
 
-    By then sb's cache has been brought all of them.
+    By then, all changes have been applied to sb's cache.
     """
     record = Record()
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ def live_writes(sa: ServiceSettings, sb: ServiceSettings, dsn: str) -> Iterator[
         for writer in writers:
             writer.send(None)
         yield record
-        # What brings changes to the cache ends when it has brought all that the writers have written.
+        # The relay and the stream end once they have brought all changes of the writers to the cache.
         for each in (*writers, follower):
             each.send(None)
             record.add(each.recv())
@@ -119,7 +119,7 @@ def live_writes(sa: ServiceSettings, sb: ServiceSettings, dsn: str) -> Iterator[
 
 @contextmanager
 def _running(target: Callable[..., None], *arguments: Any) -> Iterator[Connection]:
-    """A process, and the way to it; the process ends when that is closed."""
+    """Run a process that ends when the yielded connection to it is closed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *arguments))
@@ -171,7 +171,7 @@ def _write_in_sql(parent: Connection, dsn: str) -> None:
     async def run() -> Record:
         record = Record()
         chance = random.Random(2)
-        # Rows are locked in the index's order, so that no statement waits for one that waits for it.
+        # Rows are locked in index order, so that statements cannot deadlock.
         async with asyncpg.create_pool(dsn, server_settings={"enable_bitmapscan": "off"}) as pool:
 
             async def write() -> None:
@@ -188,7 +188,7 @@ def _write_in_sql(parent: Connection, dsn: str) -> None:
 
 
 async def _keep_writing(parent: Connection, write: Callable[[], Awaitable[None]], rate: int) -> None:
-    """Write at a fixed rate between two words of the parent's, each at its time, however long others take."""
+    """Write at a fixed rate from the parent's first message to its second, however long each write takes."""
     parent.send(None)
     await asyncio.to_thread(parent.recv)
     begin = time.monotonic()
@@ -208,7 +208,7 @@ async def _keep_writing(parent: Connection, write: Callable[[], Awaitable[None]]
 
 
 def _follow(parent: Connection, dsn: str, settings: ServiceSettings) -> None:
-    """The relay, and the stream of one service's cache, until there is nothing left of what was written."""
+    """Run the relay and the stream of one service's cache until every change has been applied."""
     entities = load_entities(settings.cachesync_entities)
     kafka = {"bootstrap.servers": settings.kafka_bootstrap_servers}
     group = f"test-{secrets.token_hex(4)}"
@@ -229,7 +229,7 @@ def _follow(parent: Connection, dsn: str, settings: ServiceSettings) -> None:
     for thread in threads:
         thread.start()
     assert stream.assigned.wait(_START_SECONDS)
-    # `latest` is looked up after the assignment; what is published before that would be missed.
+    # `latest` is resolved after the assignment; messages published before that would be missed.
     time.sleep(0.5)
     parent.send(None)
     parent.recv()

@@ -1,4 +1,4 @@
-"""Reconciliation on real servers, among live writes."""
+"""Reconciliation on real servers during live writes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 ENTITIES_FILE: Final = Path(__file__).parents[3] / "entities.toml"
 ROWS: Final = 100_000
 EACH: Final = 1_000
-# Keys that nobody writes to meanwhile; each range is wrong in one way.
+# Keys without live writes; each range has one kind of drift.
 (
     UPDATED,
     DELETED,
@@ -68,10 +68,10 @@ FOUND: Final = {
     "orphan": [DELETED, DELETED_UNNOTICED, RESTORED_BEFORE_INSERT],
     "false_absent": [INSERTED, RESTORED_BEFORE_DELETE],
 }
-# With the row's version, so that versions do not show it.
+# With the version of the row, so that comparing versions does not find them.
 FOUND_BY_DEEP: Final = {**FOUND, "stale": [*FOUND["stale"], UPDATED_UNNOTICED, PAYLOADS]}
 OTHER_SCHEMA: Final = b"ffffffff"
-# Shorter than many changes take to the cache, so that changes in flight are met.
+# Shorter than many changes take to reach the cache, so that the run encounters changes in flight.
 SETTLE_SECONDS: Final = 0.05
 
 
@@ -82,7 +82,7 @@ def slots(redis_sb: Redis) -> redis_client.Redis:
 
 @pytest.fixture
 def reconcile(sample: str, slots: redis_client.Redis, entities: dict[str, Entity]) -> Reconcile:
-    """Runs a reconciliation of sb's cache of students."""
+    """Reconciles the students in sb's cache."""
 
     async def run(declared: dict[str, Entity] = entities, **asked: Any) -> Report:
         parameters = Parameters.model_validate({"services": ["sb"], "entities": ["student"], **asked})
@@ -90,7 +90,7 @@ def reconcile(sample: str, slots: redis_client.Redis, entities: dict[str, Entity
         connection = await connect(sample, "test")
         for task in await runs.plan(connection, name, parameters, {"sb": slots}):
             await runs.run_chunk(
-                sample, slots, name, task, declared, watch=lambda _: None, settle_seconds=SETTLE_SECONDS
+                sample, slots, name, task, declared, on_progress=lambda _: None, settle_seconds=SETTLE_SECONDS
             )
         report = await runs.report(connection, name)
         await connection.close()
@@ -100,7 +100,7 @@ def reconcile(sample: str, slots: redis_client.Redis, entities: dict[str, Entity
 
 
 async def expected(admin: asyncpg.Connection) -> dict[str, bytes]:
-    """What the slots of all students should hold."""
+    """Return the correct content of the slots of all students."""
     records = await admin.fetch(
         "SELECT v.key::text, 'V' || lpad(v.version::text, 19, '0') || e.fingerprint || v.payload AS slot "
         "FROM cachesync.student AS v, cachesync.entity AS e WHERE e.name = 'student'"
@@ -109,7 +109,7 @@ async def expected(admin: asyncpg.Connection) -> dict[str, bytes]:
 
 
 async def fill(admin: asyncpg.Connection, slots: redis_client.Redis, rows: int) -> None:
-    """Insert students, have them published long ago, and cache all of them."""
+    """Insert students, mark them as published long ago, and cache all of them."""
     await admin.execute(
         "INSERT INTO student SELECT i, 'name ' || i, i % 100 FROM generate_series(1, $1::int) AS i", rows
     )
@@ -121,7 +121,7 @@ async def fill(admin: asyncpg.Connection, slots: redis_client.Redis, rows: int) 
 
 
 async def publish_all(admin: asyncpg.Connection, first: int = 0) -> None:
-    """Have changes published long ago, but for those of keys below the first."""
+    """Mark changes as published long ago, except those of keys below the first one."""
     await admin.execute(
         "UPDATE cachesync.change_log SET published_at = clock_timestamp() - interval '1 hour' "
         "WHERE published_at IS NULL AND coalesce(key::bigint, $1) >= $1",
@@ -142,9 +142,9 @@ async def without_triggers(admin: asyncpg.Connection) -> AsyncIterator[None]:
 
 
 async def inject(admin: asyncpg.Connection, slots: redis_client.Redis) -> None:
-    """Make the cache wrong in every way, each range of keys in one."""
+    """Introduce every kind of drift, one per range of keys."""
     cached = await back_up(admin)
-    # Changes whose events were lost: published, and nothing in the cache.
+    # Changes whose events were lost: published, but not in the cache.
     async with admin.transaction():
         await admin.execute("UPDATE student SET age = 7 WHERE id = ANY($1)", list(UPDATED))
         await admin.execute("DELETE FROM student WHERE id = ANY($1)", list(DELETED))
@@ -166,7 +166,7 @@ async def inject(admin: asyncpg.Connection, slots: redis_client.Redis) -> None:
 
 
 async def back_up(admin: asyncpg.Connection) -> dict[str, bytes]:
-    """Back up the rows that will be restored, then change, insert and delete some; the slots then."""
+    """Back up the rows that are restored later, then change, insert and delete some; return their slots."""
     backed_up = [*RESTORED, *RESTORED_BEFORE_DELETE]
     async with admin.transaction():
         await admin.execute("CREATE TABLE backup AS SELECT * FROM student WHERE id = ANY($1)", backed_up)
@@ -193,7 +193,7 @@ def drift(report: Report) -> dict[str, int]:
     return {kind: getattr(report, kind) for kind in FOUND}
 
 
-async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_else(  # noqa: PLR0917
+async def test_exactly_the_drift_is_found_and_repaired_during_live_writes(  # noqa: PLR0917
     admin: asyncpg.Connection,
     sample: str,
     slots: redis_client.Redis,
@@ -203,7 +203,7 @@ async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_els
 ) -> None:
     await fill(admin, slots, ROWS)
     rest = range(KEYS.stop, ROWS + 1)
-    # However slow the machine is, the cache's part in a write is waited for.
+    # On a slow machine, too, writes wait for their cache step.
     patient = {"db_timeout_ms": 30_000, "redis_timeout_ms": 30_000}
     with live_writes(settings_of("sa", **patient), settings_of("sb", **patient), sample) as record:
         await inject(admin, slots)
@@ -227,7 +227,7 @@ async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_els
     assert (report.repaired, report.refused, report.failed) == (sum(wrong.values()), 0, 0)
     assert report.examined >= ROWS - len(KEYS)
     assert {kind: len(keys) for kind, keys in report.samples.items()} == dict.fromkeys(wrong, 10)
-    # An empty cache is right.
+    # An empty cache has no drift.
     assert (flushed.outcome, flushed.drift) == ("clean", 0)
 
     right = await expected(admin)
@@ -235,7 +235,7 @@ async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_els
     assert {key for key, slot in repaired.items() if slot is None} == emptied
     assert all(slot == right[name_of(key)] for key, slot in repaired.items() if slot is not None)
 
-    # No write was undone.
+    # The repairs undid no write.
     assert record.undone == []
     assert len(record.times) > 100
     for key, slot in zip(KEYS, contents(slots, KEYS), strict=True):
@@ -244,7 +244,7 @@ async def test_all_drift_is_found_and_repaired_among_live_writes_and_nothing_els
         assert row is None or int(row[1:20]) >= record.versions.get(key, 0)
 
 
-async def test_a_change_that_waits_to_be_published_or_has_just_been_is_no_drift(
+async def test_unpublished_and_recently_published_changes_are_not_drift(
     admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile
 ) -> None:
     await fill(admin, slots, 1000)
@@ -260,7 +260,7 @@ async def test_a_change_that_waits_to_be_published_or_has_just_been_is_no_drift(
     assert (await reconcile()).outcome == "clean"
 
 
-async def test_strings_of_somebody_else_are_emptied_and_what_is_no_string_is_told(
+async def test_foreign_strings_are_emptied_and_other_redis_types_reported(
     admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile
 ) -> None:
     await fill(admin, slots, 100)
@@ -276,7 +276,7 @@ async def test_strings_of_somebody_else_are_emptied_and_what_is_no_string_is_tol
     assert slots.get("sb:student:5") == (await expected(admin))["sb:student:5"]
 
 
-async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
+async def test_keys_and_payloads_of_every_type_compare_equal_to_what_services_write(
     admin: asyncpg.Connection,
     slots: redis_client.Redis,
     reconcile: Reconcile,
@@ -311,7 +311,7 @@ async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
     await admin.execute("UPDATE cachesync.change_log SET changed_at = changed_at - interval '1 hour'")
     report = await reconcile(declared, entities=["course", "word"], deep=True)
     assert (report.stale, report.orphan, report.repaired) == (len(texts), len(texts), 2 * len(texts))
-    # Courses are emptied when they change.
+    # A repair empties the slots of courses, which are invalidated.
     assert slots.dbsize() == 0
 
     await admin.execute("INSERT INTO word VALUES ('')")
@@ -320,7 +320,7 @@ async def test_every_type_of_key_and_payload_compares_as_the_services_write_it(
     assert (await reconcile(declared, entities=["word"])).false_absent == 1
 
 
-async def test_a_slot_that_changes_before_its_repair_is_left_as_it_is(
+async def test_slot_that_changes_before_its_repair_is_left_unchanged(
     admin: asyncpg.Connection,
     slots: redis_client.Redis,
     reconcile: Reconcile,
@@ -343,7 +343,7 @@ async def test_a_slot_that_changes_before_its_repair_is_left_as_it_is(
     assert slots.mget("sb:student:1", "sb:student:2") == [None, newer]
 
 
-async def test_a_chunk_that_failed_is_done_again_alone_from_where_it_was(  # noqa: PLR0917
+async def test_failed_chunk_resumes_where_it_left_off_and_the_others_do_not_run_again(  # noqa: PLR0917
     admin: asyncpg.Connection,
     sample: str,
     slots: redis_client.Redis,
@@ -370,27 +370,32 @@ async def test_a_chunk_that_failed_is_done_again_alone_from_where_it_was(  # noq
         client = clients[task.service]
         if task.label == "sb 3/4":
             with pytest.raises(RuntimeError, match="broken"):
-                await runs.run_chunk(sample, client, "test", task, entities, watch=fail)
-            with pytest.raises(ReconcileError, match="3/4 has not been done"):
+                await runs.run_chunk(sample, client, "test", task, entities, on_progress=fail)
+            with pytest.raises(ReconcileError, match="3/4 is not finished"):
                 await runs.report(admin, "test")
             await runs.run_chunk(
-                sample, client, "test", task, entities, watch=lambda progress: shares.append(progress.share)
+                sample,
+                client,
+                "test",
+                task,
+                entities,
+                on_progress=lambda progress: shares.append(progress.share),
             )
         else:
-            await runs.run_chunk(sample, client, "test", task, entities, watch=lambda _: None)
+            await runs.run_chunk(sample, client, "test", task, entities, on_progress=lambda _: None)
     report = await runs.report(admin, "test")
     assert shares[0] > 0.3
     assert report.examined >= 3000
     assert report.outcome == "clean"
 
 
-async def test_the_memory_that_it_takes_does_not_grow_with_the_cache(
+async def test_memory_does_not_grow_with_the_cache(
     admin: asyncpg.Connection,
     slots: redis_client.Redis,
     reconcile: Reconcile,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("_FIRST", "_FEWEST", "_MOST"):
+    for name in ("_FIRST_ROUND", "_MIN_ROUND", "_MAX_ROUND"):
         monkeypatch.setattr(f"cachesync.reconcile.chunk.{name}", 1000)
     peaks = []
     for rows in (2000, 20_000):
@@ -403,14 +408,14 @@ async def test_the_memory_that_it_takes_does_not_grow_with_the_cache(
     assert peaks[1] < 1.5 * peaks[0]
 
 
-async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothing_wrong(
+async def test_delta_examines_the_changes_since_the_last_run_that_left_no_drift(
     admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile
 ) -> None:
     await fill(admin, slots, 5000)
     first = await reconcile(mode="delta")
     assert (first.examined, first.outcome) == (5000, "clean")
     assert "full" in first.notes[0]
-    # By now the cache has followed them all, and then lost some again.
+    # The cache has applied all of these changes, and lost some of them again.
     await admin.execute("UPDATE student SET age = 50 WHERE id <= 20")
     await admin.execute(
         "UPDATE cachesync.change_log SET published_at = clock_timestamp() WHERE published_at IS NULL"
@@ -422,7 +427,7 @@ async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothin
     second = await reconcile(mode="delta")
     assert (second.examined, second.stale, second.orphan, second.repaired) == (21, 20, 1, 21)
     assert second.notes == ()
-    # The dead are gone, and nothing newer than the second run has changed, but what the margin holds.
+    # The deleted rows are gone; since the second run, only the changes within the margin are examined again.
     third = await reconcile(mode="delta")
     assert (third.examined, third.outcome) == (20, "clean")
 
@@ -439,7 +444,7 @@ async def test_a_delta_examines_what_changed_since_the_last_run_that_left_nothin
     assert "full" in (await reconcile(mode="delta", dry_run=True)).notes[0]
 
 
-async def test_a_delta_that_failed_goes_on_where_it_was(  # noqa: PLR0917
+async def test_failed_delta_resumes_where_it_left_off(  # noqa: PLR0917
     admin: asyncpg.Connection,
     sample: str,
     slots: redis_client.Redis,
@@ -466,7 +471,7 @@ async def test_a_delta_that_failed_goes_on_where_it_was(  # noqa: PLR0917
             raise RuntimeError(message)
 
     async def do(watch: Callable[[Progress], None]) -> None:
-        await runs.run_chunk(sample, slots, "test", task, entities, watch=watch, settle_seconds=0)
+        await runs.run_chunk(sample, slots, "test", task, entities, on_progress=watch, settle_seconds=0)
 
     with pytest.raises(RuntimeError, match="broken"):
         await do(fail_late)
@@ -478,7 +483,7 @@ async def test_a_delta_that_failed_goes_on_where_it_was(  # noqa: PLR0917
     assert (report.examined, report.stale) == (3000, 3000)
 
 
-async def test_a_run_that_is_killed_goes_on_where_it_was(
+async def test_killed_run_resumes_where_it_left_off(
     admin: asyncpg.Connection, sample: str, slots: redis_client.Redis, redis_sb: Redis, tmp_path: Path
 ) -> None:
     await fill(admin, slots, 12_000)
@@ -507,12 +512,12 @@ async def test_a_run_that_is_killed_goes_on_where_it_was(
     assert "going on" in told.decode()
     report = Report.model_validate_json(file.read_bytes())
     assert (report.examined, report.outcome) == (12_000, "repaired")
-    # It does not look again at what it had done.
+    # It does not examine again what it had completed.
     assert 0 < report.false_absent < 1000
     assert await admin.fetchval("SELECT count(*) FROM cachesync.reconciliation") == 1
 
 
-async def test_every_slot_is_in_a_part_although_the_table_is_resized(slots: redis_client.Redis) -> None:
+async def test_every_slot_is_in_a_part_even_if_the_hash_table_is_resized(slots: redis_client.Redis) -> None:
     kept = {b"sb:student:%d" % key for key in range(20_000)}
     slots.mset(dict.fromkeys(kept, b"A"))
     seen: list[bytes] = []
@@ -523,12 +528,12 @@ async def test_every_slot_is_in_a_part_although_the_table_is_resized(slots: redi
             while not source.ended:
                 names, _ = await source.read(200)
                 seen += names
-                # It grows in the first half of the scan, and shrinks in the second.
+                # The hash table grows in the first half of the scan and shrinks in the second.
                 if part.number < part.of // 2 and len(coming) > 0:
                     slots.mset(dict.fromkeys(coming[:5000], b"x"))
                     del coming[:5000]
                 elif part.number == part.of // 2:
                     slots.unlink(*(f"other:{key}" for key in range(150_000)))
     assert set(seen) == kept
-    # A part ends where the next begins, but for the keys of a bucket.
+    # Parts overlap by at most the keys of one bucket.
     assert len(seen) < 1.05 * len(kept)

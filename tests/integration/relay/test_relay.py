@@ -1,4 +1,4 @@
-"""The outbox relay, from a commit in a real PostgreSQL to a real Kafka and the mark in the change log."""
+"""The relay, from a commit in a real PostgreSQL to a real Kafka and the mark in the change log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNPUBLISHED = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS N
 
 
 class Reader:
-    """All that comes to the topic from now on."""
+    """Reads the messages that arrive in the topic from now on."""
 
     def __init__(self, bootstrap_servers: str) -> None:
         self._consumer = Consumer(
@@ -67,11 +67,11 @@ class Reader:
         }
 
     def changes(self) -> list[Change]:
-        """All that is there by now, however long a consumer takes to notice that Kafka is back."""
+        """Return all changes published so far, however long the consumer takes to reconnect to Kafka."""
         ends = self._ends()
         deadline = time.monotonic() + 30
         while any(self._read_to[number] < end for number, end in ends.items()):
-            assert time.monotonic() < deadline, "not all can be read"
+            assert time.monotonic() < deadline, "not all messages could be read"
             for message in self._consumer.consume(10_000, 0.1):
                 number, offset = message.partition(), message.offset()
                 assert number is not None
@@ -99,7 +99,7 @@ async def reader(topics: str) -> AsyncIterator[Reader]:
 
 @pytest.fixture
 def worker(sample: str, postgres: Postgres) -> str:
-    """The sample's address for a user with the role of the background work."""
+    """The DSN of the sample database for a user with the worker role."""
     create_role(sample, "worker", "worker-password")
     name = sample.rpartition("/")[2]
     postgres.sql("GRANT cachesync_worker TO worker", name)
@@ -108,13 +108,13 @@ def worker(sample: str, postgres: Postgres) -> str:
 
 @pytest.fixture
 def new_relay(worker: str, topics: str, entities: dict[str, Entity]) -> Callable[..., Relay]:
-    """Makes a relay, its Kafka settings changed as asked."""
+    """Creates a relay, with the given changes to its Kafka settings."""
     return lambda **kafka: Relay(worker, {"bootstrap.servers": topics, **kafka}, entities, timedelta(days=1))
 
 
 @pytest.fixture
 def run_relay(new_relay: Callable[..., Relay]) -> RunRelay:
-    """Runs a relay in a thread, as Airflow's triggerer does."""
+    """Runs a relay in a thread, as the Airflow triggerer does."""
 
     @asynccontextmanager
     async def run(**kafka: Any) -> AsyncIterator[Relay]:
@@ -132,7 +132,7 @@ def run_relay(new_relay: Callable[..., Relay]) -> RunRelay:
 
 
 async def wait_until(admin: asyncpg.Connection, condition: str, seconds: float = 20) -> None:
-    """Until an SQL condition holds."""
+    """Wait until an SQL condition holds."""
     async with asyncio.timeout(seconds):
         while not await admin.fetchval(f"SELECT {condition}"):
             await asyncio.sleep(0.02)
@@ -149,7 +149,7 @@ async def logged(admin: asyncpg.Connection) -> list[int]:
     ]
 
 
-async def test_what_another_writer_changed_is_published_as_it_is_logged(
+async def test_changes_of_other_writers_are_published_as_they_are_logged(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
     async with run_relay():
@@ -177,7 +177,7 @@ async def test_what_another_writer_changed_is_published_as_it_is_logged(
     assert len(lines) == 6
 
 
-async def test_what_a_service_did_not_publish_goes_out_after_a_grace(
+async def test_changes_that_a_service_did_not_publish_are_published_after_a_grace_period(
     sample: str, admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
     service = await asyncpg.connect(sample, server_settings={"cachesync.source": "sa"})
@@ -195,9 +195,11 @@ async def test_what_a_service_did_not_publish_goes_out_after_a_grace(
     assert reader.versions() == await logged(admin)
 
 
-async def test_only_what_no_service_publishes_is_announced(sample: str, admin: asyncpg.Connection) -> None:
+async def test_only_changes_that_no_service_publishes_are_announced(
+    sample: str, admin: asyncpg.Connection
+) -> None:
     announced: list[object] = []
-    await admin.add_listener(CHANNEL, lambda *told: announced.append(told))
+    await admin.add_listener(CHANNEL, lambda *notification: announced.append(notification))
     service = await asyncpg.connect(sample, server_settings={"cachesync.source": "sa"})
     await service.execute(INSERT, 1, 1)
     await service.close()
@@ -229,7 +231,7 @@ async def test_several_relays_share_the_work(
     assert reader.versions() == await logged(admin)
 
 
-async def test_a_bulk_change_arrives_whole_and_lets_a_single_one_pass(
+async def test_bulk_change_arrives_complete_and_does_not_delay_a_single_change(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
     await admin.execute(INSERT, 1, 20_000)
@@ -242,10 +244,10 @@ async def test_a_bulk_change_arrives_whole_and_lets_a_single_one_pass(
     assert reader.versions() == await logged(admin)
 
 
-async def test_what_can_never_be_published_stays_and_holds_nothing_up(
+async def test_changes_that_cannot_be_published_stay_and_do_not_block_others(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
-    """Changes of an entity without a topic, and one too large, before others."""
+    """Changes of an entity without a topic and one that is too large precede the others."""
     await admin.execute("INSERT INTO course (title) SELECT 'x' FROM generate_series(1, 1000)")
     await admin.execute("INSERT INTO student VALUES (1, repeat('x', 2000000), 20)")
     await admin.execute(INSERT, 2, 100)
@@ -268,10 +270,10 @@ async def test_what_can_never_be_published_stays_and_holds_nothing_up(
     )
 
 
-async def test_one_change_that_the_broker_refuses_does_not_take_others_with_it(
+async def test_change_that_the_broker_refuses_does_not_affect_the_others(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
-    """A broker refuses a whole batch of messages for its size."""
+    """A broker refuses a whole batch of messages because of its size."""
     await admin.execute(
         "INSERT INTO student SELECT 6 * i, repeat('x', 400000), 20 FROM generate_series(1, 20) AS i"
     )
@@ -282,7 +284,7 @@ async def test_one_change_that_the_broker_refuses_does_not_take_others_with_it(
     assert len(reader.versions()) == 20
 
 
-async def test_while_kafka_is_away_changes_wait_and_go_out_when_it_is_back(
+async def test_changes_wait_while_kafka_is_unavailable_and_are_published_afterwards(
     admin: asyncpg.Connection, run_relay: RunRelay, kafka: Kafka, reader: Reader
 ) -> None:
     async with run_relay():
@@ -293,7 +295,7 @@ async def test_while_kafka_is_away_changes_wait_and_go_out_when_it_is_back(
             await admin.execute(INSERT, 11, 20)
             await asyncio.sleep(6)
             assert await admin.fetchval(UNPUBLISHED) == 10
-            # No line is locked any more.
+            # The relay no longer locks any line.
             await admin.execute("SET lock_timeout = '2s'")
             await admin.execute("UPDATE cachesync.change_log SET source = 'x'")
         finally:
@@ -302,7 +304,7 @@ async def test_while_kafka_is_away_changes_wait_and_go_out_when_it_is_back(
     assert sorted(set(reader.versions())) == await logged(admin)
 
 
-async def test_the_relay_comes_back_after_the_database_was_away(
+async def test_relay_reconnects_after_its_database_sessions_are_terminated(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cachesync-relay'"
@@ -317,7 +319,7 @@ async def test_the_relay_comes_back_after_the_database_was_away(
     assert sorted(set(reader.versions())) == await logged(admin)
 
 
-async def test_what_was_acknowledged_but_not_marked_is_published_again(
+async def test_changes_that_were_acknowledged_but_not_marked_are_published_again(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delivered = Relay._deliver  # noqa: SLF001
@@ -325,7 +327,7 @@ async def test_what_was_acknowledged_but_not_marked_is_published_again(
     async def die(self: Relay, changes: list[Change]) -> Any:
         await delivered(self, changes)
         monkeypatch.undo()
-        message = "as if the connection broke"
+        message = "as if the connection were lost"
         raise OSError(message)
 
     await admin.execute(INSERT, 1, 10)
@@ -335,7 +337,7 @@ async def test_what_was_acknowledged_but_not_marked_is_published_again(
     assert reader.versions() == sorted(2 * await logged(admin))
 
 
-async def test_a_stopped_relay_ends_soon_although_the_database_is_frozen(
+async def test_stopped_relay_ends_soon_even_if_the_database_is_frozen(
     admin: asyncpg.Connection, run_relay: RunRelay, postgres: Postgres
 ) -> None:
     async with run_relay():
@@ -346,7 +348,7 @@ async def test_a_stopped_relay_ends_soon_although_the_database_is_frozen(
     postgres.thaw()
 
 
-async def test_old_lines_are_pruned_in_batches_but_never_what_is_unpublished(
+async def test_old_lines_are_pruned_in_batches_except_unpublished_ones(
     admin: asyncpg.Connection, run_relay: RunRelay
 ) -> None:
     await admin.execute(INSERT, 1, 12_000)
@@ -362,7 +364,7 @@ async def test_old_lines_are_pruned_in_batches_but_never_what_is_unpublished(
     assert await admin.fetchval(UNPUBLISHED) == 120
 
 
-async def test_versions_without_a_line_are_counted_once_no_transaction_can_fill_them(
+async def test_missing_versions_are_counted_once_no_transaction_can_still_log_them(
     sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "_SAMPLE_SECONDS", 0.0)
@@ -393,7 +395,7 @@ async def test_versions_without_a_line_are_counted_once_no_transaction_can_fill_
     assert await counted() == before + 5
 
 
-async def test_sweeps_begin_where_something_may_still_be_unpublished(
+async def test_sweeps_start_at_the_oldest_change_that_can_still_be_unpublished(
     sample: str, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_COUNT_SECONDS", "_SAMPLE_SECONDS", "_SETTLED_SECONDS"):
@@ -422,7 +424,7 @@ async def test_sweeps_begin_where_something_may_still_be_unpublished(
     assert await begin() > due
 
 
-async def test_the_backlog_is_told(admin: asyncpg.Connection) -> None:
+async def test_backlog_is_reported(admin: asyncpg.Connection) -> None:
     await admin.execute(INSERT, 1, 7)
     await admin.execute("UPDATE cachesync.change_log SET changed_at = now() - interval '90 s'")
     await admin.execute("UPDATE cachesync.change_log SET relay_at = changed_at")
@@ -431,7 +433,7 @@ async def test_the_backlog_is_told(admin: asyncpg.Connection) -> None:
     assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
 
 
-async def test_a_change_log_of_an_earlier_version_is_upgraded_in_place(
+async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
     admin: asyncpg.Connection,
     run_relay: RunRelay,
     new_relay: Callable[..., Relay],

@@ -1,4 +1,4 @@
-"""Reads and writes of services through their caches, on a real PostgreSQL and Redis."""
+"""Reads and writes through a service's cache, on a real PostgreSQL and Redis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def slots(redis_sa: Redis) -> redis_client.Redis:
 
 
 def slot_of(slots: redis_client.Redis, name: str) -> bytes:
-    """What the cache holds there; nothing: an empty slot."""
+    """Return the content of a slot, which is empty if the key does not exist."""
     slot = slots.get(name) or b""
     assert isinstance(slot, bytes)
     return slot
@@ -74,16 +74,16 @@ async def put(cache: EntityCache, key: int, name: str) -> int:
 
 
 async def loads(admin: asyncpg.Connection) -> int:
-    """How often the table's primary key was looked up, by whomever."""
+    """Return the number of primary-key lookups in the table so far."""
     await admin.execute("SELECT pg_stat_force_next_flush()")
-    await asyncio.sleep(1.1)  # the sessions of the services report at most once a second
+    await asyncio.sleep(1.1)  # sessions report their statistics at most once per second
     scans: int = await admin.fetchval(
         "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'student_pkey'"
     )
     return scans
 
 
-async def test_a_read_misses_then_hits_with_the_same_bytes(
+async def test_first_read_misses_and_the_next_hits_with_the_same_bytes(
     students: EntityCache, admin: asyncpg.Connection
 ) -> None:
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
@@ -95,7 +95,7 @@ async def test_a_read_misses_then_hits_with_the_same_bytes(
     assert hit.row.payload == ANN
 
 
-async def test_a_missing_row_is_cached_as_absent_for_its_own_ttl(
+async def test_missing_row_is_cached_as_absent_for_a_ttl_of_its_own(
     students: EntityCache, slots: redis_client.Redis
 ) -> None:
     assert (await students.read("404")).outcome is Outcome.MISS
@@ -104,20 +104,20 @@ async def test_a_missing_row_is_cached_as_absent_for_its_own_ttl(
     assert 0 < slots.pttl("sa:student:404") <= students.entity.absent_ttl.total_seconds() * 1000
 
 
-async def test_a_write_is_read_back_as_a_hit(students: EntityCache) -> None:
+async def test_read_after_a_write_is_a_hit(students: EntityCache) -> None:
     written = await students.insert(RowInput.from_json(ANN))
     read = await students.read("1")
     assert (written.created, written.cached) == (True, True)
     assert (read.outcome, read.row) == (Outcome.HIT, written.row)
 
 
-async def test_an_inserted_row_replaces_a_cached_absence(students: EntityCache) -> None:
+async def test_insert_replaces_a_cached_absence(students: EntityCache) -> None:
     await students.read("1")
     await students.insert(RowInput.from_json(ANN))
     assert (await students.read("1")).row is not None
 
 
-async def test_a_key_that_the_database_makes_is_not_denied_afterwards(
+async def test_absence_of_a_generated_key_ends_with_the_next_write(
     courses: EntityCache, slots: redis_client.Redis
 ) -> None:
     written = await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))
@@ -127,19 +127,19 @@ async def test_a_key_that_the_database_makes_is_not_denied_afterwards(
     assert (await courses.read(written.row.key)).row is not None
 
 
-async def test_a_deleted_row_is_gone_at_once(students: EntityCache) -> None:
+async def test_deleted_row_is_gone_at_once(students: EntityCache) -> None:
     await put(students, 1, "Ann")
     deleted = await students.delete("1", None)
     assert deleted.row is None
     assert (await students.read("1")).row is None
 
 
-async def test_a_delete_draws_a_version_above_the_rows(students: EntityCache) -> None:
+async def test_delete_has_a_higher_version_than_the_row(students: EntityCache) -> None:
     version = await put(students, 1, "Ann")
     assert (await students.delete("1", None)).version > version
 
 
-async def test_invalidate_empties_the_slot_that_refresh_would_replace(courses: EntityCache) -> None:
+async def test_write_to_an_invalidated_entity_empties_the_slot(courses: EntityCache) -> None:
     written = await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))
     assert written.row is not None
     assert (await courses.read(written.row.key)).outcome is Outcome.MISS
@@ -150,7 +150,7 @@ async def test_invalidate_empties_the_slot_that_refresh_would_replace(courses: E
     assert json.loads(read.row.payload)["fee"] == 12.5
 
 
-async def test_a_replace_gives_left_out_columns_their_default(courses: EntityCache) -> None:
+async def test_replace_sets_omitted_columns_to_their_defaults(courses: EntityCache) -> None:
     body = b'{"title":"Logic","fee":5,"capacity":3}'
     row = (await courses.insert(RowInput.from_json(body))).row
     assert row is not None
@@ -166,7 +166,7 @@ async def test_a_replace_gives_left_out_columns_their_default(courses: EntityCac
     }
 
 
-async def test_a_merge_patches_a_jsonb_column_member_by_member(courses: EntityCache) -> None:
+async def test_merge_patches_a_jsonb_column_by_member(courses: EntityCache) -> None:
     body = b'{"title":"Logic","details":{"room":"A1","tags":["x"],"lab":{"seats":9,"open":true}}}'
     row = (await courses.insert(RowInput.from_json(body))).row
     assert row is not None
@@ -186,7 +186,7 @@ async def test_numbers_keep_every_digit(courses: EntityCache) -> None:
     assert b'"fee":99999999.99' in row.payload
 
 
-async def test_an_empty_merge_changes_nothing(students: EntityCache) -> None:
+async def test_empty_merge_changes_nothing(students: EntityCache) -> None:
     version = await put(students, 1, "Ann")
     assert (await students.merge("1", RowInput.from_json(b"{}"), None)).version == version
 
@@ -199,7 +199,7 @@ async def test_pages_follow_each_other_in_key_order(students: EntityCache) -> No
     assert [row.key for row in (*first, *second)] == ["1", "4", "30", "200"]
 
 
-async def test_preconditions_guard_replace_merge_and_delete(students: EntityCache) -> None:
+async def test_replace_merge_and_delete_check_the_expected_versions(students: EntityCache) -> None:
     old = await put(students, 1, "Ann")
     new = await put(students, 1, "Bea")
     expected = frozenset({old})
@@ -216,7 +216,7 @@ async def test_preconditions_guard_replace_merge_and_delete(students: EntityCach
     assert (await students.merge("1", RowInput.from_json(b'{"age":1}'), frozenset({old, new}))).version > new
 
 
-async def test_refused_writes_name_the_columns_and_leave_no_lease(
+async def test_refused_writes_name_their_columns_and_leave_no_lease(
     courses: EntityCache, students: EntityCache, slots: redis_client.Redis
 ) -> None:
     await put(students, 1, "Ann")
@@ -237,11 +237,11 @@ async def test_refused_writes_name_the_columns_and_leave_no_lease(
     assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
 
 
-@pytest.mark.parametrize("column", ["colour", "internal_note"])
+@pytest.mark.parametrize("column", ["color", "internal_note"])
 async def test_unknown_columns_are_refused_by_name(
     courses: EntityCache, slots: redis_client.Redis, column: str
 ) -> None:
-    """A column of the table that the entity does not declare is as unknown as any other."""
+    """A table column that the entity does not declare is also unknown."""
     row = (await courses.insert(RowInput.from_json(b'{"title":"Logic"}'))).row
     assert row is not None
     unknown = RowInput.from_mapping({"title": "x", column: "red"})
@@ -264,36 +264,36 @@ async def test_foreign_keys_refuse_inserts_and_deletes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The new entity has no topic; closing need not wait for it.
+    # The new entity has no topic, so closing the service would wait for its messages in vain.
     monkeypatch.setattr(publisher, "_FLUSH_SECONDS", 0.1)
     await admin.execute(
-        "CREATE TABLE enrolment (id int PRIMARY KEY, student bigint CONSTRAINT of_student REFERENCES student)"
+        "CREATE TABLE enrollment (id int PRIMARY KEY, student int CONSTRAINT of_student REFERENCES student)"
     )
     file = tmp_path / "entities.toml"
     file.write_text(
         ENTITIES_FILE.read_text(encoding="utf-8")
-        + '[enrolment]\ntable = "enrolment"\nkey = "id"\n'
-        + 'ttl = "1h"\nabsent_ttl = "1m"\npath = "/enrolments"\n'
+        + '[enrollment]\ntable = "enrollment"\nkey = "id"\n'
+        + 'ttl = "1h"\nabsent_ttl = "1m"\npath = "/enrollments"\n'
     )
     await install(admin, load_entities(file), Silent())
     async with open_service("sa", cachesync_entities=file) as service:
-        students, enrolments = service.caches["student"], service.caches["enrolment"]
+        students, enrollments = service.caches["student"], service.caches["enrollment"]
         await put(students, 1, "Ann")
-        await enrolments.insert(RowInput.from_json(b'{"id":1,"student":1}'))
+        await enrollments.insert(RowInput.from_json(b'{"id":1,"student":1}'))
         with pytest.raises(ReferenceViolatedError) as missing:
-            await enrolments.insert(RowInput.from_json(b'{"id":2,"student":2}'))
+            await enrollments.insert(RowInput.from_json(b'{"id":2,"student":2}'))
         assert (missing.value.constraint, missing.value.columns) == ("of_student", ("student",))
         with pytest.raises(ReferenceViolatedError) as referred:
             await students.delete("1", None)
         assert referred.value.constraint == "of_student"
-        assert (await enrolments.read("2")).row is None
+        assert (await enrollments.read("2")).row is None
         assert (await students.read("1")).row is not None
     assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
 
 
 @pytest.mark.parametrize("write", ["insert", "replace"])
 @pytest.mark.parametrize("cached", [True, False], ids=["cached as absent", "not cached"])
-async def test_a_key_that_a_trigger_replaces_is_not_filled_with_the_row(
+async def test_slot_of_a_key_that_a_trigger_replaces_is_not_filled_with_the_row(
     students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis, write: str, *, cached: bool
 ) -> None:
     await admin.execute(
@@ -307,17 +307,17 @@ async def test_a_key_that_a_trigger_replaces_is_not_filled_with_the_row(
     written = await (students.insert(row) if write == "insert" else students.replace("1", row, None))
     assert written.row is not None
     assert (written.row.key, written.created, written.cached) == ("101", True, True)
-    # Neither the other row nor a lease that nobody would end.
+    # Neither the row of the other key nor a lease that nobody releases.
     assert slots.get("sa:student:1") is None
     assert (await students.read("1")).row is None
     assert (await students.read("101")).row == written.row
     assert [(await students.read(key)).outcome for key in ("1", "101")] == [Outcome.HIT, Outcome.HIT]
 
 
-async def test_many_misses_on_one_key_in_two_processes_cost_one_database_read(
+async def test_concurrent_misses_on_one_key_in_two_processes_cost_one_database_read(
     open_service: OpenService, admin: asyncpg.Connection
 ) -> None:
-    """Two services objects that share one cache stand for two processes: nothing else is shared."""
+    """Two service objects that share nothing but the cache stand in for two processes."""
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
     async with open_service("sa") as one, open_service("sa") as other:
         before = await loads(admin)
@@ -328,7 +328,7 @@ async def test_many_misses_on_one_key_in_two_processes_cost_one_database_read(
     assert [read.outcome for read in reads].count(Outcome.MISS) == 1
 
 
-async def test_a_reader_gives_up_waiting_for_a_lease_and_asks_the_database(
+async def test_reader_stops_waiting_for_a_lease_and_reads_the_database(
     open_service: OpenService, admin: asyncpg.Connection, slots: redis_client.Redis
 ) -> None:
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
@@ -341,10 +341,10 @@ async def test_a_reader_gives_up_waiting_for_a_lease_and_asks_the_database(
     assert slots.get("sa:student:1") == lease
 
 
-async def test_a_reader_whose_lease_met_a_newer_change_does_not_fill(
+async def test_reader_does_not_fill_a_slot_whose_lease_saw_a_newer_change(
     students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis
 ) -> None:
-    """The row is locked in the reader's way, so that the change comes between its lease and its fill."""
+    """A table lock delays the reader, so that the change comes between its lease and its fill."""
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
     await admin.execute("BEGIN; LOCK TABLE student IN ACCESS EXCLUSIVE MODE")
     reading = asyncio.create_task(students.read("1"))
@@ -357,7 +357,7 @@ async def test_a_reader_whose_lease_met_a_newer_change_does_not_fill(
     assert slots.get("sa:student:1") is None
 
 
-async def test_a_value_of_another_schema_is_a_miss_that_no_older_row_replaces(
+async def test_value_of_another_schema_is_a_miss_and_not_replaced_by_an_older_row(
     students: EntityCache, slots: redis_client.Redis
 ) -> None:
     version = await put(students, 1, "Ann")
@@ -370,7 +370,7 @@ async def test_a_value_of_another_schema_is_a_miss_that_no_older_row_replaces(
     assert slots.get("sa:student:1") is None
 
 
-async def test_a_cancelled_writer_still_brings_its_commit_to_the_cache(
+async def test_cancelled_write_still_updates_the_cache_after_its_commit(
     students: EntityCache, admin: asyncpg.Connection
 ) -> None:
     await put(students, 1, "Ann")
@@ -388,7 +388,7 @@ async def test_a_cancelled_writer_still_brings_its_commit_to_the_cache(
     assert b"Bea" in read.row.payload
 
 
-async def test_ttls_of_values_differ_by_jitter(students: EntityCache, slots: redis_client.Redis) -> None:
+async def test_ttls_of_values_are_jittered(students: EntityCache, slots: redis_client.Redis) -> None:
     for key in range(20):
         await put(students, key, "x")
     ttl_ms = students.entity.ttl.total_seconds() * 1000
@@ -397,7 +397,7 @@ async def test_ttls_of_values_differ_by_jitter(students: EntityCache, slots: red
     assert max(ttls) - min(ttls) > 0.01 * ttl_ms
 
 
-async def test_scripts_survive_a_restart_of_redis(
+async def test_scripts_are_loaded_again_after_redis_lost_them(
     students: EntityCache, redis_sa: Redis, slots: redis_client.Redis
 ) -> None:
     await put(students, 1, "Ann")
@@ -410,7 +410,7 @@ async def test_scripts_survive_a_restart_of_redis(
     assert (await students.read("1")).outcome is Outcome.HIT
 
 
-async def test_without_redis_the_database_answers_and_writes_say_so(
+async def test_without_redis_reads_bypass_the_cache_and_writes_report_it(
     students: EntityCache, redis_sa: Redis
 ) -> None:
     await put(students, 1, "Ann")
@@ -425,7 +425,7 @@ async def test_without_redis_the_database_answers_and_writes_say_so(
     assert written.cached is False
 
 
-async def test_a_frozen_redis_costs_a_few_timeouts_and_then_nothing(
+async def test_frozen_redis_costs_a_few_timeouts_and_then_nothing(
     students: EntityCache, redis_sa: Redis
 ) -> None:
     await put(students, 1, "Ann")
@@ -433,7 +433,7 @@ async def test_a_frozen_redis_costs_a_few_timeouts_and_then_nothing(
     try:
         for _ in range(4):
             assert (await students.read("1")).outcome is Outcome.BYPASS
-        # The breaker is open: these do not wait for Redis, which would take 100 ms each.
+        # The circuit breaker is open: these reads do not wait for the Redis timeout of 100 ms each.
         reads = [await students.read("1") for _ in range(50)]
         assert {read.outcome for read in reads} == {Outcome.BYPASS}
     finally:
@@ -443,7 +443,7 @@ async def test_a_frozen_redis_costs_a_few_timeouts_and_then_nothing(
             await asyncio.sleep(0.05)
 
 
-async def test_a_wrong_type_in_a_slots_place_is_bypassed(
+async def test_key_of_another_redis_type_is_bypassed(
     students: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis
 ) -> None:
     await admin.execute("INSERT INTO student VALUES (1, 'Ann', 20)")
@@ -453,7 +453,7 @@ async def test_a_wrong_type_in_a_slots_place_is_bypassed(
     assert read.row is not None
 
 
-async def test_a_service_refuses_a_database_that_is_not_installed_as_declared(
+async def test_service_refuses_a_database_that_is_not_installed_as_declared(
     open_service: OpenService, tmp_path: Path
 ) -> None:
     file = tmp_path / "entities.toml"
@@ -466,10 +466,10 @@ async def test_a_service_refuses_a_database_that_is_not_installed_as_declared(
             pass
 
 
-async def test_a_lease_that_redis_carries_out_late_is_not_filled_by_its_writer(
+async def test_writer_does_not_fill_a_lease_that_redis_executed_late(
     students: EntityCache, slots: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the commit and the late lease other changes may have met the empty slot and left nothing."""
+    """Between the commit and the late lease, the slot is empty and ignores the events of other changes."""
     tokens = []
 
     async def unanswered(_: str, token: str, *__: object) -> bytes | None:

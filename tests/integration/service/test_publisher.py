@@ -1,4 +1,4 @@
-"""What a publisher marks as published."""
+"""Marking changes as published."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
 
 
-async def test_what_is_being_marked_when_a_publisher_closes_is_marked(
+async def test_closing_a_publisher_completes_the_marking_in_progress(
     topics: str, entities: dict[str, Entity]
 ) -> None:
     marking = asyncio.Event()

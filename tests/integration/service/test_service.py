@@ -1,4 +1,4 @@
-"""A service that cannot open leaves nothing open behind."""
+"""Opening a service; a failed attempt leaves nothing open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     SettingsOf = Callable[..., ServiceSettings]
 
 
-async def test_a_wrong_redis_url_is_a_wrong_setting(
+async def test_malformed_redis_url_is_a_settings_error(
     settings_of: SettingsOf, admin: asyncpg.Connection
 ) -> None:
     async with leaving_nothing(admin):
@@ -33,7 +33,7 @@ async def test_a_wrong_redis_url_is_a_wrong_setting(
             await Service.open(settings)
 
 
-async def test_an_entity_must_be_installed(
+async def test_entity_must_be_installed(
     settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
     file = tmp_path / "entities.toml"
@@ -47,7 +47,7 @@ async def test_an_entity_must_be_installed(
             await Service.open(settings_of("sa", cachesync_entities=file))
 
 
-async def test_settings_that_the_kafka_client_refuses_are_reported(
+async def test_settings_that_the_kafka_client_refuses_are_an_error(
     settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
     no_certificate = tmp_path / "ca.pem"
@@ -61,9 +61,7 @@ async def test_settings_that_the_kafka_client_refuses_are_reported(
             await Service.open(settings_of("sa", **wrong))
 
 
-async def test_a_closed_service_leaves_nothing_open(
-    settings_of: SettingsOf, admin: asyncpg.Connection
-) -> None:
+async def test_closed_service_leaves_nothing_open(settings_of: SettingsOf, admin: asyncpg.Connection) -> None:
     async with leaving_nothing(admin):
         service = await Service.open(settings_of("sa"))
         await service.caches["student"].read("1")
@@ -74,13 +72,13 @@ async def test_a_closed_service_leaves_nothing_open(
 
 @asynccontextmanager
 async def leaving_nothing(admin: asyncpg.Connection) -> AsyncIterator[None]:
-    """Require that no task, no publisher's thread and, soon, no database session is left behind."""
+    """Require that no task, no publisher thread and, after a moment, no database session is left."""
     assert await sessions(admin) == 0
     tasks, threads = asyncio.all_tasks(), publishers()
     yield
     assert asyncio.all_tasks() == tasks
     assert publishers() == threads
-    # A backend takes a moment to go after its connection is closed.
+    # A backend exits a moment after its connection is closed.
     async with asyncio.timeout(2):
         while await sessions(admin):
             await asyncio.sleep(0.02)

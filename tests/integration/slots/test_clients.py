@@ -1,4 +1,4 @@
-"""Errors of redis-py leave the clients as errors of this library."""
+"""The translation of redis-py errors into errors of this library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHANGES = [change("1", 20), change("2", 20)]
 
 @pytest.fixture
 def client(redis_sb: Redis) -> Iterator[WorkerRedis]:
-    """A client that has a connection to a Redis that is then stopped."""
+    """A client with a connection to a Redis that has been stopped."""
     with worker_client(redis_sb.url, 1) as client:
         client.set("sb:student:1", value(10))
         redis_sb.stop()
@@ -47,7 +47,7 @@ def client(redis_sb: Redis) -> Iterator[WorkerRedis]:
 @pytest.mark.parametrize(
     "changes", [CHANGES, [change(None, 20, Operation.TRUNCATE)]], ids=["rows", "truncate"]
 )
-def test_changes_cannot_be_applied_while_redis_is_down(
+def test_apply_fails_while_redis_is_down(
     client: WorkerRedis, entities: dict[str, Entity], changes: list[Change]
 ) -> None:
     applier = Applier(client, "sb", entities)
@@ -56,7 +56,7 @@ def test_changes_cannot_be_applied_while_redis_is_down(
     assert isinstance(unavailable.value.__cause__, RedisError)
 
 
-def test_slots_cannot_be_read_while_redis_is_down(client: WorkerRedis, entities: dict[str, Entity]) -> None:
+def test_reads_fail_while_redis_is_down(client: WorkerRedis, entities: dict[str, Entity]) -> None:
     with pytest.raises(CacheUnavailableError):
         Applier(client, "sb", entities).heads(CHANGES)
     with pytest.raises(CacheUnavailableError):
@@ -65,7 +65,7 @@ def test_slots_cannot_be_read_while_redis_is_down(client: WorkerRedis, entities:
         pipelined(client, [("a", ("GET", "a"))])
 
 
-def test_a_refusal_of_the_whole_redis_is_unavailability(redis_sb: Redis, entities: dict[str, Entity]) -> None:
+def test_redis_out_of_memory_is_unavailable(redis_sb: Redis, entities: dict[str, Entity]) -> None:
     with worker_client(redis_sb.url, 1) as client:
         client.set("sb:student:1", value(10))
         usual = client.config_get("maxmemory*")
@@ -79,14 +79,14 @@ def test_a_refusal_of_the_whole_redis_is_unavailability(redis_sb: Redis, entitie
                 client.config_set(name, usual[name])
 
 
-def test_a_client_of_a_cluster_needs_a_node_that_responds() -> None:
+def test_cluster_client_needs_a_node_that_responds() -> None:
     with pytest.raises(CacheUnavailableError) as unavailable:
         worker_client("redis+cluster://127.0.0.1:1", 1)
     assert isinstance(unavailable.value.__cause__, RedisError | RedisClusterException)
 
 
 @pytest.mark.parametrize("url", NOT_REDIS)
-async def test_a_url_that_is_not_of_a_redis_is_a_wrong_setting(url: str) -> None:
+async def test_malformed_url_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError):
         worker_client(url, 1)
     with pytest.raises(SettingsError):

@@ -1,4 +1,4 @@
-"""The scripts on a real Redis, and a cluster, do what the design says of slots, to byte and millisecond."""
+"""The scripts on a real Redis and a Redis Cluster follow the design to the byte and to the millisecond."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
 DIGITS: Final = 19
 NEWEST: Final = 2**63 - 1
-# Where digits carry, where a double stops telling neighbours apart, and where a 64-bit integer ends.
+# Where digits carry, where a double can no longer distinguish neighbors, and where a 64-bit integer ends.
 EDGES: Final = (1, 9, 10, 2**53, 2**53 + 1, 10**18 - 1, 10**18, 2**62, 2**62 + 1, NEWEST - 1, NEWEST)
-# Far enough apart, and so far off, that a test's own time does not blur which of them a slot has.
+# Far enough apart, and long enough, that the duration of a test cannot make one look like another.
 MINUTE_MS: Final = 60_000
 TTLS_MS: Final = (10 * MINUTE_MS, 20 * MINUTE_MS, 30 * MINUTE_MS)
 
 NO_TOKEN: Final = ""
-# What PTTL answers where there is no such string.
+# The reply of PTTL for a missing key.
 NO_SLOT: Final = -2
 
-# A version, and how far from the slot's it is to be instead; None: wherever it is.
+# A version, and the distance from the slot's version to use instead; None to use the version itself.
 Drawn = tuple[int, int | None]
 
 VERSIONS = st.tuples(st.sampled_from(EDGES) | st.integers(1, NEWEST), st.sampled_from([None, -1, 0, 1]))
 FINGERPRINTS = st.sampled_from([b"01234567", b"\r\n\x00\xff*1$3"])
 PAYLOADS = st.binary(max_size=40) | st.sampled_from([b"A", b"L0000000000000000001", b"{}\r\n\x00\xff"])
-# None is the token of the slot's lease: a token out of the blue is refused, which is soon tested.
+# None stands for the token of the slot's lease. It is frequent because other tokens are only refused.
 TOKENS = st.sampled_from([None, None, None, "0123456789abcdef", "0123456789abcdee", NO_TOKEN])
 TTLS = st.sampled_from(TTLS_MS)
 PURPOSES = st.sampled_from(["read", "write"])
@@ -81,7 +81,7 @@ class Absent:
 
 @dataclass
 class Reference:
-    """The slot of the design's text; None is an empty one."""
+    """The slot as the design describes it; `slot` is None if it is empty."""
 
     slot: Lease | Value | Absent | None = None
     ttl_ms: int = 0
@@ -156,7 +156,7 @@ class Reference:
 
 
 class Slot:
-    """One slot in a real Redis."""
+    """A slot in a real Redis."""
 
     def __init__(self, client: WorkerRedis) -> None:
         self._client = client
@@ -182,13 +182,13 @@ class Slot:
         self._client.delete(self._name)
 
 
-# Else most steps would be tried on an empty slot, where all but a lease come to nothing.
+# Otherwise most steps would run on an empty slot, where only a lease has an effect.
 if_empty = precondition(lambda comparison: comparison.reference.slot is None)
 unless_empty = precondition(lambda comparison: comparison.reference.slot is not None)
 
 
 class Comparison(RuleBasedStateMachine):
-    """Does everything to a real slot and to the reference alike."""
+    """Runs the same operations on a real slot and on the reference."""
 
     _slot: ClassVar[Slot]
 
@@ -317,7 +317,7 @@ class Comparison(RuleBasedStateMachine):
         return self.reference.slot.token if isinstance(self.reference.slot, Lease) else NO_TOKEN
 
     def _version(self, drawn: Drawn) -> int:
-        """A version, or one beside that of the slot: there the comparisons are decided."""
+        """Return a version, or one next to the slot's, because that is where comparisons can go wrong."""
         version, distance = drawn
         match self.reference.slot:
             case Value(version=near) | Lease(floor=near) if distance is not None:
@@ -334,7 +334,7 @@ def slot(request: pytest.FixtureRequest) -> Iterator[Slot]:
         slot.clear()
 
 
-def test_every_operation_does_what_the_design_says(slot: Slot) -> None:
+def test_every_operation_follows_the_design(slot: Slot) -> None:
     class OnThisSlot(Comparison):
         _slot = slot
 
@@ -371,7 +371,7 @@ def test_floors_compare_to_the_last_digit(slot: Slot, older: int, newer: int) ->
             assert slot.content() == expected
 
 
-def test_a_lease_ends_by_itself_and_with_it_the_right_to_fill(slot: Slot) -> None:
+def test_expired_lease_cannot_be_filled(slot: Slot) -> None:
     assert slot.run("lease", "token", 20, b"01234567", "read") is None
     deadline = time.monotonic() + 10
     while slot.content() is not None:

@@ -1,4 +1,4 @@
-"""The stream, from a service's commit by way of a real Kafka to another service's Redis."""
+"""The stream, from a service's commit through a real Kafka to another service's Redis."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def consumer(bootstrap_servers: str, group: str, reset: str = "latest") -> Consu
 
 @pytest.fixture
 def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group: str) -> RunStream:
-    """Runs a stream to sb's cache in a thread, from the time that it has its partitions."""
+    """Runs a stream to sb's cache in a thread, and waits until it has its partitions."""
 
     @contextmanager
     def run(kind: type[Stream] = Stream) -> Iterator[Stream]:
@@ -79,7 +79,7 @@ def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group:
         thread.start()
         try:
             assert stream.assigned.wait(30)
-            # `latest` is looked up after the assignment; what is produced before that would be missed.
+            # `latest` is resolved after the assignment; messages produced before that would be missed.
             time.sleep(0.5)
             yield stream
         finally:
@@ -107,7 +107,7 @@ def publish(bootstrap_servers: str, *changes: Change) -> None:
 
 
 def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
-    """All letters of a group."""
+    """Return all dead letters of a consumer group."""
     reader = consumer(bootstrap_servers, f"reader-{secrets.token_hex(4)}", "earliest")
     reader.subscribe([DEAD_LETTERS])
     found: list[Message] = []
@@ -122,7 +122,7 @@ def dead_letters(bootstrap_servers: str, group: str) -> list[Message]:
     return found
 
 
-async def test_a_write_at_one_service_is_in_the_others_cache_and_marked_published(
+async def test_write_through_one_service_reaches_the_other_cache_and_is_marked_as_published(
     open_service: OpenService, run_stream: RunStream, admin: asyncpg.Connection
 ) -> None:
     async with open_service("sa") as sa, open_service("sb") as sb:
@@ -141,7 +141,7 @@ async def test_a_write_at_one_service_is_in_the_others_cache_and_marked_publishe
     assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log WHERE source = 'sa'") == 3
 
 
-async def test_a_change_of_an_invalidated_entity_empties_the_others_slot(
+async def test_change_of_an_invalidated_entity_empties_the_slot_in_the_other_cache(
     open_service: OpenService, run_stream: RunStream
 ) -> None:
     async with open_service("sa") as sa, open_service("sb") as sb:
@@ -155,7 +155,7 @@ async def test_a_change_of_an_invalidated_entity_empties_the_others_slot(
                     await asyncio.sleep(0.002)
 
 
-def test_reordered_and_repeated_changes_leave_the_newest(
+def test_reordered_and_repeated_changes_leave_the_newest_value(
     run_stream: RunStream, topics: str, slots: redis_client.Redis
 ) -> None:
     slots.set("sb:student:1", value(10))
@@ -165,7 +165,7 @@ def test_reordered_and_repeated_changes_leave_the_newest(
     assert slots.get("sb:student:1") == value(30)
 
 
-def test_changes_never_fill_an_empty_slot(
+def test_events_never_fill_an_empty_slot(
     run_stream: RunStream, topics: str, slots: redis_client.Redis
 ) -> None:
     with run_stream() as stream:
@@ -174,7 +174,7 @@ def test_changes_never_fill_an_empty_slot(
     assert slots.get("sb:student:1") is None
 
 
-def test_a_truncate_empties_every_older_slot_of_its_entity(
+def test_truncate_empties_every_older_slot_of_its_entity(
     run_stream: RunStream, topics: str, slots: redis_client.Redis
 ) -> None:
     for key in range(2500):
@@ -202,7 +202,7 @@ def test_three_consumers_share_six_partitions(
     for key in keys:
         slots.set(f"sb:student:{key}", value(10))
     with run_stream() as one, run_stream() as two, run_stream() as three:
-        time.sleep(3)  # for the last rebalance to end: a member that just got its share has none for a moment
+        time.sleep(3)  # until the last rebalance ends: a new member has no partitions for a moment
         publish(topics, *(change(key, 20) for key in keys))
         wait_until(lambda: sum(each.applied_count for each in (one, two, three)) >= 300, "all are applied")
         shares = [each.applied_count for each in (one, two, three)]
@@ -219,7 +219,7 @@ def test_three_consumers_share_six_partitions(
         (TRUNCATE_KEY, b"{}", encode_headers(change("1", 5)), "cannot be the key"),
     ],
 )
-def test_what_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_goes_on(
+def test_message_that_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_continues(
     run_stream: RunStream,
     topics: str,
     slots: redis_client.Redis,
@@ -257,7 +257,7 @@ def test_what_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_goes_on(
     } <= fields.keys()
 
 
-def test_what_is_no_slot_in_a_slots_place_becomes_a_dead_letter(
+def test_change_for_a_key_of_another_redis_type_becomes_a_dead_letter(
     run_stream: RunStream, topics: str, slots: redis_client.Redis, group: str
 ) -> None:
     slots.hset("sb:student:1", "not", "a slot")
@@ -265,13 +265,13 @@ def test_what_is_no_slot_in_a_slots_place_becomes_a_dead_letter(
     with run_stream():
         publish(topics, change("1", 20), change("2", 20))
         wait_until(lambda: slots.get("sb:student:2") == value(20), "the other change is applied")
-        wait_until(lambda: bool(dead_letters(topics, group)), "the letter is sent")
+        wait_until(lambda: bool(dead_letters(topics, group)), "the dead letter is sent")
     (letter,) = dead_letters(topics, group)
     assert ("dead-letter-stage", b"cache") in headers_of(letter)
 
 
 @pytest.mark.parametrize("poisoned", ["undecodable", "refused"])
-def test_too_many_messages_that_cannot_be_applied_stop_the_stream_before_they_are_letters(
+def test_too_many_failing_messages_stop_the_stream_instead_of_becoming_dead_letters(
     topics: str, entities: dict[str, Entity], slots: redis_client.Redis, group: str, poisoned: str
 ) -> None:
     slots.hset("sb:student:1", "not", "a slot")
@@ -297,7 +297,7 @@ def test_too_many_messages_that_cannot_be_applied_stop_the_stream_before_they_ar
     assert len(dead_letters(topics, group)) <= 100
 
 
-def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
+def test_stream_commits_nothing_while_redis_is_unavailable_and_then_applies_everything(
     run_stream: RunStream, topics: str, redis_sb: Redis, slots: redis_client.Redis, group: str
 ) -> None:
     keys = [str(key) for key in range(50)]
@@ -307,7 +307,7 @@ def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
         redis_sb.freeze()
         try:
             publish(topics, *(change(key, 20) for key in keys))
-            time.sleep(7)  # longer than the session's timeout: the consumer must stay in its group
+            time.sleep(7)  # longer than the session timeout: the consumer must stay in its group
             assert stream.applied_count == 0
             assert committed(topics, group) == 0
         finally:
@@ -317,11 +317,11 @@ def test_while_redis_is_away_nothing_is_committed_and_then_all_is_applied(
     assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
 
 
-def test_redis_that_comes_back_in_the_midst_of_a_rebalance_leaves_no_partition_paused(
+def test_no_partition_stays_paused_if_redis_recovers_during_a_rebalance(
     run_stream: RunStream, topics: str, redis_sb: Redis, slots: redis_client.Redis, group: str
 ) -> None:
     class Thawing(Stream):
-        """It has no partition when Redis answers again; those that were paused come back to it later."""
+        """Redis recovers while it has no partitions; the paused ones are assigned to it again later."""
 
         def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
             super()._on_revoke(consumer, partitions)
@@ -332,7 +332,7 @@ def test_redis_that_comes_back_in_the_midst_of_a_rebalance_leaves_no_partition_p
         slots.set(f"sb:student:{key}", value(10))
     with run_stream(Thawing) as stream:
         publish(topics, *(change(key, 20) for key in keys))
-        wait_until(lambda: committed(topics, group) == 6, "each partition has an offset to go on from")
+        wait_until(lambda: committed(topics, group) == 6, "each partition has a committed offset")
         redis_sb.freeze()
         try:
             publish(topics, *(change(key, 30) for key in keys))
@@ -346,7 +346,7 @@ def test_redis_that_comes_back_in_the_midst_of_a_rebalance_leaves_no_partition_p
 
 
 def committed(bootstrap_servers: str, group: str) -> int:
-    """How many partitions of the topic have a committed offset."""
+    """Return the number of partitions of the topic with a committed offset."""
     reader = consumer(bootstrap_servers, group)
     offsets = reader.committed(
         [TopicPartition("cachesync.student", number) for number in range(6)], timeout=10
@@ -355,28 +355,27 @@ def committed(bootstrap_servers: str, group: str) -> int:
     return sum(offset.offset >= 0 for offset in offsets)
 
 
-def test_what_was_not_committed_is_applied_again_by_the_next_consumer(
+def test_next_consumer_resumes_at_the_committed_offset(
     run_stream: RunStream, topics: str, slots: redis_client.Redis
 ) -> None:
-    """A stream that is stopped while Redis is away leaves its batch to the next."""
     slots.set("sb:student:1", value(10))
     with run_stream() as stream:
         publish(topics, change("1", 15))
         wait_until(lambda: stream.applied_count == 1, "the first change is applied")
     publish(topics, change("1", 20))
     with run_stream() as stream:
-        wait_until(lambda: stream.applied_count == 1, "what came between is applied")
+        wait_until(lambda: stream.applied_count == 1, "the change published in between is applied")
     assert slots.get("sb:student:1") == value(20)
 
 
-def test_the_stream_survives_a_kill_of_the_broker(
+def test_stream_survives_a_kill_of_the_broker(
     run_stream: RunStream, topics: str, kafka: Kafka, slots: redis_client.Redis, group: str
 ) -> None:
     slots.set("sb:student:1", value(10))
     with run_stream():
         publish(topics, change("1", 20))
         wait_until(lambda: slots.get("sb:student:1") == value(20), "the first change is applied")
-        # Without an offset it would begin anew at the end, as these tests have it, and not where it was.
+        # Without a committed offset, `latest` would make it skip the messages published in the meantime.
         wait_until(lambda: committed(topics, group) > 0, "the offset is committed")
         kafka.kill()
         kafka.start()
@@ -384,7 +383,7 @@ def test_the_stream_survives_a_kill_of_the_broker(
         wait_until(lambda: slots.get("sb:student:1") == value(30), "the second change is applied", 60)
 
 
-async def test_a_dead_broker_neither_fails_nor_delays_a_write(
+async def test_dead_broker_neither_fails_nor_delays_a_write(
     open_service: OpenService, admin: asyncpg.Connection
 ) -> None:
     async with open_service("sa", kafka_bootstrap_servers="127.0.0.1:1") as sa:
@@ -398,7 +397,7 @@ async def test_a_dead_broker_neither_fails_nor_delays_a_write(
     assert await admin.fetchval(unpublished) == 200
 
 
-async def test_a_full_queue_neither_fails_nor_delays_a_write(
+async def test_full_queue_neither_fails_nor_delays_a_write(
     open_service: OpenService, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short_queue(kafka: Mapping[str, Any]) -> dict[str, Any]:
@@ -413,6 +412,6 @@ async def test_a_full_queue_neither_fails_nor_delays_a_write(
 
 
 @pytest.mark.parametrize("settings", [{}, {"enable.auto.commit": True}, {"enable.auto.commit": "true"}])
-def test_a_consumer_that_commits_by_itself_is_refused(settings: dict[str, object]) -> None:
+def test_consumer_with_automatic_commits_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(StreamError, match=r"enable\.auto\.commit must be false"):
         require_manual_commit(settings)

@@ -1,4 +1,4 @@
-"""The option that names each service's Redis."""
+"""The option with the Redis URL of each service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cachesync.slots.clients import primaries
         ["sa=redis://one:1/0,sb=redis://two:2/0"],
     ],
 )
-def test_each_service_gets_a_client_of_its_own_redis(given: list[str]) -> None:
+def test_each_service_gets_a_client_for_its_own_redis(given: list[str]) -> None:
     with redis_clients(given) as clients:
         hosts = {
             name: primaries(client)[None].connection_pool.connection_kwargs["host"]
@@ -26,6 +26,6 @@ def test_each_service_gets_a_client_of_its_own_redis(given: list[str]) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["redis://one:1/0", "sa=", "=redis://one", "sa=one:1"])
-def test_what_names_no_service_or_no_address_is_refused(wrong: str) -> None:
+def test_option_without_a_service_or_a_url_is_refused(wrong: str) -> None:
     with pytest.raises(SettingsError, match="is not SERVICE=URL"), redis_clients([wrong]):
-        pytest.fail("it was taken")
+        pytest.fail("it was accepted")

@@ -1,4 +1,4 @@
-"""What can be wrong with the protocol."""
+"""The ways in which the protocol can fail."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Final
 
 
 class Fault(StrEnum):
-    """One way to be wrong."""
+    """A violation of the protocol."""
 
-    # A cache that says what is not so.
+    # A wrong answer of the cache.
     STALE = "every event has been delivered, and the slot holds an older row"
     ORPHAN = "every event has been delivered, and the slot holds a deleted row"
     FALSE_ABSENT = "every event has been delivered, and the slot hides a row"
     AHEAD = "the slot is newer than the database"
-    OLDER = "a read returned what is older than promised"
+    OLDER = "a read returned an older row than promised"
     BACKWARDS = "a value was replaced by an older one"
     LASTING = "the slot has no time to live"
 
-    # A cache that works for nothing.
-    REWRITTEN = "a change that is no newer than the slot wrote to it"
-    STOLEN = "a lease was ended by another than its holder"
-    TAKEN = "a lease took the place of what could be served"
-    REFUSED = "the newest row was refused from the lease's holder"
-    UNSERVED = "a read was given neither an answer nor the lease"
+    # Wasted work of the cache.
+    REWRITTEN = "a change wrote to a slot that was at least as new"
+    STOLEN = "a lease was ended by someone other than its holder"
+    TAKEN = "a lease replaced content that could be served"
+    REFUSED = "the newest row was refused although the lease holder offered it"
+    UNSERVED = "a read got neither an answer nor the lease"
 
 
 NOTHING: Final[frozenset[Fault]] = frozenset()

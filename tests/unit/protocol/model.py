@@ -1,16 +1,16 @@
-"""One row, its slot in one service, and all that may touch either, as states and steps.
+"""One row, its slot in one service, and everything that can change either, as states and steps.
 
-What is left out, and why nothing is lost by it:
+The model leaves out, without losing any behavior:
 
-- a crash: a process that takes no further step has crashed. The search meets every state in which any of
-  them have, so what must hold when nothing runs any more is asked of every state;
-- an update's or a delete's row lock: its number is drawn under it, so that drawing and committing are one
-  step. An insert has no row to lock, and draws earlier: it has two;
-- an event that was lost: the change log keeps it until it is delivered, however late;
-- an event that is repeated: each may be delivered any number of times before it is delivered last;
-- a command that is carried out after its time-out: it is a slow one whose answer comes to nothing. Only the
-  lease is modelled as such, because what its caller does next depends on the answer;
-- the acknowledgement as a step of its own: what is promised sooner is harder to keep.
+- crashes: a process that takes no further step has crashed. The search visits every state in which any of the
+  processes have stopped, so the conditions for a system at rest are checked in every state;
+- the row locks of updates and deletes: they draw their version under the lock, so drawing and committing are
+  one step. An insert has no row to lock and draws earlier, so it has two steps;
+- lost events: the change log keeps an event until it is delivered, however late;
+- repeated events: an event can be delivered any number of times before its last delivery;
+- commands executed after their timeout: they are slow commands whose reply is ignored. Only the lease is
+  modeled as such, because what its caller does next depends on the reply;
+- the acknowledgement as a separate step: an earlier promise is harder to keep.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _NO_TOKEN: Final = b""
 
 
 class Step(NamedTuple):
-    """What happens, what it leads to, and how it breaks the protocol, if it does."""
+    """What happens, the resulting state, and the violations of the protocol, if any."""
 
     what: str
     state: State
@@ -62,7 +62,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """The steps that are possible in a scope."""
+    """The possible steps in a scope."""
 
     scope: Scope
     rules: Rules = field(default_factory=Rules)
@@ -88,12 +88,12 @@ class Model:
         return [indexes for indexes in groups.values() if len(indexes) > 1]
 
     def first(self) -> State:
-        """The state in which nothing has happened yet."""
+        """Return the initial state."""
         row = self.scope.row
         return State(row, row, 0, 0, self.scope.slot, (), (Local("start"),) * len(self.scope.processes))
 
     def representative(self, state: State) -> State:
-        """The one state that is looked at of those that differ in which of several alike is which."""
+        """Return the representative of all states that differ only by swapped identical processes."""
         processes, slot = state.processes, state.slot
         holder = slot[_TOKEN] if slot[:1] == b"L" else None
         for alike in self._alike:
@@ -106,12 +106,12 @@ class Model:
                 if _token(other) == holder:
                     slot = slot[: _TOKEN.start] + _token(index)
             processes = tuple(sorted_processes)
-        # A promise is made to reads that have yet to start.
+        # A promise concerns only reads that have not started yet.
         unstarted = state.promised and any(processes[index].at == "start" for index in self._readers)
         return state._replace(processes=processes, slot=slot, promised=state.promised if unstarted else 0)
 
     def faults(self, state: State) -> frozenset[Fault]:
-        """What is wrong with a state, even if nothing ran any more."""
+        """Return the violations in a state, even if nothing else happens."""
         if self.scope.wrong and any(state.processes[index].at != "done" for index in self._reconcilers):
             return NOTHING
         version = int(state.slot[_VERSION]) if state.slot[:1] == b"V" else 0
@@ -126,7 +126,7 @@ class Model:
         return NOTHING
 
     def steps(self, state: State) -> Iterator[Step]:
-        """All that can happen next."""
+        """Yield everything that can happen next."""
         if self.scope.lossy and state.slot:
             yield Step("the slot is lost", state._replace(slot=EMPTY))
         if not self.rules.forgets:
@@ -179,7 +179,7 @@ class Model:
                 yield self._release(state, index, local)
 
     def _meet(self, state: State, index: int, process: Reader, must_see: int, slot: bytes) -> Step:
-        """What a reader does with the slot that Redis answered."""
+        """Return the step of a reader that gets this slot from Redis."""
         if slot == ABSENT:
             return _answer(state, index, must_see, 0, Local("done"))
         if slot[:1] == b"V" and slot[_FINGERPRINT] == process.fingerprint:
@@ -310,7 +310,10 @@ class Model:
         return drift_of(local.seen, _row(process, version), deep=True)
 
     def _commit(self, state: State, process: Writer | Elsewhere, drawn: int) -> State | None:
-        """The state after a commit of a number that was drawn before, or 0; None where it is refused."""
+        """Return the state after a commit, or None if it is refused.
+
+        `drawn` is the version that was drawn before, or 0.
+        """
         write = process.write
         if write != "truncate" and (write == "insert") == (state.row != 0):
             return None
@@ -367,13 +370,13 @@ def _event(process: Writer | Elsewhere, version: int) -> Event:
 
 
 def _after(state: State, index: int, local: Local, slot: bytes | None = None) -> State:
-    """The state when a process has come to stand there."""
+    """Return the state after a process has taken a step."""
     processes = (*state.processes[:index], local, *state.processes[index + 1 :])
     return state._replace(processes=processes, slot=state.slot if slot is None else slot)
 
 
 def _answer(state: State, index: int, must_see: int, version: int, after: Local) -> Step:
-    """A read that returns the row at a version, or with 0 that there is none."""
+    """Return the step of a read that returns the row at a version, or no row if the version is 0."""
     older = version < must_see if version else state.deleted < must_see
     faults = frozenset({Fault.OLDER}) if older else NOTHING
     return Step(f"{index}: reads {version}", _after(state, index, after), faults)

@@ -1,10 +1,10 @@
-"""The scopes that are explored; R and a number is a race of the catalogue in the design's words.
+"""The scopes that the search explores; R1 to R13 are the races in the design's catalog.
 
 R1 a slow load meets a newer write; R2 the same after an eviction or a flush; R3 a load between a write's
-start and its commit; R4 a crash between commit and publication; R5 events reordered and repeated; R6 a late
-update after a delete; R7 'absent' hides an insert; R8 a read joins a load that began before it; R10 a write
-that passes the service by; R11 two schemas at a time; R13 numbers that do not grow in commit order.
-The last ones are about a reconciler: beside what goes right, and where the slot is wrong at first.
+start and its commit; R4 a crash between commit and publication; R5 reordered and repeated events; R6 a late
+update after a delete; R7 *absent* hides an insert; R8 a read joins a load that began before it; R10 a write
+that bypasses the service; R11 two schemas at the same time; R13 versions that do not grow in commit order.
+The last scopes have a reconciler, during normal operation and with a slot that is wrong from the start.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SCOPES: Final = (
         slot=value(1),
     ),
     Scope("R7-inserts-over-absent", (_READ, _READ, _INSERT, _INSERT_ELSEWHERE), row=0, slot=ABSENT),
-    # Nothing else may have the lease, and nothing takes it away: then the commit is enough.
+    # Nobody else can take or end the lease, so the commit alone is enough.
     Scope(
         "R7-insert-under-its-lease",
         (_READ, _READ, _INSERT),

@@ -1,4 +1,4 @@
-"""The shipped scripts, run on the bytes of one slot by the Lua that Redis has, without Redis."""
+"""The shipped scripts, run on the bytes of one slot by the Lua version of Redis, without Redis."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _TOKEN: Final = slice(20, None)
 
 
 class Effect(NamedTuple):
-    """What a script did.
+    """The effect of a script.
 
     Attributes:
-        slot: the slot after it.
-        answer: what it returned.
-        faults: what is wrong with it, whatever came before.
+        slot: the slot afterwards.
+        answer: its return value.
+        faults: the violations, regardless of earlier steps.
     """
 
     slot: bytes
@@ -37,7 +37,7 @@ class Effect(NamedTuple):
 
 
 class _Redis:
-    """As much of Redis as the scripts use: three commands on one key that has a time to live."""
+    """The part of Redis that the scripts use: three commands on one key with a time to live."""
 
     slot = EMPTY
     written = False
@@ -45,7 +45,7 @@ class _Redis:
 
     def call(self, command: bytes, key: bytes, *arguments: bytes) -> bytes | bool:
         if key != _KEY:
-            message = f"{key!r} is not the slot that the script was given"
+            message = f"{key!r} is not the slot given to the script"
             raise AssertionError(message)
         match command, arguments:
             case b"GET", ():
@@ -59,7 +59,7 @@ class _Redis:
             case b"SET", (slot,):
                 self._write(slot, lasting=True)
             case _:
-                message = f"not a command for a slot: {command!r} {arguments!r}"
+                message = f"unexpected command: {command!r} {arguments!r}"
                 raise AssertionError(message)
         return True
 
@@ -70,9 +70,9 @@ class _Redis:
 
 
 class Scripts:
-    """The scripts as shipped, or some of them as edited.
+    """The shipped scripts, some of them edited if requested.
 
-    What a script does depends on the slot and its arguments alone: each case is run once.
+    The effect of a script depends only on the slot and its arguments, so each case runs only once.
     """
 
     def __init__(self, edited: Mapping[Name, str] | None = None) -> None:
@@ -82,7 +82,7 @@ class Scripts:
         self._cases: dict[tuple[Name, bytes, tuple[bytes, ...]], Effect] = {}
 
     def run(self, name: Name, slot: bytes, *arguments: bytes) -> Effect:
-        """The effect of a script on a slot."""
+        """Return the effect of a script on a slot."""
         case = (name, slot, arguments)
         effect = self._cases.get(case)
         if effect is None:
@@ -98,7 +98,7 @@ class Scripts:
         names[b"ARGV"] = self._lua.table(*arguments)
         answer = self._compiled[name]()
         faults = frozenset(_faults(name, slot, arguments, redis)) if redis.written else frozenset()
-        # Redis tells its clients that false is nothing.
+        # Redis converts false to a nil reply.
         return Effect(redis.slot, None if answer is False else answer, faults)
 
 

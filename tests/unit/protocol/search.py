@@ -1,4 +1,4 @@
-"""A breadth-first search through every state of a model."""
+"""A breadth-first search through all states of a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to.
+    """The result of a search.
 
     Attributes:
-        states: how many it looked at.
-        fault: what the last step of the story does wrong; None where nothing is wrong anywhere.
-        story: a shortest one.
+        states: the number of states visited.
+        fault: the violation by the last step of the story; None if there is none anywhere.
+        story: a shortest sequence of steps to it.
     """
 
     states: int
@@ -30,7 +30,7 @@ class Found:
 
 
 def search(model: Model, sought: frozenset[Fault] = EVERYTHING) -> Found:
-    """Look at every state that can be reached, until a fault that is sought shows."""
+    """Visit every reachable state until a sought fault is found."""
     first = model.representative(model.first())
     came_from: dict[State, State | None] = {first: None}
     waiting = deque([first])
@@ -57,12 +57,12 @@ def _path(came_from: dict[State, State | None], state: State | None) -> list[Sta
 
 
 def _story(model: Model, path: list[State], fault: Fault) -> tuple[str, ...]:
-    """What happens along a path of representatives, told of the very same processes throughout."""
+    """Describe the steps along a path of representatives, with the same process numbers throughout."""
     story = []
     state = model.first()
     for reached in path[1:]:
         steps = [step for step in model.steps(state) if model.representative(step.state) == reached]
-        # Several steps may lead there; the last one told is the one that is wrong.
+        # Several steps can lead there; the last step of the story must be the faulty one.
         wrong = (step for step in steps if reached is path[-1] and fault in step.faults)
         step = next(wrong, steps[0])
         story.append(step.what)

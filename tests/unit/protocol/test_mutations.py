@@ -1,4 +1,4 @@
-"""Each rule of the scripts, and of those who call them, is one that the protocol does not hold without."""
+"""The protocol fails without any one of the rules of the scripts and of their callers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mutation:
-    """An edit of a script, and the fault that it leads to in a scope."""
+    """An edit of a script, and the fault that it causes in a scope."""
 
     name: str
     script: Name
@@ -224,7 +224,7 @@ _MUTATIONS = (
 
 
 @pytest.mark.parametrize("mutation", [pytest.param(mutation, id=mutation.name) for mutation in _MUTATIONS])
-def test_an_edit_of_a_script_breaks_the_protocol(mutation: Mutation) -> None:
+def test_edited_script_breaks_the_protocol(mutation: Mutation) -> None:
     shipped = script(mutation.script).source
     assert shipped.count(mutation.text) == 1
     edited = shipped.replace(mutation.text, mutation.edited)
@@ -257,10 +257,10 @@ def test_an_edit_of_a_script_breaks_the_protocol(mutation: Mutation) -> None:
         pytest.param(Rules(empties=False), "ahead", Fault.STALE, id="ahead-filled-with-the-row"),
     ],
 )
-def test_the_protocol_needs_each_of_its_other_rules(rules: Rules, scope: str, fault: Fault) -> None:
+def test_protocol_needs_each_of_its_other_rules(rules: Rules, scope: str, fault: Fault) -> None:
     assert search(Model(SCOPES[scope], rules), frozenset({fault})).fault is fault
 
 
-def test_a_commit_alone_promises_nothing_to_later_reads() -> None:
+def test_commit_without_acknowledgement_promises_nothing_to_later_reads() -> None:
     scope = replace(SCOPES["R1-R2-R10-loads-and-updates"], promised_at="commit")
     assert search(Model(scope)).fault is Fault.OLDER

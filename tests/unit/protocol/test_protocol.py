@@ -1,4 +1,4 @@
-"""The shipped scripts keep the protocol's promises however everything around them interleaves."""
+"""The shipped scripts keep the promises of the protocol in every interleaving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part, what is at stake, and what each knows."""
+"""The processes, their knowledge, and the state of the world."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEW: Final = b"schema-2"
 
 
 class Event(NamedTuple):
-    """A change on its way to the cache; `fingerprint` is that of its payload."""
+    """A change on its way to the cache; `fingerprint` is the schema fingerprint of its payload."""
 
     version: int
     operation: Literal["upsert", "delete", "truncate"]
@@ -20,15 +20,15 @@ class Event(NamedTuple):
 
 
 class Local(NamedTuple):
-    """What a process knows.
+    """The state of a process.
 
     Attributes:
-        at: what it does next.
-        number: of a reader, what it must see, and when it has loaded, the version that it read; of a
-            writer, the version that it drew. 0: none yet, or no row.
-        leased: whether a writer was given the lease.
-        unanswered: whether Redis may still carry out its lease, whose answer it no longer waits for.
-        seen: of a reconciler, the slot as it read it.
+        at: its next action.
+        number: a version. For a reader, the oldest that it may return, and after its load the one that it
+            read; for a writer, the one that it drew. 0 means none yet, or no row.
+        leased: whether a writer holds the lease.
+        unanswered: whether Redis may still execute its lease after it stopped waiting for the reply.
+        seen: the slot as a reconciler read it.
     """
 
     at: Literal[
@@ -53,16 +53,16 @@ class Local(NamedTuple):
 
 
 class State(NamedTuple):
-    """One moment.
+    """The state of the world at one moment.
 
     Attributes:
-        row: the row's version; 0 while there is none.
-        drawn: the last number that the sequence gave.
+        row: the version of the row; 0 if it does not exist.
+        drawn: the last version drawn from the sequence.
         deleted: the version of the last delete.
-        promised: the oldest version that a read which starts now may return.
-        slot: its bytes.
-        events: what has been committed and not yet been delivered for the last time, by version.
-        processes: in the scope's order.
+        promised: the oldest version that a read that starts now may return.
+        slot: the content of the slot.
+        events: the committed changes before their last delivery, in version order.
+        processes: the states of the processes, in the order of the scope.
     """
 
     row: int
@@ -76,7 +76,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Reader:
-    """A read through the service, by code of one schema."""
+    """A read through the service, by a process with one schema fingerprint."""
 
     fingerprint: bytes = NEW
 
@@ -91,7 +91,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A write that passes this service by: another service's, or psql's."""
+    """A write that bypasses this service, by another service or psql."""
 
     write: Literal["insert", "update", "delete", "delete and insert", "truncate"]
     fingerprint: bytes = NEW
@@ -99,7 +99,7 @@ class Elsewhere:
 
 @dataclass(frozen=True)
 class Reconciler:
-    """Compares the slot with the row, and repairs it; sooner than the real one, which gives changes time."""
+    """Compares the slot with the row and repairs it, without the grace period of the real one."""
 
     fingerprint: bytes = NEW
 
@@ -109,17 +109,17 @@ Process = Reader | Writer | Elsewhere | Reconciler
 
 @dataclass(frozen=True)
 class Rules:
-    """What the protocol asks of all around the scripts; each can be dropped, to see what it is for.
+    """The rules for everything around the scripts. Each can be disabled to show why it is needed.
 
     Attributes:
-        redraws: an insert draws again where the change log holds a higher version for its key.
-        logs_changes: a commit takes its event with it.
+        redraws: an insert draws again if the change log has a higher version for its key.
+        logs_changes: a commit includes its event.
         commits_first: a write commits before it changes the slot.
-        asks_once: a lease that was not answered is not asked for again with the same token.
-        believes_answers_only: whoever was not told that the lease is theirs does not act as its holder.
-        waits: a read that meets a lease waits, and does not join a load that may have begun before it.
-        forgets: a cache that comes back after a failure comes back empty, not as it once was.
-        empties: a reconciler empties what is ahead of the row, and does not fill it with the row.
+        asks_once: a lease without a reply is not requested again with the same token.
+        believes_answers_only: only a process whose lease was confirmed acts as its holder.
+        waits: a read that meets a lease waits instead of joining a load that may have begun before it.
+        forgets: a cache is empty after a failure, never in a former state.
+        empties: a reconciler empties a slot that is ahead of the row instead of filling it with the row.
     """
 
     redraws: bool = True
@@ -134,18 +134,18 @@ class Rules:
 
 @dataclass(frozen=True)
 class Scope:
-    """What is explored.
+    """A set of processes and an initial state for the search to explore.
 
     Attributes:
-        name: says which races of the catalogue it covers.
-        processes: who takes part.
-        row: the row's version at first.
-        slot: the slot at first.
-        lossy: whether the slot may be emptied at any moment: expiry, eviction, flush, restart.
-        silent: whether Redis may leave a lease unanswered, and still carry it out at any later moment.
-        on_change: as the entity declares.
-        promised_at: when a write becomes what later reads must see.
-        wrong: whether the slot is wrong at first, which nobody but a reconciler has to make right.
+        name: its name, with the races of the catalog that it covers.
+        processes: the processes.
+        row: the initial version of the row.
+        slot: the initial content of the slot.
+        lossy: whether the slot can be emptied at any moment, as by expiry, eviction, a flush or a restart.
+        silent: whether Redis can leave a lease unanswered and still execute it at any later moment.
+        on_change: as declared for the entity.
+        promised_at: the moment from which later reads must see a write.
+        wrong: whether the slot is wrong initially, which only a reconciler must correct.
     """
 
     name: str
@@ -160,5 +160,5 @@ class Scope:
 
 
 def value(version: int, fingerprint: bytes = NEW) -> bytes:
-    """The slot that holds the row at this version."""
+    """Return the slot that holds the row at this version."""
     return encode_value(version, fingerprint, b"{}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachesync.change import Row
-from cachesync.reconcile.drift import SAMPLE, Findings, Kind, drift_of, repair_of
+from cachesync.reconcile.drift import MAX_SAMPLES, Findings, Kind, drift_of, repair_of
 from cachesync.slots.layout import ABSENT, EMPTY, encode_value
 
 ROW = Row("1", 5, b"abcdef01", b"{}")
@@ -29,7 +29,7 @@ SLOT = encode_value(5, b"abcdef01", b"{}")
     ],
 )
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_slot_is_wrong_where_it_differs_from_its_row(
+def test_slot_that_differs_from_its_row_is_drift(
     slot: bytes,
     row: Row | None,
     kind: Kind | None,
@@ -39,28 +39,28 @@ def test_a_slot_is_wrong_where_it_differs_from_its_row(
     assert drift_of(slot, row, deep=deep) is kind
 
 
-def test_only_a_deep_look_sees_another_payload_under_the_same_version() -> None:
+def test_only_a_deep_comparison_finds_another_payload_of_the_same_version() -> None:
     other = encode_value(5, b"abcdef01", b'{"a":1}')
     assert drift_of(other, ROW, deep=False) is None
     assert drift_of(other, ROW, deep=True) is Kind.STALE
 
 
 @pytest.mark.parametrize("kind", list(Kind))
-def test_only_what_is_stale_is_filled_and_only_where_changes_refresh(kind: Kind) -> None:
+def test_repair_fills_only_stale_slots_of_refreshed_entities_and_empties_all_others(kind: Kind) -> None:
     row = None if kind is Kind.ORPHAN else ROW
     assert repair_of(kind, row, "refresh") == (SLOT if kind is Kind.STALE else EMPTY)
     assert repair_of(kind, row, "invalidate") == EMPTY
 
 
-def test_findings_add_up_and_keep_a_sample() -> None:
+def test_findings_add_up_and_keep_a_sample_of_keys() -> None:
     total, more = Findings(examined=3), Findings(examined=4)
-    for key in range(SAMPLE):
-        total.found(Kind.AHEAD, str(key))
-    more.found(Kind.AHEAD, "last")
-    more.found(Kind.ORPHAN, "a\0\udcff")
-    more.could_not_repair("é")
-    total.add(more, "sb:{}".format)
+    for key in range(MAX_SAMPLES):
+        total.add_drift(Kind.AHEAD, str(key))
+    more.add_drift(Kind.AHEAD, "last")
+    more.add_drift(Kind.ORPHAN, "a\0\udcff")
+    more.add_failure("é")
+    total.merge(more, "sb:{}".format)
     assert (total.examined, total.ahead, total.orphan, total.failed, total.drift) == (7, 11, 1, 1, 12)
-    assert len(total.samples["ahead"]) == SAMPLE
+    assert len(total.samples["ahead"]) == MAX_SAMPLES
     assert total.samples["orphan"] == [r"sb:a\x00\udcff"]
     assert total.samples["failed"] == ["sb:é"]

@@ -9,7 +9,7 @@ from cachesync.slots.breaker import Breaker
 
 
 class Clock:
-    """Stands in for the time."""
+    """A stand-in for the module `time`."""
 
     now = 100.0
 
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.mark.usefixtures("clock")
-def test_it_opens_after_failures_in_a_row_only() -> None:
+def test_opens_only_after_consecutive_failures() -> None:
     tested = Breaker(failures=3, pause=1.0)
     for _ in range(5):
         tested.failed()
@@ -37,7 +37,7 @@ def test_it_opens_after_failures_in_a_row_only() -> None:
     assert not tested.allows()
 
 
-def test_an_open_breaker_lets_one_probe_through_per_pause(clock: Clock) -> None:
+def test_open_breaker_allows_one_probe_per_pause(clock: Clock) -> None:
     tested = Breaker(failures=1, pause=1.0)
     tested.failed()
     clock.now += 0.9
@@ -46,7 +46,7 @@ def test_an_open_breaker_lets_one_probe_through_per_pause(clock: Clock) -> None:
     assert [tested.allows(), tested.allows()] == [True, False]
 
 
-def test_a_probe_that_succeeds_closes_it(clock: Clock) -> None:
+def test_successful_probe_closes_the_breaker(clock: Clock) -> None:
     tested = Breaker(failures=1, pause=1.0)
     tested.failed()
     clock.now += 1.1

@@ -17,7 +17,7 @@ from cachesync.slots.clients import is_cluster, node_url
         ("unix:///run/redis.sock", False),
     ],
 )
-def test_the_scheme_tells_a_cluster(url: str, *, expected: bool) -> None:
+def test_scheme_identifies_a_cluster(url: str, *, expected: bool) -> None:
     assert is_cluster(url) is expected
 
 
@@ -34,5 +34,5 @@ def test_the_scheme_tells_a_cluster(url: str, *, expected: bool) -> None:
         ("redis+cluster://[::1]:1", "fd00::2", "redis://[fd00::2]:7"),
     ],
 )
-def test_a_node_is_reached_as_the_cluster_is(url: str, host: str, expected: str) -> None:
+def test_node_url_keeps_the_login_and_options_of_the_cluster(url: str, host: str, expected: str) -> None:
     assert node_url(url, host, 7) == expected

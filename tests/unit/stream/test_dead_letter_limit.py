@@ -1,4 +1,4 @@
-"""When a stream has sent too many dead letters to go on."""
+"""The failure rates at which a stream stops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cachesync.errors import TooManyDeadLettersError
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 
 
-def test_a_hundred_in_a_row_are_borne_and_one_more_is_not_whatever_the_batches() -> None:
+def test_more_than_a_hundred_failures_in_a_row_exceed_the_limit_across_batches() -> None:
     limit = DeadLetterLimit()
     limit.count(60, range(60))
     limit.count(40, range(40))
@@ -16,7 +16,7 @@ def test_a_hundred_in_a_row_are_borne_and_one_more_is_not_whatever_the_batches()
         limit.count(1, [0])
 
 
-def test_one_that_can_be_applied_begins_the_row_anew() -> None:
+def test_applied_message_ends_the_run_of_failures() -> None:
     limit = DeadLetterLimit()
     limit.count(101, range(100))
     limit.count(100, range(100))
@@ -24,7 +24,7 @@ def test_one_that_can_be_applied_begins_the_row_anew() -> None:
         limit.count(1, [0])
 
 
-def test_a_tenth_of_the_last_messages_is_borne_and_more_is_not() -> None:
+def test_more_than_a_tenth_of_the_recent_messages_exceeds_the_limit() -> None:
     limit = DeadLetterLimit()
     for _ in range(100):
         limit.count(1000, range(0, 1000, 10))
@@ -32,7 +32,7 @@ def test_a_tenth_of_the_last_messages_is_borne_and_more_is_not() -> None:
         limit.count(10, [1, 3])
 
 
-def test_what_failed_long_ago_no_longer_counts() -> None:
+def test_old_failures_no_longer_count() -> None:
     limit = DeadLetterLimit()
     for _ in range(10):
         limit.count(800, range(0, 800, 2))
