@@ -1,4 +1,4 @@
-"""A load of writes on the whole system."""
+"""Fixtures of the fault tests."""
 
 from __future__ import annotations
 
@@ -14,4 +14,5 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def load(system: System) -> Load:
+    """A load of writes on the whole system, not yet running."""
     return Load(system)

@@ -1,4 +1,4 @@
-"""Proxies on the ways between the parts of the system."""
+"""Proxies on the connections between the components of the system."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Links:
-    """Makes a proxy for each way that the system asks for; its argument `link`.
+    """Creates a proxy for each connection between components; an instance is the `link` of a `System`.
 
     Attributes:
-        proxies: the proxies, by the names of the user and of the part.
+        proxies: the proxies, by the names of client and server.
     """
 
     def __init__(self) -> None:
@@ -40,6 +40,6 @@ class Links:
 
 
 def linked_system(state: Path, console: Console, links: Links) -> System:
-    """The whole system, not yet started, on free ports and linked by proxies."""
+    """Return the whole system, not yet started, on free ports, with proxies between its components."""
     ports = {name: free_port() for name in Settings.model_fields if name.endswith("_port")}
     return System(Settings.model_validate({"state": state, **ports}), console, links)

@@ -1,9 +1,8 @@
-"""A load of writes on the whole system, and what its caches hold compared with what was published."""
+"""A load of writes on the whole system, and comparisons of its caches with the published changes."""
 
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import redis as redis_client
 from local.postgres import run_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from local.system import System
 
@@ -21,11 +20,11 @@ KEYS = range(1000, 1040)
 
 
 class Load:
-    """Writes at sa, about fifty a second, over rows that sb keeps reading.
+    """About fifty writes per second through sa, to rows that sb keeps reading.
 
     Attributes:
-        acknowledged: the newest acknowledged version by key.
-        refused: how many writes were not acknowledged.
+        acknowledged: the newest acknowledged version of each key.
+        refused: number of writes that were not acknowledged.
     """
 
     def __init__(self, system: System) -> None:
@@ -74,7 +73,7 @@ class Load:
 
 
 def published(system: System) -> dict[str, int]:
-    """The newest published version of each key that the load writes."""
+    """Return the newest published version of each key that the load writes."""
     lines = run_sql(
         system.dsn,
         "SELECT key, max(version) FROM cachesync.change_log "
@@ -85,7 +84,7 @@ def published(system: System) -> dict[str, int]:
 
 
 def behind(system: System, service: str) -> dict[str, tuple[int, int]]:
-    """The keys whose value in a cache is older than what was published: the version held, and the newest."""
+    """Return the keys whose cached value is older than published, with the held and the newest version."""
     with redis_client.Redis.from_url(system.redis_urls[service]) as client:
         found = {}
         for key, newest in published(system).items():
@@ -94,12 +93,3 @@ def behind(system: System, service: str) -> dict[str, tuple[int, int]]:
             if slot.startswith(b"V") and int(slot[1:20]) < newest:
                 found[key] = (int(slot[1:20]), newest)
         return found
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> float:
-    """Seconds until the condition holds."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-    return time.monotonic() - started

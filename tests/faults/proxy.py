@@ -1,4 +1,4 @@
-"""A TCP proxy that delays, holds back or cuts what passes through it."""
+"""A TCP proxy that can delay and hold back data, and cut connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from local.ports import HOST, free_port
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Closing such a socket sends a reset instead of a goodbye.
+# A socket with this SO_LINGER option sends a reset (RST) instead of a FIN when it is closed.
 _RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Passes connections on to a port of this machine.
+    """Forwards connections to a port on this machine.
 
     Attributes:
-        port: where it listens.
-        delay: how many seconds late data arrives; may be changed at any time.
+        port: the port it listens on.
+        delay: how late data arrives, in seconds; can be changed at any time.
+        target: the port that new connections are forwarded to.
     """
 
     def __init__(self, target: int) -> None:
@@ -52,20 +53,20 @@ class Proxy:
         self._thread.join(10)
 
     def cut(self) -> None:
-        """Reset every connection, and every new one, until `mend`."""
+        """Reset all connections, including new ones, until `mend` is called."""
         self.is_cut = True
         self._loop.call_soon_threadsafe(self._reset)
 
     def freeze(self) -> None:
-        """Hold everything back until `mend`, which then delivers it, late."""
+        """Hold back all data until `mend` is called, which then delivers it."""
         self.is_frozen = True
 
     def hold_answers(self) -> None:
-        """Hold back what comes from the port, until `mend`; what goes there passes."""
+        """Hold back data from the target until `mend` is called; data to the target passes."""
         self.holds_answers = True
 
     def mend(self) -> None:
-        """Pass everything on again, at once."""
+        """End all faults and deliver the data that was held back."""
         self.delay = 0.0
         self.is_cut = self.is_frozen = self.holds_answers = False
         self._loop.call_soon_threadsafe(self._go_on)
@@ -91,7 +92,7 @@ class Proxy:
 
 
 class _End(asyncio.Protocol):
-    """One side of a connection; what it receives goes to the other side."""
+    """One side of a connection; the data it receives goes to the other side."""
 
     def __init__(self, proxy: Proxy, loop: asyncio.AbstractEventLoop, *, is_client: bool) -> None:
         self._proxy = proxy
@@ -103,7 +104,7 @@ class _End(asyncio.Protocol):
         self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not an instance of it, but it has its methods.
+        # uvloop's transports have its methods but are not instances of it.
         self._transport = cast("asyncio.Transport", transport)
         self._proxy.ends.add(self)
         if self._is_client:
@@ -148,7 +149,7 @@ class _End(asyncio.Protocol):
         return self._proxy.is_frozen or (self._proxy.holds_answers and not self._is_client)
 
     def send(self) -> None:
-        """Send what is due to the other side, and then the end, if it has come."""
+        """Send the data that is due to the other side; if this side has ended, then close the other."""
         other = self._other
         if self._is_held or (other is None and not self._ended):
             return
@@ -167,7 +168,7 @@ class _End(asyncio.Protocol):
             self._proxy.ends.discard(self)
 
     def reset(self) -> None:
-        """End the connection with a reset, on both sides; nothing more passes."""
+        """Reset the connection on both sides and discard data that is held back."""
         self._waiting.clear()
         for end in (self, self._other):
             if end is not None and end._transport is not None and not end._transport.is_closing():  # noqa: SLF001

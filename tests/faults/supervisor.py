@@ -1,4 +1,4 @@
-"""What a supervisor does for Airflow, whose components may end when their database is away."""
+"""Restarts Airflow's components as a supervisor would; they can exit while their database is unavailable."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ if TYPE_CHECKING:
     from local.system import System
 
 _BEATS = "SELECT count(DISTINCT job_type) FROM job WHERE latest_heartbeat > to_timestamp(:since)"
-_JOBS = 3  # the API server is none
+_JOBS = 3  # the API server has none
 _SECONDS = 120.0
 
 
+def metadata(system: System) -> str:
+    """Return the DSN of Airflow's metadata database."""
+    return system.dsn.rpartition("/")[0] + "/airflow"
+
+
 def bring_airflow_back(system: System) -> None:
-    """Start again what has ended, until every component has been at the database since now."""
+    """Restart components that have exited, until every component has sent a heartbeat since the call."""
     since = str(time.time())
-    metadata = system.dsn.rpartition("/")[0] + "/airflow"
     deadline = time.monotonic() + _SECONDS
-    while int(run_sql(metadata, _BEATS, since=since)) < _JOBS:
-        assert time.monotonic() < deadline, "Airflow did not come back"
+    while int(run_sql(metadata(system), _BEATS, since=since)) < _JOBS:
+        assert time.monotonic() < deadline, "Airflow did not recover"
         for component in system.airflow.components:
             if not component.running:
                 component.start()

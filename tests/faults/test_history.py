@@ -1,4 +1,4 @@
-"""The history of what clients see while parts of the system fail: nothing lost, nothing wrong at rest."""
+"""A short run of the history test: while components fail, nothing is lost, and at rest nothing is wrong."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.timeout(600)
-def test_a_short_history_under_faults(system: System, links: Links, tmp_path: Path) -> None:
+def test_history_under_faults_is_correct(system: System, links: Links, tmp_path: Path) -> None:
     result = run(system, links, Console(), seed=secrets.randbelow(10**6), minutes=2)
     if result.wrong:
         result.keep(tmp_path / "history")
-    assert not result.wrong, f"{result.line()}; the history is in {tmp_path}"
+    assert not result.wrong, f"{result.line()}; history kept in {tmp_path}"
     assert result.history.faults
     print(result.line())  # noqa: T201 - shown by -rP

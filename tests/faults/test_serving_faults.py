@@ -1,4 +1,4 @@
-"""The services answer whatever is away: only PostgreSQL is needed, and not for hits."""
+"""The services while a component is unavailable: only PostgreSQL is required, and not even that for hits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from local.service import Service
-from tests.faults.load import wait_until
 from tests.faults.proxy import Proxy
 from tests.faults.supervisor import bring_airflow_back
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +24,14 @@ OTHER = "/students/2001"
 
 @pytest.fixture
 def sb(system: System) -> Iterator[httpx.Client]:
-    """A client of sb, with one row in its cache."""
+    """A client of sb, with one row in sb's cache."""
     with httpx.Client(base_url=system.services["sb"].url, timeout=30) as client:
-        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "sb writes")
-        wait_until(lambda: client.get(PATH).headers.get("x-cache") == "HIT", "sb has it cached")
+        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "sb accepts a write")
+        wait_until(lambda: client.get(PATH).headers.get("x-cache") == "HIT", "sb has cached the row")
         yield client
 
 
-def assert_reads_and_writes_go_on(client: httpx.Client, outcome: str) -> None:
+def assert_reads_and_writes_continue(client: httpx.Client, outcome: str) -> None:
     for number in range(20):
         written = client.put(PATH, json={"name": "Bea", "age": number})
         read = client.get(PATH)
@@ -40,24 +40,24 @@ def assert_reads_and_writes_go_on(client: httpx.Client, outcome: str) -> None:
         assert (read.headers["x-cache"], written.headers.get("x-cache", "HIT")) == (outcome, outcome)
 
 
-def test_redis_stopped(system: System, sb: httpx.Client) -> None:
+def test_reads_and_writes_continue_while_redis_is_stopped(system: System, sb: httpx.Client) -> None:
     system.redis["sb"].stop()
     try:
-        assert_reads_and_writes_go_on(sb, "BYPASS")
+        assert_reads_and_writes_continue(sb, "BYPASS")
         health = sb.get("/health/ready")
         assert (health.status_code, health.json()["redis"]) == (200, False)
     finally:
         system.redis["sb"].start()
-    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "sb uses its cache again")
 
 
-def test_redis_frozen(system: System, sb: httpx.Client) -> None:
+def test_reads_and_writes_continue_while_redis_is_frozen(system: System, sb: httpx.Client) -> None:
     system.redis["sb"].freeze()
     try:
-        assert_reads_and_writes_go_on(sb, "BYPASS")
+        assert_reads_and_writes_continue(sb, "BYPASS")
     finally:
         system.redis["sb"].thaw()
-    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+    wait_until(lambda: sb.get(PATH).headers["x-cache"] == "HIT", "sb uses its cache again")
     newest = sb.put(PATH, json={"name": "Zoe", "age": 99})
     assert sb.get(PATH).headers["etag"] == newest.headers["etag"]
 
@@ -70,7 +70,7 @@ def redis_proxy(system: System) -> Iterator[Proxy]:
 
 @pytest.fixture
 def client(system: System, redis_proxy: Proxy, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client of another sb behind `redis_proxy`, with one row in its cache."""
+    """A client of another sb, which reaches its Redis through `redis_proxy` and has one row in its cache."""
     service = Service(
         tmp_path,
         "sb",
@@ -79,37 +79,39 @@ def client(system: System, redis_proxy: Proxy, tmp_path: Path) -> Iterator[httpx
         bootstrap_servers=system.bootstrap_servers,
     )
     with service, httpx.Client(base_url=service.url, timeout=30) as client:
-        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "it writes")
-        wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "it has the row cached")
+        wait_until(lambda: client.put(PATH, json={"name": "Ann", "age": 1}).is_success, "sb accepts a write")
+        wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "sb has cached the row")
         yield client
 
 
-def test_redis_slow(redis_proxy: Proxy, client: httpx.Client) -> None:
-    """Slower than the timeout: as good as away. Slower than usual: in use."""
+def test_slow_redis_is_bypassed_only_if_slower_than_the_timeout(
+    redis_proxy: Proxy, client: httpx.Client
+) -> None:
     redis_proxy.delay = 0.01
-    assert_reads_and_writes_go_on(client, "HIT")
+    assert_reads_and_writes_continue(client, "HIT")
     redis_proxy.delay = 0.5
-    client.get(PATH)  # the answer to this one may have been under way
-    assert_reads_and_writes_go_on(client, "BYPASS")
+    client.get(PATH)  # its response can already be on its way
+    assert_reads_and_writes_continue(client, "BYPASS")
     redis_proxy.delay = 0.0
-    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "sb uses its cache again")
 
 
 @pytest.mark.parametrize("path", [PATH, "/health/ready"])
-def test_redis_connections_reset(redis_proxy: Proxy, client: httpx.Client, path: str) -> None:
-    """Each idle connection was reset: the request that comes upon it is answered all the same."""
+def test_request_succeeds_although_all_redis_connections_were_reset(
+    redis_proxy: Proxy, client: httpx.Client, path: str
+) -> None:
     redis_proxy.cut()
-    wait_until(lambda: not redis_proxy.ends, "the connections are gone")
+    wait_until(lambda: not redis_proxy.ends, "all connections are closed")
     redis_proxy.mend()
     assert client.get(path).status_code == 200
-    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "the cache is in use again")
+    wait_until(lambda: client.get(PATH).headers["x-cache"] == "HIT", "sb uses its cache again")
 
 
-def test_kafka_stopped(system: System, sb: httpx.Client) -> None:
+def test_reads_and_writes_continue_while_kafka_is_stopped(system: System, sb: httpx.Client) -> None:
     assert system.kafka is not None
     system.kafka.stop()
     try:
-        assert_reads_and_writes_go_on(sb, "HIT")
+        assert_reads_and_writes_continue(sb, "HIT")
         health = sb.get("/health/ready")
         assert (health.status_code, health.json()["kafka"]) == (200, False)
     finally:
@@ -117,7 +119,9 @@ def test_kafka_stopped(system: System, sb: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("fault", ["stop", "freeze"])
-def test_postgresql_away(system: System, sb: httpx.Client, fault: str) -> None:
+def test_only_hits_are_served_while_postgresql_is_unavailable(
+    system: System, sb: httpx.Client, fault: str
+) -> None:
     postgres = system.postgres
     assert postgres is not None
     sb.delete(OTHER)
@@ -142,5 +146,5 @@ def test_postgresql_away(system: System, sb: httpx.Client, fault: str) -> None:
         else:
             postgres.start()
         bring_airflow_back(system)
-    wait_until(lambda: sb.put(PATH, json={"name": "Bea", "age": 3}).is_success, "writes go through again")
-    wait_until(lambda: sb.get("/health/ready").status_code == 200, "it is ready again")
+    wait_until(lambda: sb.put(PATH, json={"name": "Bea", "age": 3}).is_success, "sb accepts writes again")
+    wait_until(lambda: sb.get("/health/ready").status_code == 200, "sb is ready again")

@@ -1,4 +1,4 @@
-"""The proxy between the parts, before a server that answers what it is sent."""
+"""The proxy between components, in front of an echo server."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_nothing_comes(client: socket.socket) -> None:
     client.settimeout(10)
 
 
-def test_it_passes_everything_on(client: socket.socket) -> None:
+def test_all_data_is_forwarded(client: socket.socket) -> None:
     text = b"x" * 3_000_000
     threading.Thread(target=client.sendall, args=(text,)).start()
     received = 0
@@ -75,9 +75,7 @@ def test_it_passes_everything_on(client: socket.socket) -> None:
     assert asked(client, b"more") == b"more"
 
 
-def test_a_cut_resets_connections_and_new_ones_until_it_is_mended(
-    proxy: Proxy, client: socket.socket
-) -> None:
+def test_cut_resets_existing_and_new_connections_until_mended(proxy: Proxy, client: socket.socket) -> None:
     assert asked(client, b"before") == b"before"
     proxy.cut()
     with pytest.raises(ConnectionResetError):
@@ -90,7 +88,7 @@ def test_a_cut_resets_connections_and_new_ones_until_it_is_mended(
 
 
 @pytest.mark.parametrize("hold", [Proxy.freeze, Proxy.hold_answers])
-def test_what_is_held_arrives_late(proxy: Proxy, client: socket.socket, hold: object) -> None:
+def test_held_data_is_delivered_when_mended(proxy: Proxy, client: socket.socket, hold: object) -> None:
     assert callable(hold)
     hold(proxy)
     client.sendall(b"late")
@@ -99,7 +97,7 @@ def test_what_is_held_arrives_late(proxy: Proxy, client: socket.socket, hold: ob
     assert client.recv(100) == b"late"
 
 
-def test_a_connection_that_its_client_gave_up_still_delivers_what_was_held(proxy: Proxy) -> None:
+def test_held_data_is_delivered_although_the_client_has_disconnected(proxy: Proxy) -> None:
     with socket.create_server((HOST, free_port())) as server:
         proxy.target = server.getsockname()[1]
         with connect(proxy) as client:
@@ -113,7 +111,7 @@ def test_a_connection_that_its_client_gave_up_still_delivers_what_was_held(proxy
             assert connection.recv(100) == b""
 
 
-def test_nobody_listens_behind_it(proxy: Proxy) -> None:
+def test_connection_is_reset_if_nothing_listens_behind_the_proxy(proxy: Proxy) -> None:
     proxy.target = free_port()
     with connect(proxy) as client, pytest.raises(ConnectionResetError):
         client.recv(100)

@@ -1,4 +1,4 @@
-"""The command `python -m tests.faults.history`: a long run on a system of its own."""
+"""The command `python -m tests.faults.history`: a long run on its own system."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 _STATE = REPOSITORY / ".local" / "faults"
 _SWITCH = Path(__file__).with_name("switch")
-# Processes that share a cache, its slots and its stream.
+# Several processes share each cache, its slots and its stream.
 _SEVERAL = {"CACHESYNC_CONSUMERS_PER_CACHE": "3", "WORKERS": "2"}
 _TOLD = 10
 
 
 class Rule(StrEnum):
-    """What can be switched off."""
+    """A rule of the product that can be disabled."""
 
     VERSION_CHECK = "version-check"
     LEASE = "lease"
@@ -46,18 +46,18 @@ class Rule(StrEnum):
 @app.command()
 def main(
     minutes: Annotated[float, typer.Option(envvar="MINUTES", min=0.1)] = 10,
-    seed: Annotated[int | None, typer.Option(envvar="SEED", help="A random one if none is given.")] = None,
-    rate: Annotated[float, typer.Option(envvar="RATE", min=1, help="Operations a second.")] = 200,
+    seed: Annotated[int | None, typer.Option(envvar="SEED", help="Random by default.")] = None,
+    rate: Annotated[float, typer.Option(envvar="RATE", min=1, help="Operations per second.")] = 200,
     switched_off: Annotated[
-        Rule | None, typer.Option("--break", envvar="BREAK", help="A rule of the product to switch off.")
+        Rule | None, typer.Option("--break", envvar="BREAK", help="A rule of the product to disable.")
     ] = None,
 ) -> None:
-    """Put faults into the whole system under load, and check the history of what its clients saw."""
+    """Inject faults into the whole system under load, and check the history of what its clients saw."""
     console = Console()
     seed = secrets.randbelow(10**6) if seed is None else seed
-    console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends it and checks what there is")
+    console.print(f"seed {seed}, {minutes:g} minutes; Ctrl-C ends the run and checks the history so far")
     os.environ.update(_SEVERAL)
-    # A consumer that joins lives in this process, and would tell of itself between the lines of the run.
+    # The consumers of the fault `join` run in this process, and their logs would mix with the run's output.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with claim_any(_STATE) as state, Links() as links:
         system = linked_system(state, console, links)
@@ -71,29 +71,31 @@ def main(
         result.keep(folder)
         for finding in result.wrong[:_TOLD]:
             console.print(f"{finding.wrong}: {finding.text}", style="red", markup=False, highlight=False)
-        console.print(f"the history, the faults and the findings are in {folder}", soft_wrap=True)
+        console.print(f"history, faults and findings saved in {folder}", soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _switch_off(rule: Rule, system: System) -> None:
     environment = system.airflow.environment
     if rule is Rule.RELAY:
-        # Nothing listens at the address of the change log.
+        # The relay's address of the change log, at which nothing listens.
         environment["AIRFLOW_CONN_POSTGRES_CACHESYNC"] = "postgresql://worker@127.0.0.1:1/cachesync"
         return
     changed = {"HISTORY_BREAK": rule.value, "PYTHONPATH": f"{_SWITCH}{os.pathsep}{REPOSITORY}"}
-    # That of the services, and of all that is started from here.
+    # The environment of the services and of all other processes started by this one.
     os.environ.update(changed)
     environment.update(changed)
 
 
 @contextmanager
 def _stopping(console: Console) -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C; the second one interrupts."""
+    """Yield an event that the first Ctrl-C sets; the second Ctrl-C interrupts."""
     stopping = threading.Event()
 
     def stop(*_: object) -> None:
-        console.print("stopping when the faults under way are repaired; Ctrl-C again stops at once")
+        console.print(
+            "stopping after the current faults are repaired; press Ctrl-C again to stop immediately"
+        )
         stopping.set()
         for number in numbers:
             signal.signal(number, _interrupt)

@@ -1,4 +1,4 @@
-"""The product with one of its rules switched off, to show that the checker sees what comes of it."""
+"""The product with one of its rules disabled, to show that the checker detects the consequences."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from hashlib import sha1
 
 from cachesync.slots import scripts
 
-#: By rule: the script, a text of it, and what takes its place.
+#: By rule: the script, a piece of its source, and the replacement.
 EDITS = {
-    # A change is written whatever the slot holds.
+    # A change is written regardless of what the slot holds.
     "version-check": ("change", "version <= string.sub(slot, 2, 20)", "false"),
-    # Whoever loaded a row fills, whether it still holds the lease or not, and whatever the floor.
+    # Any reader that loaded a row fills the slot, regardless of its lease and the floor.
     "lease": (
         "fill",
         "    return 0\nend\nlocal floor = string.sub(slot, 2, 20)",
@@ -20,7 +20,7 @@ EDITS = {
 
 
 def switch_off(rule: str) -> None:
-    """Load the scripts without this rule from now on, in this process."""
+    """Load all scripts without this rule from now on, in this process."""
     edited_name, text, edited = EDITS[rule]
     load = scripts.Script.__init__
 

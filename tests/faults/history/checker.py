@@ -1,17 +1,17 @@
-"""Looks through a history for what must not be.
+"""Checks a history for violations of the guarantees.
 
-What excuses what:
+Some violations are excused:
 
-- A write whose answer says BYPASS, and every write through another service or `psql`, binds a service's
-  reads only once the stream was in step with it: until then its lag is the bound.
-- A dump that was restored to a cache unbinds its reads from what was written before, until a reconciliation
-  has ended and the stream has brought what that left to it: a change in flight is no drift.
-- A read that went past the cache may be newer than what the cache holds while a fault keeps the stream
-  behind. So a later hit may be older than it, while a fault is being repaired or not yet caught up with.
-  Two hits never go backwards, nor does a read of the database.
+- A write whose response says BYPASS, and every write through another service or `psql`, binds a service's
+  reads only once the stream has been in step with it. Until then, reads can be as old as the stream's lag.
+- After a dump has been restored to a cache, writes from before the restore do not bind the cache's reads
+  until a reconciliation has ended and the stream has applied the changes in flight, which are not drift.
+- A read that went to the database can be newer than the cache while a fault delays the stream. A later hit
+  can therefore be older than that read, until the caches are in step after the fault. Hits never go backwards
+  relative to each other, and neither does a read from the database.
 
-Killed parts, emptied caches, late commands, repeated and overtaken messages excuse nothing: leases, floors
-and versions are there for them.
+Killed components, emptied caches, late commands, and duplicate or reordered messages excuse nothing, since
+leases, floors and versions exist to handle them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
     from tests.faults.history.record import Fault, History, Logged, Operation, Row
 
-# The database's clock and ours are the same, read at slightly different moments.
+# The database and this process read the same clock, at slightly different moments.
 _TOLERANCE = 0.1
 
 
 class Wrong(StrEnum):
-    """What can be wrong."""
+    """Kinds of violations."""
 
     LOST = "lost"
     STALE_OWN_READ = "stale own read"
@@ -47,7 +47,13 @@ class Wrong(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong; `excuse` where a fault that was put in explains it."""
+    """A violation.
+
+    Attributes:
+        wrong: the kind.
+        text: what was found.
+        excuse: the reason if an injected fault explains it, or an empty string.
+    """
 
     wrong: Wrong
     text: str
@@ -55,9 +61,9 @@ class Finding:
 
 
 def check(history: History) -> list[Finding]:
-    """Everything that is wrong with a history."""
+    """Return all violations in a history."""
     rows = _Rows(history)
-    unburied = [Finding(Wrong.LOST, f"no dead letter of {message}") for message in history.unburied]
+    unburied = [Finding(Wrong.LOST, f"no dead letter for {message}") for message in history.unburied]
     return [
         *unburied,
         *_lost(history, rows),
@@ -68,7 +74,7 @@ def check(history: History) -> list[Finding]:
 
 
 class _Rows:
-    """The versions that each row has had."""
+    """The versions of each row over time."""
 
     def __init__(self, history: History) -> None:
         self.changes: dict[tuple[Row, int], Logged] = {}
@@ -85,18 +91,18 @@ class _Rows:
         self.deletes = self._acknowledged_deletes(history)
 
     def absent(self, row: Row, least: int, end: float) -> int | None:
-        """The first version, from `least` on, with which the row was gone by then; None where it was not."""
+        """Return the first version from `least` on that deleted the row, or None if it came after `end`."""
         for version, at in self._absent.get(row, ()):
             if version >= least:
                 return version if at <= end + _TOLERANCE else None
         return None
 
     def version(self, write: Operation) -> int | None:
-        """The version that an acknowledged write drew; where its answer did not say, the least that fits."""
+        """Return the version of an acknowledged write; for a delete without one, the earliest that fits."""
         return write.version if write.version is not None else self.deletes.get(id(write))
 
     def _acknowledged_deletes(self, history: History) -> dict[int, int]:
-        """The versions of the deletes, whose answers do not say them: the earliest that fit."""
+        """Return the versions of deletes, which responses do not include: the earliest that fit."""
         logged: dict[tuple[Row, str], list[Logged]] = defaultdict(list)
         for change in history.log:
             if change.kind is Kind.DELETE:
@@ -128,24 +134,24 @@ def _acknowledged(operations: Iterable[Operation]) -> Iterator[Operation]:
 
 
 def _lost(history: History, rows: _Rows) -> Iterator[Finding]:
-    """Acknowledged writes and reads of what the log does not have, and rows that are not as it ends."""
+    """Find acknowledged writes and reads that the log lacks, and rows that differ from its last change."""
     for write in _acknowledged(history.operations):
         version = rows.version(write)
         logged = None if version is None else rows.changes.get((write.row, version))
         if logged is None or logged.kind is not write.kind or logged.digest != write.digest:
-            yield Finding(Wrong.LOST, f"{write} is acknowledged, the log has {logged}")
+            yield Finding(Wrong.LOST, f"{write} was acknowledged, but the log has {logged}")
     for row, newest in rows.newest.items():
         expected = newest.version if newest.kind is Kind.UPSERT else None
         if history.after.get(row) != expected:
             yield Finding(
-                Wrong.LOST, f"{row} has version {history.after.get(row)}, the log ends with {newest}"
+                Wrong.LOST, f"{row} has version {history.after.get(row)}, but the log ends with {newest}"
             )
     for read in _answered(history.operations):
         if read.version is None or rows.before.get(read.row) == read.version:
             continue
         logged = rows.changes.get((read.row, read.version))
         if logged is None or logged.digest != read.digest:
-            yield Finding(Wrong.LOST, f"{read} shows what was never committed, the log has {logged}")
+            yield Finding(Wrong.LOST, f"{read} returned data that was never committed; the log has {logged}")
 
 
 def _answered(operations: Iterable[Operation]) -> Iterator[Operation]:
@@ -158,7 +164,7 @@ def _answered(operations: Iterable[Operation]) -> Iterator[Operation]:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """From `since` on, reads show at least this version; `start` is when it began to be written."""
+    """From `since` on, reads must return at least this version, whose write began at `start`."""
 
     since: float
     start: float
@@ -166,7 +172,7 @@ class _Bound:
 
 
 class _Bounds:
-    """The bounds of one row's reads at one service."""
+    """The bounds on one row's reads through one service."""
 
     def __init__(self, bounds: Iterable[_Bound]) -> None:
         self._bounds = sorted(bounds, key=lambda bound: bound.since)
@@ -174,7 +180,7 @@ class _Bounds:
         self._highest = list(accumulate((bound.version for bound in self._bounds), max))
 
     def at(self, moment: float, after: float = -inf) -> int:
-        """The least version that a read that begins now may show, by what was written after a moment."""
+        """Return the minimum version for a read that starts at `moment`, by writes begun since `after`."""
         count = bisect_right(self._since, moment)
         if after == -inf:
             return self._highest[count - 1] if count else 0
@@ -182,7 +188,7 @@ class _Bounds:
 
 
 class _Stream:
-    """When the stream was in step with what."""
+    """The stream's progress over time."""
 
     def __init__(self, in_step: Iterable[tuple[float, float]]) -> None:
         looks = sorted(in_step, reverse=True)
@@ -190,13 +196,13 @@ class _Stream:
         self._earliest = list(accumulate((applied for _, applied in looks), min))
 
     def in_step_with(self, committed: float) -> float:
-        """When everything that was committed by then was in the caches, as far as anyone looked."""
+        """Return when everything committed by then was known to be in the caches, or infinity."""
         count = bisect_right(self._committed, -committed)
         return self._earliest[count - 1] if count else inf
 
 
 def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
-    """Reads older than what their service had acknowledged, or than the stream had brought to its cache."""
+    """Find reads older than what their service had acknowledged, or than the stream had applied by then."""
     services = {read.service for read in _answered(history.operations)}
     stream = _Stream(history.in_step)
     restores = [fault for fault in history.faults if fault.restored]
@@ -224,7 +230,7 @@ def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
         for wrong, bounds, excuse in (
             (Wrong.STALE_OWN_READ, own_bounds.get(place, nothing), ""),
             (Wrong.LATE_READ, streamed_bounds.get(read.row, nothing), ""),
-            (Wrong.STALE_OWN_READ, bypassed_bounds.get(place, nothing), "the write's cache step had failed"),
+            (Wrong.STALE_OWN_READ, bypassed_bounds.get(place, nothing), "the write's cache step failed"),
         ):
             if _is_older(rows, read, bounds.at(read.start, restored)):
                 yield Finding(wrong, f"{read} is older than {bounds.at(read.start, restored)}", excuse)
@@ -235,7 +241,7 @@ def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
 
 
 def _restored(restores: Iterable[Fault], read: Operation) -> float:
-    """Since when writes bind the read: since the end of the last restore that is not made good by then."""
+    """Return the time from which writes bind the read: the end of the last restore that still has effects."""
     return max(
         (
             fault.repaired
@@ -255,7 +261,7 @@ def _is_older(rows: _Rows, read: Operation, least: int) -> bool:
 
 
 def _backwards(history: History, rows: _Rows) -> Iterator[Finding]:
-    """Reads that show less than an earlier read of the same client."""
+    """Find reads older than an earlier read by the same client."""
     seen: dict[tuple[str, Row], tuple[int, Operation]] = {}
     reads = sorted(_answered(history.operations), key=lambda operation: operation.start)
     for read in reads:
@@ -265,7 +271,7 @@ def _backwards(history: History, rows: _Rows) -> Iterator[Finding]:
         if version is None or version < least:
             text = f"{read} after {earlier}"
             yield Finding(Wrong.BACKWARDS, text, _excuse(history.faults, earlier, read))
-            # What follows is compared with this, or one slip would be many.
+            # Later reads are compared with this one, so that one violation is counted once.
             version = read.version or 0
         seen[place] = (version, read)
 
@@ -277,12 +283,12 @@ def _excuse(faults: Iterable[Fault], earlier: Operation, later: Operation) -> st
     if past_the_cache and any(
         fault.begin <= later.end and earlier.start <= fault.in_step for fault in faults
     ):
-        return "a read past the cache, during a fault"
+        return "a read from the database during a fault"
     return ""
 
 
 def _at_rest(history: History) -> Iterator[Finding]:
-    """Slots that differ from their rows after the faults, and a stream that never came to rest."""
+    """Find slots that differ from their rows after the faults, and a stream that never came to rest."""
     for fault in history.faults:
         if fault.in_step == inf:
             yield Finding(

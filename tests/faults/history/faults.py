@@ -1,4 +1,4 @@
-"""How each fault is put into the system, and repaired."""
+"""Injects each kind of fault into the system, and repairs it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _POISON: tuple[dict[str, bytes], ...] = (
 _MOST_POISON = 6
 _MOST_REPLAYED = 300
 _LONGEST_DELAY_SECONDS = 0.4
-# Shorter than a service waits for the database, and than a lease: what it has asked for still counts.
+# Shorter than a service's database timeout and its lease, so that the late response is still used.
 _LATEST_ANSWER_SECONDS = 1.8
 _KAFKA_SECONDS = 10.0
 
@@ -54,11 +54,11 @@ Dump = dict[bytes, tuple[bytes, int]]
 
 
 class Faults:
-    """Does what is planned to the system, and keeps its other parts up, as a supervisor would.
+    """Injects the planned faults, and restarts components that exit, as a supervisor would.
 
     Attributes:
-        done: the faults so far, those under way included.
-        poison: the keys of the poisoned messages that the broker has acknowledged.
+        done: the faults so far, including those in progress.
+        poison: the keys of the undecodable messages that the broker has acknowledged.
     """
 
     def __init__(self, system: System, links: Links, clock: Clock, seed: int) -> None:
@@ -81,7 +81,7 @@ class Faults:
 
     @contextmanager
     def supervised(self) -> Iterator[None]:
-        """Start again what ends by itself, as some of Airflow does when the database is away."""
+        """Restart components that exit on their own, as some of Airflow's do while the database is down."""
         threads = [
             threading.Thread(target=self._supervise, args=(name,), daemon=True) for name in self._supervised
         ]
@@ -106,13 +106,13 @@ class Faults:
             try:
                 process.start()
             except LocalError:
-                # What it needs is away too.
+                # A component that it needs is unavailable too.
                 time.sleep(0.5)
             else:
                 return
 
     def episode(self, planned: list[Planned]) -> list[Fault]:
-        """Put faults in and repair them; returns when all are repaired."""
+        """Inject faults and repair them; return when all are repaired."""
         faults = [Fault(kind=one.kind, part=one.part, begin=self._clock()) for one in planned]
         threads = [
             threading.Thread(target=self._do, args=(one, fault))
@@ -188,7 +188,7 @@ class Faults:
             fault.begin = self._clock()
             fault.restored = service
             restore_dump(url, dump)
-            # What was written until now may be undone; what is written from now on stays.
+            # Writes until now can be undone by the restore; writes from now on cannot.
             fault.repaired = self._clock()
             reconcile(self._system, service)
             fault.reconciled = self._clock()
@@ -203,7 +203,7 @@ class Faults:
                 time.sleep(0.02)
 
     def _join(self, planned: Planned) -> None:
-        """Let one more consumer work in a group, as another triggerer's would, and leave again."""
+        """Let one more consumer join a group, as another triggerer's would, and leave it again."""
         group = planned.part
         service = group.removeprefix("cachesync-")
         environment = self._system.airflow.environment
@@ -221,7 +221,7 @@ class Faults:
             )
             leave = threading.Timer(planned.seconds, stream.stop)
             leave.start()
-            # It ends early where Kafka has a fault too, or where too much is poisoned.
+            # The stream ends early if Kafka has a fault too, or if too many messages are undecodable.
             with suppress(StreamError):
                 stream.run()
             leave.join()
@@ -248,7 +248,7 @@ class Faults:
             self.poison.add(key)
 
     def _replay(self, planned: Planned, producer: Producer) -> None:
-        """Send old messages again, as they were."""
+        """Send old messages again, unchanged."""
         consumer = Consumer(
             {"bootstrap.servers": self._system.bootstrap_servers, "group.id": "history", "log_level": 0}
         )
@@ -269,14 +269,14 @@ class Faults:
                         planned.part, key=message.key(), value=message.value(), headers=headers_of(message)
                     )
         except KafkaException:
-            # Kafka has a fault too, at the moment.
+            # Kafka has a fault at the same time.
             pass
         finally:
             consumer.close()
 
 
 def take_dump(url: str) -> Dump:
-    """What a cache holds, with the milliseconds that each slot has left."""
+    """Return the contents of a cache, with the remaining lifetime of each slot in milliseconds."""
     dump: Dump = {}
     with redis_client.Redis.from_url(url) as client:
         for name in client.scan_iter(count=1000):
@@ -287,7 +287,7 @@ def take_dump(url: str) -> Dump:
 
 
 def restore_dump(url: str, dump: Dump) -> None:
-    """Let a cache hold what it held then, and nothing else."""
+    """Replace the contents of a cache by those of a dump."""
     with redis_client.Redis.from_url(url) as client:
         client.flushall()
         for name, (slot, ttl) in dump.items():

@@ -1,4 +1,4 @@
-"""What a history is made of: operations, the changes that the database logged, faults, and slots at rest."""
+"""The data of a history: operations, logged changes, faults, and slots at rest."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Kind(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How an operation ended, as far as its client can know."""
+    """How an operation ended, from the client's point of view."""
 
     DONE = "done"  # a row was read; a write is acknowledged
     ABSENT = "absent"  # a read found no row
-    REFUSED = "refused"  # a write that did nothing
-    UNKNOWN = "unknown"  # no answer, or one that leaves open what a write did
+    REFUSED = "refused"  # a write that had no effect
+    UNKNOWN = "unknown"  # no response, or one that does not show whether a write had an effect
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Row:
-    """Which row of which entity."""
+    """A row of an entity."""
 
     entity: str
     key: str
@@ -34,15 +34,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What a client did.
+    """One operation of a client.
 
     Attributes:
-        client: who; each does one thing after the other.
-        service: through which service; `psql` where through none.
-        start, end: seconds; nothing of it happened before the one, its outcome was known at the other.
-        version: the row version that was read or written, where the answer says it.
-        digest: of the payload that was read or written.
-        cache: the answer's X-Cache. A write without one went through the cache.
+        client: the client, which performs one operation after another.
+        service: the service it used, or `psql` for none.
+        start, end: seconds; the operation began no earlier than `start`, and its outcome was known at `end`.
+        version: the row version that was read or written, if the response includes it.
+        digest: digest of the payload that was read or written.
+        cache: the response's X-Cache header. A write without one went through the cache.
     """
 
     client: str
@@ -59,7 +59,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """A row of the change log; `at` is a moment of its transaction, so before its commit."""
+    """A row of the change log; `at` is a time within its transaction, hence before its commit."""
 
     row: Row
     version: int
@@ -71,13 +71,13 @@ class Logged:
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """A fault that was put in.
+    """An injected fault.
 
     Attributes:
-        kind, part: what, and to which part or way.
-        begin, repaired: when it began, and when the part worked again.
+        kind, part: the kind of fault, and the component or connection that it affected.
+        begin, repaired: when it began, and when the component worked again.
         in_step: when the services and the stream had recovered from it.
-        restored: the service to whose cache an old dump was restored; it may be wrong until `reconciled`.
+        restored: the service whose cache was replaced by an old dump; it can be wrong until `reconciled`.
     """
 
     kind: str
@@ -91,7 +91,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A slot that does not say what its row is."""
+    """A slot that differs from its row."""
 
     service: str
     row: Row
@@ -101,15 +101,18 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """All of it.
+    """A complete history.
 
     Attributes:
-        before: the versions of the rows that were there before the first operation.
-        after: those after the last.
-        in_step: moments, each with one at which all that had been committed by then was in the caches.
-        at_rest: what differed when the stream had come to rest.
-        reconciled: what differed after old dumps were restored to all caches, and reconciled.
-        unburied: poisoned messages of which a service has no dead letter.
+        operations: the operations of all clients.
+        log: the changes that the database logged.
+        faults: the injected faults.
+        before: the versions of the rows before the first operation.
+        after: the versions of the rows after the last operation.
+        in_step: pairs of times; everything committed by the first was in the caches at the second.
+        at_rest: differences when the stream had come to rest.
+        reconciled: differences after old dumps had been restored to all caches and reconciled.
+        unburied: undecodable messages for which a service has no dead letter.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -124,7 +127,7 @@ class History:
 
 
 class Clock:
-    """Seconds that never go back, comparable with the clock of a database on the same machine."""
+    """A monotonic clock in seconds, comparable with the clock of a database on the same machine."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -134,5 +137,5 @@ class Clock:
 
 
 def digest(payload: bytes) -> str:
-    """A short name of a payload."""
+    """Return a short digest of a payload."""
     return blake2s(payload, digest_size=8).hexdigest()

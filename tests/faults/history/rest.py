@@ -1,4 +1,4 @@
-"""Whether the system has come to rest: changes published and applied, slots equal to their rows."""
+"""Checks whether the system has come to rest: changes published and applied, slots equal to their rows."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ _RECONCILE_SECONDS = 60.0
 
 
 class Watch:
-    """Looks whether the caches are in step; for one thread."""
+    """Determines whether the caches are in step. An instance must be used by one thread only."""
 
     def __init__(self, system: System) -> None:
         self._system = system
-        # They ask for the groups' offsets and never join. An AdminClient would do, did it not crash at times.
+        # These consumers query the groups' offsets and never join them. An AdminClient could do that too, but
+        # it crashes occasionally.
         self._groups = [
             Consumer(
                 {
@@ -59,7 +60,7 @@ class Watch:
             group.close()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until what is committed by now is in every cache; whether it was within so many seconds."""
+        """Wait until everything that is already committed is in every cache; return False on a timeout."""
         deadline = time.monotonic() + seconds
         newest: int | None = None
         ends: dict[tuple[str, int], int] | None = None
@@ -76,7 +77,7 @@ class Watch:
 
 
 def last_version(system: System) -> int:
-    """The newest version that was drawn."""
+    """Return the newest version that has been drawn."""
     return int(run_sql(system.dsn, "SELECT last_value FROM cachesync.row_version"))
 
 
@@ -86,7 +87,7 @@ def _unpublished(system: System, newest: int) -> bool:
 
 
 def wait_ready(system: System, seconds: float) -> None:
-    """Wait until every service has all that it needs."""
+    """Wait until every service and all its dependencies are available."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not all(map(_ready, system.services.values())):
         time.sleep(0.1)
@@ -101,7 +102,7 @@ def _ready(service: Service) -> bool:
 
 
 def _ends(consumer: Consumer) -> dict[tuple[str, int], int]:
-    """The offset after the last message of each partition."""
+    """Return the offset after the last message of each partition."""
     topics = consumer.list_topics(timeout=_ANSWER_SECONDS).topics
     return {
         (name, partition): consumer.get_watermark_offsets(
@@ -119,7 +120,7 @@ def _has_applied(group: Consumer, ends: Mapping[tuple[str, int], int]) -> bool:
 
 
 def row_versions(dsn: str) -> dict[Row, int]:
-    """The version of every row."""
+    """Return the version of every row."""
     return {row: version for row, (version, _) in _rows(dsn).items()}
 
 
@@ -141,7 +142,7 @@ def _rows(dsn: str) -> dict[Row, tuple[int, bytes]]:
 
 
 def logged_since(dsn: str, version: int) -> list[Logged]:
-    """The changes after this version, by the change log."""
+    """Return the changes after this version from the change log."""
 
     async def read() -> list[Logged]:
         connection = await connect(dsn, "history")
@@ -167,7 +168,7 @@ def logged_since(dsn: str, version: int) -> list[Logged]:
 
 
 def unburied(system: System, poison: set[bytes]) -> list[str]:
-    """The poisoned messages of which a service has no dead letter, by service and key."""
+    """Return the undecodable messages for which a service has no dead letter, as service and key."""
     consumer = Consumer(
         {
             "bootstrap.servers": system.bootstrap_servers,
@@ -180,7 +181,7 @@ def unburied(system: System, poison: set[bytes]) -> list[str]:
     try:
         consumer.assign([TopicPartition(DEAD_LETTERS, 0, 0)])
         while (message := consumer.poll(_ANSWER_SECONDS)) is not None and message.error() is None:
-            letter = Letter.of(message)
+            letter = Letter.from_message(message)
             missing.discard((letter.service, letter.key or b""))
     finally:
         consumer.close()
@@ -188,7 +189,7 @@ def unburied(system: System, poison: set[bytes]) -> list[str]:
 
 
 def reconcile(system: System, *services: str) -> None:
-    """Reconcile these services' caches by the command; again while what it needs is away."""
+    """Run `cachesync reconcile` on these services' caches; retry while a server is unavailable."""
     command = [sys.executable, "-m", "cachesync", "reconcile", "--dsn", system.dsn]
     for service in services:
         command += ["--service", service, "--redis", f"{service}={system.redis_urls[service]}"]
@@ -205,7 +206,7 @@ def reconcile(system: System, *services: str) -> None:
 
 
 def differences(dsn: str, redis_urls: Mapping[str, str]) -> list[Difference]:
-    """The slots that do not say what their row is."""
+    """Return the slots that differ from their rows."""
     rows = _rows(dsn)
     found = []
     for service, url in redis_urls.items():

@@ -1,4 +1,4 @@
-"""A run: a workload, faults, what came to rest, and what the checker finds in it."""
+"""A run: executes the workload and the faults, waits until the system is at rest, and checks the history."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _CALM_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
-# A restarted triggerer takes up its triggers within some 20 s on a busy machine.
+# A restarted triggerer resumes its triggers within about 20 s on a busy machine.
 _IN_STEP_SECONDS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run has come to."""
+    """The result of a run."""
 
     seed: int
     seconds: float
@@ -46,11 +46,11 @@ class Result:
 
     @property
     def wrong(self) -> list[Finding]:
-        """What nothing excuses."""
+        """The findings that are not excused."""
         return [finding for finding in self.findings if not finding.excuse]
 
     def line(self) -> str:
-        """All of it in one line."""
+        """Return the figures as one line of text."""
         operations = self.history.operations
         counts = Counter(finding.wrong for finding in self.wrong)
         lags: dict[float, float] = {}
@@ -78,7 +78,7 @@ class Result:
         return " ".join(f"{name}={figure}" for name, figure in figures.items())
 
     def keep(self, folder: Path) -> None:
-        """Write everything to a folder."""
+        """Write the history and the findings to a directory, which must not exist."""
         folder.mkdir(parents=True)
         for name, items in (
             ("operations", self.history.operations),
@@ -106,7 +106,17 @@ def run(
     rate: float = 200,
     stopping: Event | None = None,
 ) -> Result:
-    """Run for so long, or until told to stop, and check."""
+    """Run the workload and the faults, and check the history.
+
+    Args:
+        system: the running system.
+        links: the proxies between its components.
+        console: receives a line for each fault.
+        seed: determines the faults, and what the clients do.
+        minutes: how long the faults continue.
+        rate: operations per second through the services.
+        stopping: ends the run early when it is set.
+    """
     clock = Clock()
     faults = Faults(system, links, clock, seed)
     workload = Workload(system, clock, rate=rate, seed=seed)
@@ -127,19 +137,19 @@ def run(
                     break
             time.sleep(_CALM_SECONDS)
         seconds = time.monotonic() - started
-        console.print("at rest?")
+        console.print("waiting until the system is at rest")
         end = Fault(kind="end", part="workload", begin=clock(), repaired=clock())
         if watch.wait(_IN_STEP_SECONDS):
             end.in_step = clock()
         for fault in faults.done:
-            # It took longer than the limit.
+            # A fault whose recovery exceeded the limit.
             fault.in_step = min(fault.in_step, end.in_step)
         workload.read_all()
         at_rest = rest.differences(system.dsn, system.redis_urls)
     for service, dump in dumps.items():
         restore_dump(system.redis_urls[service], dump)
     drift = len(rest.differences(system.dsn, system.redis_urls))
-    console.print(f"{drift} slots are wrong after the dumps of the beginning were restored: reconciled?")
+    console.print(f"{drift} slots are wrong after restoring the dumps from the start of the run; reconciling")
     rest.reconcile(system, *system.services)
     history = History(
         operations=workload.operations,
@@ -156,7 +166,7 @@ def run(
 
 
 def _tell(console: Console, faults: list[Fault], system: System, watch: rest.Watch, clock: Clock) -> None:
-    """Wait until all is well again after the faults, and tell of them."""
+    """Wait until the system has recovered from the faults, and print them."""
     rest.wait_ready(system, _IN_STEP_SECONDS)
     in_step = clock() if watch.wait(_IN_STEP_SECONDS) else inf
     for fault in faults:
@@ -170,7 +180,7 @@ def _tell(console: Console, faults: list[Fault], system: System, watch: rest.Wat
 
 @contextmanager
 def _looking(system: System, clock: Clock, looks: list[tuple[float, float]]) -> Iterator[None]:
-    """Look again and again when the caches are in step with what."""
+    """Keep recording up to which moment the caches are in step."""
     stopping = threading.Event()
 
     def look() -> None:

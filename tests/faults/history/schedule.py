@@ -1,4 +1,4 @@
-"""Which faults come in which order: decided by a seed."""
+"""The schedule of faults, determined by a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WAYS = tuple(
 _CACHES = ("redis-sa", "redis-sb")
 _TOPICS = ("cachesync.student", "cachesync.course")
 _GROUPS = ("cachesync-sa", "cachesync-sb")
-#: What can be done to what, and for how many seconds.
+#: By kind of fault: the possible targets, and the minimum and maximum duration in seconds.
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (_PARTS, 0.0, 4.0),
     "freeze": (_PARTS, 1.0, 9.0),
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A fault that begins `offset` seconds into its episode; how strong it is goes from 0 to 1."""
+    """A fault that begins `offset` seconds into its episode; `strength` ranges from 0 to 1."""
 
     kind: str
     part: str
@@ -56,9 +56,8 @@ class Planned:
 
 
 def episodes(seed: int) -> Iterator[tuple[list[Planned], float]]:
-    """Faults that overlap, at most one to a part, and the calm seconds that follow; without end.
-
-    Each kind of fault is done to each of its parts before any is done again.
+    """Yield episodes indefinitely: overlapping faults, at most one per target, and the pause after them.
+    Every kind of fault hits each of its targets once before any combination is repeated.
     """
     random = Random(f"{seed} schedule")
     deck: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""The clients whose operations make a history: some at each service, some at the database itself."""
+"""The clients whose operations form a history; some use a service, others the database directly."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ _PATHS = {"student": "/students", "course": "/courses"}
 _TABLES = {"student": "public.student", "course": "public.course"}
 _CLIENTS = 4
 _PSQL_PAUSE_SECONDS = 0.15
-# Longer than a service takes to give up on the database, shorter than a fault.
+# Longer than a service's database timeout, shorter than a fault.
 _TIMEOUT_SECONDS = 5.0
 _RECONNECT_SECONDS = 0.3
 _READ: dict[int, Outcome] = {HTTPStatus.OK: Outcome.DONE, HTTPStatus.NOT_FOUND: Outcome.ABSENT}
 
 
 class Workload:
-    """Reads and writes until stopped, in threads.
+    """Threads that read and write until they are stopped.
 
-    Arguments:
-        rate: operations a second through the services, if they can
-        seed: of what the clients do; when they do it is up to the machine
+    Args:
+        system: the system.
+        clock: the clock of the history.
+        rate: operations per second through the services, if they are fast enough.
+        seed: determines what the clients do; the timing depends on the machine.
 
     Attributes:
-        operations: what they did.
+        operations: the operations so far.
     """
 
     def __init__(self, system: System, clock: Clock, *, rate: float, seed: int) -> None:
@@ -92,7 +94,7 @@ class Workload:
         next_at = time.monotonic() + random.uniform(0, self._pause)
         with self._client(service) as client:
             while not self._stopping.wait(max(0.0, next_at - time.monotonic())):
-                # What a fault held up is not made up for.
+                # Operations that a fault delayed are not made up for.
                 next_at = max(next_at, time.monotonic() - 1) + self._pause
                 row = _pick(random)
                 choice = random.random()
@@ -141,7 +143,7 @@ class Workload:
         asyncio.run(self._psql_loop(name, random))
 
     async def _psql_loop(self, name: str, random: Random) -> None:
-        """What no service knows of: single and bulk statements, rollbacks."""
+        """Write past the services: single and bulk statements, and rollbacks."""
         connection: asyncpg.Connection | None = None
         while not self._stopping.is_set():
             try:
@@ -173,10 +175,10 @@ class Workload:
                 return
             await transaction.commit()
         except asyncpg.TransactionRollbackError:
-            # A deadlock, which the database has undone.
+            # A deadlock: the database has rolled the transaction back.
             await transaction.rollback()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            # Whether it was committed is unknown, and nobody was told that it was.
+            # Whether it was committed is unknown, and it was not acknowledged.
             connection.terminate()
         else:
             for key, version, payload in written:
@@ -195,7 +197,7 @@ class Workload:
 async def _change(
     connection: asyncpg.Connection, kind: str, entity: str, keys: list[str], random: Random
 ) -> list[tuple[str, int, str | None]]:
-    """Change rows in the transaction; the key, version and payload of each change."""
+    """Change rows in the transaction, and return the key, version and payload of each change."""
     table = _TABLES[entity]
     texts = "id::text = ANY($1)"
     column = "name" if entity == "student" else "title"

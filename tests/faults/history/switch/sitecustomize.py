@@ -1,4 +1,4 @@
-"""Run by every Python whose path leads here, before anything else: switches off a rule of the product."""
+"""Disables a rule of the product; Python runs this file on startup if its directory is on the path."""
 
 from __future__ import annotations
 
