@@ -1,10 +1,11 @@
-"""Keeps every service's cache in step with the database.
+"""Keeps every service's cache in sync with the database.
 
-One deferred sensor per service cache (or several, see `CACHESYNC_CONSUMERS_PER_CACHE`) consumes the
-changes of all entities from Kafka and applies them to that cache, inside the triggerer, in milliseconds.
-It runs for ever: a stream that cannot go on fails its task, which shows here, and is tried again.
+One deferred sensor per cache, or several with `CACHESYNC_CONSUMERS_PER_CACHE`, consumes the changes of all
+entities from Kafka and applies them to the cache within milliseconds. The work runs in the triggerer.
 
-Pausing this DAG does not stop a running stream; marking its run as failed does.
+The sensors run indefinitely. If a stream cannot continue, its task fails with the reason and is retried.
+
+Pausing this DAG does not stop a running stream. Marking its run as failed does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ with DAG(
     doc_md=__doc__,
     tags=["db-cache-sync"],
 ):
-    # Not mapped: the index of a mapped task would be another consumer's when services or consumers are added
-    # or taken away, and its trigger would go on as what it was.
+    # Not a mapped task: when services or consumers are added or removed, a map index would belong to another
+    # consumer, while the trigger of the mapped task would continue as the previous one.
     for consumer in consumers(AirflowSettings()):
         CacheSyncSensor(**consumer)

@@ -1,12 +1,13 @@
-"""Tries dead letters again.
+"""Retries dead letters.
 
-Every minute it tries those whose time has come: the row is read again and brought to the cache, unless the
-cache is at or past it already. What fails again waits up to twice as long, and is parked after its last
-attempt; what cannot be decoded is parked at once. A run fails while a Redis, the database or Kafka is away;
-nothing is lost.
+Every minute, this DAG retries the dead letters that are due: it reads the row again and applies it to the
+cache, unless the cache already holds that version or a newer one. A letter that fails again waits up to
+twice as long, and is parked after its last attempt. A letter that cannot be decoded is parked at once. A
+run fails if a Redis, the database or Kafka is unavailable; nothing is lost, and the next run processes the
+rest.
 
-Triggered with parameters, it lists and shows letters, counts them, replays them at once, parked ones too, or
-discards them. What came of it is what the task `letters` returns; every action leaves a row in the table
+Trigger the DAG with parameters to list, show or count letters, to replay them now, including parked ones,
+or to discard them. The result is the XCom of the task `letters`. Every action is recorded in the table
 `cachesync.dead_letter_action`.
 """
 

@@ -1,13 +1,14 @@
-"""Publishes the changes that nobody else publishes.
+"""Publishes the changes that no service publishes.
 
-Those of `psql` and every other writer at once; within seconds those that a service had committed but, being
-killed or without Kafka, not published.
+Changes made with `psql` and by other writers are published immediately. Changes that a service committed
+but did not publish, because it was killed or Kafka was unavailable, are published within seconds.
 
-It also removes from the change log what has been published for longer than
-`CACHESYNC_CHANGE_LOG_RETENTION_DAYS`. It runs for ever: a relay that cannot go on fails its task, which shows
-here, and is tried again.
+The relay also removes lines from the change log that were published more than
+`CACHESYNC_CHANGE_LOG_RETENTION_DAYS` ago.
 
-Pausing this DAG does not stop a running relay; marking its run as failed does.
+The sensor runs indefinitely. If the relay cannot continue, its task fails with the reason and is retried.
+
+Pausing this DAG does not stop a running relay. Marking its run as failed does.
 """
 
 from __future__ import annotations

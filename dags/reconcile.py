@@ -1,9 +1,9 @@
-"""Finds what is wrong in the caches, and repairs it.
+"""Compares the caches with the database and repairs drift.
 
-Every day, and whenever it is triggered, from here, by the API or by Jenkins. The caches are cut into chunks;
-one that fails is tried again alone, and goes on where it was.
+This DAG runs daily, and whenever it is triggered in Airflow, through its API or by Jenkins. The caches are
+divided into chunks. A chunk that fails is retried independently and resumes where it left off.
 
-The report is what the task `report` returns. The run fails if something could not be repaired. A dry run
+The report is the XCom of the task `report`. The run fails if something could not be repaired. A dry run
 repairs nothing, and does not fail because of what it finds.
 """
 
@@ -22,7 +22,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=params(AirflowSettings()),
-    # A task that begins while Airflow's own API restarts has used up a try.
+    # A task that starts while Airflow's API restarts uses up an attempt.
     default_args={"retries": 5, "retry_delay": timedelta(seconds=20), "retry_exponential_backoff": True},
     doc_md=__doc__,
     tags=["db-cache-sync"],

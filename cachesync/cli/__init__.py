@@ -1,4 +1,5 @@
 """The command `cachesync`.
 
-Options, output and exit status live here; the work is done by the other packages, which do not print.
+This package contains the options, the output and the exit status. The other packages do the work and do not
+print.
 """

@@ -6,7 +6,7 @@ import json
 from getpass import getuser
 from pathlib import Path
 from platform import node
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -36,22 +36,31 @@ if TYPE_CHECKING:
     from cachesync.slots.clients import WorkerRedis
 
 dead_letters: Final = typer.Typer(
-    no_args_is_help=True, help="What could not be applied to a cache: look at it, try it again, close it."
+    no_args_is_help=True, help="Inspect, retry and close messages that could not be applied to a cache."
 )
 
 _output: Final = Console(highlight=False, markup=False)
-_LEFT: Final = 3
+_NOT_CLOSED: Final = 3
 
-Letters = Annotated[list[str] | None, typer.Argument(metavar="[LETTER]...", help="Such as parking-lot:0:17.")]
-Topic = Annotated[
-    LetterTopic | None, typer.Option(help="Those that wait, or those that are parked; both if left out.")
+Letters = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="LETTER", help="Names of letters, such as parking-lot:0:17."),
 ]
-Services = Annotated[list[str] | None, typer.Option("--service", help="Those of this service's cache.")]
-Entities = Annotated[list[str] | None, typer.Option("--entity", help="Those about this entity.")]
-Keys = Annotated[list[str] | None, typer.Option("--key", help="Those about the row with this key.")]
-All = Annotated[bool, typer.Option("--all", help="All of them, where nothing else is said.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and do nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Topic = Annotated[
+    LetterTopic | None, typer.Option(help="Only letters in this topic.", show_default="both topics")
+]
+Services = Annotated[
+    list[str] | None, typer.Option("--service", help="Only letters of this service's cache; can be repeated.")
+]
+Entities = Annotated[
+    list[str] | None, typer.Option("--entity", help="Only letters of this entity; can be repeated.")
+]
+Keys = Annotated[
+    list[str] | None, typer.Option("--key", help="Only letters of the row with this key; can be repeated.")
+]
+All = Annotated[bool, typer.Option("--all", help="Select every letter if no filter is given.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done without doing it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dead_letters.command("list")
@@ -63,11 +72,11 @@ def list_letters(
     services: Services = None,
     entities: Entities = None,
     keys: Keys = None,
-    limit: Annotated[int, typer.Option(min=1, help="The most letters to show.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of letters to return.")] = 100,
     as_json: Json = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show the letters that wait or are parked."""
+    """List the open letters, including parked ones."""
     request = _request(
         RequestAction.LIST, letters, topic=topic, services=services, entities=entities, keys=keys, limit=limit
     )
@@ -75,7 +84,7 @@ def list_letters(
     if as_json:
         return _print_json(answer)
     columns = ("letter", "service", "entity", "key", "version", "stage", "attempt", "not before", "error")
-    # A name is there to be copied, whatever the terminal's width.
+    # Names must not wrap, whatever the terminal's width, because users copy them.
     table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None)
     for letter in answer["letters"]:
         attempt = f"{letter['attempt']}/{letter['maximum']}"
@@ -88,18 +97,18 @@ def list_letters(
 
 @dead_letters.command()
 def show(
-    letter: Annotated[str, typer.Argument(help="Such as parking-lot:0:17.")],
+    letter: Annotated[str, typer.Argument(help="Name of the letter, such as parking-lot:0:17.")],
     *,
     bootstrap_servers: BootstrapServers,
     dsn: Dsn = None,
 ) -> None:
-    """Show one letter with its headers, its value, and what was done about its message, as JSON."""
+    """Print one letter with its headers, its value, and the actions on its message, as JSON."""
     _print_json(_carry_out(_request(RequestAction.SHOW, [letter]), dsn, bootstrap_servers))
 
 
 @dead_letters.command()
 def stats(*, bootstrap_servers: BootstrapServers, as_json: Json = False, dsn: Dsn = None) -> None:
-    """Count the open letters, and what was done with others in the last day."""
+    """Count the open letters and the actions of the last day."""
     answer = _carry_out(_request(RequestAction.STATS, None), dsn, bootstrap_servers)
     if as_json:
         return _print_json(answer)
@@ -124,14 +133,17 @@ def replay(
     keys: Keys = None,
     everything: All = False,
     dry_run: DryRun = False,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="The most letters per second.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Maximum number of letters per second.")
+    ] = None,
     redis: RedisUrls = None,
     dsn: Dsn = None,
     entities_file: EntitiesFile = Path("entities.toml"),
 ) -> None:
-    """Try letters at once, parked ones too: each brings its row as it is now to the cache.
+    """Retry letters now, including parked ones: apply each letter's current row to the cache.
 
-    Those that fail stay as they are. Exit status: 0 all are closed; 1 it could not run; 3 some are left.
+    Letters that fail stay as they are. Exit status: 0 if all selected letters are closed, 1 if the command
+    could not run, 3 if some remain open.
     """
     request = _request(
         RequestAction.REPLAY,
@@ -144,14 +156,14 @@ def replay(
         dry_run=dry_run,
         rate=rate,
     )
-    _tell(_carry_out(request, dsn, bootstrap_servers, redis, entities_file))
+    _print_result(_carry_out(request, dsn, bootstrap_servers, redis, entities_file))
 
 
 @dead_letters.command()
 def discard(
     *,
     bootstrap_servers: BootstrapServers,
-    reason: Annotated[str, typer.Option(help="Why; it is kept with the record.")],
+    reason: Annotated[str, typer.Option(help="The reason, which is stored in the audit table.")],
     letters: Letters = None,
     topic: Topic = None,
     services: Services = None,
@@ -161,7 +173,10 @@ def discard(
     dry_run: DryRun = False,
     dsn: Dsn = None,
 ) -> None:
-    """Close letters without trying them. A reconciliation still finds what they leave wrong."""
+    """Close letters without retrying them. Reconciliation still repairs the slots that they leave wrong.
+
+    Exit status: 0 if all selected letters are closed, 1 if the command could not run, 3 if some remain open.
+    """
     request = _request(
         RequestAction.DISCARD,
         letters,
@@ -173,11 +188,11 @@ def discard(
         dry_run=dry_run,
         reason=reason,
     )
-    _tell(_carry_out(request, dsn, bootstrap_servers))
+    _print_result(_carry_out(request, dsn, bootstrap_servers))
 
 
-def _request(action: RequestAction, letters: list[str] | None, **said: Any) -> Request:
-    given = {name: value for name, value in said.items() if value is not None}
+def _request(action: RequestAction, letters: list[str] | None, **options: Any) -> Request:
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         return Request(action=action, letters=tuple(letters or ()), **given)
     except ValidationError as error:
@@ -192,76 +207,70 @@ def _carry_out(
     redis: list[str] | None = None,
     entities_file: Path | None = None,
 ) -> dict[str, Any]:
-    """The answer; all that goes wrong ends the command."""
+    """Return the result of a request; exit if it fails."""
     answer: dict[str, Any] = {}
 
     async def work() -> None:
-        with (
-            redis_clients(redis) as clients,
-            _Bar(shown=request.action in {RequestAction.REPLAY, RequestAction.DISCARD}) as bar,
-        ):
-            answer.update(
-                await _office(dsn, bootstrap_servers, clients, entities_file).carry_out(request, bar)
-            )
+        progress = _ProgressBar(shown=request.action in {RequestAction.REPLAY, RequestAction.DISCARD})
+        with redis_clients(redis) as clients, progress.display:
+            service = _service(dsn, bootstrap_servers, clients, entities_file)
+            answer.update(await service.carry_out(request, progress))
 
     run(work())
     return answer
 
 
-def _office(
+def _service(
     dsn: str | None, bootstrap_servers: str, clients: Mapping[str, WorkerRedis], entities_file: Path | None
 ) -> DeadLetterService:
     entities = {} if entities_file is None else load_entities(entities_file)
     return DeadLetterService(dsn, kafka_client(bootstrap_servers), clients, entities, f"{getuser()}@{node()}")
 
 
-class _Bar:
-    """Shows how far a command has come, and what it does with each letter that it cannot close."""
+class _ProgressBar:
+    """Shows a command's progress, and each letter that it could not close.
+
+    Attributes:
+        display: shows the progress bar as a context manager.
+    """
 
     def __init__(self, *, shown: bool) -> None:
-        self._progress = Progress(
-            TextColumn("letters looked at"),
+        self.display = Progress(
+            TextColumn("letters read"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
             disable=not shown,
         )
-        self._bar = self._progress.add_task("", total=None)
+        self._bar = self.display.add_task("", total=None)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    def on_start(self, messages: int) -> None:
+        self.display.update(self._bar, total=messages)
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def on_progress(self, messages: int) -> None:
+        self.display.advance(self._bar, messages)
 
-    def expect(self, messages: int) -> None:
-        """So many messages will be looked at."""
-        self._progress.update(self._bar, total=messages)
-
-    def pass_by(self, messages: int) -> None:
-        """So many more were looked at."""
-        self._progress.advance(self._bar, messages)
-
-    def end(self, ending: AuditEntry) -> None:
-        """Something was done with a letter, or would be."""
-        if not ending.action.closes:
-            console.print(f"{ending.letter.id} fails: {ending.error}", markup=False, soft_wrap=True)
+    def on_action(self, entry: AuditEntry) -> None:
+        if not entry.action.closes:
+            console.print(f"{entry.letter.id} failed: {entry.error}", markup=False, soft_wrap=True)
 
 
-def _tell(answer: dict[str, Any]) -> None:
+def _print_result(answer: dict[str, Any]) -> None:
+    """Print what was done and what was not; exit with status 3 if letters remain open."""
     counts = answer["letters"]
-    left = counts.pop("replayed", 0) + len(answer["not_open"]) + sum(answer["without_redis"].values())
-    done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no letter closed"
-    _output.print(f"{'would be: ' if answer['dry_run'] else ''}{done}")
+    remaining = counts.pop("replayed", 0) + len(answer["not_open"]) + sum(answer["without_redis"].values())
+    done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no letters closed"
+    _output.print(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
     for service, count in answer["without_redis"].items():
-        console.print(f"{count} of {service}, whose Redis is not named: --redis {service}=...", markup=False)
+        console.print(
+            f"{count} skipped: no Redis given for {service}; add --redis {service}=URL", markup=False
+        )
     if answer["not_open"]:
-        console.print(f"not open: {', '.join(answer['not_open'])}", markup=False)
-    if left:
-        console.print(f"{left} left as they are", markup=False)
-        raise typer.Exit(_LEFT)
+        console.print(f"no such open letter: {', '.join(answer['not_open'])}", markup=False)
+    if remaining:
+        console.print(f"{remaining} not closed", markup=False)
+        raise typer.Exit(_NOT_CLOSED)
 
 
 def _print_json(answer: dict[str, Any]) -> None:

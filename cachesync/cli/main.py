@@ -20,8 +20,8 @@ app.command()(reconcile)
 app.add_typer(dead_letters, name="dead-letters")
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it by position
-    if asked:
+def _print_version(requested: bool) -> None:  # noqa: FBT001 - typer calls it by position
+    if requested:
         typer.echo(f"cachesync {__version__}")
         raise typer.Exit
 
@@ -60,7 +60,12 @@ def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> 
 
 
 @app.command()
-def uninstall(names: Annotated[list[str] | None, typer.Argument()] = None, dsn: Dsn = None) -> None:
+def uninstall(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="ENTITY", help="Entities to remove; all if omitted.")
+    ] = None,
+    dsn: Dsn = None,
+) -> None:
     """Remove the database objects of the given entities, or all of them."""
 
     async def work() -> None:
@@ -82,9 +87,9 @@ def create_topics(
 
     async def work() -> None:
         declared = load_entities(entities).values()
-        made = topics.create_topics(
+        created = topics.create_topics(
             kafka_client(bootstrap_servers), declared, partitions=partitions, replication=replication
         )
-        console.print(f"created: {', '.join(made) or 'none, all are there'}")
+        console.print(f"created: {', '.join(created) or 'none; all topics already exist'}")
 
     run(work())

@@ -1,4 +1,4 @@
-"""What the commands have in common: their options, and how they run and fail."""
+"""What the commands share: common options, connections, and error output."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from cachesync.slots.clients import WorkerRedis
 
 console: Final = Console(stderr=True)
-"""Where commands say what they do; what they were asked for goes to the standard output."""
+"""For progress and messages, on standard error; the requested output goes to standard output."""
 
 _REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
 _REDIS_SECONDS: Final = 5.0
 _KAFKA_SECONDS: Final = 10.0
-# It does not help to try again.
+# Errors that a retry cannot resolve.
 _REFUSALS: Final = {AUTHENTICATION, SSL}
 
 Dsn = Annotated[
@@ -43,33 +43,43 @@ Dsn = Annotated[
     typer.Option(
         envvar="CACHESYNC_DSN",
         show_default="PGHOST, PGUSER, ... as for psql",
-        help="The database, such as postgresql://owner@host/name.",
+        help="URL of the database, such as postgresql://owner@host/name.",
     ),
 ]
 EntitiesFile = Annotated[
     Path, typer.Option("--entities", envvar="CACHESYNC_ENTITIES", help="The entities file.")
 ]
-BootstrapServers = Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="The brokers.")]
+BootstrapServers = Annotated[
+    str,
+    typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="Kafka brokers as host:port, separated by commas."),
+]
 RedisUrls = Annotated[
     list[str] | None,
     typer.Option(
         "--redis",
         envvar="CACHESYNC_REDIS_URLS",
         metavar="SERVICE=URL",
-        help="A service's Redis, such as sb=redis://host:6379/0; repeated, or several separated by commas.",
+        help="Redis of a service, such as sb=redis://host:6379/0; can be repeated or comma-separated.",
     ),
 ]
 
 
 def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connection]:
-    """A connection to the database, for the length of a command."""
+    """Open a connection to the database, to be used as an asynchronous context manager.
+
+    Args:
+        dsn: as given by the option `Dsn`.
+    """
     return connected(dsn, "cachesync")
 
 
 def kafka_client(bootstrap_servers: str) -> dict[str, str]:
-    """The settings that lead a Kafka client to the brokers, one of which has answered.
+    """Return librdkafka's settings for connecting to the brokers, after a broker has responded.
 
-    How they want to be reached is in the environment: the variables of `KafkaSettings`.
+    TLS and logins are configured with the environment variables of `KafkaSettings`.
+
+    Args:
+        bootstrap_servers: as given by the option `BootstrapServers`.
 
     Raises:
         SettingsError: an environment variable is invalid.
@@ -79,9 +89,9 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
         settings = KafkaSettings(kafka_bootstrap_servers=bootstrap_servers).kafka
     except ValidationError as error:
         raise SettingsError.of(error) from None
-    # What is wrong is told to this alone; the calls say that there was no answer.
-    told: list[KafkaError] = []
-    options: dict[str, Any] = {**settings, "error_cb": told.append, "log_level": 2}
+    # Only this callback receives the cause; the calls just time out.
+    errors: list[KafkaError] = []
+    options: dict[str, Any] = {**settings, "error_cb": errors.append, "log_level": 2}
     with translate_kafka_errors():
         client = AdminClient(options)
     deadline = time.monotonic() + _KAFKA_SECONDS
@@ -90,9 +100,9 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
             client.list_topics(timeout=1)
         except KafkaException as error:
             client.poll(0)
-            refusal = next((one for one in told if one.code() in _REFUSALS), None)
+            refusal = next((one for one in errors if one.code() in _REFUSALS), None)
             if refusal or time.monotonic() > deadline:
-                reason = refusal or (told or error.args)[0]
+                reason = refusal or (errors or error.args)[0]
                 message = f"Kafka at {bootstrap_servers}: {reason.str()}"
                 raise KafkaUnavailableError(message) from error
         else:
@@ -101,13 +111,13 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
 
 @contextmanager
 def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]]:
-    """A client for each service's Redis, by the service's name.
+    """Open a client for each service's Redis, by the service's name, and close them on exit.
 
     Args:
         urls: as given by the option `RedisUrls`.
 
     Raises:
-        SettingsError: one is not `SERVICE=URL`; the text names it.
+        SettingsError: a value is not `SERVICE=URL`; the text names it.
         CacheUnavailableError: a Redis Cluster did not respond.
     """
     clients: dict[str, WorkerRedis] = {}
@@ -115,7 +125,7 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]
         for pair in filter(None, ",".join(urls or ()).split(",")):
             match = _REDIS_URL.fullmatch(pair)
             if match is None:
-                # The rest may hold a password.
+                # The rest may contain a password.
                 start = pair.partition("://")[0]
                 message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
                 raise SettingsError(message)
@@ -131,7 +141,11 @@ def failed(reason: object) -> typer.Exit:
 
 
 def run(work: Coroutine[None, None, None]) -> None:
-    """Run a command's work; print errors that its user can do something about in one line."""
+    """Run a command's work, and print errors that the user can act on as one line.
+
+    Raises:
+        typer.Exit: the work failed (status 1) or was interrupted (130).
+    """
     try:
         asyncio.run(work)
     except (CacheSyncError, OSError) as error:

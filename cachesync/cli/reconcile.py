@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,39 +31,45 @@ _UNREPAIRED: Final = 3
 def reconcile(
     *,
     services: Annotated[
-        list[str] | None, typer.Option("--service", help="Whose cache; all with a --redis if left out.")
+        list[str] | None,
+        typer.Option(
+            "--service", help="Only this service's cache; can be repeated.", show_default="all with --redis"
+        ),
     ] = None,
     names: Annotated[
-        list[str] | None, typer.Option("--entity", help="Whose slots; all that are declared if left out.")
+        list[str] | None,
+        typer.Option(
+            "--entity", help="Only slots of this entity; can be repeated.", show_default="all declared"
+        ),
     ] = None,
     delta: Annotated[
         bool,
-        typer.Option("--delta", help="Only what changed since the last run that left nothing wrong."),
+        typer.Option("--delta", help="Only keys that changed since the last run that left nothing wrong."),
     ] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Compare payloads, too, not only versions.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Repair nothing.")] = False,
-    rate: Annotated[int | None, typer.Option(min=1, help="The most slots per second.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare payloads too, not only versions.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report drift without repairing it.")] = False,
+    rate: Annotated[int | None, typer.Option(min=1, help="Maximum number of slots per second.")] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Where to write the report; - is the standard output.")
+        Path | None, typer.Option("--json", help="File for the report; - is standard output.")
     ] = None,
     redis: RedisUrls = None,
     dsn: Dsn = None,
     entities: EntitiesFile = Path("entities.toml"),
 ) -> None:
-    """Find what is wrong in the caches, and repair it.
+    """Compare caches with the database, and repair drift.
 
-    An interrupted run goes on where it was when the same command is run again within a day.
+    If a run was interrupted, the same command resumes it within a day.
 
-    Exit status: 0 nothing is wrong any more, or this was a dry run; 1 it could not run; 3 something could
-    not be repaired.
+    Exit status: 0 if nothing is wrong anymore or the run was a dry run, 1 if the command could not run, 3 if
+    something could not be repaired.
     """
 
     async def work() -> None:
         declared = load_entities(entities)
         with redis_clients(redis) as clients:
             parameters = Parameters(
-                services=_known(services, clients, "--redis gives no address of the service"),
-                entities=_known(names, declared, f"{entities} declares no entity"),
+                services=_selected(services, clients, "no --redis given for service"),
+                entities=_selected(names, declared, f"{entities} does not declare entity"),
                 mode=_mode(delta=delta),
                 deep=deep,
                 dry_run=dry_run,
@@ -76,7 +82,7 @@ def reconcile(
                 typer.echo(text, nl=False)
             else:
                 json_file.write_text(text, encoding="utf-8")
-        _tell(report)
+        _print_report(report)
         if report.outcome == "unrepaired":
             raise typer.Exit(_UNREPAIRED)
 
@@ -87,16 +93,20 @@ def _mode(*, delta: bool) -> Literal["full", "delta"]:
     return "delta" if delta else "full"
 
 
-def _known(asked: list[str] | None, known: Collection[str], otherwise: str) -> tuple[str, ...]:
-    """What was asked for, or all there is."""
-    for name in asked or ():
+def _selected(names: list[str] | None, known: Collection[str], problem: str) -> tuple[str, ...]:
+    """Return the given names, or all known ones if none are given.
+
+    Raises:
+        SettingsError: a name is not known, for which `problem` is the text, or there are no known names.
+    """
+    for name in names or ():
         if name not in known:
-            message = f"{otherwise} {name!r}"
+            message = f"{problem} {name!r}"
             raise SettingsError(message)
     if not known:
-        message = "no cache is known; name each service's Redis, such as --redis sb=redis://host:6379/0"
+        message = "no Redis given; add one for each service, such as --redis sb=redis://host:6379/0"
         raise SettingsError(message)
-    return tuple(dict.fromkeys(asked or known))
+    return tuple(dict.fromkeys(names or known))
 
 
 async def _run(
@@ -111,20 +121,30 @@ async def _run(
             name = _PREFIX + datetime.now(UTC).isoformat(timespec="milliseconds")
             await runs.claim(opened, name)
         else:
-            console.print(f"going on with the unfinished run {name}", markup=False)
+            console.print(f"resuming unfinished run {name}", markup=False)
         tasks = await runs.plan(opened, name, parameters, clients)
-        with _Bar(len(tasks)) as bar:
+        progress = _ProgressBar(len(tasks))
+        with progress.display:
             for task in tasks:
-                bar.begin(task)
-                await runs.run_chunk(dsn, clients[task.service], name, task, entities, watch=bar.watch)
+                progress.on_chunk(task)
+                await runs.run_chunk(
+                    dsn, clients[task.service], name, task, entities, on_progress=progress.on_progress
+                )
         return await runs.report(opened, name)
 
 
-class _Bar:
-    """Shows how far a run has come."""
+class _ProgressBar:
+    """Shows the progress of a run.
+
+    Args:
+        chunks: the number of chunks.
+
+    Attributes:
+        display: shows the progress bar as a context manager.
+    """
 
     def __init__(self, chunks: int) -> None:
-        self._progress = Progress(
+        self.display = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[counts]}"),
@@ -132,44 +152,37 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
         )
-        self._bar = self._progress.add_task("", total=chunks, counts="")
+        self._bar = self.display.add_task("", total=chunks, counts="")
         self._done = -1
         self._before = (0, 0)
         self._now = (0, 0)
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def begin(self, task: Task) -> None:
-        """A chunk begins."""
+    def on_chunk(self, task: Task) -> None:
+        """Show the start of a chunk."""
         self._done += 1
         self._before = self._now
-        self._progress.update(self._bar, description=task.label, completed=self._done)
+        self.display.update(self._bar, description=task.label, completed=self._done)
 
-    def watch(self, progress: ChunkProgress) -> None:
-        """It has come so far."""
+    def on_progress(self, progress: ChunkProgress) -> None:
+        """Show the progress of the current chunk."""
         examined = sum(found.examined for found in progress.findings.values())
         drift = sum(found.drift for found in progress.findings.values())
         self._now = (self._before[0] + examined, self._before[1] + drift)
-        self._progress.update(
+        self.display.update(
             self._bar,
             completed=self._done + progress.share,
             counts=f"{self._now[0]:,} examined, {self._now[1]:,} wrong",
         )
 
 
-def _tell(report: Report) -> None:
+def _print_report(report: Report) -> None:
     for note in report.notes:
         console.print(note, markup=False)
     for service, entities in report.services.items():
         for entity, found in entities.items():
             counts = {name.replace("_", " "): getattr(found, name) for name in COUNTS}
-            told = (f"{count:,} {name}" for name, count in counts.items() if count or name == "examined")
-            console.print(f"{service} {entity}: {', '.join(told)}", markup=False)
+            shown = (f"{count:,} {name}" for name, count in counts.items() if count or name == "examined")
+            console.print(f"{service} {entity}: {', '.join(shown)}", markup=False)
     for kind, slots in report.samples.items():
         console.print(f"{kind.replace('_', ' ')}: {', '.join(slots)}", markup=False)
     console.print(

@@ -1,5 +1,5 @@
-"""Dead letters: messages that could not be applied, kept, retried, parked and closed.
+"""Dead letters: messages that could not be applied are kept, retried, parked and closed.
 
-Runs in the DAG `dead_letter_retry` and from the command line. `DeadLetterService` carries out requests; Kafka
-holds the letters, and a table in PostgreSQL records what became of them.
+Requests come from the DAG `dead_letter_retry` and the command line; `DeadLetterService` carries them out.
+Kafka stores the letters, and a table in PostgreSQL records what was done with them.
 """

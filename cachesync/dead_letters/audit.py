@@ -1,4 +1,4 @@
-"""What became of dead letters: one row of a table per action."""
+"""The audit table: one row per action on a dead letter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Action(StrEnum):
-    """What was done with a letter. All but a failed replay close it."""
+    """What was done with a letter. Every action closes the letter, except a failed replay."""
 
     RETRIED = "retried"
     RESOLVED = "resolved"
@@ -31,19 +31,19 @@ class Action(StrEnum):
 
     @property
     def closes(self) -> bool:
-        """Whether the letter is closed by it."""
+        """Whether the action closes the letter."""
         return self is not Action.REPLAYED
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """An action and its letter.
+    """One action on one letter.
 
     Attributes:
         letter: the letter.
         action: what was done with it.
-        attempt: how often it has failed by now.
-        error: why it failed the last time.
+        attempt: how often its message has failed so far.
+        error: why it failed most recently.
     """
 
     letter: Letter
@@ -53,7 +53,12 @@ class AuditEntry:
 
 
 async def closed(connection: asyncpg.Connection, letters: Sequence[Letter]) -> set[LetterId]:
-    """The places of those of the letters, all of one topic, that are closed."""
+    """Return the ids of the letters that are closed.
+
+    Args:
+        connection: a connection with the rights of `cachesync_worker`.
+        letters: the letters to look up; all must be in the same topic.
+    """
     if not letters:
         return set()
     ids = [letter.id for letter in letters]
@@ -69,52 +74,52 @@ async def closed(connection: asyncpg.Connection, letters: Sequence[Letter]) -> s
 
 
 async def record(
-    connection: asyncpg.Connection, actor: str, reason: str | None, endings: Iterable[AuditEntry]
+    connection: asyncpg.Connection, actor: str, reason: str | None, entries: Iterable[AuditEntry]
 ) -> None:
-    """Write actions down.
+    """Insert actions into the audit table.
 
     Args:
-        connection: one with the rights of `cachesync_worker`.
-        actor: who does it.
-        reason: why, as far as somebody said.
-        endings: the actions.
+        connection: a connection with the rights of `cachesync_worker`.
+        actor: who requested the actions.
+        reason: why; None if no reason was given.
+        entries: the actions.
     """
     rows = [
         (
-            _text(actor),
-            None if reason is None else _text(reason),
-            ending.action.value,
-            ending.letter.id.topic,
-            ending.letter.id.partition,
-            ending.letter.id.offset,
-            ending.letter.id.sent_at,
-            _text(ending.letter.service),
-            _text(ending.letter.original_topic),
-            ending.letter.original_partition,
-            ending.letter.original_offset,
-            _text(ending.letter.entity),
-            readable(ending.letter.key),
-            version_of(ending.letter),
-            ending.attempt,
-            _text(ending.error),
+            _without_nul(actor),
+            None if reason is None else _without_nul(reason),
+            entry.action.value,
+            entry.letter.id.topic,
+            entry.letter.id.partition,
+            entry.letter.id.offset,
+            entry.letter.id.sent_at,
+            _without_nul(entry.letter.service),
+            _without_nul(entry.letter.original_topic),
+            entry.letter.original_partition,
+            entry.letter.original_offset,
+            _without_nul(entry.letter.entity),
+            readable(entry.letter.key),
+            version_of(entry.letter),
+            entry.attempt,
+            _without_nul(entry.error),
         )
-        for ending in endings
+        for entry in entries
     ]
     await connection.executemany(statement("dead_letters/record"), rows)
 
 
 def readable(key: bytes | None) -> str | None:
-    """A message's key as text, whatever its bytes."""
-    return None if key is None else _text(key.decode(errors="backslashreplace"))
+    """Return a message's key as text; bytes that are not UTF-8 become escape sequences."""
+    return None if key is None else _without_nul(key.decode(errors="backslashreplace"))
 
 
 def version_of(letter: Letter) -> int | None:
-    """The row version that a letter is about; None where it cannot be decoded."""
+    """Return the row version of a letter's change, or None if it cannot be decoded."""
     with suppress(UndecodableError):
         return letter.change().version
     return None
 
 
-def _text(text: str) -> str:
-    """Without NUL, which PostgreSQL's texts cannot hold."""
+def _without_nul(text: str) -> str:
+    """Escape NUL characters, which PostgreSQL's `text` cannot store."""
     return text.replace("\0", "\\0")

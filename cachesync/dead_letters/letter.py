@@ -1,4 +1,4 @@
-"""Messages that could not be applied, kept with all that is needed to try again."""
+"""The format of dead letters: messages that could not be applied, with everything needed to retry them."""
 
 from __future__ import annotations
 
@@ -23,37 +23,48 @@ if TYPE_CHECKING:
     from cachesync.kafka.event import Headers
 
 _PREFIX: Final = "dead-letter-"
-# The first header of a letter's own; a message that was a letter before may bring others of these names.
-_FIRST: Final = _PREFIX + "service"
-_LONGEST_ERROR: Final = 1000
+# The first of the headers that a letter adds. The last header of this name counts: a message that was itself
+# a letter may contain headers with these names.
+_FIRST_HEADER: Final = _PREFIX + "service"
+_MAX_ERROR_LENGTH: Final = 1000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
 _BACKOFF: Final = Backoff(first=30, longest=3600, jitter=1)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a letter is tried, and when.
+    """When a letter is retried, and when it is parked.
 
     Attributes:
-        max_attempts: the number of failures, the first included, after which a letter is parked.
-        backoff: the delay after each failure; full jitter spreads letters that failed together.
+        max_attempts: the number of failures, including the first, after which a letter is parked.
+        backoff: the delay after each failure; full jitter spreads out letters that failed together.
     """
 
     max_attempts: int = 5
     backoff: Backoff = _BACKOFF
 
     def next_attempt(self, now: datetime, failures: int) -> datetime:
-        """Return when a letter is due again that has failed the given number of times."""
+        """Return when a letter is due again.
+
+        Args:
+            now: the time of the last failure.
+            failures: how often the message has failed so far.
+        """
         return now + timedelta(seconds=self.backoff.delay(failures))
 
 
 DEFAULT_POLICY: Final = RetryPolicy()
+"""Up to 30 s after the first failure, doubling up to an hour; the fifth failure parks the letter."""
 
 
 class Stage(StrEnum):
-    """Where a message failed."""
+    """The step at which a message failed.
+
+    Attributes:
+        DECODE: the message is not a change.
+        ROW: the row could not be read.
+        CACHE: Redis refused the change.
+    """
 
     DECODE = "decode"
     ROW = "row"
@@ -62,13 +73,13 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LetterId:
-    """Where a letter is, which tells it from all others.
+    """Identifies a letter by its position in Kafka.
 
     Attributes:
-        topic: the topic of dead letters, or the parking lot.
-        partition: the partition of it.
-        offset: the offset in that.
-        sent_at: when it was sent; offsets begin anew where a topic is made anew.
+        topic: the dead-letter topic or the parking lot.
+        partition: the partition of the topic.
+        offset: the offset in the partition.
+        sent_at: when the letter was sent, because offsets start over if the topic is recreated.
     """
 
     topic: str
@@ -77,25 +88,25 @@ class LetterId:
     sent_at: datetime
 
     def __str__(self) -> str:
-        """As commands call it, such as `parking-lot:0:17`."""
+        """Return the name that commands use, such as `parking-lot:0:17`."""
         return f"{self.topic.removeprefix(TOPIC_PREFIX)}:{self.partition}:{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter as it was read from its topic.
+    """A dead letter as read from its topic.
 
     Attributes:
-        id: identifies it.
-        key, value, headers: those of the message that failed, untouched.
-        fields: its own headers, without their prefix.
+        id: the letter's position in Kafka.
+        key, value, headers: those of the failed message, unchanged.
+        fields: the headers that the letter adds, without their prefix.
         service: the service whose cache the message was meant for.
-        original_topic, original_partition, original_offset: where the message was.
-        stage, error: why it failed the last time.
+        original_topic, original_partition, original_offset: the position of the failed message.
+        stage, error: at which step it failed most recently, and why.
         attempt: how often it has failed.
-        maximum: at how many failures it is parked.
-        first_failed_at, last_failed_at: when.
-        not_before: when it is to be tried again.
+        max_attempts: the number of failures after which it is parked.
+        first_failed_at, last_failed_at: the time of the first and of the most recent failure.
+        not_before: when it is due to be retried.
     """
 
     id: LetterId
@@ -110,20 +121,23 @@ class Letter:
     stage: Stage
     error: str
     attempt: int
-    maximum: int
+    max_attempts: int
     first_failed_at: datetime
     last_failed_at: datetime
     not_before: datetime
 
     @classmethod
-    def of(cls, message: Message) -> Self:
-        """The letter that a message of one of the two topics is.
+    def from_message(cls, message: Message) -> Self:
+        """Parse a message of the dead-letter topic or the parking lot.
 
-        What somebody else has put there is a letter that cannot be decoded, so that it, too, is parked.
+        A message without the headers of a letter, sent there by another program, becomes a letter that cannot
+        be decoded, so that it is parked as well.
         """
         headers = headers_of(message)
         names = [name for name, _ in headers]
-        first = len(names) - 1 - names[::-1].index(_FIRST) if _FIRST in names else len(names)
+        first = len(names)
+        if _FIRST_HEADER in names:
+            first -= 1 + names[::-1].index(_FIRST_HEADER)
         fields = {
             name.removeprefix(_PREFIX): value.decode(errors="replace")
             for name, value in headers[first:]
@@ -134,62 +148,76 @@ class Letter:
             parsed = _parsed(fields)
         except (KeyError, ValueError, OverflowError) as error:
             first = len(names)
-            fields = first_fields(
-                message,
-                "",
-                "",
-                Stage.DECODE,
-                f"no dead letter: header {error}",
-                letter_id.sent_at,
-                DEFAULT_POLICY,
-            )
+            missing = isinstance(error, KeyError)
+            problem = f"header {_PREFIX}{error.args[0]} is missing" if missing else f"invalid header: {error}"
+            reason = f"not a dead letter: {problem}"
+            fields = first_fields(message, "", "", Stage.DECODE, reason, letter_id.sent_at, DEFAULT_POLICY)
             parsed = _parsed(fields)
         return cls(letter_id, message.key(), message.value(), headers[:first], fields, **parsed)
 
     @property
     def entity(self) -> str:
-        """The name of the entity that the message was about."""
+        """The name of the message's entity."""
         return self.original_topic.removeprefix(TOPIC_PREFIX)
 
     def change(self) -> Change:
-        """The change that the message carries.
+        """Decode the message.
 
         Raises:
-            UndecodableError: it carries none.
+            UndecodableError: the message is not a change.
         """
         return decode(self.entity, self.key, self.value, self.headers)
 
     def due(self, now: datetime) -> bool:
-        """Whether it is time to do something about it; an undecodable one is not tried, so need not wait."""
+        """Return whether the letter is due; one that cannot be decoded is only parked and always due."""
         return self.stage is Stage.DECODE or self.not_before <= now
 
     def moved(self, topic: str) -> Outgoing:
-        """The message that takes the letter to another topic as it is."""
+        """Return the message that moves the letter to another topic unchanged."""
         return topic, self.key, self.value, [*self.headers, *encoded(self.fields)]
 
     def failed_again(self, stage: Stage, error: str, now: datetime, policy: RetryPolicy) -> Outgoing:
-        """The message that follows the letter after another failure: another letter, or a parked one."""
+        """Return the message that replaces the letter after another failure.
+
+        Its topic is the parking lot if that was the last attempt, and otherwise the dead-letter topic.
+
+        Args:
+            stage: the step at which the retry failed.
+            error: why it failed.
+            now: when it failed.
+            policy: determines when the letter is due again; the number of attempts is the letter's own.
+        """
         attempt = self.attempt + 1
         fields = {
             **self.fields,
             "stage": stage.value,
-            "error": error[:_LONGEST_ERROR],
+            "error": error[:_MAX_ERROR_LENGTH],
             "attempt": str(attempt),
             "last-failed-at": now.isoformat(),
             "not-before": policy.next_attempt(now, attempt).isoformat(),
         }
-        topic = DEAD_LETTERS if attempt < self.maximum else PARKING_LOT
+        topic = DEAD_LETTERS if attempt < self.max_attempts else PARKING_LOT
         return topic, self.key, self.value, [*self.headers, *encoded(fields)]
 
 
 Outgoing = tuple[str, bytes | None, bytes | None, "Headers"]
-"""A message to be sent: topic, key, value, headers."""
+"""A message to send: topic, key, value and headers."""
 
 
-def first_fields(  # noqa: PLR0917 - each a header
+def first_fields(  # noqa: PLR0917 - one parameter per header
     message: Message, service: str, group: str, stage: Stage, error: str, now: datetime, policy: RetryPolicy
 ) -> dict[str, str]:
-    """The own headers, without their prefix, of the letter that a message becomes at its first failure."""
+    """Return the fields of the letter that a message becomes when it fails for the first time.
+
+    Args:
+        message: the failed message.
+        service: the service whose cache the message was meant for.
+        group: the consumer group of the service's cache.
+        stage: the step at which the message failed.
+        error: why it failed.
+        now: when it failed.
+        policy: determines when the letter is due, and how often it is retried.
+    """
     kind, milliseconds = message.timestamp()
     return {
         "service": service,
@@ -199,7 +227,7 @@ def first_fields(  # noqa: PLR0917 - each a header
         "original-timestamp": "" if kind == TIMESTAMP_NOT_AVAILABLE else str(milliseconds),
         "original-group": group,
         "stage": stage.value,
-        "error": error[:_LONGEST_ERROR],
+        "error": error[:_MAX_ERROR_LENGTH],
         "attempt": "1",
         "maximum": str(policy.max_attempts),
         "first-failed-at": now.isoformat(),
@@ -209,22 +237,22 @@ def first_fields(  # noqa: PLR0917 - each a header
 
 
 def encoded(fields: Mapping[str, str]) -> Headers:
-    """A letter's own fields as Kafka headers."""
+    """Return a letter's fields as Kafka headers."""
     return [(_PREFIX + name, value.encode()) for name, value in fields.items()]
 
 
 def _id_of(message: Message) -> LetterId:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - no error
+    assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - only an error message has none
     return LetterId(topic, partition, offset, _EPOCH + timedelta(milliseconds=message.timestamp()[1]))
 
 
 def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
-    """What a letter's own headers say.
+    """Parse a letter's fields into the attributes of a `Letter`.
 
     Raises:
-        KeyError: one is missing.
-        ValueError, OverflowError: one is malformed.
+        KeyError: a field is missing.
+        ValueError, OverflowError: a field is malformed.
     """
     return {
         "service": fields["service"],
@@ -234,20 +262,20 @@ def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
         "stage": Stage(fields["stage"]),
         "error": fields["error"],
         "attempt": _number(fields["attempt"], 30),
-        "maximum": _number(fields["maximum"], 30),
-        "first_failed_at": _moment(fields["first-failed-at"]),
-        "last_failed_at": _moment(fields["last-failed-at"]),
-        "not_before": _moment(fields["not-before"]),
+        "max_attempts": _number(fields["maximum"], 30),
+        "first_failed_at": _time(fields["first-failed-at"]),
+        "last_failed_at": _time(fields["last-failed-at"]),
+        "not_before": _time(fields["not-before"]),
     }
 
 
 def _number(text: str, bits: int) -> int:
     number = int(text)
     if number.bit_length() > bits:
-        message = f"{text} is no number of {bits} bits"
+        message = f"{text} does not fit in {bits} bits"
         raise ValueError(message)
     return number
 
 
-def _moment(text: str) -> datetime:
+def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)

@@ -1,4 +1,4 @@
-"""Reads dead letters, from the oldest that may be open."""
+"""Reads dead letters, starting with the oldest that may be open."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ _Partition = tuple[str, int]
 
 
 class DeadLetterReader:
-    """A consumer of dead letters that never joins a group: any number of readers see all letters.
+    """A consumer of dead letters that never joins its group, so that every reader sees all letters.
 
-    It keeps offsets under the name of one all the same: below them every letter is closed. They save
-    reading; whether a letter is closed, the table of actions says.
+    It commits offsets under the group's name nevertheless: all letters below them are closed. This only saves
+    reading; whether a letter is closed is determined by the audit table.
 
     Args:
-        settings: how to reach Kafka, as librdkafka calls it.
+        settings: librdkafka's settings for connecting to the brokers.
+
+    Raises:
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -51,7 +54,7 @@ class DeadLetterReader:
                     "enable.auto.commit": False,
                     "enable.partition.eof": True,
                     "fetch.wait.max.ms": 10,
-                    # Its calls raise the errors that it would log.
+                    # The errors that librdkafka would log are raised by its calls.
                     "log_level": 2,
                 },
                 logger=logging.getLogger("cachesync.kafka"),
@@ -66,7 +69,11 @@ class DeadLetterReader:
         self._consumer.close()
 
     def batches(self, topic: str, size: int) -> Iterator[list[Letter]]:
-        """All letters of a topic that may be open and are there now, in batches of at most `size`.
+        """Yield the letters that are in a topic now and may be open.
+
+        Args:
+            topic: the dead-letter topic or the parking lot.
+            size: the maximum number of letters in a batch.
 
         Raises:
             KafkaUnavailableError: Kafka did not respond.
@@ -82,7 +89,8 @@ class DeadLetterReader:
             try:
                 batch: list[Letter] = []
                 while unread:
-                    # consume(n, t) waits the whole t for n messages; this takes what has arrived.
+                    # Wait for one message, then take those that have already arrived: consume(n, t) would
+                    # wait the full t.
                     messages = [self._next(), *self._consumer.consume(size - len(batch) - 1, 0)]
                     batch += _letters(messages, unread)
                     if len(batch) == size:
@@ -94,7 +102,12 @@ class DeadLetterReader:
                 self._consumer.unassign()
 
     def letter(self, topic: str, partition: int, offset: int) -> Letter | None:
-        """The letter at a place; None where there is none, or no more.
+        """Return one letter, or None if it does not exist or no longer exists.
+
+        Args:
+            topic: the dead-letter topic or the parking lot.
+            partition: the partition of the topic.
+            offset: the offset in the partition.
 
         Raises:
             KafkaUnavailableError: Kafka did not respond.
@@ -103,32 +116,37 @@ class DeadLetterReader:
         with translate_kafka_errors():
             if partition not in self._partitions(topic):
                 return None
-            place = TopicPartition(topic, partition, offset)
-            low, high = self._consumer.get_watermark_offsets(place, _TIMEOUT_SECONDS)
+            position = TopicPartition(topic, partition, offset)
+            low, high = self._consumer.get_watermark_offsets(position, _TIMEOUT_SECONDS)
             if not low <= offset < high:
                 return None
-            self._consumer.assign([place])
+            self._consumer.assign([position])
             try:
                 message = self._next()
             finally:
                 self._consumer.unassign()
         if message.error() is not None or message.offset() != offset:
             return None
-        return Letter.of(message)
+        return Letter.from_message(message)
 
-    def ahead(self, topic: str) -> int:
-        """How many messages `batches` would read."""
+    def count(self, topic: str) -> int:
+        """Return how many messages `batches` would read.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond.
+            TopicError: the topic is missing.
+        """
         with translate_kafka_errors():
             return sum(end - start for start, end in self._ranges(topic).values())
 
-    def keep(self, letters: Collection[LetterId]) -> None:
-        """Note that these letters are still open."""
+    def mark_open(self, letters: Collection[LetterId]) -> None:
+        """Record that letters are still open, so that `commit` does not pass them."""
         for letter in letters:
             partition = (letter.topic, letter.partition)
             self._lowest_open[partition] = min(self._lowest_open[partition], letter.offset)
 
     def commit(self) -> None:
-        """Let the next reader begin at the oldest letter that was noted as open.
+        """Make the next reader start with the oldest letter that was marked as open.
 
         Raises:
             KafkaUnavailableError: Kafka did not respond.
@@ -140,7 +158,7 @@ class DeadLetterReader:
         ]
         if offsets:
             with translate_kafka_errors():
-                _patiently(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
+                _while_coordinator_moves(lambda: self._consumer.commit(offsets=offsets, asynchronous=False))
 
     def _next(self) -> Message:
         message = self._consumer.poll(_TIMEOUT_SECONDS)
@@ -149,13 +167,16 @@ class DeadLetterReader:
         return message
 
     def _ranges(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Of each partition the offset to begin with, and the one after its last."""
+        """Return, by partition, the offset to start with and the offset after the last letter."""
         partitions = [TopicPartition(topic, number) for number in self._partitions(topic)]
         ranges = {}
-        for partition in _patiently(lambda: self._consumer.committed(partitions, timeout=_TIMEOUT_SECONDS)):
+        committed = _while_coordinator_moves(
+            lambda: self._consumer.committed(partitions, timeout=_TIMEOUT_SECONDS)
+        )
+        for partition in committed:
             low, high = self._consumer.get_watermark_offsets(partition, _TIMEOUT_SECONDS)
             self._committed[topic, partition.partition] = partition.offset
-            # Where the topic was made anew, the offset may be one that it has not reached.
+            # If the topic was recreated, it may not have reached the committed offset yet.
             start = partition.offset if low <= partition.offset <= high else low
             ranges[partition.partition] = (start, high)
         return ranges
@@ -163,13 +184,13 @@ class DeadLetterReader:
     def _partitions(self, topic: str) -> list[int]:
         metadata = self._consumer.list_topics(topic, timeout=_TIMEOUT_SECONDS).topics[topic]
         if metadata.error is not None:
-            message = f"topic {topic}: {metadata.error.str()}; `cachesync create-topics` makes it"
+            message = f"topic {topic}: {metadata.error.str()}; run `cachesync create-topics`"
             raise TopicError(message)
         return sorted(metadata.partitions)
 
 
-def _patiently(call: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
-    """What a call answers that a coordinator, which may just be moving, has to answer."""
+def _while_coordinator_moves(call: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+    """Repeat a call to the group's coordinator while the coordinator is moving to another broker."""
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         try:
@@ -181,18 +202,18 @@ def _patiently(call: Callable[[], list[TopicPartition]]) -> list[TopicPartition]
 
 
 def _letters(messages: list[Message], unread: dict[int, int]) -> list[Letter]:
-    """The letters among messages; partitions that are read to their end leave `unread`."""
+    """Return the letters among messages, and remove fully read partitions from `unread`."""
     letters = []
     for message in messages:
         problem, partition, offset = message.error(), message.partition(), message.offset()
-        assert partition is not None and offset is not None  # noqa: S101, PT018 - assigned by hand
+        assert partition is not None and offset is not None  # noqa: S101, PT018 - set even in error messages of a partition
         if problem is not None:
             if problem.code() != errors.PARTITION_EOF:
                 raise KafkaException(problem)
             unread.pop(partition, None)
             continue
         if partition in unread and offset < unread[partition]:
-            letters.append(Letter.of(message))
+            letters.append(Letter.from_message(message))
         if offset + 1 >= unread.get(partition, 0):
             unread.pop(partition, None)
     return letters

@@ -1,4 +1,4 @@
-"""What can be asked about dead letters, by a command or a DAG's run."""
+"""Requests about dead letters, made by a command or a DAG run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.letter import Letter
 
 LETTER: Final = r"^(dead-letters|parking-lot):\d{1,9}:\d{1,18}$"
-"""How a letter is called."""
+"""Pattern of a letter's name, such as `parking-lot:0:17`."""
 
 
 class RequestAction(StrEnum):
-    """What is asked for."""
+    """What to do.
+
+    Attributes:
+        RETRY: retry the letters that are due, and park those that fail for the last time.
+        LIST: return the open letters.
+        SHOW: return one letter in full.
+        STATS: count the open letters, and the actions of the last day.
+        REPLAY: retry letters now, including parked ones.
+        DISCARD: close letters without retrying them.
+    """
 
     RETRY = "retry"
     LIST = "list"
@@ -30,28 +39,27 @@ class RequestAction(StrEnum):
 
 
 class LetterTopic(StrEnum):
-    """A topic of letters, without its prefix."""
+    """The topics that contain letters, without their common prefix."""
 
     DEAD_LETTERS = DEAD_LETTERS.removeprefix(TOPIC_PREFIX)
     PARKING_LOT = PARKING_LOT.removeprefix(TOPIC_PREFIX)
 
 
 class Request(BaseModel):
-    """What is asked for, and about which letters. A letter has to meet all that is said of it.
+    """An action and the letters it applies to. A letter must match all the filters that are given.
 
     Attributes:
-        action: `retry`: try those whose time has come, park what has failed for the last time; `list`,
-            `show` and `stats`: tell; `replay`: try at once, parked ones too; `discard`: close untried.
-        letters: these, such as `parking-lot:0:17`.
-        topic: those that wait, or those that are parked; None: both.
-        services: those of these services' caches.
-        entities: those about these entities.
-        keys: those about these rows.
-        all: whether, where nothing else is said of the letters, all are meant; for `replay` and `discard`.
-        dry_run: tell what `replay` or `discard` would do, and do nothing.
-        rate: the most letters per second of `replay`.
-        reason: why, for `discard`.
-        limit: the most letters that `list` tells.
+        action: what to do.
+        letters: select the letters with these names, such as `parking-lot:0:17`.
+        topic: select the letters in this topic; None selects both topics.
+        services: select the letters of these services' caches.
+        entities: select the letters of these entities.
+        keys: select the letters of the rows with these keys.
+        all: select every letter if no filter is given; required in that case by `replay` and `discard`.
+        dry_run: return what `replay` or `discard` would do, and change nothing.
+        rate: for `replay`, the maximum number of letters per second; None for no limit.
+        reason: for `discard`, the reason that is stored in the audit table.
+        limit: for `list`, the maximum number of letters to return.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,36 +78,38 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> Request:
-        """Refuse what would do something else than was meant.
+        """Reject a request that would do something other than intended.
 
         Raises:
-            ValueError: something is missing; the text says what.
+            ValueError: something is missing; the text names it.
         """
         if self.action is RequestAction.SHOW and len(self.letters) != 1:
-            message = "show needs one letter, such as parking-lot:0:17; list names them"
+            message = "show requires exactly one letter, such as parking-lot:0:17; use list to find it"
             raise ValueError(message)
-        if self.action in {RequestAction.REPLAY, RequestAction.DISCARD} and not (self.narrowed or self.all):
-            message = f"{self.action} needs letters, a service, an entity, a key or a topic; or all"
+        if self.action in {RequestAction.REPLAY, RequestAction.DISCARD} and not (
+            self.has_filters or self.all
+        ):
+            message = f"{self.action} requires letters, a topic, a service, an entity or a key; or all"
             raise ValueError(message)
         if self.action is RequestAction.DISCARD and not (self.reason and self.reason.strip()):
-            message = "discard needs a reason, which is kept with the record of it"
+            message = "discard requires a reason, which is stored in the audit table"
             raise ValueError(message)
         return self
 
     @property
-    def narrowed(self) -> bool:
-        """Whether anything is said of the letters."""
+    def has_filters(self) -> bool:
+        """Whether any filter is given."""
         return bool(self.letters or self.topic or self.services or self.entities or self.keys)
 
     @property
     def topics(self) -> list[str]:
-        """Where the letters are."""
+        """The topics in which to look for letters, with their prefix."""
         named = {TOPIC_PREFIX + letter.partition(":")[0] for letter in self.letters}
-        asked = {TOPIC_PREFIX + self.topic} if self.topic else {DEAD_LETTERS, PARKING_LOT}
-        return sorted(asked & named if named else asked)
+        selected = {TOPIC_PREFIX + self.topic} if self.topic else {DEAD_LETTERS, PARKING_LOT}
+        return sorted(selected & named if named else selected)
 
-    def wants(self, letter: Letter) -> bool:
-        """Whether a letter is meant."""
+    def matches(self, letter: Letter) -> bool:
+        """Return whether a letter of one of `topics` matches all filters."""
         return (
             (not self.letters or str(letter.id) in self.letters)
             and (not self.services or letter.service in self.services)

@@ -1,4 +1,4 @@
-"""Tries dead letters again, and closes them."""
+"""Retries dead letters and closes them."""
 
 from __future__ import annotations
 
@@ -35,42 +35,43 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.slots.clients import WorkerRedis
 
-    Wanted = Callable[[Letter], bool]
+    Filter = Callable[[Letter], bool]
+    Handler = Callable[[list[Letter]], Awaitable[list[AuditEntry]]]
 
 _BATCH: Final = 500
-# Any number, the same for all: what one does with an open letter, no other may do at the same time.
+# An arbitrary number, the same in every process: no two processes may act on the same open letter at once.
 _ADVISORY_LOCK: Final = 0x64_6C_74_72
 
 
 class Watcher(Protocol):
-    """Told how the work goes."""
+    """Receives the progress of the work."""
 
-    def expect(self, messages: int) -> None:
-        """So many messages will be looked at."""
+    def on_start(self, messages: int) -> None:
+        """Called once, with the number of messages that will be read."""
 
-    def pass_by(self, messages: int) -> None:
-        """So many more were looked at."""
+    def on_progress(self, messages: int) -> None:
+        """Called after each batch, with the number of messages in it."""
 
-    def end(self, ending: AuditEntry) -> None:
-        """Something was done with a letter, or would be."""
+    def on_action(self, entry: AuditEntry) -> None:
+        """Called for each action on a letter; in a dry run, for each action that would be taken."""
 
 
 class NullWatcher:
-    """No one is told."""
+    """A watcher that ignores the progress."""
 
-    def expect(self, messages: int) -> None:
-        """Nothing to do."""
+    def on_start(self, messages: int) -> None:
+        """Do nothing."""
 
-    def pass_by(self, messages: int) -> None:
-        """Nothing to do."""
+    def on_progress(self, messages: int) -> None:
+        """Do nothing."""
 
-    def end(self, ending: AuditEntry) -> None:
-        """Nothing to do."""
+    def on_action(self, entry: AuditEntry) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a letter's change could not be brought to its cache."""
+    """Why the current row of a letter could not be applied to its cache."""
 
     stage: Stage
     error: str
@@ -84,23 +85,27 @@ def _all(_: Letter) -> bool:
 
 
 class Retrier:
-    """Works on dead letters; any number may at the same time.
+    """Retries, replays and discards dead letters. Several can work at the same time.
 
-    What a letter says is a hint only: the row is read again. Effects come first and are safe to repeat,
-    then the action is committed, so that a crash in between leaves a letter that is tried again.
+    A letter is only a hint: its row is read again. The effect of an action comes first and is safe to repeat;
+    then the action is recorded and committed. After a crash in between, the letter is retried.
 
     Args:
-        connection: a connection to the database with the rights of `cachesync_worker`.
-        settings: how to reach Kafka, as librdkafka calls it.
+        connection: a connection with the rights of `cachesync_worker`.
+        settings: librdkafka's settings for connecting to the brokers.
         reader: reads the letters.
-        clients: the services' Redis, by name. Letters of other services are left alone.
-        entities: the declared entities.
-        actor: who does it, for the record.
-        policy: when a letter that fails again is tried the next time.
-        watcher: told of each letter.
+        clients: each service's Redis, by the service's name. Letters of other services are skipped.
+        entities: the declared entities by name.
+        actor: who requested the work, for the audit table.
+        policy: determines when a letter that fails again is due.
+        watcher: receives the progress.
 
     Attributes:
-        left_alone: the places of the letters that were met and whose service has no Redis here, by service.
+        without_redis: the ids of the letters that were skipped because `clients` has no Redis for their
+            service, by service.
+
+    Raises:
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
 
     def __init__(
@@ -128,61 +133,66 @@ class Retrier:
         self._actor = actor
         self._policy = policy
         self._watcher = watcher or NullWatcher()
-        self._away: dict[str, str] = {}
-        self.left_alone: defaultdict[str, set[LetterId]] = defaultdict(set)
+        self._unavailable: dict[str, str] = {}
+        self.without_redis: defaultdict[str, set[LetterId]] = defaultdict(set)
 
-    async def retry(self, wanted: Wanted = _all) -> None:
-        """Try the open letters whose time has come; those that fail again come back later, or are parked.
+    async def retry(self, matches: Filter = _all) -> None:
+        """Retry the open letters that are due; those that fail again are sent again or parked.
+
+        Args:
+            matches: selects the letters to retry.
 
         Raises:
-            CacheUnavailableError: a Redis is away; the letters of other services were tried.
-            DatabaseUnavailableError: the database is away.
+            CacheUnavailableError: a Redis is unavailable; the letters of the other services were retried.
+            DatabaseUnavailableError: the database is unavailable.
             KafkaUnavailableError: Kafka did not respond.
+            TopicError: a topic is missing.
         """
 
-        async def treat(letters: list[Letter]) -> list[AuditEntry]:
+        async def handle(letters: list[Letter]) -> list[AuditEntry]:
             now = datetime.now(UTC)
             due = [letter for letter in letters if letter.due(now)]
-            outcomes = await self._try([letter for letter in due if letter.stage is not Stage.DECODE])
-            endings: list[AuditEntry] = []
-            following: list[Outgoing] = []
+            outcomes = await self._attempt([letter for letter in due if letter.stage is not Stage.DECODE])
+            entries: list[AuditEntry] = []
+            outgoing: list[Outgoing] = []
             for letter in due:
                 if letter.stage is Stage.DECODE:
-                    following.append(letter.moved(PARKING_LOT))
-                    endings.append(AuditEntry(letter, Action.PARKED, letter.attempt, letter.error))
+                    outgoing.append(letter.moved(PARKING_LOT))
+                    entries.append(AuditEntry(letter, Action.PARKED, letter.attempt, letter.error))
                     continue
                 outcome = outcomes.get(letter.id)
                 if isinstance(outcome, _Failure):
-                    follower = letter.failed_again(outcome.stage, outcome.error, now, self._policy)
-                    following.append(follower)
-                    action = Action.RETRIED if follower[0] == DEAD_LETTERS else Action.PARKED
-                    endings.append(AuditEntry(letter, action, letter.attempt + 1, outcome.error))
+                    replacement = letter.failed_again(outcome.stage, outcome.error, now, self._policy)
+                    outgoing.append(replacement)
+                    action = Action.RETRIED if replacement[0] == DEAD_LETTERS else Action.PARKED
+                    entries.append(AuditEntry(letter, action, letter.attempt + 1, outcome.error))
                 elif outcome is not None:
-                    endings.append(AuditEntry(letter, outcome, letter.attempt, letter.error))
-            deliver(self._producer, following)
-            return endings
+                    entries.append(AuditEntry(letter, outcome, letter.attempt, letter.error))
+            deliver(self._producer, outgoing)
+            return entries
 
-        await self._go_through([DEAD_LETTERS], wanted, treat)
+        await self._process([DEAD_LETTERS], matches, handle)
 
     async def replay(
-        self, topics: Sequence[str], wanted: Wanted, *, rate: float | None = None, dry_run: bool = False
+        self, topics: Sequence[str], matches: Filter, *, rate: float | None = None, dry_run: bool = False
     ) -> None:
-        """Try letters at once, parked ones too; those that fail stay as they are.
+        """Retry letters now, including parked ones; those that fail stay as they are.
 
         Args:
             topics: `DEAD_LETTERS`, `PARKING_LOT`, or both.
-            wanted: which letters of them.
-            rate: the most letters per second.
-            dry_run: look, and change nothing; nothing is recorded.
+            matches: selects the letters to replay.
+            rate: the maximum number of letters per second; None for no limit.
+            dry_run: only determine what would be done; change and record nothing.
 
         Raises:
-            CacheUnavailableError: a Redis is away; the letters of other services were tried.
-            DatabaseUnavailableError: the database is away.
+            CacheUnavailableError: a Redis is unavailable; the letters of the other services were retried.
+            DatabaseUnavailableError: the database is unavailable.
             KafkaUnavailableError: Kafka did not respond.
+            TopicError: a topic is missing.
         """
 
-        async def treat(letters: list[Letter]) -> list[AuditEntry]:
-            outcomes = await self._try(letters, dry_run=dry_run)
+        async def handle(letters: list[Letter]) -> list[AuditEntry]:
+            outcomes = await self._attempt(letters, dry_run=dry_run)
             return [
                 AuditEntry(letter, Action.REPLAYED, letter.attempt, outcome.error)
                 if isinstance(outcome, _Failure)
@@ -191,89 +201,91 @@ class Retrier:
                 if (outcome := outcomes.get(letter.id)) is not None
             ]
 
-        await self._go_through(topics, wanted, treat, rate=rate, dry_run=dry_run)
+        await self._process(topics, matches, handle, rate=rate, dry_run=dry_run)
 
     async def discard(
-        self, topics: Sequence[str], wanted: Wanted, reason: str, *, dry_run: bool = False
+        self, topics: Sequence[str], matches: Filter, reason: str, *, dry_run: bool = False
     ) -> None:
-        """Close letters without trying them.
+        """Close letters without retrying them.
 
         Args:
             topics: `DEAD_LETTERS`, `PARKING_LOT`, or both.
-            wanted: which letters of them.
-            reason: why, for the record.
-            dry_run: look, and change nothing.
+            matches: selects the letters to discard.
+            reason: why, for the audit table.
+            dry_run: only determine what would be done; change and record nothing.
 
         Raises:
-            DatabaseUnavailableError: the database is away.
+            DatabaseUnavailableError: the database is unavailable.
             KafkaUnavailableError: Kafka did not respond.
+            TopicError: a topic is missing.
         """
 
-        async def treat(letters: list[Letter]) -> list[AuditEntry]:
+        async def handle(letters: list[Letter]) -> list[AuditEntry]:
             return [AuditEntry(letter, Action.DISCARDED, letter.attempt, letter.error) for letter in letters]
 
-        await self._go_through(topics, wanted, treat, reason=reason, dry_run=dry_run)
+        await self._process(topics, matches, handle, reason=reason, dry_run=dry_run)
 
-    async def _go_through(
+    async def _process(
         self,
         topics: Sequence[str],
-        wanted: Wanted,
-        treat: Callable[[list[Letter]], Awaitable[list[AuditEntry]]],
+        matches: Filter,
+        handle: Handler,
         *,
         rate: float | None = None,
         reason: str | None = None,
         dry_run: bool = False,
     ) -> None:
         size = _BATCH if rate is None else max(1, min(_BATCH, int(rate)))
-        self._watcher.expect(sum(self._reader.ahead(topic) for topic in topics))
+        self._watcher.on_start(sum(self._reader.count(topic) for topic in topics))
         for topic in topics:
             for batch in self._reader.batches(topic, size):
                 started = time.monotonic()
-                endings = await self._treat(batch, wanted, treat, reason=reason, dry_run=dry_run)
-                for ending in endings:
-                    self._watcher.end(ending)
-                self._watcher.pass_by(len(batch))
-                if rate is not None and endings:
-                    await asyncio.sleep(len(endings) / rate - (time.monotonic() - started))
+                entries = await self._process_batch(batch, matches, handle, reason=reason, dry_run=dry_run)
+                for entry in entries:
+                    self._watcher.on_action(entry)
+                self._watcher.on_progress(len(batch))
+                if rate is not None and entries:
+                    await asyncio.sleep(len(entries) / rate - (time.monotonic() - started))
         if not dry_run:
             self._reader.commit()
-        if self._away:
+        if self._unavailable:
             message = "; ".join(
-                f"{service}: {error}; its letters stay as they are" for service, error in self._away.items()
+                f"{service}: {error}; its remaining letters stay open"
+                for service, error in self._unavailable.items()
             )
             raise CacheUnavailableError(message)
 
-    async def _treat(
+    async def _process_batch(
         self,
         batch: list[Letter],
-        wanted: Wanted,
-        treat: Callable[[list[Letter]], Awaitable[list[AuditEntry]]],
+        matches: Filter,
+        handle: Handler,
         *,
         reason: str | None,
         dry_run: bool,
     ) -> list[AuditEntry]:
-        """Do something with the open letters of a batch, and commit what was done."""
+        """Handle the open letters of a batch, and record and commit the actions."""
         with translate_postgres_errors():
-            # Each statement sees what was committed before it, whatever the database's default is.
+            # Each statement must see what was committed before it, whatever the database's default is.
             async with self._connection.transaction(isolation="read_committed"):
                 await self._connection.execute("SELECT pg_advisory_xact_lock($1)", _ADVISORY_LOCK)
-                gone = await closed(self._connection, batch)
-                endings = await treat(
-                    [letter for letter in batch if letter.id not in gone and wanted(letter)]
+                done = await closed(self._connection, batch)
+                entries = await handle(
+                    [letter for letter in batch if letter.id not in done and matches(letter)]
                 )
                 if not dry_run:
-                    await record(self._connection, self._actor, reason, endings)
-        gone |= {ending.letter.id for ending in endings if ending.action.closes}
-        self._reader.keep([letter.id for letter in batch if letter.id not in gone])
-        return endings
+                    await record(self._connection, self._actor, reason, entries)
+        done |= {entry.letter.id for entry in entries if entry.action.closes}
+        self._reader.mark_open([letter.id for letter in batch if letter.id not in done])
+        return entries
 
-    async def _try(self, letters: Sequence[Letter], *, dry_run: bool = False) -> dict[LetterId, _Outcome]:
-        """What becomes of letters that are tried now; a service that does not answer gets none."""
+    async def _attempt(self, letters: Sequence[Letter], *, dry_run: bool = False) -> dict[LetterId, _Outcome]:
+        """Retry letters now and return the outcomes; letters of an unavailable Redis have none."""
         outcomes: dict[LetterId, _Outcome] = {}
         by_service: dict[str, list[tuple[Letter, Change]]] = {}
         for letter in letters:
             if letter.service not in self._appliers:
-                self.left_alone[letter.service].add(letter.id)
+                self.without_redis[letter.service].add(letter.id)
                 continue
             try:
                 change = letter.change()
@@ -283,20 +295,20 @@ class Retrier:
             if change.entity in self._entities:
                 by_service.setdefault(letter.service, []).append((letter, change))
             else:
-                outcomes[letter.id] = _Failure(Stage.ROW, f"no entity {change.entity!r} is declared")
+                outcomes[letter.id] = _Failure(Stage.ROW, f"entity {change.entity!r} is not declared")
         for service, pairs in by_service.items():
-            if service in self._away:
+            if service in self._unavailable:
                 continue
             try:
-                outcomes |= await self._bring(self._appliers[service], pairs, dry_run=dry_run)
+                outcomes |= await self._apply_current_rows(self._appliers[service], pairs, dry_run=dry_run)
             except CacheUnavailableError as error:
-                self._away[service] = str(error)
+                self._unavailable[service] = str(error)
         return outcomes
 
-    async def _bring(
+    async def _apply_current_rows(
         self, applier: Applier, pairs: list[tuple[Letter, Change]], *, dry_run: bool
     ) -> dict[LetterId, _Outcome]:
-        """Bring the rows as they are now to the slots of one service that are behind."""
+        """Apply the current rows to those slots of one service that are older than the letters' changes."""
         of_rows = [(letter, change) for letter, change in pairs if change.operation is not Operation.TRUNCATE]
         heads = applier.heads([change for _, change in of_rows])
         behind: list[tuple[Letter, Change]] = []
@@ -325,26 +337,28 @@ class Retrier:
         return outcomes
 
     async def _current(self, changes: Sequence[Change]) -> list[Change | str]:
-        """For each change the one that brings the row as it is now; or why there is none."""
+        """Return, for each change, one with the current row, or the reason why there cannot be one."""
         keys: dict[str, set[str]] = {}
         for change in changes:
             keys.setdefault(change.entity, set()).add(change.key or "")
         found: dict[str, dict[str, Row]] = {}
-        for entity, wanted in keys.items():
+        for entity, its_keys in keys.items():
             if entity not in self._rows:
                 self._rows[entity] = await Rows.open(self._connection, self._entities[entity])
-            found[entity] = await self._rows[entity].read(wanted)
+            found[entity] = await self._rows[entity].read(its_keys)
         current: list[Change | str] = []
         for change in changes:
             key = change.key or ""
             reason = self._rows[change.entity].impossible(key)
-            current.append(_as_it_is(change, found[change.entity].get(key)) if reason is None else reason)
+            row = found[change.entity].get(key)
+            current.append(_with_row(change, row) if reason is None else reason)
         return current
 
 
-def _as_it_is(change: Change, row: Row | None) -> Change:
+def _with_row(change: Change, row: Row | None) -> Change:
+    """Return the change with the content of the current row, or as a delete if there is no row."""
     if row is None:
-        # Whatever deleted it has a higher version still; this one is above what the slot holds.
+        # The delete drew an even higher version, but the letter's is above the slot's, which is enough.
         return replace(change, operation=Operation.DELETE, fingerprint=None, payload=None)
     return replace(
         change,

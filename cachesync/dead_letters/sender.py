@@ -1,4 +1,4 @@
-"""Sending messages to the dead-letter topics."""
+"""Sends messages to the dead-letter topic and the parking lot."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _FLUSH_SECONDS: Final = 10.0
 
 
 class DeadLetterSender:
-    """Sends messages to the dead-letter topic, their bytes and headers untouched, for one consumer group.
+    """Copies a consumer group's failed messages to the dead-letter topic; bytes and headers stay unchanged.
 
     Args:
-        connect: makes the producer; called when the first letter is sent.
-        service: the service whose cache the message was meant for.
-        group: its consumer group.
-        policy: how often a letter is to be tried.
+        connect: creates the producer; called when the first letter is sent.
+        service: the service whose cache the messages were meant for.
+        group: the consumer group of the service's cache.
+        policy: determines when a letter is due, and how often it is retried.
     """
 
     def __init__(
@@ -47,7 +47,10 @@ class DeadLetterSender:
         self._policy = policy
 
     def send(self, letters: list[tuple[Message, Stage, str]]) -> None:
-        """Send messages, each with the stage and the error that it failed with, and wait until they are safe.
+        """Send messages and wait for Kafka's acknowledgement.
+
+        Args:
+            letters: the failed messages, each with the stage at which it failed and the error.
 
         Raises:
             KafkaUnavailableError: the broker did not acknowledge all of them in time.
@@ -66,7 +69,11 @@ class DeadLetterSender:
 
 
 def deliver(producer: Producer, messages: Iterable[Outgoing]) -> None:
-    """Send messages, and wait until they are safe.
+    """Send messages and wait for Kafka's acknowledgement.
+
+    Args:
+        producer: the producer.
+        messages: the messages to send.
 
     Raises:
         KafkaUnavailableError: the broker did not acknowledge all of them in time.
@@ -80,9 +87,9 @@ def deliver(producer: Producer, messages: Iterable[Outgoing]) -> None:
     with translate_kafka_errors():
         for topic, key, value, headers in messages:
             producer.produce(topic, key=key, value=value, headers=headers, on_delivery=delivered)
-        left = producer.flush(_FLUSH_SECONDS)
+        pending = producer.flush(_FLUSH_SECONDS)
         if failures:
             raise KafkaException(failures[0])
-    if left:
-        message = f"Kafka did not acknowledge {left} dead letters within {_FLUSH_SECONDS:.0f} s"
+    if pending:
+        message = f"Kafka did not acknowledge {pending} dead letters within {_FLUSH_SECONDS:.0f} s"
         raise KafkaUnavailableError(message)

@@ -1,4 +1,4 @@
-"""Carries out what is asked about dead letters."""
+"""Carries out requests about dead letters."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ _DAY: Final = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterService:
-    """What is needed to carry requests out.
+    """Carries out requests about dead letters.
 
     Attributes:
-        dsn: the database, as a login with the role `cachesync_worker`; None: what PGHOST, PGUSER, ... say.
-        kafka: how to reach Kafka, as librdkafka calls it.
-        clients: the services' Redis, by name.
-        entities: the declared entities.
-        actor: who asks, for the record.
-        policy: when a letter that fails again is tried the next time.
+        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+            PGHOST, PGUSER and so on.
+        kafka: librdkafka's settings for connecting to the brokers.
+        clients: each service's Redis, by the service's name; only `retry` and `replay` need it.
+        entities: the declared entities by name; only `retry` and `replay` need them.
+        actor: who makes the requests, for the audit table.
+        policy: determines when a letter that fails again is due.
     """
 
     dsn: str | None
@@ -56,21 +57,21 @@ class DeadLetterService:
     policy: RetryPolicy = DEFAULT_POLICY
 
     async def carry_out(self, request: Request, watcher: Watcher | None = None) -> dict[str, Any]:
-        """Do what is asked for.
+        """Carry out a request.
 
         Args:
-            request: what.
-            watcher: told how the work goes.
+            request: the action, and the letters it applies to.
+            watcher: receives the progress of `retry`, `replay` and `discard`.
 
         Returns:
-            What came of it, as JSON would have it.
+            The result, made of values that JSON can represent.
 
         Raises:
-            LetterNotFoundError: there is no letter to show.
-            CacheUnavailableError: a Redis is away; the letters of other services were tried.
-            DatabaseUnavailableError: the database is away.
-            TopicError: the topics are missing.
+            LetterNotFoundError: the letter to show does not exist.
+            CacheUnavailableError: a Redis is unavailable; the letters of the other services were retried.
+            DatabaseUnavailableError: the database is unavailable.
             KafkaUnavailableError: Kafka did not respond.
+            TopicError: a topic is missing.
         """
         async with connected(self.dsn, "cachesync-dead-letters") as connection:
             with DeadLetterReader(self.kafka) as reader:
@@ -85,7 +86,7 @@ class DeadLetterService:
     async def _work(
         self, connection: asyncpg.Connection, reader: DeadLetterReader, request: Request, watcher: Watcher
     ) -> dict[str, Any]:
-        counting = _Counting(watcher)
+        counter = _Counter(watcher)
         retrier = Retrier(
             connection,
             settings=self.kafka,
@@ -94,48 +95,48 @@ class DeadLetterService:
             entities=self.entities,
             actor=self.actor,
             policy=self.policy,
-            watcher=counting,
+            watcher=counter,
         )
         if request.action is RequestAction.REPLAY:
-            await retrier.replay(request.topics, request.wants, rate=request.rate, dry_run=request.dry_run)
+            await retrier.replay(request.topics, request.matches, rate=request.rate, dry_run=request.dry_run)
         elif request.action is RequestAction.DISCARD:
             reason = request.reason or ""
-            await retrier.discard(request.topics, request.wants, reason, dry_run=request.dry_run)
+            await retrier.discard(request.topics, request.matches, reason, dry_run=request.dry_run)
         else:
-            await retrier.retry(request.wants)
-        left_alone = {str(letter) for letters in retrier.left_alone.values() for letter in letters}
+            await retrier.retry(request.matches)
+        skipped = {str(letter_id) for ids in retrier.without_redis.values() for letter_id in ids}
         return {
             "action": request.action.value,
             "dry_run": request.dry_run,
-            "letters": dict(sorted(counting.counts.items())),
-            "not_open": sorted(set(request.letters) - counting.letters - left_alone),
-            "without_redis": {service: len(letters) for service, letters in retrier.left_alone.items()},
+            "letters": dict(sorted(counter.actions.items())),
+            "not_open": sorted(set(request.letters) - counter.letters - skipped),
+            "without_redis": {service: len(ids) for service, ids in retrier.without_redis.items()},
         }
 
 
-class _Counting(NullWatcher):
-    """Counts what is done, and passes it on."""
+class _Counter(NullWatcher):
+    """Counts the actions, and forwards the progress to another watcher."""
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-        self.counts: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
         self.letters: set[str] = set()
 
-    def expect(self, messages: int) -> None:
-        self._watcher.expect(messages)
+    def on_start(self, messages: int) -> None:
+        self._watcher.on_start(messages)
 
-    def pass_by(self, messages: int) -> None:
-        self._watcher.pass_by(messages)
+    def on_progress(self, messages: int) -> None:
+        self._watcher.on_progress(messages)
 
-    def end(self, ending: AuditEntry) -> None:
-        self.counts[ending.action.value] += 1
-        self.letters.add(str(ending.letter.id))
-        self._watcher.end(ending)
+    def on_action(self, entry: AuditEntry) -> None:
+        self.actions[entry.action.value] += 1
+        self.letters.add(str(entry.letter.id))
+        self._watcher.on_action(entry)
 
 
 @dataclass(slots=True)
 class _Group:
-    """Open letters that `stats` tells as one."""
+    """Open letters that `stats` reports together."""
 
     first_failed_at: datetime
     letters: int = 0
@@ -145,12 +146,12 @@ class _Group:
 async def _open(
     connection: asyncpg.Connection, reader: DeadLetterReader, request: Request
 ) -> AsyncIterator[Letter]:
-    """The open letters that are meant."""
+    """Yield the open letters that match a request."""
     for topic in request.topics:
         for batch in reader.batches(topic, _BATCH):
-            gone = await closed(connection, batch)
+            done = await closed(connection, batch)
             for letter in batch:
-                if letter.id not in gone and request.wants(letter):
+                if letter.id not in done and request.matches(letter):
                     yield letter
 
 
@@ -169,21 +170,21 @@ async def _show(connection: asyncpg.Connection, reader: DeadLetterReader, reques
     topic, partition, offset = name.split(":")
     letter = reader.letter(TOPIC_PREFIX + topic, int(partition), int(offset))
     if letter is None:
-        message = f"there is no letter {name}, or no more"
+        message = f"letter {name} does not exist, or no longer exists"
         raise LetterNotFoundError(message)
     origin = letter.original_topic, letter.original_partition, letter.original_offset
     history = await connection.fetch(statement("dead_letters/history"), letter.service, *origin)
-    gone = await closed(connection, [letter])
+    done = await closed(connection, [letter])
     return {
         **_summary(letter),
-        "open": letter.id not in gone,
+        "open": letter.id not in done,
         "original": {
             name.removeprefix("original-"): text
             for name, text in letter.fields.items()
             if name.startswith("original-")
         },
-        "headers": [[name, _text(value)] for name, value in letter.headers],
-        "value": _text(letter.value),
+        "headers": [[name, _json_text(value)] for name, value in letter.headers],
+        "value": _json_text(letter.value),
         "history": [
             {
                 "at": record["at"].isoformat(),
@@ -240,7 +241,7 @@ def _summary(letter: Letter) -> dict[str, Any]:
         "version": version_of(letter),
         "stage": letter.stage.value,
         "attempt": letter.attempt,
-        "maximum": letter.maximum,
+        "maximum": letter.max_attempts,
         "first_failed_at": letter.first_failed_at.isoformat(),
         "last_failed_at": letter.last_failed_at.isoformat(),
         "not_before": letter.not_before.isoformat(),
@@ -248,8 +249,8 @@ def _summary(letter: Letter) -> dict[str, Any]:
     }
 
 
-def _text(value: str | bytes | None) -> str | None:
-    """Bytes as JSON can hold them: the text that they are, or `base64:` and their encoding."""
+def _json_text(value: str | bytes | None) -> str | None:
+    """Return bytes in a form that JSON can represent: as text, or as `base64:` and their encoding."""
     if not isinstance(value, bytes):
         return value
     try:

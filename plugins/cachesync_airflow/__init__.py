@@ -1,1 +1,1 @@
-"""What Airflow loads of db-cache-sync."""
+"""The Airflow part of db-cache-sync: sensors, triggers and operators."""

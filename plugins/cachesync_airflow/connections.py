@@ -1,4 +1,4 @@
-"""Airflow's connections, by their names, as the library takes them."""
+"""Airflow connections, converted to what the library expects."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ if TYPE_CHECKING:
 
 
 def database() -> str:
-    """The address of the database, for the background work."""
+    """Return the URL of the database, from the connection `postgres_cachesync`."""
     return BaseHook.get_connection("postgres_cachesync").get_uri()
 
 
 def brokers() -> dict[str, Any]:
-    """The settings that lead a Kafka client to the brokers."""
+    """Return librdkafka's settings for connecting to the brokers, from the connection `kafka_cachesync`."""
     return BaseHook.get_connection("kafka_cachesync").extra_dejson
 
 
 def redis(service: str, seconds: float) -> WorkerRedis:
-    """A service's Redis or Redis Cluster, with the longest wait for it; a cluster is waited for 5 s.
+    """Return a client of a service's Redis or Redis Cluster, from the connection `redis_{service}`.
+
+    Args:
+        service: the service's name.
+        seconds: the timeout for a response from one Redis. For a Redis Cluster it is always 5 s.
 
     Raises:
-        RedisClusterException: the Redis Cluster does not answer.
+        RedisClusterException: the Redis Cluster did not respond.
     """
     client: WorkerRedis = RedisHook(f"redis_{service}").get_conn()
-    # A cluster's client has a pool for each node, and has connected with redis-py's own 5 s by now.
+    # A cluster's client has one pool per node, and has already connected with redis-py's own timeout of 5 s.
     if isinstance(client, Redis):
         client.connection_pool.connection_kwargs.update(
             socket_timeout=seconds, socket_connect_timeout=seconds

@@ -1,4 +1,4 @@
-"""Parameters that several DAGs have."""
+"""DAG parameters that several DAGs share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from airflow.sdk import Param
 
 
 def names(description: str, known: list[str]) -> Param:
-    """Any number of known names."""
+    """Return a parameter for a list of names, empty by default.
+
+    Args:
+        description: the description shown in Airflow's trigger form.
+        known: the names that are allowed.
+    """
     return Param(
         [],
         type="array",

@@ -1,4 +1,4 @@
-"""What the DAGs and triggers take from Airflow's environment."""
+"""Settings of the DAGs and triggers, read from Airflow's environment."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$"
 
 
 class AirflowSettings(BaseSettings):
-    """Each from the variable `CACHESYNC_` and its name.
+    """Settings, read from environment variables with the prefix `CACHESYNC_` and these names in upper case.
 
     Attributes:
-        caches: the services that have a cache, separated by commas. Airflow's connections
-            `redis_{service}` and `kafka_{service}` lead to each one's Redis and its consumer group.
+        caches: the services that have a cache, separated by commas. The Airflow connections
+            `redis_{service}` and `kafka_{service}` configure each service's Redis and consumer group.
         entities: the entities file.
-        consumers_per_cache: how many consumers share the load of each cache.
-        change_log_retention_days: how long the change log keeps what is published.
-        dead_letter_attempts: at how many failures a dead letter is parked, the first one included.
-        dead_letter_backoff_seconds: the longest wait after the first failure; it doubles with each one, to an
-            hour at most.
+        consumers_per_cache: the number of consumers that share the load of each cache.
+        change_log_retention_days: how long the change log keeps published lines, in days.
+        dead_letter_attempts: the number of failures, including the first, after which a letter is parked.
+        dead_letter_backoff_seconds: the maximum delay after the first failure, in seconds. It doubles with
+            each further failure, up to an hour.
     """
 
     model_config = SettingsConfigDict(env_prefix="CACHESYNC_", frozen=True, extra="ignore")
@@ -39,7 +39,7 @@ class AirflowSettings(BaseSettings):
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """How often a dead letter is tried, and when."""
+        """When a dead letter is retried, and when it is parked."""
         backoff = Backoff(first=self.dead_letter_backoff_seconds, longest=3600, jitter=1)
         return RetryPolicy(self.dead_letter_attempts, backoff)
 

@@ -33,14 +33,14 @@ class Watching(NullWatcher):
     """Keeps what was done with letters."""
 
     def __init__(self) -> None:
-        self.endings: list[AuditEntry] = []
+        self.entries: list[AuditEntry] = []
 
-    def end(self, ending: AuditEntry) -> None:
-        self.endings.append(ending)
+    def on_action(self, entry: AuditEntry) -> None:
+        self.entries.append(entry)
 
     @property
     def actions(self) -> list[str]:
-        return [ending.action.value for ending in self.endings]
+        return [entry.action.value for entry in self.entries]
 
 
 class Post:
@@ -133,7 +133,7 @@ class Post:
         reader.assign([TopicPartition(topic, 0, 0)])
         found: list[Letter] = []
         while (message := reader.poll(10)) is not None and message.error() is None:
-            letter = Letter.of(message)
+            letter = Letter.from_message(message)
             if letter.service == (self.service if service is None else service):
                 found.append(letter)
         reader.close()

@@ -1,4 +1,4 @@
--- How many letters each thing was done with, and by whom, since $1.
+-- The number of letters per action and actor since $1.
 SELECT action, actor, count(*) AS letters
 FROM cachesync.dead_letter_action
 WHERE at >= $1

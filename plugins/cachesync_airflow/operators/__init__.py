@@ -1,1 +1,1 @@
-"""Operators."""
+"""Operators of the DAGs `dead_letter_retry` and `reconcile`."""

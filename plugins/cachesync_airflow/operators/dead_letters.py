@@ -1,4 +1,4 @@
-"""The task that carries out what is asked about dead letters."""
+"""The operator of the DAG `dead_letter_retry`."""
 
 from __future__ import annotations
 
@@ -24,69 +24,86 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.audit import AuditEntry
 
 _REDIS_SECONDS: Final = 5.0
-_TELL_SECONDS: Final = 5.0
-# Of thousands that failed together the rest is told by their number, and in the record.
-_MOST_TOLD: Final = 50
+_LOG_SECONDS: Final = 5.0
+# Thousands of letters can fail together: the result counts all actions, and the audit table lists them.
+_MAX_LOGGED: Final = 50
 
 
 def params(settings: AirflowSettings) -> dict[str, Param]:
-    """What a run may be asked for, as the form in Airflow's pages shows it and its API takes it."""
+    """Return the parameters of a run, which Airflow's trigger form shows and its API accepts.
+
+    Args:
+        settings: the settings; they determine which services and entities can be selected.
+    """
     entities = list(load_entities(settings.entities))
     return {
         "action": Param(
             RequestAction.RETRY.value,
             type="string",
-            enum=[ask.value for ask in RequestAction],
-            description="retry: try those whose time has come; list, show, stats: tell; replay: try at once, "
-            "parked ones too; discard: close untried.",
+            enum=[action.value for action in RequestAction],
+            description="retry: retry the letters that are due. list: return the open letters. show: return "
+            "one letter in full. stats: count the open letters and the actions of the last day. replay: "
+            "retry letters now, including parked ones. discard: close letters without retrying them.",
         ),
         "letters": Param(
             [],
             type="array",
             items={"type": "string", "pattern": LETTER},
-            description="Only these, such as parking-lot:0:17; list names them.",
+            description="Only these letters, such as parking-lot:0:17; use list to find them.",
         ),
         "topic": Param(
             None,
             type=["null", "string"],
-            enum=[None, *(where.value for where in LetterTopic)],
-            description="Only those that wait, or that are parked; both where none is chosen.",
+            enum=[None, *(topic.value for topic in LetterTopic)],
+            description="Only letters in this topic; both topics if none is selected.",
         ),
-        "services": names("Only those of these services' caches.", list(settings.caches)),
-        "entities": names("Only those about these entities.", entities),
+        "services": names("Only letters of these services' caches.", list(settings.caches)),
+        "entities": names("Only letters of these entities.", entities),
         "keys": Param(
             [],
             type="array",
             items={"type": "string"},
-            description="Only those about the rows with these keys.",
+            description="Only letters of the rows with these keys.",
         ),
         "all": Param(
             default=False,
             type="boolean",
-            description="For replay and discard: all of them, where nothing else is said.",
+            description="replay, discard: select every letter if no filter is given.",
         ),
         "dry_run": Param(
-            default=False, type="boolean", description="For replay and discard: tell, and do nothing."
+            default=False,
+            type="boolean",
+            description="replay, discard: return what would be done without doing it.",
         ),
         "rate": Param(
             None,
             type=["null", "number"],
             exclusiveMinimum=0,
-            description="For replay: the most letters per second.",
+            description="replay: maximum number of letters per second.",
         ),
-        "reason": Param(None, type=["null", "string"], description="For discard: why. It is kept."),
-        "limit": Param(100, type="integer", minimum=1, description="For list: the most letters to tell."),
+        "reason": Param(
+            None,
+            type=["null", "string"],
+            description="discard: the reason, which is stored in the audit table.",
+        ),
+        "limit": Param(
+            100, type="integer", minimum=1, description="list: maximum number of letters to return."
+        ),
     }
 
 
 class DeadLettersOperator(BaseOperator):
-    """Carries out what the run's parameters ask for; its XCom is the answer."""
+    """Carries out the request in the run's parameters; its XCom `return_value` is the result."""
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Carry it out."""
+        """Carry out the request.
+
+        Raises:
+            CacheSyncError: the request could not be carried out, or only in part.
+        """
         settings = AirflowSettings()
         request = Request.model_validate(dict(context["params"]))
-        office = DeadLetterService(
+        dead_letters = DeadLetterService(
             database(),
             brokers(),
             {service: redis(service, _REDIS_SECONDS) for service in settings.caches},
@@ -94,50 +111,47 @@ class DeadLettersOperator(BaseOperator):
             _actor(context),
             settings.retry_policy,
         )
-        answer = asyncio.run(office.carry_out(request, _Log(self.log.info)))
+        answer = asyncio.run(dead_letters.carry_out(request, _ProgressLog(self.log.info)))
         self.log.info("%s", json.dumps(answer, ensure_ascii=False, indent=2))
         return answer
 
 
-class _Log:
-    """Tells in the task's log how far the work has come."""
+class _ProgressLog:
+    """Logs the progress every few seconds, and the first actions."""
 
-    def __init__(self, tell: Callable[..., None]) -> None:
-        self._tell = tell
-        self._told_at = time.monotonic()
-        self._told = 0
-        self._expected = 0
-        self._passed = 0
+    def __init__(self, log: Callable[..., None]) -> None:
+        self._log = log
+        self._logged_at = time.monotonic()
+        self._actions = 0
+        self._total = 0
+        self._read = 0
 
-    def expect(self, messages: int) -> None:
-        """So many messages will be looked at."""
-        self._expected = messages
+    def on_start(self, messages: int) -> None:
+        self._total = messages
 
-    def pass_by(self, messages: int) -> None:
-        """So many more were looked at."""
-        self._passed += messages
-        if time.monotonic() - self._told_at >= _TELL_SECONDS:
-            self._told_at = time.monotonic()
-            self._tell("%d of %d letters looked at", self._passed, self._expected)
+    def on_progress(self, messages: int) -> None:
+        self._read += messages
+        if time.monotonic() - self._logged_at >= _LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            self._log("%d of %d letters read", self._read, self._total)
 
-    def end(self, ending: AuditEntry) -> None:
-        """Something was done with a letter, or would be."""
-        self._told += 1
-        if self._told <= _MOST_TOLD:
-            letter = ending.letter
-            self._tell(
+    def on_action(self, entry: AuditEntry) -> None:
+        self._actions += 1
+        if self._actions <= _MAX_LOGGED:
+            letter = entry.letter
+            self._log(
                 "%s %s (%s %s, attempt %d of %d): %s",
                 letter.id,
-                ending.action.value,
+                entry.action.value,
                 letter.service,
                 letter.entity,
-                ending.attempt,
-                letter.maximum,
-                ending.error,
+                entry.attempt,
+                letter.max_attempts,
+                entry.error,
             )
 
 
 def _actor(context: Context) -> str:
-    """For the record: the run that somebody started, or Airflow itself."""
+    """Return the actor for the audit table: Airflow itself, or the run that someone triggered."""
     run = context["dag_run"]
     return "airflow" if run.run_type == "scheduled" else f"airflow {run.run_id}"

@@ -1,4 +1,4 @@
-"""The tasks of a reconciliation: it is planned, its chunks are done each on its own, and it is summed up."""
+"""The operators of the DAG `reconcile`: plan a run, reconcile each chunk, and report."""
 
 from __future__ import annotations
 
@@ -25,42 +25,55 @@ if TYPE_CHECKING:
     from cachesync.reconcile.chunk import Progress
 
 _REDIS_SECONDS: Final = 5.0
-_TELL_SECONDS: Final = 5.0
+_LOG_SECONDS: Final = 5.0
 
 
 def params(settings: AirflowSettings) -> dict[str, Param]:
-    """What a run may be asked for, as the form in Airflow's pages shows it and its API takes it."""
+    """Return the parameters of a run, which Airflow's trigger form shows and its API accepts.
+
+    Args:
+        settings: the settings; they determine which services and entities can be selected.
+    """
     entities = list(load_entities(settings.entities))
     return {
-        "services": names("Whose caches; all of them where none is chosen.", list(settings.caches)),
-        "entities": names("The slots of which entities; all of them where none is chosen.", entities),
+        "services": names(
+            "Only these services' caches; all services if none is selected.", list(settings.caches)
+        ),
+        "entities": names("Only slots of these entities; all entities if none is selected.", entities),
         "mode": Param(
             "full",
             type="string",
             enum=["full", "delta"],
-            description="full: every slot; delta: those of rows that changed since the last run that left "
-            "nothing wrong.",
+            description="full: examine every slot. delta: examine only the keys that changed since the last "
+            "run that left nothing wrong.",
         ),
-        "deep": Param(default=False, type="boolean", description="Compare payloads, too, not only versions."),
-        "dry_run": Param(default=False, type="boolean", description="Repair nothing."),
+        "deep": Param(default=False, type="boolean", description="Compare payloads too, not only versions."),
+        "dry_run": Param(default=False, type="boolean", description="Report drift without repairing it."),
         "rate_limit": Param(
-            None, type=["null", "integer"], minimum=1, description="The most slots per second of each chunk."
+            None,
+            type=["null", "integer"],
+            minimum=1,
+            description="Maximum number of slots per second and chunk.",
         ),
     }
 
 
 class PlanOperator(BaseOperator):
-    """Plans the run whose id is that of the DAG's run; its XCom are the chunks."""
+    """Plans a reconciliation with the id of the DAG run; its XCom `return_value` is the list of chunks."""
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Plan."""
+        """Divide the selected caches into chunks, or return the chunks of a run that has not ended.
+
+        Raises:
+            CacheSyncError: the database is not installed or unavailable, or a Redis did not respond.
+        """
         settings = AirflowSettings()
-        asked = dict(context["params"])
+        requested = dict(context["params"])
         parameters = Parameters.model_validate(
             {
-                **asked,
-                "services": asked["services"] or settings.caches,
-                "entities": asked["entities"] or tuple(load_entities(settings.entities)),
+                **requested,
+                "services": requested["services"] or settings.caches,
+                "entities": requested["entities"] or tuple(load_entities(settings.entities)),
             }
         )
         tasks = asyncio.run(self._plan(_run_id(context), parameters))
@@ -75,10 +88,10 @@ class PlanOperator(BaseOperator):
 
 
 class ReconcileChunkOperator(BaseOperator):
-    """Does one chunk, or what an earlier try has left of it.
+    """Reconciles one chunk, or the part of it that an earlier attempt has not finished.
 
     Args:
-        chunk: one of those that were planned.
+        chunk: one of the chunks that `PlanOperator` returned.
     """
 
     template_fields: Sequence[str] = ("chunk",)
@@ -88,27 +101,33 @@ class ReconcileChunkOperator(BaseOperator):
         self.chunk = chunk
 
     def execute(self, context: Context) -> None:
-        """Do it; the log tells how far it has come every few seconds."""
-        task = Task.model_validate(self.chunk)
-        told = time.monotonic()
-        progress: Progress | None = None
+        """Reconcile the chunk, and log the progress every few seconds.
 
-        def watch(now: Progress) -> None:
-            nonlocal told, progress
-            progress = now
-            if time.monotonic() - told >= _TELL_SECONDS:
-                told = time.monotonic()
-                self._tell(task, now)
+        Raises:
+            CacheSyncError: the chunk could not be finished; the next attempt resumes it.
+        """
+        task = Task.model_validate(self.chunk)
+        logged_at = time.monotonic()
+        last: Progress | None = None
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal logged_at, last
+            last = progress
+            if time.monotonic() - logged_at >= _LOG_SECONDS:
+                logged_at = time.monotonic()
+                self._log_progress(task, progress)
 
         client = redis(task.service, _REDIS_SECONDS)
         entities = load_entities(AirflowSettings().entities)
-        asyncio.run(runs.run_chunk(database(), client, _run_id(context), task, entities, watch=watch))
-        if progress is None:
-            self.log.info("%s was done before", task.label)
+        asyncio.run(
+            runs.run_chunk(database(), client, _run_id(context), task, entities, on_progress=on_progress)
+        )
+        if last is None:
+            self.log.info("%s: finished by an earlier attempt", task.label)
         else:
-            self._tell(task, progress)
+            self._log_progress(task, last)
 
-    def _tell(self, task: Task, progress: Progress) -> None:
+    def _log_progress(self, task: Task, progress: Progress) -> None:
         self.log.info("%s: %.0f %%", task.label, 100 * progress.share)
         for entity, found in progress.findings.items():
             counts = found.model_dump(exclude={"samples"})
@@ -116,10 +135,15 @@ class ReconcileChunkOperator(BaseOperator):
 
 
 class ReportOperator(BaseOperator):
-    """Sums the run up. Its XCom `return_value` is the report, also where it fails since drift is left."""
+    """Combines the results of the chunks; its XCom `return_value` is the report, even if the task fails."""
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Sum up."""
+        """Report on the run.
+
+        Raises:
+            AirflowFailException: drift remains because some slots could not be repaired.
+            CacheSyncError: a chunk is not finished, or the database is unavailable.
+        """
         report = asyncio.run(self._report(_run_id(context)))
         result = report.model_dump(mode="json")
         for note in report.notes:
@@ -127,7 +151,9 @@ class ReportOperator(BaseOperator):
         self.log.info("%s", report.model_dump_json(indent=2))
         if report.outcome == "unrepaired":
             context["ti"].xcom_push("return_value", result)
-            message = f"{report.failed} slots are wrong and could not be repaired: {report.samples['failed']}"
+            message = (
+                f"{report.failed} slots could not be repaired, such as {', '.join(report.samples['failed'])}"
+            )
             raise AirflowFailException(message)
         return result
 

@@ -1,4 +1,4 @@
-"""The sensor that keeps one service's cache in step."""
+"""The sensor that keeps one service's cache in sync."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class CacheSyncSensor(ThreadSensor):
-    """Runs the stream to a cache.
+    """Runs one of a cache's consumers.
 
     Args:
-        service: the service whose cache follows.
-        member: which of the cache's consumers this is, from 0.
+        service: the service that owns the cache.
+        member: the number of the consumer, from 0.
     """
 
     def __init__(self, *, service: str, member: int = 0, **kwargs: Any) -> None:
@@ -25,12 +25,12 @@ class CacheSyncSensor(ThreadSensor):
         self.member = member
 
     def trigger(self) -> CacheSyncTrigger:
-        """The stream."""
+        """Return the trigger that runs the stream."""
         return CacheSyncTrigger(self.service, self.member)
 
 
 def consumers(settings: AirflowSettings) -> list[dict[str, Any]]:
-    """The arguments of each consumer's sensor."""
+    """Return the arguments of the `CacheSyncSensor` of each consumer of each cache."""
     return [
         {"task_id": f"apply_{service}_{member}", "service": service, "member": member}
         for service in settings.caches

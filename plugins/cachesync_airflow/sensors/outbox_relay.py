@@ -1,4 +1,4 @@
-"""The sensor that keeps the change log published."""
+"""The sensor that runs the outbox relay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger
 
 
 class OutboxRelaySensor(ThreadSensor):
-    """Runs the relay."""
+    """Runs the relay, which publishes the changes that no service publishes."""
 
     def trigger(self) -> OutboxRelayTrigger:
-        """The relay."""
+        """Return the trigger that runs the relay."""
         return OutboxRelayTrigger()

@@ -1,4 +1,4 @@
-"""A sensor whose work is done by a trigger that never ends by itself."""
+"""A sensor whose trigger does the work and does not end by itself."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from cachesync_airflow.triggers.thread import ThreadTrigger
 
 
-# For ever: one that failed must come back while its siblings, which keep the run alive, never end.
-_TRIED_AGAIN: Final = {
+# Retry indefinitely: a failed sensor must come back while its siblings, which never end, keep the run going.
+_RETRY_ARGUMENTS: Final = {
     "retries": 1_000_000,
     "retry_delay": timedelta(seconds=5),
     "retry_exponential_backoff": True,
@@ -28,21 +28,29 @@ _TRIED_AGAIN: Final = {
 
 
 class ThreadSensor(BaseSensorOperator):
-    """Defers at once to the trigger that does the work, and fails when that cannot go on."""
+    """Defers immediately to the trigger that does the work, and fails if the trigger cannot continue."""
 
     template_fields: Sequence[str] = ()
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{**_TRIED_AGAIN, **kwargs})
+        super().__init__(**{**_RETRY_ARGUMENTS, **kwargs})
 
     @abstractmethod
     def trigger(self) -> ThreadTrigger:
-        """What does the work."""
+        """Return the trigger that does the work."""
 
     def execute(self, context: Context) -> NoReturn:  # noqa: ARG002 - Airflow's signature
-        """Hand over to the triggerer."""
+        """Defer to the trigger."""
         self.defer(trigger=self.trigger(), method_name="ended")
 
     def ended(self, context: Context, event: str) -> NoReturn:  # noqa: ARG002 - Airflow's signature
-        """Fail with what the trigger met, so that it shows and is tried again."""
+        """Fail with the trigger's error, so that Airflow shows it and retries the task.
+
+        Args:
+            context: Airflow's context.
+            event: the error's text.
+
+        Raises:
+            CacheSyncError: always.
+        """
         raise CacheSyncError(event)

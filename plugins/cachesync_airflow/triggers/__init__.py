@@ -1,1 +1,1 @@
-"""Triggers."""
+"""Triggers, which run the stream and the relay in the triggerer."""

@@ -1,4 +1,4 @@
-"""The trigger that applies changes to one service's cache, inside the triggerer."""
+"""The trigger that applies changes to one service's cache."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cachesync_airflow.connections import redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
 
-# A frozen Redis must not freeze the stream with it: it is paused, and stays in its consumer group.
+# Short, so that a frozen Redis does not freeze the stream, which pauses and stays in its consumer group.
 _REDIS_SECONDS: Final = 2.0
 
 
 class CacheSyncTrigger(ThreadTrigger):
-    """Consumes and applies.
+    """Runs the stream of one of a cache's consumers.
 
     Args:
-        service: the service whose cache follows.
-        member: which of the cache's consumers this is, from 0.
+        service: the service that owns the cache.
+        member: the number of the consumer, from 0.
     """
 
     def __init__(self, service: str, member: int) -> None:
@@ -32,9 +32,13 @@ class CacheSyncTrigger(ThreadTrigger):
         self.service = service
 
     def open(self) -> Stream:
-        """Connect to the service's Redis and its consumer group."""
-        ours = AirflowSettings()
-        entities = load_entities(ours.entities)
+        """Create the stream, with the connections `redis_{service}` and `kafka_{service}`.
+
+        Raises:
+            StreamError: the consumer would commit offsets by itself.
+        """
+        airflow_settings = AirflowSettings()
+        entities = load_entities(airflow_settings.entities)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
         settings = consumer_hook.get_connection(connection).extra_dejson
@@ -47,7 +51,7 @@ class CacheSyncTrigger(ThreadTrigger):
                 KafkaProducerHook(connection).get_producer,
                 self.service,
                 settings["group.id"],
-                ours.retry_policy,
+                airflow_settings.retry_policy,
             ),
             entities,
             self.service,

@@ -1,4 +1,4 @@
-"""The trigger that publishes what nobody else has published, inside the triggerer."""
+"""The trigger that publishes the changes that no service publishes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cachesync_airflow.triggers.thread import ThreadTrigger
 
 
 class OutboxRelayTrigger(ThreadTrigger):
-    """Relays."""
+    """Runs the relay."""
 
     def open(self) -> Relay:
-        """Take the connections; the relay connects by itself, and again after each outage."""
+        """Create the relay, which connects by itself and reconnects after each outage."""
         settings = AirflowSettings()
         return Relay(
             database(),

@@ -1,4 +1,4 @@
-"""A trigger whose work runs in a thread of its own and never ends by itself."""
+"""A trigger whose work runs in its own thread and does not end by itself."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class Work(Protocol):
-    """What a thread does."""
+    """Work that blocks a thread until it is stopped."""
 
     def run(self) -> None:
-        """Work until `stop`."""
+        """Work until `stop` is called."""
 
     def stop(self) -> None:
-        """Make `run` return soon; from any thread."""
+        """Make `run` return soon. Can be called from any thread."""
 
 
 class ThreadTrigger(BaseTrigger):
-    """Works until it is cancelled; yields an event only when it cannot go on.
+    """Works until it is cancelled; yields an event only if the work cannot continue.
 
-    The work runs in a thread of its own, so that it blocks neither the triggerer's event loop nor the
-    thread that other triggers share.
+    The work runs in its own thread, so that it blocks neither the triggerer's event loop nor the thread that
+    other triggers share.
 
     Args:
-        arguments: what the trigger can be made again from.
+        arguments: the arguments from which Airflow can recreate the trigger.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -40,23 +40,23 @@ class ThreadTrigger(BaseTrigger):
 
     @abstractmethod
     def open(self) -> Work:
-        """Connect; called in the thread."""
+        """Create the work. Called in the thread."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """How Airflow makes this trigger again in the triggerer."""
+        """Return the class path and the arguments from which Airflow recreates the trigger."""
         return f"{type(self).__module__}.{type(self).__qualname__}", self._arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Work; the one event's payload is the text of the error."""
+        """Do the work. The only event is the text of the error that ended it."""
         executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         loop = asyncio.get_running_loop()
         work: Work | None = None
         try:
             work = await loop.run_in_executor(executor, self.open)
-            self.log.info("%s runs", self._name)
+            self.log.info("%s started", self._name)
             await loop.run_in_executor(executor, work.run)
         except Exception as error:
-            self.log.exception("%s ended", self._name)
+            self.log.exception("%s failed", self._name)
             yield TriggerEvent(f"{type(error).__name__}: {error}")
         finally:
             if work is not None:

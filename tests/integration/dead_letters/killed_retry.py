@@ -54,14 +54,14 @@ def main(step: str, when: str, *where: str) -> None:
     service, dsn, broker, redis_url, entities = where
     owner, name = _STEPS[step]
     setattr(owner, name, _killed(getattr(owner, name), when))
-    office = DeadLetterService(
+    dead_letters = DeadLetterService(
         dsn,
         {"bootstrap.servers": broker},
         {service: redis.Redis.from_url(redis_url)},
         load_entities(Path(entities)),
         "killed",
     )
-    asyncio.run(office.carry_out(Request(services=(service,))))
+    asyncio.run(dead_letters.carry_out(Request(services=(service,))))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ async def test_a_letter_about_a_truncate_empties_what_is_older(post: Post) -> No
         (b"7", {}, "cache", "WRONGTYPE"),
         (b"no number", {}, "row", "no row can have the key 'no number'"),
         (b"nul \x00", {}, "row", "no row can have the key"),
-        (b"7", {"original_topic": "cachesync.other"}, "row", "no entity 'other' is declared"),
+        (b"7", {"original_topic": "cachesync.other"}, "row", "entity 'other' is not declared"),
     ],
 )
 async def test_what_fails_again_comes_again_later_as_it_was(
@@ -127,7 +127,7 @@ async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
     with post.open() as (retrying, watching):
         await retrying.retry(post.mine)
         await retrying.retry(post.mine)
-    assert [ending.letter.key for ending in watching.endings] == [b"2"]
+    assert [entry.letter.key for entry in watching.entries] == [b"2"]
     assert len(post.letters()) == 2
     assert [row["key"] for row in await post.audit()] == ["2"]
 
@@ -167,14 +167,14 @@ async def test_what_is_no_letter_is_parked_with_its_bytes(post: Post) -> None:
     (parked,) = (one for one in post.letters(PARKING_LOT, "") if one.key == key)
     assert (parked.value, parked.headers) == (PAYLOAD, headers)
     assert parked.original_topic == DEAD_LETTERS
-    assert "no dead letter" in parked.error
+    assert "not a dead letter: header" in parked.error
 
 
 async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> None:
     post.put(b"7", 20)
     with post.open() as (retrying, watching):
         await retrying.discard([DEAD_LETTERS], post.mine, "seen to by hand")
-    (ending,) = watching.endings
+    (entry,) = watching.entries
     (row,) = await post.audit()
     assert row.pop("id") > 0
     assert abs(row.pop("at") - datetime.now(UTC)) < timedelta(minutes=1)
@@ -184,8 +184,8 @@ async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> Non
         "reason": "seen to by hand",
         "letter_topic": DEAD_LETTERS,
         "letter_partition": 0,
-        "letter_offset": ending.letter.id.offset,
-        "letter_sent_at": ending.letter.id.sent_at,
+        "letter_offset": entry.letter.id.offset,
+        "letter_sent_at": entry.letter.id.sent_at,
         "service": post.service,
         "original_topic": "cachesync.student",
         "original_partition": 3,
@@ -220,7 +220,7 @@ async def test_while_a_redis_is_away_its_letters_wait_and_those_of_others_are_tr
     unanswered = pytest.raises(CacheUnavailableError, match=f"{away}: Redis did not respond")
     with post.open(clients=clients) as (retrying, watching), unanswered:
         await retrying.retry(both)
-    assert [ending.letter.service for ending in watching.endings] == [post.service]
+    assert [entry.letter.service for entry in watching.entries] == [post.service]
     assert await post.audit(away) == []
     with post.open(clients={away: post.slots}) as (retrying, watching):
         await retrying.retry(both)
@@ -231,8 +231,8 @@ async def test_letters_of_a_service_without_a_redis_here_are_left_alone(post: Po
     post.put(b"7", 20, count=2)
     with post.open(clients={"other": post.slots}) as (retrying, watching):
         await retrying.retry(post.mine)
-    assert retrying.left_alone == {post.service: {letter.id for letter in post.letters()}}
-    assert watching.endings == []
+    assert retrying.without_redis == {post.service: {letter.id for letter in post.letters()}}
+    assert watching.entries == []
     assert await post.audit() == []
 
 
@@ -268,7 +268,7 @@ async def test_thousands_are_discarded_in_one_go(post: Post) -> None:
     post.put(b"7", 20, count=3000)
     with post.open() as (retrying, watching):
         await retrying.discard([DEAD_LETTERS], post.mine, "a bad release")
-        assert len(watching.endings) == 3000
+        assert len(watching.entries) == 3000
         await retrying.retry(post.mine)
     assert Counter(row["action"] for row in await post.audit()) == {"discarded": 3000}
 
