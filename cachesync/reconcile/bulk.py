@@ -1,6 +1,6 @@
-"""Many commands to a Redis at a time, over a connection of redis-py.
+"""Sends many commands to a Redis in one round trip, over a connection of redis-py.
 
-A pipeline of redis-py spends some ten times as long on each command and answer as Redis does.
+redis-py's own pipeline spends about ten times as long on each command and reply as Redis does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _READ_BYTES: Final = 1 << 18
 
 
 class Bulk:
-    """One connection, of one thread at a time.
+    """One connection to a Redis, used as a context manager and by one thread at a time.
 
     Args:
-        client: the Redis.
-        name: what messages call it.
+        client: the client from whose pool the connection is taken.
+        name: the name of the Redis in error messages.
 
     Raises:
-        CacheUnavailableError: Redis does not let us in.
+        CacheUnavailableError: Redis did not accept the connection.
     """
 
     def __init__(self, client: Redis, name: str) -> None:
@@ -47,36 +47,44 @@ class Bulk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Answers may be left in it.
+        # The connection may contain unread replies.
         self._connection.disconnect()
         self._pool.release(self._connection)
 
     def call(self, commands: Sequence[Command]) -> list[Any]:
-        """The answers, one to each command; a hiredis.ReplyError where that one was refused.
+        """Send commands and return the reply to each; a `hiredis.ReplyError` if it was refused.
 
         Raises:
-            CacheUnavailableError: Redis does not answer, or another node of its cluster has a key.
+            CacheUnavailableError: Redis did not respond, or a key has moved to another node of its cluster.
         """
         return self.send(self.pack(commands), len(commands))
 
     @staticmethod
     def pack(commands: Iterable[Command]) -> bytes:
-        """Commands as they go over the connection."""
-        # Its stub knows commands of one part only.
+        """Return commands in Redis's wire format."""
+        # hiredis's stub allows only commands of one part.
         return b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]
 
     def send(self, packed: bytes, count: int) -> list[Any]:
-        """The answers to so many commands that the caller has packed; like `call`."""
+        """Send packed commands and return the reply to each, as `call` does.
+
+        Args:
+            packed: the commands, as returned by `pack`.
+            count: the number of commands.
+
+        Raises:
+            CacheUnavailableError: as for `call`.
+        """
         connected = socket_of(self._connection)
         reader = self._reader
-        answers: list[Any] = []
+        replies: list[Any] = []
         with translate_redis_errors(self._name):
             connected.settimeout(_TIMEOUT_SECONDS)
             connected.sendall(packed)
-            while len(answers) < count:
-                answer = reader.gets()
-                if answer is not False:
-                    answers.append(answer)
+            while len(replies) < count:
+                reply = reader.gets()
+                if reply is not False:
+                    replies.append(reply)
                 elif received := connected.recv(_READ_BYTES):
                     reader.feed(received)
                 else:
@@ -84,10 +92,11 @@ class Bulk:
                     raise CacheUnavailableError(message)
         if self._moved:
             message = (
-                f"keys move between {self._name} and other nodes of its cluster; go on when that is done"
+                f"keys are moving between {self._name} and other nodes of its cluster; "
+                "retry when that has finished"
             )
             raise CacheUnavailableError(message)
-        return answers
+        return replies
 
     def _refused(self, reason: str) -> hiredis.ReplyError:
         if reason.startswith(("MOVED ", "ASK ")):

@@ -1,4 +1,4 @@
-"""One chunk of a reconciliation: slots are read, compared with their rows, looked at again, and repaired."""
+"""One chunk of a reconciliation: reads slots, compares them with their rows, checks again, and repairs."""
 
 from __future__ import annotations
 
@@ -29,35 +29,50 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 SETTLE_SECONDS: Final = 5.0
-"""How long a slot has to be wrong before it is called so: longer than a change takes to a cache."""
+"""How long a slot must be wrong to count as drift: longer than a change takes to reach a cache."""
 
-# The more slots PostgreSQL is asked for at a time, the more of their rows share a page, which matters where
-# the table is larger than its memory; and the more memory they take here.
+# The more slots a round has, the more of their rows share a page, which matters if the table is larger than
+# PostgreSQL's memory; but the more memory this process needs.
 _ROUND_SECONDS: Final = 1.0
-_FEWEST: Final = 500
-_MOST: Final = 100_000
-# A rate limit is kept evenly.
+_MIN_ROUND: Final = 500
+_MAX_ROUND: Final = 100_000
+# Short, so that a rate limit is kept evenly.
 _LIMITED_ROUND_SECONDS: Final = 0.2
-_FIRST: Final = 10_000
-# Slots that wait for their second look; so many of them bound the memory.
-_MOST_WAITING: Final = 100_000
-# Whole slots are read so many at a time: their payloads may be large.
-_SECOND_LOOK: Final = 500
+_FIRST_ROUND: Final = 10_000
+# Limits the memory for slots that wait to be checked again.
+_MAX_CANDIDATES: Final = 100_000
+# Small, because these slots are read in full and their payloads can be large.
+_RECHECK_BATCH: Final = 500
 _LEASE: Final = ord("L")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A slot that differed from its row at the first look; `version` is the row's, None without one."""
+    """A slot that differed from its row when they were first compared.
+
+    Attributes:
+        entity: the entity's name.
+        key: the row's key.
+        before_payload: the slot up to its payload.
+        version: the row's version; None if there is no row.
+    """
 
     entity: str
     key: str
-    begins: bytes
+    before_payload: bytes
     version: int | None
 
 
 class Drift(NamedTuple):
-    """A slot that is wrong, as it was read before the row was."""
+    """A slot that is wrong.
+
+    Attributes:
+        key: the row's key.
+        name: the slot's name.
+        slot: the slot's content, read before the row; an error if its name holds another Redis type.
+        row: the row; None if there is none.
+        kind: the kind of drift.
+    """
 
     key: str
     name: bytes
@@ -68,7 +83,14 @@ class Drift(NamedTuple):
 
 @dataclass(slots=True)
 class Round:
-    """What was read at a time, and what is left to do about it."""
+    """The slots that were read together.
+
+    Attributes:
+        cursor: the source's cursor after them.
+        findings: what was found so far, by entity.
+        candidates: the slots to check again.
+        due: when to check them, on the monotonic clock.
+    """
 
     cursor: int
     findings: dict[str, Findings] = field(default_factory=dict)
@@ -78,11 +100,11 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a chunk has come.
+    """The progress of a chunk.
 
     Attributes:
-        cursor: where it goes on after an interruption: all before it is done.
-        share: how much of it has been read, from 0 to 1.
+        cursor: where to resume after an interruption; everything before it is finished.
+        share: the share of the chunk that has been read, from 0 to 1.
         findings: what was found up to the cursor, by entity.
     """
 
@@ -92,17 +114,17 @@ class Progress:
 
 
 class Chunk:
-    """Reconciles some of the slots of one service.
+    """Reconciles a part of one service's slots.
 
     Args:
-        bulk: a connection to its Redis.
-        rows: the rows of each entity that is asked for.
-        entities: their declarations.
-        service: its name.
-        deep: whether payloads are compared, too.
-        dry_run: whether nothing is repaired.
-        rate_limit: the most slots per second; None: as fast as it goes.
-        settle_seconds: how long a slot has to be wrong before it is called so.
+        bulk: a connection to the service's Redis.
+        rows: the rows of each entity to examine, by the entity's name.
+        entities: the declared entities by name.
+        service: the service's name.
+        deep: whether to compare payloads too.
+        dry_run: whether to repair nothing.
+        rate_limit: the maximum number of slots per second; None for no limit.
+        settle_seconds: how long a slot must be wrong to count as drift, in seconds.
     """
 
     def __init__(
@@ -126,22 +148,22 @@ class Chunk:
         self._rate_limit = rate_limit
         self._settle_seconds = settle_seconds
         self._prefixes = {slot_name(service, name, "").encode(): name for name in rows}
-        # One round is read while the one before it is compared, but a connection is one thread's at a time.
+        # One round is read while the previous one is compared, but only one thread can use the connection.
         self._redis = asyncio.Lock()
 
     async def run(self, source: Source, findings: dict[str, Findings]) -> AsyncGenerator[Progress]:
-        """Do it; yields after each round.
+        """Examine and repair the slots of a source; yield the progress after each round.
 
         Args:
-            source: what is to be examined.
-            findings: what was found before its cursor.
+            source: the slots to examine.
+            findings: what was found before the source's cursor, by entity; it is updated.
 
         Raises:
-            CacheUnavailableError: Redis does not answer.
+            CacheUnavailableError: Redis did not respond.
         """
         waiting: deque[Round] = deque()
-        cursor, share, size, ended = source.cursor, 0.0, _FIRST, False
-        reading = asyncio.ensure_future(self._read(source, self._at_most(size)))
+        cursor, share, size, ended = source.cursor, 0.0, _FIRST_ROUND, False
+        reading = asyncio.ensure_future(self._read(source, self._limited(size)))
         try:
             while not ended or waiting:
                 if not ended:
@@ -149,51 +171,51 @@ class Chunk:
                     names, slots = await reading
                     current, share, ended = Round(source.cursor), source.share, source.ended
                     if not ended:
-                        reading = asyncio.ensure_future(self._read(source, self._at_most(size)))
-                    await self._first_look(names, slots, current)
+                        reading = asyncio.ensure_future(self._read(source, self._limited(size)))
+                    await self._compare(names, slots, current)
                     waiting.append(current)
-                    size = await self._paced(size, len(names), time.monotonic() - started)
+                    size = await self._pace(size, len(names), time.monotonic() - started)
                 while waiting and (ended or self._is_due(waiting)):
                     done = waiting.popleft()
-                    await self._second_look(done)
+                    await self._recheck(done)
                     for entity, found in done.findings.items():
-                        findings.setdefault(entity, Findings()).add(found)
+                        findings.setdefault(entity, Findings()).merge(found)
                     cursor = done.cursor
                 yield Progress(cursor, share, findings)
         finally:
-            # It has the connection until it ends.
+            # The read uses the connection until it ends.
             await asyncio.wait({reading})
             if not reading.cancelled():
                 reading.exception()
 
-    def _at_most(self, size: int) -> int:
+    def _limited(self, size: int) -> int:
         if self._rate_limit is None:
             return size
         return max(1, min(size, int(self._rate_limit * _LIMITED_ROUND_SECONDS)))
 
-    async def _paced(self, size: int, count: int, seconds: float) -> int:
-        """Wait as the rate limit asks; the size that makes the next round take as long as a round should."""
+    async def _pace(self, size: int, count: int, seconds: float) -> int:
+        """Keep the rate limit, and return the size with which the next round takes `_ROUND_SECONDS`."""
         if self._rate_limit is not None:
             await asyncio.sleep(count / self._rate_limit - seconds)
         factor = min(2.0, max(0.5, _ROUND_SECONDS / max(seconds, 0.001)))
-        return max(_FEWEST, min(_MOST, int(size * factor)))
+        return max(_MIN_ROUND, min(_MAX_ROUND, int(size * factor)))
 
     @staticmethod
     def _is_due(waiting: deque[Round]) -> bool:
         first = waiting[0]
         if not first.candidates or first.due <= time.monotonic():
             return True
-        return sum(len(one.candidates) for one in waiting) > _MOST_WAITING
+        return sum(len(one.candidates) for one in waiting) > _MAX_CANDIDATES
 
     async def _read(self, source: Source, size: int) -> tuple[list[bytes], list[bytes]]:
-        """The next names, and what their slots begin with."""
+        """Return the names of the next slots, and the compared part of each."""
         async with self._redis:
             return await source.read(size)
 
-    async def _first_look(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
-        """Compare slots with their rows, which are read later than they were."""
+    async def _compare(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
+        """Compare slots with their rows, which are read after the slots."""
         for prefix, entity in self._prefixes.items():
-            # An empty one is gone since it was listed; a lease is about to be something else.
+            # An empty slot has been emptied since it was listed; a lease is about to become something else.
             compared = [
                 slot != b"" and slot[0] != _LEASE and name.startswith(prefix)
                 for name, slot in zip(names, slots, strict=True)
@@ -203,13 +225,13 @@ class Chunk:
                 continue
             found = list(compress(slots, compared))
             current.findings[entity] = Findings(examined=len(keys))
-            for place, version in await self._rows[entity].disagreeing(keys, found, deep=self._deep):
-                key, begins = keys[place].decode(errors="surrogateescape"), found[place][:UP_TO_PAYLOAD]
-                current.candidates.append(Candidate(entity, key, begins, version))
+            for index, version in await self._rows[entity].mismatches(keys, found, deep=self._deep):
+                key = keys[index].decode(errors="surrogateescape")
+                current.candidates.append(Candidate(entity, key, found[index][:UP_TO_PAYLOAD], version))
         current.due = time.monotonic() + self._settle_seconds
 
-    async def _second_look(self, current: Round) -> None:
-        """Tell drift from changes in flight, and repair it."""
+    async def _recheck(self, current: Round) -> None:
+        """Once they are due, check the candidates again, and repair those that are not changes in flight."""
         if not current.candidates:
             return
         await asyncio.sleep(current.due - time.monotonic())
@@ -217,10 +239,11 @@ class Chunk:
         for candidate in current.candidates:
             groups.setdefault(candidate.entity, []).append(candidate)
         for entity, candidates in groups.items():
-            for start in range(0, len(candidates), _SECOND_LOOK):
-                await self._settle(entity, candidates[start : start + _SECOND_LOOK], current.findings[entity])
+            for start in range(0, len(candidates), _RECHECK_BATCH):
+                batch = candidates[start : start + _RECHECK_BATCH]
+                await self._recheck_batch(entity, batch, current.findings[entity])
 
-    async def _settle(self, entity: str, candidates: list[Candidate], findings: Findings) -> None:
+    async def _recheck_batch(self, entity: str, candidates: list[Candidate], findings: Findings) -> None:
         slots = await self._in_thread(self._bulk.call, [(b"GET", self._name(one)) for one in candidates])
         rows = await self._rows[entity].read(one.key for one in candidates)
         wrong: list[Drift] = []
@@ -230,15 +253,15 @@ class Chunk:
                 continue
             kind: Kind | None = None
             if isinstance(slot, ReplyError):
-                # No string at all, which no script can touch.
+                # Another Redis type, which no script can change.
                 kind = Kind.ORPHAN if row is None else Kind.STALE
-            elif slot[:UP_TO_PAYLOAD] == one.begins:
+            elif slot[:UP_TO_PAYLOAD] == one.before_payload:
                 kind = drift_of(slot, row, deep=self._deep)
             if kind is not None:
                 wrong.append(Drift(one.key, self._name(one), slot, row, kind))
         wrong = await self._without_changes_in_flight(entity, wrong)
         for drift in wrong:
-            findings.found(drift.kind, drift.key)
+            findings.add_drift(drift.kind, drift.key)
         if not self._dry_run:
             await self._repair(entity, wrong, findings)
 
@@ -247,17 +270,17 @@ class Chunk:
         gone = [one.key for one in wrong if one.row is None]
         if not wrong:
             return wrong
-        moving, going = await self._rows[entity].in_flight(versions, gone)
+        changing, going = await self._rows[entity].in_flight(versions, gone)
 
         def is_in_flight(one: Drift) -> bool:
             if one.row is None:
                 return going is None or one.key in going
-            # A change that is on its way makes right what is older, and nothing else.
+            # A change in flight can only explain a slot that is older than it.
             return (
                 one.kind is not Kind.AHEAD
                 and not isinstance(one.slot, ReplyError)
                 and not one.slot.startswith(encode_value(one.row.version, b"", b""))
-                and one.row.version in moving
+                and one.row.version in changing
             )
 
         return [one for one in wrong if not is_in_flight(one)]
@@ -267,17 +290,17 @@ class Chunk:
         repairs: list[tuple[Drift, Command]] = []
         for one in wrong:
             if isinstance(one.slot, ReplyError):
-                _log.warning("what stands in a slot's place is none", slot=one.name, error=str(one.slot))
-                findings.could_not_repair(one.key)
+                _log.warning("slot name holds another Redis type", slot=one.name, error=str(one.slot))
+                findings.add_failure(one.key)
                 continue
             content = repair_of(one.kind, one.row, declared.on_change)
             repairs.append((one, (one.name, one.slot, content, with_jitter(declared.ttl))))
-        answers = await self._in_thread(run_script, "repair", [call for _, call in repairs], self._bulk.call)
-        for (one, _), answer in zip(repairs, answers, strict=True):
-            if isinstance(answer, ReplyError):
-                _log.warning("a slot could not be repaired", slot=one.name, error=str(answer))
-                findings.could_not_repair(one.key)
-            elif answer:
+        replies = await self._in_thread(run_script, "repair", [call for _, call in repairs], self._bulk.call)
+        for (one, _), reply in zip(repairs, replies, strict=True):
+            if isinstance(reply, ReplyError):
+                _log.warning("slot repair failed", slot=one.name, error=str(reply))
+                findings.add_failure(one.key)
+            elif reply:
                 findings.repaired += 1
             else:
                 findings.refused += 1
@@ -287,6 +310,6 @@ class Chunk:
         return name.encode(errors="surrogateescape")
 
     async def _in_thread(self, call: Callable[..., list[Any]], *arguments: Any) -> list[Any]:
-        """Use the connection in a thread, while nobody else does."""
+        """Call a function that uses the connection, in a thread, while no one else uses it."""
         async with self._redis:
             return await asyncio.to_thread(call, *arguments)

@@ -1,4 +1,4 @@
-"""What can be wrong with a slot, and what was found of it."""
+"""The kinds of drift, how they are detected and repaired, and what a reconciliation has found."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ if TYPE_CHECKING:
     from cachesync.change import Row
     from cachesync.entity import OnChange
 
-SAMPLE: Final = 10
-"""Of so many keys of each kind a report tells."""
+MAX_SAMPLES: Final = 10
+"""Maximum number of keys of each kind in a report."""
 
 _VERSION: Final = slice(1, HEAD_BYTES)
 
 
 class Kind(StrEnum):
-    """One kind of drift."""
+    """The kinds of drift.
+
+    Attributes:
+        STALE: the value has an older version or another schema's fingerprint, or, in a deep run, another
+            payload.
+        ORPHAN: there is a value, but no row.
+        AHEAD: the value's version is higher than the row's.
+        FALSE_ABSENT: the slot says *absent*, but the row exists.
+    """
 
     STALE = "stale"
     ORPHAN = "orphan"
@@ -34,15 +42,12 @@ class Findings(BaseModel):
     """What was found in the slots of one entity.
 
     Attributes:
-        examined: the slots that were compared with their rows.
-        stale: an older version, another schema's payload, or another payload than the row's.
-        orphan: a value, and no row.
-        ahead: a version above the row's.
-        false_absent: 'no such row', and a row.
-        repaired: those of them that are right now.
-        refused: those that a concurrent change was quicker to replace.
-        failed: those that Redis would not let repair.
-        samples: some of the keys of each kind, and of those that failed.
+        examined: the number of slots that were compared with their rows.
+        stale, orphan, ahead, false_absent: the number of slots with that kind of drift; see `Kind`.
+        repaired: of those, the number that were repaired.
+        refused: of those, the number that a concurrent change had replaced first.
+        failed: of those, the number whose repair Redis rejected.
+        samples: up to `MAX_SAMPLES` keys of each kind, and of the failed ones under `failed`.
     """
 
     examined: int = 0
@@ -57,21 +62,26 @@ class Findings(BaseModel):
 
     @property
     def drift(self) -> int:
-        """All that was wrong."""
+        """The number of slots that were wrong."""
         return self.stale + self.orphan + self.ahead + self.false_absent
 
-    def found(self, kind: Kind, key: str) -> None:
+    def add_drift(self, kind: Kind, key: str) -> None:
         """Count a slot that is wrong."""
         setattr(self, kind, getattr(self, kind) + 1)
         self._sample(kind, key)
 
-    def could_not_repair(self, key: str) -> None:
-        """Count a slot that Redis would not let repair."""
+    def add_failure(self, key: str) -> None:
+        """Count a slot whose repair Redis rejected."""
         self.failed += 1
         self._sample("failed", key)
 
-    def add(self, other: Findings, rename: Callable[[str], str] = str) -> None:
-        """Take in what was found elsewhere, its keys renamed."""
+    def merge(self, other: Findings, rename: Callable[[str], str] = str) -> None:
+        """Add other findings to these.
+
+        Args:
+            other: the findings to add.
+            rename: converts their sample keys.
+        """
         for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, keys in other.samples.items():
@@ -80,22 +90,22 @@ class Findings(BaseModel):
 
     def _sample(self, kind: str, key: str) -> None:
         keys = self.samples.setdefault(kind, [])
-        if len(keys) < SAMPLE:
-            # Somebody else's strings may hold what no report can.
+        if len(keys) < MAX_SAMPLES:
+            # Names written by other programs can contain characters that a report cannot.
             keys.append("".join(one if one.isprintable() else ascii(one)[1:-1] for one in key))
 
 
 COUNTS: Final = tuple(name for name in Findings.model_fields if name != "samples")
-"""The names of what is counted."""
+"""The names of the counts in `Findings`."""
 
 
 def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
-    """What is wrong with a slot, given the row as it was read after it; None where nothing is.
+    """Return the kind of drift between a slot and its row, or None if they agree.
 
     Args:
-        slot: its content, which is no lease.
-        row: the row; None where there is none.
-        deep: whether the payloads count, too.
+        slot: the slot's content, which is neither empty nor a lease.
+        row: the row, read after the slot; None if there is none.
+        deep: whether to compare the payloads too.
     """
     if slot == ABSENT:
         return None if row is None else Kind.FALSE_ABSENT
@@ -111,9 +121,14 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
 
 
 def repair_of(kind: Kind, row: Row | None, on_change: OnChange) -> bytes:
-    """The content that a slot is repaired with.
+    """Return the content with which to repair a slot; empty to empty it.
 
-    What is ahead, or hides a row, may have refused a change that is newer than the row as it was read, or
-    may be about to: such a slot is emptied, as then it cannot be wrong.
+    A slot that is ahead or a false absent may have refused a change that is newer than the row as read, or
+    may be about to. Such a slot is emptied, because an empty slot cannot be wrong.
+
+    Args:
+        kind: the kind of drift.
+        row: the row, read after the slot; None if there is none.
+        on_change: the entity's policy.
     """
     return changed_content(on_change, row if kind is Kind.STALE else None)

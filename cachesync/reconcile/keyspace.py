@@ -1,9 +1,12 @@
-"""The keyspace of a Redis, cut into parts that are scanned each on its own.
+"""Divides the keyspace of a Redis into parts that are scanned independently.
 
-SCAN goes through the buckets of Redis's hash table in the order of their numbers' bits reversed. Read so,
-a cursor is a position that only grows, and the guarantee of SCAN holds from one position to another as it
-does from the beginning to the end: what is there all the while is returned, however often the table is
-resized meanwhile. A part of 2^p is the range of positions that begin with the same p bits.
+SCAN visits the buckets of Redis's hash table in the order of their numbers with the bits reversed. With its
+bits reversed, a cursor is therefore a position that only grows, and SCAN's guarantee holds between any two
+positions as it does for a full iteration: every key that exists throughout is returned, no matter how often
+the table is resized in the meantime. One of 2^p parts is the range of positions that start with the same p
+bits.
+
+Source: https://redis.io/docs/latest/commands/scan/ (guarantees), dictScan in Redis's dict.c (order)
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ class Part:
     """One part of a keyspace.
 
     Attributes:
-        number: which, from 0.
-        of: how many there are, a power of two.
+        number: the number of the part, from 0.
+        of: the number of parts, a power of two.
     """
 
     number: int
@@ -29,15 +32,15 @@ class Part:
 
     @property
     def first(self) -> int:
-        """The cursor that its scan begins with."""
+        """The cursor with which to start scanning the part."""
         return _reversed(self._start)
 
     def ends_at(self, cursor: int) -> bool:
-        """Whether a cursor that SCAN returned is past this part."""
+        """Return whether a cursor that SCAN returned is past this part."""
         return cursor == 0 or _reversed(cursor) >= self._start + _END // self.of
 
     def share(self, cursor: int) -> float:
-        """How much of it is done when SCAN has returned a cursor, from 0 to 1."""
+        """Return the share of the part that has been scanned when SCAN returns a cursor, from 0 to 1."""
         if self.ends_at(cursor):
             return 1.0
         return (_reversed(cursor) - self._start) * self.of / _END
@@ -48,7 +51,12 @@ class Part:
 
 
 def parts(slots: int, slots_per_part: int) -> list[Part]:
-    """The parts of a keyspace, none of which has many more slots than asked."""
+    """Divide a keyspace into parts.
+
+    Args:
+        slots: the number of keys in it.
+        slots_per_part: the maximum number of keys per part, on average.
+    """
     count = 1
     while count * slots_per_part < slots:
         count *= 2

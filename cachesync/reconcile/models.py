@@ -1,4 +1,4 @@
-"""What a reconciliation is asked for, its chunks, and its report."""
+"""A reconciliation's parameters, chunks and report, as stored in the database and in XComs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from cachesync.reconcile.drift import Findings
 
 
 class Parameters(BaseModel):
-    """What a run is asked for.
+    """The parameters of a run.
 
     Attributes:
-        services: whose caches.
-        entities: the slots of which entities.
-        mode: `full`: all slots; `delta`: those of rows that changed since the last run.
-        deep: whether payloads are compared, too, not only versions.
-        dry_run: whether nothing is repaired.
-        rate_limit: the most slots per second and chunk; None: as fast as it goes.
+        services: the services whose caches to examine.
+        entities: the entities whose slots to examine.
+        mode: `full` to examine all slots; `delta` to examine only the keys that changed since the last run
+            that left nothing wrong.
+        deep: whether to compare payloads too, not only versions.
+        dry_run: whether to repair nothing.
+        rate_limit: the maximum number of slots per second and chunk; None for no limit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,13 +37,13 @@ class Task(BaseModel):
     """One chunk of a run.
 
     Attributes:
-        service: whose cache.
-        number: which of the service's, from 0.
-        count: how many the service has.
-        entities: the slots of which entities.
-        part: which part of the keyspace, and of how many; None: the slots of changed rows.
-        since: since when those have changed.
-        node: on which primary of a Redis Cluster; None: it is one Redis.
+        service: the service whose cache to examine.
+        number: the number of the chunk among those of the service, from 0.
+        count: the number of chunks of the service.
+        entities: the entities whose slots to examine.
+        part: the number of the part of the keyspace and the number of parts; None to examine changed keys.
+        since: in that case, the time since which the keys have changed.
+        node: the primary of a Redis Cluster, as `host:port`; None for a single Redis.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,23 +59,23 @@ class Task(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def label(self) -> str:
-        """What progress is told of it as, such as `sb 3/8`."""
+        """The name of the chunk in progress messages, such as `sb 3/8`."""
         return f"{self.service} {self.number + 1}/{self.count}"
 
 
 class Report(Findings):
-    """What a run came to; the counts are of all services, the samples are names of slots.
+    """The result of a run. The counts are totals over all services, and the samples are names of slots.
 
     Attributes:
-        run: its id.
-        outcome: `clean`: nothing was wrong; `repaired`: all that was is right now; `drift`: a dry run found
-            some; `unrepaired`: some could not be repaired.
-        parameters: what it was asked for.
-        notes: what it did otherwise than asked, and why.
-        started_at: when it was planned.
-        duration_s: seconds from then to its report.
-        rows_per_s: slots examined in each of them.
-        services: what was found, by service and entity.
+        run: the run's id.
+        outcome: `clean` if nothing was wrong, `repaired` if all drift was repaired, `drift` if a dry run
+            found drift, `unrepaired` if some could not be repaired.
+        parameters: what was requested.
+        notes: where the run deviated from the request, and why.
+        started_at: when the run was planned.
+        duration_s: the time from the plan to the report, in seconds.
+        rows_per_s: slots examined per second over that time.
+        services: the findings by service and entity.
     """
 
     run: str

@@ -1,4 +1,4 @@
-"""The rows of one entity, as reconciliation asks for them: many at a time, and only for what differs."""
+"""Compares slots with the rows of one entity, many at a time; only differences leave the database."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cachesync.postgres.statements import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Whatever the statistics say: the key's index, and a hash to bring slots and rows together.
-_PLAN: Final = """
+# Forces the good plan, whatever the statistics say: the key's index, and a hash join of slots and rows.
+_PLANNER_SETTINGS: Final = """
 SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off;
 SET enable_nestloop = off;
@@ -23,68 +23,72 @@ SET jit = off;
 
 
 async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
-    """A connection for `ComparedRows`.
+    """Open a connection for `ComparedRows`.
+
+    Args:
+        dsn: the database; None for the variables PGHOST, PGUSER and so on.
 
     Raises:
-        DatabaseUnavailableError: the database does not let us in.
+        DatabaseUnavailableError: the database did not respond or refused the login.
     """
     connection = await connect(dsn, "cachesync-reconcile")
-    await connection.execute(_PLAN)
+    await connection.execute(_PLANNER_SETTINGS)
     return connection
 
 
 class ComparedRows(Rows):
-    """Compares slots with the rows of one entity; its connection is one of `connect_for_rows`."""
+    """Compares slots with the rows of one entity. Requires a connection made by `connect_for_rows`."""
 
-    async def disagreeing(
+    async def mismatches(
         self, keys: Sequence[bytes], slots: Sequence[bytes], *, deep: bool
     ) -> list[tuple[int, int | None]]:
-        """Which slots differ from what their rows would fill them with.
+        """Find the slots that differ from what their rows would fill them with.
 
         Args:
             keys: the keys.
-            slots: what each one's slot holds up to the payload; where deep, and its digest.
-            deep: whether it does.
+            slots: the slot of each key up to its payload; if `deep`, followed by the payload's digest.
+            deep: whether to compare the digests too.
 
         Returns:
-            The place of each that differs, and the version of its row, None where there is none.
+            The index of each slot that differs, and the version of its row; None if there is no row.
         """
         if not keys:
             return []
         query = statement(
-            "reconcile/disagreeing", digest="md5(r.payload)" if deep else "''", **self._fragments
+            "reconcile/mismatches", digest="md5(r.payload)" if deep else "''", **self._fragments
         )
         try:
-            # What is no text in a slot differs from all that a row would put there, like what replaces it.
-            held, between_held = _joined(slots, "replace")
+            # Bytes that are not text differ from everything that a row would fill in, and so does what
+            # replaces them.
+            joined_slots, separator = _joined(slots, "replace")
             found = await self._connection.fetch(
-                query, *_joined(keys, "strict"), held.replace("\0", "?"), between_held, self._entity
+                query, *_joined(keys, "strict"), joined_slots.replace("\0", "?"), separator, self._entity
             )
             return [(record["number"] - 1, record["version"]) for record in found]
         except (asyncpg.DataError, UnicodeDecodeError):
-            # Somebody else's strings are among the slots: no row can have such a key.
+            # Some of the slots were written by other programs: no row can have such a key.
             texts = [key.decode(errors="surrogateescape") for key in keys]
-            possible = [place for place, key in enumerate(texts) if self.impossible(key) is None]
+            possible = [index for index, key in enumerate(texts) if self.impossible(key) is None]
             if len(possible) == len(keys):
                 raise
-        rest = await self.disagreeing(
-            [keys[place] for place in possible], [slots[place] for place in possible], deep=deep
+        rest = await self.mismatches(
+            [keys[index] for index in possible], [slots[index] for index in possible], deep=deep
         )
         return [
-            *((place, None) for place in sorted(set(range(len(keys))).difference(possible))),
-            *((possible[place], version) for place, version in rest),
+            *((index, None) for index in sorted(set(range(len(keys))).difference(possible))),
+            *((possible[index], version) for index, version in rest),
         ]
 
     async def in_flight(self, versions: list[int], gone: list[str]) -> tuple[set[int], set[str] | None]:
-        """Which changes may still be on their way to the caches.
+        """Find changes that may still be in flight to the caches.
 
         Args:
-            versions: those of rows that differ from their slots.
-            gone: keys of slots that have no row.
+            versions: the versions of rows that differ from their slots.
+            gone: the keys of slots that have no row.
 
         Returns:
-            Those of the versions, and those of the keys; None in place of the keys: all of them, the table
-            was truncated.
+            The versions whose change may be in flight, and the keys whose delete may be; None instead of the
+            keys if all of them may be, because the table was truncated.
         """
         found = await self._connection.fetch(
             statement("reconcile/in_flight"),
@@ -92,13 +96,16 @@ class ComparedRows(Rows):
             versions,
             [key for key in gone if self.impossible(key) is None],
         )
-        asked = set(versions)
-        keys = {record["key"] for record in found if record["version"] not in asked}
-        return {record["version"] for record in found} & asked, None if None in keys else keys
+        of_rows = set(versions)
+        keys = {record["key"] for record in found if record["version"] not in of_rows}
+        return {record["version"] for record in found} & of_rows, None if None in keys else keys
 
 
 def _joined(parts: Sequence[bytes], errors: str) -> tuple[str, str]:
-    """The parts as one text, and the character between them: an array of so many takes ten times as long."""
+    """Return the parts as one text, and the character that separates them.
+
+    Passing this many parts as an array takes ten times as long.
+    """
     text = b"".join(parts).decode(errors=errors)
-    between = next(one for one in map(chr, range(1, 0xD800)) if one not in text)
-    return between.encode().join(parts).decode(errors=errors), between
+    separator = next(one for one in map(chr, range(1, 0xD800)) if one not in text)
+    return separator.encode().join(parts).decode(errors=errors), separator

@@ -1,6 +1,6 @@
-"""A run of the reconciliation: planned as chunks, each of which can be done, or done again, on its own.
+"""A run of the reconciliation: planned as chunks, each of which can be processed, and retried, independently.
 
-How far each has come is kept in the database, so that a run that was interrupted goes on where it was.
+The progress of each chunk is stored in the database, so that an interrupted run resumes where it left off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
 from cachesync.reconcile.models import Parameters, Report, Task
 from cachesync.reconcile.rows import ComparedRows, connect_for_rows
-from cachesync.reconcile.source import Changed, Keyspace, Source
+from cachesync.reconcile.source import ChangedKeys, Keyspace, Source
 from cachesync.slots.clients import primaries, translate_redis_errors
 from cachesync.slots.layout import slot_name
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _SLOTS_PER_CHUNK: Final = 1_000_000
 _SAVE_SECONDS: Final = 2.0
-# A delta looks back so much further: what was under way when the earlier run looked, it let be.
+# A delta run looks back this much further, because the earlier run skipped changes that were in flight.
 _MARGIN: Final = timedelta(minutes=1)
 
 _FINDINGS: Final = TypeAdapter(dict[str, Findings])
@@ -46,11 +46,23 @@ _FINDINGS: Final = TypeAdapter(dict[str, Findings])
 async def plan(
     connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, WorkerRedis]
 ) -> list[Task]:
-    """Plan a run, or take up the plan of the run that has this id and has not ended.
+    """Plan a run, or return the existing plan if the run with this id has not ended.
+
+    A run that has ended is deleted and planned again. The chunks are also planned again if the primaries of a
+    Redis Cluster have changed.
+
+    Args:
+        connection: a connection with the rights of `cachesync_worker`.
+        run: the run's id.
+        parameters: the parameters of the run.
+        clients: each service's Redis, by the service's name.
+
+    Returns:
+        The chunks.
 
     Raises:
-        NotInstalledError: the database side is missing or older than this.
-        CacheUnavailableError: a service's Redis does not answer.
+        NotInstalledError: the database side is missing or older than this library.
+        CacheUnavailableError: a service's Redis did not respond.
     """
     await _require_installed(connection)
     async with connection.transaction():
@@ -60,10 +72,10 @@ async def plan(
             run,
             parameters.model_dump_json(),
         )
-        former = await _tasks(connection, run)
-        if former:
-            if _fit(former, clients):
-                return former
+        existing = await _tasks(connection, run)
+        if existing:
+            if _covers_primaries(existing, clients):
+                return existing
             await connection.execute("DELETE FROM cachesync.reconciliation_chunk WHERE run = $1", run)
         tasks: list[Task] = []
         notes: list[str] = []
@@ -74,8 +86,7 @@ async def plan(
                 for number, task in enumerate(planned)
             ]
         await connection.executemany(
-            "INSERT INTO cachesync.reconciliation_chunk (run, service, number, task, cursor) "
-            "VALUES ($1, $2, $3, $4, $5)",
+            statement("reconcile/insert_chunk"),
             [(run, task.service, task.number, task.model_dump_json(), _first_cursor(task)) for task in tasks],
         )
         await connection.execute("UPDATE cachesync.reconciliation SET notes = $2 WHERE run = $1", run, notes)
@@ -89,14 +100,12 @@ async def _require_installed(connection: asyncpg.Connection) -> None:
 
 
 async def _tasks(connection: asyncpg.Connection, run: str) -> list[Task]:
-    records = await connection.fetch(
-        "SELECT task FROM cachesync.reconciliation_chunk WHERE run = $1 ORDER BY service, number", run
-    )
+    records = await connection.fetch(statement("reconcile/chunks"), run)
     return [Task.model_validate_json(record["task"]) for record in records]
 
 
-def _fit(tasks: list[Task], clients: Mapping[str, WorkerRedis]) -> bool:
-    """Whether each service's chunks are of the primaries that it has now, all of them."""
+def _covers_primaries(tasks: list[Task], clients: Mapping[str, WorkerRedis]) -> bool:
+    """Return whether each service's chunks cover exactly the primaries that its cache has now."""
     nodes: dict[str, set[str | None]] = {}
     for task in tasks:
         nodes.setdefault(task.service, set()).add(task.node)
@@ -104,7 +113,19 @@ def _fit(tasks: list[Task], clients: Mapping[str, WorkerRedis]) -> bool:
 
 
 async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Parameters) -> str | None:
-    """The last run that was asked for the same and has no report, claimed; None if older than a day."""
+    """Return and claim the last run with these parameters, if it has no report and is less than a day old.
+
+    Args:
+        connection: a connection with the rights of `cachesync_worker`; the claim lasts until it is closed.
+        prefix: what the run's id starts with.
+        parameters: the parameters of the run.
+
+    Returns:
+        The run's id, or None if there is no such run or another connection has claimed it.
+
+    Raises:
+        NotInstalledError: the database side is missing or older than this library.
+    """
     await _require_installed(connection)
     run: str | None = await connection.fetchval(
         statement("reconcile/unfinished"), prefix, parameters.model_dump_json()
@@ -113,7 +134,12 @@ async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Pa
 
 
 async def claim(connection: asyncpg.Connection, run: str) -> None:
-    """Keep others from going on with a run as long as the connection lasts."""
+    """Prevent others from resuming a run until the connection is closed.
+
+    Args:
+        connection: a connection to the database.
+        run: the run's id.
+    """
     await connection.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", run)
 
 
@@ -124,48 +150,43 @@ async def run_chunk(
     task: Task,
     entities: Mapping[str, Entity],
     *,
-    watch: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None],
     settle_seconds: float = SETTLE_SECONDS,
 ) -> None:
-    """Do a chunk, or what is left of it.
+    """Reconcile a chunk, or the part of it that is not finished.
 
     Args:
-        dsn: the database.
+        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+            PGHOST, PGUSER and so on.
         client: the Redis of the chunk's service.
-        run: the run.
+        run: the run's id.
         task: the chunk.
-        entities: the declared entities.
-        watch: told of the progress after each round.
-        settle_seconds: how long a slot has to be wrong before it is called so.
+        entities: the declared entities by name.
+        on_progress: called after each round; not at all if the chunk is already finished.
+        settle_seconds: how long a slot must be wrong to count as drift, in seconds.
 
     Raises:
-        ReconcileError: the chunk, or its primary, is there no more.
-        CacheUnavailableError: Redis does not answer, or its keys move to another node.
-        DatabaseUnavailableError: PostgreSQL does not answer.
+        ReconcileError: the chunk, or its primary of the Redis Cluster, no longer exists.
+        NotInstalledError: an entity is not installed.
+        CacheUnavailableError: Redis did not respond, or its keys are moving to another node.
+        DatabaseUnavailableError: PostgreSQL did not respond.
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(translate_postgres_errors())
         connection = await connect_for_rows(dsn)
         stack.push_async_callback(connection.close)
-        reached = await connection.fetchrow(
-            "SELECT c.cursor, c.findings, c.finished_at, r.parameters "
-            "FROM cachesync.reconciliation_chunk AS c JOIN cachesync.reconciliation AS r USING (run) "
-            "WHERE c.run = $1 AND c.service = $2 AND c.number = $3",
-            run,
-            task.service,
-            task.number,
-        )
-        if reached is None:
-            message = f"no run {run!r} has a chunk {task.label}; it was uninstalled meanwhile?"
+        saved = await connection.fetchrow(statement("reconcile/chunk"), run, task.service, task.number)
+        if saved is None:
+            message = f"run {run!r} has no chunk {task.label}; the database side may have been uninstalled"
             raise ReconcileError(message)
-        if reached["finished_at"] is not None:
+        if saved["finished_at"] is not None:
             return
-        parameters = Parameters.model_validate_json(reached["parameters"])
+        parameters = Parameters.model_validate_json(saved["parameters"])
         rows = {name: await ComparedRows.open(connection, entities[name]) for name in task.entities}
         redis = primaries(client).get(task.node)
         if redis is None:
             message = (
-                f"the Redis Cluster of {task.service} has no primary {task.node} any more; plan the run anew"
+                f"the Redis Cluster of {task.service} no longer has a primary {task.node}; plan the run again"
             )
             raise ReconcileError(message)
         bulk = stack.enter_context(Bulk(redis, f"the Redis of {task.service}"))
@@ -179,51 +200,50 @@ async def run_chunk(
             rate_limit=parameters.rate_limit,
             settle_seconds=settle_seconds,
         )
-        cursor = int(reached["cursor"])
+        cursor = int(saved["cursor"])
         if task.part is None:
-            source: Source = await _changed(stack, dsn, bulk, task, cursor, deep=parameters.deep)
+            source: Source = await _changed_keys(stack, dsn, bulk, task, cursor, deep=parameters.deep)
         else:
             source = Keyspace(bulk, Part(*task.part), _pattern(task), cursor, deep=parameters.deep)
-        findings = _FINDINGS.validate_json(reached["findings"])
-        saved = time.monotonic()
+        findings = _FINDINGS.validate_json(saved["findings"])
+        saved_at = time.monotonic()
         async with aclosing(chunk.run(source, findings)) as rounds:
             async for progress in rounds:
-                watch(progress)
-                if time.monotonic() - saved >= _SAVE_SECONDS:
+                on_progress(progress)
+                if time.monotonic() - saved_at >= _SAVE_SECONDS:
                     await _save(connection, run, task, progress.cursor, findings)
-                    saved = time.monotonic()
+                    saved_at = time.monotonic()
         await _save(connection, run, task, source.cursor, findings, finished=True)
 
 
 async def report(connection: asyncpg.Connection, run: str) -> Report:
-    """Sum a run up, and keep the report with it.
+    """Combine the results of a run's chunks, and store the report.
+
+    Args:
+        connection: a connection with the rights of `cachesync_worker`.
+        run: the run's id.
 
     Raises:
-        ReconcileError: a chunk of it has not been done.
+        ReconcileError: the run does not exist, or one of its chunks is not finished.
     """
     record = await connection.fetchrow(statement("reconcile/run"), run)
     if record is None:
-        message = f"there is no run {run!r}"
+        message = f"run {run!r} does not exist"
         raise ReconcileError(message)
     services: dict[str, dict[str, Findings]] = {}
     total = Findings()
-    chunks = await connection.fetch(
-        "SELECT task, findings, finished_at FROM cachesync.reconciliation_chunk "
-        "WHERE run = $1 ORDER BY service, number",
-        run,
-    )
-    for chunk in chunks:
+    for chunk in await connection.fetch(statement("reconcile/chunks"), run):
         task = Task.model_validate_json(chunk["task"])
         if chunk["finished_at"] is None:
-            message = f"run {run!r}: chunk {task.label} has not been done"
+            message = f"run {run!r}: chunk {task.label} is not finished"
             raise ReconcileError(message)
         of_service = services.setdefault(task.service, {name: Findings() for name in task.entities})
         for entity, found in _FINDINGS.validate_json(chunk["findings"]).items():
-            of_service.setdefault(entity, Findings()).add(found)
-            total.add(found, partial(slot_name, task.service, entity))
+            of_service.setdefault(entity, Findings()).merge(found)
+            total.merge(found, partial(slot_name, task.service, entity))
     parameters = Parameters.model_validate_json(record["parameters"])
     seconds = max(record["seconds"], 0.001)
-    made = Report(
+    result = Report(
         **total.model_dump(),
         run=run,
         outcome=_outcome(total, parameters),
@@ -237,9 +257,9 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
     await connection.execute(
         "UPDATE cachesync.reconciliation SET finished_at = clock_timestamp(), report = $2 WHERE run = $1",
         run,
-        made.model_dump_json(),
+        result.model_dump_json(),
     )
-    return made
+    return result
 
 
 def _outcome(total: Findings, parameters: Parameters) -> Literal["clean", "repaired", "drift", "unrepaired"]:
@@ -257,27 +277,28 @@ async def _planned(
     client: WorkerRedis,
     notes: list[str],
 ) -> list[Task]:
-    """The chunks of one service, not yet numbered."""
+    """Return the chunks of one service, not yet numbered, and note where they deviate from the request."""
     entities = parameters.entities
     full = set(entities)
     tasks = []
     redises = primaries(client)
     if parameters.mode == "delta" and None not in redises:
-        # The keys of the change log are anywhere, and a chunk has one connection.
-        notes.append(f"{service}: a full run in place of a delta, since its cache is a Redis Cluster")
+        # The keys in the change log are spread over all primaries, and a chunk has one connection.
+        notes.append(f"{service}: full run instead of delta, because the cache is a Redis Cluster")
     elif parameters.mode == "delta":
         basis = await connection.fetchval(statement("reconcile/basis"), service, entities, _MARGIN)
         if basis is None:
             notes.append(
-                f"{service}: a full run in place of a delta, since no earlier run that left nothing wrong "
-                "is covered by the change log"
+                f"{service}: full run instead of delta, because the change log does not reach back to a run "
+                "that left nothing wrong"
             )
         else:
             since = basis - _MARGIN
             truncated = await connection.fetch(statement("reconcile/truncated"), since)
             full = {record["entity"] for record in truncated} & set(entities)
             if full:
-                notes.append(f"{service}: all of {', '.join(sorted(full))}, since a table was truncated")
+                names = ", ".join(sorted(full))
+                notes.append(f"{service}: all slots of {names} examined, because a table was truncated")
             rest = tuple(name for name in entities if name not in full)
             if rest:
                 tasks.append(Task(service=service, number=0, entities=rest, since=since))
@@ -298,15 +319,15 @@ async def _planned(
     return tasks
 
 
-async def _changed(
+async def _changed_keys(
     stack: AsyncExitStack, dsn: str | None, bulk: Bulk, task: Task, cursor: int, *, deep: bool
-) -> Changed:
-    """The keys are read on a connection of their own, in a transaction that lasts as long as it takes."""
+) -> ChangedKeys:
+    """Open a source of the changed keys, with its own connection and a transaction as long as the chunk."""
     connection = await connect(dsn, "cachesync-reconcile")
     stack.push_async_callback(connection.close)
     await stack.enter_async_context(connection.transaction())
     keys = await connection.cursor(statement("reconcile/changed_keys"), task.since, task.entities, cursor)
-    return Changed(bulk, task.service, keys, cursor, deep=deep)
+    return ChangedKeys(bulk, task.service, keys, cursor, deep=deep)
 
 
 async def _save(
@@ -319,9 +340,7 @@ async def _save(
     finished: bool = False,
 ) -> None:
     await connection.execute(
-        "UPDATE cachesync.reconciliation_chunk SET cursor = $4, findings = $5, "
-        "finished_at = CASE WHEN $6 THEN clock_timestamp() END "
-        "WHERE run = $1 AND service = $2 AND number = $3",
+        statement("reconcile/save_chunk"),
         run,
         task.service,
         task.number,
@@ -336,5 +355,5 @@ def _first_cursor(task: Task) -> int:
 
 
 def _pattern(task: Task) -> str:
-    # A service's and an entity's name hold no character that is special in a pattern.
+    # The names of services and entities contain no character that is special in a pattern.
     return slot_name(task.service, task.entities[0] if len(task.entities) == 1 else "*", "*")

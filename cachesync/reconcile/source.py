@@ -1,4 +1,4 @@
-"""Which slots are examined: all of a part of a keyspace, or those of rows that have changed."""
+"""The sources of slots to examine: a part of a keyspace, or the keys that have changed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 Names = list[bytes]
 
-# Redis does nothing else meanwhile, for half a millisecond or so.
+# Redis does nothing else while it executes a SCAN, which takes about half a millisecond with this count.
 _SCAN: Final = 1000
 
 
 class Source(Protocol):
-    """Names slots, and reads them.
+    """Lists slots and reads them.
 
     Attributes:
-        cursor: where the next read begins.
-        share: how much has been read, from 0 to 1.
-        ended: whether nothing is left.
+        cursor: where the next read starts.
+        share: the share of the slots that has been read, from 0 to 1.
+        ended: whether all slots have been read.
     """
 
     cursor: int
@@ -37,22 +37,25 @@ class Source(Protocol):
     ended: bool
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
-        """The names of about so many slots, and what they hold as `ComparedRows.disagreeing` takes it.
+        """Return the names of the next slots, and the part of each that `ComparedRows.mismatches` compares.
+
+        Args:
+            size: the approximate number of slots to read.
 
         Raises:
-            CacheUnavailableError: Redis does not answer.
+            CacheUnavailableError: Redis did not respond.
         """
 
 
 class Keyspace:
-    """Every slot of a part of a Redis.
+    """All slots in one part of a Redis's keyspace.
 
     Args:
-        bulk: a connection to it.
+        bulk: a connection to the Redis.
         part: the part.
-        pattern: what the slots' names match.
-        cursor: where to begin; None: at the part's beginning.
-        deep: whether payloads are compared, too.
+        pattern: the pattern of the slots' names, as for SCAN.
+        cursor: where to start; None for the start of the part.
+        deep: whether payloads are compared too.
     """
 
     def __init__(self, bulk: Bulk, part: Part, pattern: str, cursor: int | None, *, deep: bool) -> None:
@@ -63,50 +66,50 @@ class Keyspace:
         self.cursor = part.first if cursor is None else cursor
         self.share = part.share(self.cursor)
         self.ended = False
-        # About so many keys are left.
+        # An estimate of the number of keys that remain in the part.
         self._left = _SCAN
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
-        """Scan on, in a thread."""
+        """Scan the next slots, in a thread."""
         return await asyncio.to_thread(self._read, size)
 
     def _read(self, size: int) -> tuple[Names, list[bytes]]:
         names: Names = []
         slots: list[bytes] = []
         unread: Names = []
-        # What one SCAN names is read along with the next SCAN.
+        # The slots that one SCAN lists are read in the same round trip as the next SCAN.
         while not self.ended and len(names) + len(unread) < size:
             count = min(size, _SCAN, self._left)
             scan = (b"SCAN", b"%d" % self.cursor, b"MATCH", self._match, b"COUNT", b"%d" % count)
-            packed, looks = _looks(unread, deep=self._deep)
-            answer, *found = self._bulk.send(self._bulk.pack([scan]) + packed, looks + 1)
-            if isinstance(answer, ReplyError):
-                raise CacheUnavailableError(str(answer))
+            packed, reads = _packed_reads(unread, deep=self._deep)
+            reply, *found = self._bulk.send(self._bulk.pack([scan]) + packed, reads + 1)
+            if isinstance(reply, ReplyError):
+                raise CacheUnavailableError(str(reply))
             names += unread
-            slots += _comparable(found, deep=self._deep)
-            unread = answer[1]
-            self._move(int(answer[0]), count)
-        found = self._bulk.send(*_looks(unread, deep=self._deep))
-        return names + unread, slots + _comparable(found, deep=self._deep)
+            slots += _compared(found, deep=self._deep)
+            unread = reply[1]
+            self._move(int(reply[0]), count)
+        found = self._bulk.send(*_packed_reads(unread, deep=self._deep))
+        return names + unread, slots + _compared(found, deep=self._deep)
 
     def _move(self, cursor: int, count: int) -> None:
         before, self.share = self.share, self._part.share(cursor)
         self.cursor = cursor
         self.ended = self._part.ends_at(cursor)
         if self.share > before:
-            # Towards the end in ever smaller steps, since the last one goes on into the next part.
+            # Take ever smaller steps toward the end, because the last one continues into the next part.
             self._left = max(1, int(0.8 * count * (1 - self.share) / (self.share - before)))
 
 
-class Changed:
-    """The slots of keys that the change log names.
+class ChangedKeys:
+    """The slots of the keys that the change log lists.
 
     Args:
         bulk: a connection to the Redis.
-        service: the service whose slots they are.
-        keys: the result of `changed_keys.sql`.
-        cursor: the version that it begins behind.
-        deep: whether payloads are compared, too.
+        service: the service that owns the slots.
+        keys: a cursor over the result of `changed_keys.sql`.
+        cursor: the version after which the result starts.
+        deep: whether payloads are compared too.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class Changed:
         self.ended = False
 
     async def read(self, size: int) -> tuple[Names, list[bytes]]:
-        """The next keys of the log, and their slots."""
+        """Read the slots of the log's next keys."""
         records = await self._keys.fetch(min(size, _SCAN))
         self._count += len(records)
         if records:
@@ -130,25 +133,27 @@ class Changed:
             self.share = self._count / records[-1]["total"]
         self.ended = len(records) < min(size, _SCAN)
         names = [slot_name(self._service, one["entity"], one["key"]).encode() for one in records]
-        packed, count = _looks(names, deep=self._deep)
-        looks = await asyncio.to_thread(self._bulk.send, packed, count)
-        return names, _comparable(looks, deep=self._deep)
+        packed, count = _packed_reads(names, deep=self._deep)
+        replies = await asyncio.to_thread(self._bulk.send, packed, count)
+        return names, _compared(replies, deep=self._deep)
 
 
-def _looks(names: Names, *, deep: bool) -> tuple[bytes, int]:
-    """The commands that read slots as far as they are compared, packed, and their number."""
+def _packed_reads(names: Names, *, deep: bool) -> tuple[bytes, int]:
+    """Return the packed commands that read slots as far as necessary to compare them, and their number."""
     if deep:
         packed = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names]
     else:
         last = b"%d" % (UP_TO_PAYLOAD - 1)
-        look = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n" % (len(last), last)
-        packed = [look % (len(name), name) for name in names]
+        command = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n" % (len(last), last)
+        packed = [command % (len(name), name) for name in names]
     return b"".join(packed), len(names)
 
 
-def _comparable(looks: list[Any], *, deep: bool) -> list[bytes]:
-    """What is compared of slots, given what Redis answered to a look at each; nothing where one is empty."""
-    slots = [look if type(look) is bytes else b"" if look is None else b"no string" for look in looks]
+def _compared(replies: list[Any], *, deep: bool) -> list[bytes]:
+    """Return the compared part of each slot, from the replies to `_packed_reads`; empty for an empty slot."""
+    slots = [
+        reply if type(reply) is bytes else b"" if reply is None else b"not a string" for reply in replies
+    ]
     if not deep:
         return slots
     return [

@@ -1,5 +1,5 @@
--- When the last run began that left nothing wrong in a service's cache; $1 the service, $2 the entities. Null
--- as well where lines of the change log since $3 before that run may have been pruned.
+-- When the last run started that left nothing wrong in the cache of service $1 for the entities $2. Only runs for
+-- which no line of the change log that was published since $3 before the start can have been pruned.
 SELECT r.started_at
 FROM cachesync.reconciliation AS r
 WHERE

@@ -1,4 +1,4 @@
--- Forgets a run that has ended, so that it can be made again, and those of long ago; $1 its id.
+-- Deletes run $1 if it has ended, so that it can be repeated, and all runs older than 90 days.
 WITH forgotten AS (
     DELETE FROM cachesync.reconciliation AS r
     WHERE (r.run = $1 AND r.finished_at IS NOT NULL) OR r.started_at < now() - interval '90 days'

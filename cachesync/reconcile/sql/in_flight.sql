@@ -1,7 +1,7 @@
--- Which changes may still be on their way to the caches: those published a moment ago, and those that have
--- yet to be, unless that takes so long that they are lost, as far as caches are concerned. $1 the entity, $2
--- versions of rows that are there, $3 keys of rows that are gone. The intervals are constants, and now() keeps
--- still, so that the indexes lead to what is that young.
+-- Changes of entity $1 that may still be in flight to the caches: those that were just published, and those that have
+-- not been published yet, unless they have waited so long that they count as lost. $2 the versions of existing rows,
+-- $3 the keys of rows that no longer exist. The intervals are constants and now() is stable, so that the indexes can
+-- be used to find such recent changes.
 SELECT l.version, l.key
 FROM cachesync.change_log AS l
 WHERE

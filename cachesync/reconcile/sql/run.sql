@@ -1,4 +1,4 @@
--- A run and how long it has taken; $1 its id.
+-- Run $1, and how long it has taken.
 SELECT
     r.parameters,
     r.notes,

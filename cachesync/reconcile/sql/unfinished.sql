@@ -1,5 +1,5 @@
--- The last run that was asked for the same and has not ended, if it began within a day and nobody works on
--- it; $1 what its id begins with, $2 the parameters.
+-- The last run with an id that starts with $1 and the parameters $2 that has not ended and is less than a day old.
+-- No row if another session has claimed it.
 WITH last AS MATERIALIZED (
     SELECT r.run
     FROM cachesync.reconciliation AS r
