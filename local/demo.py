@@ -255,7 +255,7 @@ class Story:
         with Redis.from_url(self._system.redis_urls["sb"]) as redis:
             name = slot_name("sb", "student", "3")
             redis.delete(name)
-            redis.rpush(name, "no slot")
+            redis.rpush(name, "not a slot")
             written = self._sa.put(path, json={"name": "Joe", "age": 40})
             self._expect(written)
             version = written.headers["etag"].strip('"')

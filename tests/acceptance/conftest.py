@@ -1,4 +1,4 @@
-"""The services as processes, on a database of their own."""
+"""Fixtures of the acceptance tests: services on a database of their own, and Airflow's REST API."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import httpx
 import pytest
+import redis
 
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
@@ -35,7 +36,7 @@ PASSWORD = "not-the-one-of-the-env-file"
 
 @pytest.fixture(scope="session")
 def entities_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's entities and two of every type."""
+    """The sample's entities, and two more for `every_type.sql`."""
     file = tmp_path_factory.mktemp("entities") / "entities.toml"
     sections = [(REPOSITORY / "entities.toml").read_text(encoding="utf-8")]
     for name, key in (("every_type", "id"), ("word", "word")):
@@ -49,7 +50,7 @@ def entities_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def database(postgres: Postgres, entities_file: Path) -> Iterator[str]:
-    """The address of a database with the entities' tables, installed."""
+    """The DSN of a database with the entities' tables, with the product installed."""
     name = f"services_{secrets.token_hex(4)}"
     dsn = postgres.create_database(name)
 
@@ -70,7 +71,7 @@ def database(postgres: Postgres, entities_file: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service_process(  # noqa: PLR0917 - each a server that it needs
+def service_process(  # noqa: PLR0917 - fixtures, most of them servers
     database: str,
     redis_sa: Redis,
     redis_sb: Redis,
@@ -78,7 +79,7 @@ def service_process(  # noqa: PLR0917 - each a server that it needs
     entities_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Service]]:
-    """Runs a service under gunicorn, its settings changed as asked."""
+    """Runs a service under gunicorn, with the given settings changed."""
     create_topics(
         {"bootstrap.servers": kafka.bootstrap_servers},
         load_entities(entities_file).values(),
@@ -122,7 +123,7 @@ def sb(service_process: Callable[..., AbstractContextManager[Service]]) -> Itera
 
 @pytest.fixture(scope="session")
 def log_in(system: System) -> Iterator[Callable[[str, str], httpx.Client]]:
-    """Makes a client of Airflow's REST API that is logged in as this user, by name and password."""
+    """Returns a client of Airflow's REST API that is logged in with this user name and password."""
     with ExitStack() as clients:
 
         def log_in(username: str, password: str) -> httpx.Client:
@@ -136,19 +137,26 @@ def log_in(system: System) -> Iterator[Callable[[str, str], httpx.Client]]:
 
 @pytest.fixture(scope="session")
 def api(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
-    """Airflow's REST API, as its administrator."""
+    """Airflow's REST API, as the administrator."""
     return log_in(system.airflow.username, system.airflow.password)
 
 
 @pytest.fixture(scope="session")
 def dag(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
-    """Airflow's REST API at the DAG `reconcile`, as its administrator, after the day's own run."""
+    """The REST API of the DAG `reconcile`, as the administrator, once its scheduled run has ended."""
     client = log_in(system.airflow.username, system.airflow.password)
     client.base_url = client.base_url.join("/api/v2/dags/reconcile")
-    # It may come soon after the start, and repair what is only to be found by a test's.
+    # That run can begin soon after the start, and would repair the drift that a test's own run must find.
     idle_since = time.monotonic()
     while time.monotonic() - idle_since < 3:
         if client.get("/dagRuns", params={"state": ["queued", "running"]}).json()["total_entries"]:
             idle_since = time.monotonic()
         time.sleep(0.5)
     return client
+
+
+@pytest.fixture
+def slots(system: System) -> Iterator[redis.Redis]:
+    """A client of sb's Redis."""
+    with redis.Redis.from_url(system.redis_urls["sb"]) as client:
+        yield client

@@ -1,4 +1,4 @@
-"""Runs of DAGs, triggered over Airflow's REST API."""
+"""Runs DAGs through Airflow's REST API."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ if TYPE_CHECKING:
 
 
 def run_dag(dag: httpx.Client, task: str, **conf: object) -> tuple[str, str, Any]:
-    """A run's id, the state it ended in, and what its task returned, if anything.
+    """Run a DAG to its end.
 
-    The client's base is the DAG's address.
+    Args:
+        dag: a client whose base URL is the DAG's.
+        task: the task whose return value is of interest.
+        conf: parameters of the run.
+
+    Returns:
+        The run's ID, its final state, and the task's return value, or None if there is none.
     """
     run = f"test-{secrets.token_hex(4)}"
     accepted = dag.post("/dagRuns", json={"dag_run_id": run, "logical_date": None, "conf": conf})

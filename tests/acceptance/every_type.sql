@@ -1,4 +1,4 @@
--- Tables with every kind of column that a client's value can be wrong for.
+-- Tables with a column of every type for which a client can send an invalid value.
 CREATE TYPE mood AS ENUM ('sad', 'happy');
 CREATE TYPE pair AS (a int, b text);
 CREATE DOMAIN positive AS int CHECK (VALUE > 0);

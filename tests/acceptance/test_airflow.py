@@ -1,4 +1,4 @@
-"""The DAGs in a running Airflow."""
+"""The DAGs on a running Airflow."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from local.system import System
 
 
-def test_all_dags_are_loaded_without_errors(api: httpx.Client) -> None:
+def test_all_dags_load_without_errors(api: httpx.Client) -> None:
     assert api.get("/api/v2/importErrors").json()["import_errors"] == []
     dags = api.get("/api/v2/dags").json()["dags"]
     assert {dag["dag_id"] for dag in dags} == {"cache_sync", "dead_letter_retry", "outbox_relay", "reconcile"}
     assert all(dag["is_paused"] is False for dag in dags)
 
 
-def test_a_deferred_sensor_streams_for_each_consumer_of_each_cache(api: httpx.Client) -> None:
+def test_each_consumer_of_each_cache_is_a_deferred_sensor(api: httpx.Client) -> None:
     deadline = time.monotonic() + 60
     states: dict[str, str] = {}
     while set(states.values()) != {"deferred"} or len(states) != 6:
@@ -45,13 +45,13 @@ def test_three_consumers_of_a_cache_share_its_six_partitions(system: System) -> 
         time.sleep(0.5)
         try:
             group = admin.describe_consumer_groups(["cachesync-sb"])["cachesync-sb"].result(10)
-        except KafkaException:  # such as a coordinator that is still loading
+        except KafkaException:  # for example because the coordinator is still loading
             continue
         assigned = [member.assignment.topic_partitions for member in group.members]
         shares = [sum(one.topic == "cachesync.student" for one in partitions) for partitions in assigned]
 
 
-def test_a_row_changed_with_psql_is_in_a_cache_that_holds_it(system: System) -> None:
+def test_row_changed_with_psql_is_updated_in_a_cache_that_holds_it(system: System) -> None:
     run_sql(system.dsn, "INSERT INTO student VALUES (3000, 'Ann', 20) ON CONFLICT (id) DO NOTHING")
     with httpx.Client(base_url=system.services["sb"].url, timeout=20) as sb:
         sb.get("/students/3000")

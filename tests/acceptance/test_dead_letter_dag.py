@@ -1,39 +1,34 @@
-"""Dead letters in the whole system: parked and brought back by the DAG `dead_letter_retry`."""
+"""Dead letters on the whole system: the DAG `dead_letter_retry` retries, parks, replays and discards them."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import redis
 from confluent_kafka import Producer
 
 from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    import redis
 
     from local.system import System
 
 
 @pytest.fixture(scope="module")
 def dag(system: System, log_in: Callable[[str, str], httpx.Client]) -> httpx.Client:
-    """Airflow's REST API at the DAG."""
+    """The REST API of the DAG, as the administrator."""
     client = log_in(system.airflow.username, system.airflow.password)
     client.base_url = client.base_url.join("/api/v2/dags/dead_letter_retry")
     return client
-
-
-@pytest.fixture
-def slots(system: System) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(system.redis_urls["sb"]) as client:
-        yield client
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def key() -> str:
 
 
 def letters(dag: httpx.Client, key: str) -> list[dict[str, Any]]:
-    """The open letters about a row, as the DAG lists them."""
+    """Return the open letters about a row, as the DAG lists them."""
     _, state, answer = run_dag(dag, "letters", action="list", keys=[key])
     assert state == "success"
     found: list[dict[str, Any]] = answer["letters"]
@@ -50,7 +45,7 @@ def letters(dag: httpx.Client, key: str) -> list[dict[str, Any]]:
 
 
 def audit(system: System, key: str) -> list[tuple[str | None, ...]]:
-    """What was done about a row: action, attempt, actor and reason."""
+    """Return the actions on a row's letters: action, attempt, actor and reason."""
     lines = run_sql(
         system.dsn,
         "SELECT json_build_array(action, attempt::text, actor, reason) FROM cachesync.dead_letter_action"
@@ -60,26 +55,19 @@ def audit(system: System, key: str) -> list[tuple[str | None, ...]]:
     return [tuple(json.loads(line)) for line in lines.splitlines()]
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
-
-
-def test_what_a_cache_refuses_is_retried_parked_and_replayed_when_its_cause_is_gone(
+def test_change_that_a_cache_rejects_is_retried_parked_and_replayed_once_the_cause_is_fixed(
     system: System, dag: httpx.Client, slots: redis.Redis, key: str
 ) -> None:
     name = f"sb:student:{key}"
-    slots.rpush(name, "no slot")
+    slots.rpush(name, "not a slot")
     run_sql(system.dsn, "INSERT INTO student (id, name) VALUES (:key, 'Ann')", key=key)
 
     def parked() -> bool:
         run_dag(dag, "letters")
         return any(action == "parked" for action, *_ in audit(system, key))
 
-    wait_until(parked, "the letter is not parked")
-    # The run of the minute may have done either.
+    wait_until(parked, "the letter is parked")
+    # Either run can have done this: this test's, or the one scheduled every minute.
     assert [done[:2] for done in audit(system, key)] == [("retried", "2"), ("parked", "3")]
     (letter,) = letters(dag, key)
     assert letter["letter"].startswith("parking-lot:")
@@ -97,7 +85,7 @@ def test_what_a_cache_refuses_is_retried_parked_and_replayed_when_its_cause_is_g
     assert letters(dag, key) == []
 
 
-def test_the_undecodable_is_parked_at_once_and_discarded_with_a_reason(
+def test_undecodable_message_is_parked_immediately_and_discarded_with_a_reason(
     system: System, dag: httpx.Client, key: str
 ) -> None:
     producer = Producer({"bootstrap.servers": system.bootstrap_servers})
@@ -108,7 +96,7 @@ def test_the_undecodable_is_parked_at_once_and_discarded_with_a_reason(
         run_dag(dag, "letters")
         return len(audit(system, key)) == 2
 
-    wait_until(parked, "the letters are not parked")
+    wait_until(parked, "the letters of both caches are parked")
     assert [done[:2] for done in audit(system, key)] == [("parked", "1"), ("parked", "1")]
     found = letters(dag, key)
     assert {letter["service"] for letter in found} == {"sa", "sb"}
@@ -116,13 +104,13 @@ def test_the_undecodable_is_parked_at_once_and_discarded_with_a_reason(
 
     _, state, _ = run_dag(dag, "letters", action="discard", keys=[key])
     assert state == "failed"
-    run, state, answer = run_dag(dag, "letters", action="discard", keys=[key], reason="a test's")
+    run, state, answer = run_dag(dag, "letters", action="discard", keys=[key], reason="test message")
     assert (state, answer["letters"]) == ("success", {"discarded": 2})
-    assert audit(system, key)[-1] == ("discarded", "1", f"airflow {run}", "a test's")
+    assert audit(system, key)[-1] == ("discarded", "1", f"airflow {run}", "test message")
     assert letters(dag, key) == []
 
 
-def test_a_run_is_refused_where_it_asks_for_what_is_not_there(dag: httpx.Client) -> None:
+def test_run_with_invalid_parameters_is_refused(dag: httpx.Client) -> None:
     for conf in ({"action": "burn"}, {"letters": ["17"]}, {"services": ["nobody"]}, {"rate": 0}):
         answer = dag.post("/dagRuns", json={"logical_date": None, "conf": conf})
         assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text

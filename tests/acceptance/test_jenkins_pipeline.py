@@ -1,4 +1,4 @@
-"""The Jenkinsfile, built by a stand-in for Jenkins against the running Airflow."""
+"""The Jenkinsfile, built by a stand-in for Jenkins against a running Airflow."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
-import redis
 from trigger_reconcile import COULD_NOT_RUN
 
+from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.jenkins.jenkins import JENKINSFILE, Build, Jenkins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import redis
+
     from local.system import System
 
 CLIENT = JENKINSFILE.with_name("trigger_reconcile.py")
-AHEAD = b"V" + b"9" * 18 + b"0" + b"abcdef01" + b"{}"
+AHEAD = encode_value(10**18, b"abcdef01", b"{}")
 WRONG = "wr0ng-passw0rd"
 
 
@@ -37,7 +39,7 @@ def jenkins(system: System, tmp_path_factory: pytest.TempPathFactory) -> Jenkins
 
 @pytest.fixture(scope="module")
 def refused(jenkins: Jenkins) -> Build:
-    """A build with a wrong password, where an earlier one left a report, and a Python that is gone since."""
+    """A build with a wrong password, in a workspace with an earlier build's report and a broken venv."""
     (jenkins.workspace / "report.json").write_text("{}")
     programs = jenkins.workspace / ".venv-jenkins-job" / "bin"
     programs.mkdir(parents=True)
@@ -47,14 +49,8 @@ def refused(jenkins: Jenkins) -> Build:
 
 
 @pytest.fixture
-def slots(system: System) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(system.redis_urls["sb"]) as connection:
-        yield connection
-
-
-@pytest.fixture
 def ahead(system: System, slots: redis.Redis) -> Iterator[str]:
-    """A slot of sb that is ahead of its row."""
+    """The name of a slot of sb that is ahead of its row."""
     key = secrets.randbelow(10**9) + 10**9
     run_sql(system.dsn, "INSERT INTO student (id, name) VALUES (:key, 'Ann')", key=str(key))
     name = f"sb:student:{key}"
@@ -74,14 +70,14 @@ def report_of(build: Build) -> dict[str, Any]:
 
 def assert_shows_no_secret(build: Build, password: str) -> None:
     told = build.log + "".join(build.artifacts.values())
-    assert "+ .venv-jenkins-job/bin/python jenkins-job/trigger_reconcile.py" in told  # as `sh -x` shows it
+    assert "+ .venv-jenkins-job/bin/python jenkins-job/trigger_reconcile.py" in told  # echoed by `sh -x`
     assert password not in told
-    assert "eyJ" not in told  # as a token begins
+    assert "eyJ" not in told  # the beginning of a JWT
 
 
 @contextmanager
 def command_lines() -> Iterator[set[str]]:
-    """Every command line that the process list shows meanwhile."""
+    """Collect all command lines that appear in the process list during the block."""
     seen: set[str] = set()
     ended = threading.Event()
 
@@ -99,7 +95,7 @@ def command_lines() -> Iterator[set[str]]:
         thread.join()
 
 
-def test_the_job_runs_daily_and_one_build_at_a_time_with_parameters_and_a_limit(refused: Build) -> None:
+def test_job_runs_daily_with_parameters_a_timeout_and_one_build_at_a_time(refused: Build) -> None:
     assert list(refused.inside("triggers")) == [("cron", ["H H * * *"])]
     options = dict(refused.inside("options"))
     assert options["timeout"] == [{"time": 150, "unit": "MINUTES"}]
@@ -117,28 +113,28 @@ def test_the_job_runs_daily_and_one_build_at_a_time_with_parameters_and_a_limit(
     assert not any(one.get("defaultValue") for _, one in parameters.values())
 
 
-def test_a_wrong_password_is_told_from_drift_and_leaves_no_report(refused: Build) -> None:
+def test_wrong_password_fails_the_build_without_a_report(refused: Build) -> None:
     assert (refused.result, refused.description) == ("FAILURE", "Could not run")
-    assert "are name and password right?" in refused.log
+    assert "check the user name and the password" in refused.log
     assert refused.artifacts == {}
     assert_shows_no_secret(refused, WRONG)
 
 
-def test_a_build_repairs_drift_though_airflow_restarts_and_shows_the_password_to_nobody(
+def test_build_repairs_drift_while_airflow_restarts_without_exposing_the_password(
     system: System, jenkins: Jenkins, dag: httpx.Client, slots: redis.Redis, ahead: str
 ) -> None:
     airflow = system.airflow
     tag = new_tag()
 
     def restart_airflow(line: str, _: Callable[[], None]) -> None:
-        if line.startswith("accepted with"):
+        if line.startswith("DAG run accepted with"):
             airflow.api_server.kill()
-        elif line.startswith("Airflow does not answer") and not airflow.api_server.running:
+        elif line.startswith("Airflow is unavailable") and not airflow.api_server.running:
             airflow.api_server.start()
             airflow.scheduler.thaw()
 
     parameters: dict[str, str | bool] = {"SERVICES": " sb ", "ENTITIES": "student"}
-    # So that the run cannot end before, nor spend its tasks' tries on an API that is away.
+    # The run must not end before the restart, nor use up its tasks' retries while the API is unavailable.
     airflow.scheduler.freeze()
     try:
         with command_lines() as seen:
@@ -147,7 +143,7 @@ def test_a_build_repairs_drift_though_airflow_restarts_and_shows_the_password_to
         airflow.api_server.start()
         airflow.scheduler.thaw()
     assert (build.result, build.description) == ("SUCCESS", None), build.log
-    assert "Airflow does not answer" in build.log
+    assert "Airflow is unavailable" in build.log
     report = report_of(build)
     assert (report["run"], report["outcome"]) == (jenkins.run_id(tag), "repaired")
     assert report["samples"]["ahead"] == [ahead]
@@ -166,7 +162,7 @@ def test_a_build_repairs_drift_though_airflow_restarts_and_shows_the_password_to
     assert airflow.jenkins_password not in airflow.api_server.log.read_text()
 
 
-def test_a_build_that_is_aborted_and_repeated_takes_up_its_run_and_is_unstable_where_a_dry_run_leaves_drift(
+def test_aborted_build_resumes_its_run_when_repeated_and_is_unstable_if_a_dry_run_finds_drift(
     system: System, jenkins: Jenkins, dag: httpx.Client, slots: redis.Redis, ahead: str
 ) -> None:
     password = system.airflow.jenkins_password
@@ -174,17 +170,17 @@ def test_a_build_that_is_aborted_and_repeated_takes_up_its_run_and_is_unstable_w
     tag = new_tag()
 
     def abort(line: str, abort: Callable[[], None]) -> None:
-        if line.startswith("accepted with"):
+        if line.startswith("DAG run accepted with"):
             abort()
 
     aborted = jenkins.build(tag, password, parameters=parameters, watch=abort)
     assert aborted.result == "ABORTED", aborted.log
-    assert aborted.description == "Stopped; what Airflow has accepted goes on there"
-    assert f"the DAG run goes on: {system.airflow.url}" in aborted.log
+    assert aborted.description == "Aborted; a DAG run that has started continues in Airflow"
+    assert f"the DAG run continues: {system.airflow.url}" in aborted.log
     assert aborted.artifacts == {}
 
     build = jenkins.build(tag, password, parameters=parameters)
-    assert (build.result, build.description) == ("UNSTABLE", "Drift, which a dry run leaves"), build.log
+    assert (build.result, build.description) == ("UNSTABLE", "Drift found by a dry run"), build.log
     report = report_of(build)
     assert (report["run"], report["outcome"]) == (jenkins.run_id(tag), "drift")
     assert report["samples"]["ahead"] == [ahead]
@@ -194,25 +190,25 @@ def test_a_build_that_is_aborted_and_repeated_takes_up_its_run_and_is_unstable_w
     assert_shows_no_secret(build, password)
 
 
-def test_a_build_fails_with_its_report_where_drift_could_not_be_repaired(
+def test_build_fails_with_a_report_if_drift_cannot_be_repaired(
     system: System, jenkins: Jenkins, dag: httpx.Client, slots: redis.Redis
 ) -> None:
     assert dag
     password = system.airflow.jenkins_password
     name = f"sb:student:{secrets.randbelow(10**9) + 10**9}"
-    slots.rpush(name, "no slot")
+    slots.rpush(name, "not a slot")
     try:
         build = jenkins.build(new_tag(), password, parameters={"SERVICES": "sb"})
     finally:
         slots.delete(name)
-    assert (build.result, build.description) == ("FAILURE", "Drift that was not repaired"), build.log
+    assert (build.result, build.description) == ("FAILURE", "Unrepaired drift"), build.log
     report = report_of(build)
     assert (report["outcome"], report["samples"]["failed"]) == ("unrepaired", [name])
-    assert "--- the log of report ends with" in build.log
+    assert "--- last lines of the log of report:" in build.log
     assert_shows_no_secret(build, password)
 
 
-def test_a_parameter_that_airflow_refuses_is_told_with_its_answer(system: System) -> None:
+def test_refused_parameter_is_reported_with_airflows_response(system: System) -> None:
     environment = {
         "AIRFLOW_URL": system.airflow.url,
         "AIRFLOW_USERNAME": system.airflow.jenkins_username,
@@ -223,11 +219,11 @@ def test_a_parameter_that_airflow_refuses_is_told_with_its_answer(system: System
     command = [sys.executable, str(CLIENT)]
     ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert ended.returncode == COULD_NOT_RUN
-    assert "could not run: POST /api/v2/dags/reconcile/dagRuns -> 400" in ended.stderr
+    assert "cannot complete the reconciliation: POST /api/v2/dags/reconcile/dagRuns -> 400" in ended.stderr
     assert "nobody" in ended.stderr
 
 
-def test_the_user_of_jenkins_may_start_this_dag_and_look_at_it_and_nothing_else(
+def test_jenkins_user_can_only_start_and_view_this_dag(
     system: System, log_in: Callable[[str, str], httpx.Client], dag: httpx.Client
 ) -> None:
     run = dag.get("/dagRuns", params={"limit": 1}).json()["dag_runs"][0]["dag_run_id"]

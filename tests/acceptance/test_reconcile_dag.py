@@ -1,4 +1,4 @@
-"""The DAG `reconcile` in a running Airflow, triggered over its API."""
+"""The DAG `reconcile` on a running Airflow, triggered through the REST API."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis
 
+from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
 
@@ -15,13 +16,11 @@ if TYPE_CHECKING:
     from local.system import System
 
 
-def test_a_run_repairs_what_is_wrong_and_tells_of_it(system: System, dag: httpx.Client) -> None:
+def test_run_repairs_drift_and_reports_it(system: System, dag: httpx.Client, slots: redis.Redis) -> None:
     key = secrets.randbelow(10**9) + 10**9
     name = f"sb:student:{key}"
-    slots = redis.Redis.from_url(system.redis_urls["sb"])
-    system_row = "INSERT INTO student (id, name) VALUES (:key, 'Ann')"
-    run_sql(system.dsn, system_row, key=str(key))
-    ahead = b"V" + b"9" * 18 + b"0" + b"abcdef01" + b"{}"
+    run_sql(system.dsn, "INSERT INTO student (id, name) VALUES (:key, 'Ann')", key=str(key))
+    ahead = encode_value(10**18, b"abcdef01", b"{}")
     slots.set(name, ahead)
     orphan = f"sb:student:{key + 1}"
     slots.set(orphan, ahead)
@@ -42,12 +41,10 @@ def test_a_run_repairs_what_is_wrong_and_tells_of_it(system: System, dag: httpx.
     assert {one["rendered_map_index"] for one in chunks if one["task_id"] == "reconcile_chunk"} == {"sb 1/1"}
 
 
-def test_a_run_that_cannot_repair_something_fails_and_still_tells_of_it(
-    system: System, dag: httpx.Client
-) -> None:
+def test_run_that_cannot_repair_a_slot_fails_and_still_reports_it(system: System, dag: httpx.Client) -> None:
     name = f"sa:student:{secrets.randbelow(10**9) + 10**9}"
     with redis.Redis.from_url(system.redis_urls["sa"]) as slots:
-        slots.rpush(name, "no slot")
+        slots.rpush(name, "not a slot")
         try:
             _, state, report = run_dag(dag, "report", services=["sa"])
         finally:
@@ -56,7 +53,7 @@ def test_a_run_that_cannot_repair_something_fails_and_still_tells_of_it(
     assert report["samples"]["failed"] == [name]
 
 
-def test_a_run_is_refused_where_it_asks_for_what_is_not_there(dag: httpx.Client) -> None:
+def test_run_with_invalid_parameters_is_refused(dag: httpx.Client) -> None:
     for conf in ({"services": ["nobody"]}, {"mode": "half"}, {"rate_limit": 0}):
         answer = dag.post("/dagRuns", json={"logical_date": None, "conf": conf})
         assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text

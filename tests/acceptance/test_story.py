@@ -1,4 +1,4 @@
-"""What the demo shows, on the whole system."""
+"""The demo, run on the whole system."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from local.system import System
 
 
-def test_every_step_of_the_demos_story_goes_as_told(system: System) -> None:
-    told = StringIO()
-    Story(system, Console(file=told, width=200)).tell()
-    assert told.getvalue().count(" ms  ") == 16
+def test_every_step_of_the_demo_succeeds(system: System) -> None:
+    output = StringIO()
+    Story(system, Console(file=output, width=200)).tell()
+    assert output.getvalue().count(" ms  ") == 16

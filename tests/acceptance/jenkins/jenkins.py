@@ -1,4 +1,4 @@
-"""A stand-in for Jenkins: it builds the Jenkinsfile as it is, and the shell steps really run."""
+"""A stand-in for Jenkins that builds the unmodified Jenkinsfile and really runs its shell steps."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Build:
-    """What is left of a build.
+    """The outcome of a build.
 
     Attributes:
-        calls: what the Jenkinsfile called, in order: `name`, `arguments` without blocks, and `depth`
-
+        result: `SUCCESS`, `UNSTABLE`, `FAILURE` or `ABORTED`.
+        description: the build's description, if it has one.
+        log: the console log.
+        artifacts: the contents of the archived files, by name.
+        calls: the steps and blocks that the Jenkinsfile called, in order: `name`, `arguments` except for
+            closures, and `depth`.
     """
 
     result: str
@@ -38,7 +42,7 @@ class Build:
     calls: list[dict[str, Any]]
 
     def inside(self, block: str) -> Iterator[tuple[str, list[Any]]]:
-        """The calls in a block of the Jenkinsfile, each with its arguments."""
+        """Yield the calls in a block of the Jenkinsfile, each with its arguments."""
         start = next(index for index, call in enumerate(self.calls) if call["name"] == block)
         for call in self.calls[start + 1 :]:
             if call["depth"] <= self.calls[start]["depth"]:
@@ -47,13 +51,12 @@ class Build:
 
 
 class Jenkins:
-    """One agent with one workspace, which builds share.
+    """An agent with one workspace, which all builds share.
 
-    Arguments:
-        folder: where the workspace is made
-        airflow_url: the address in the environment of all builds
-        username: the credential's
-
+    Args:
+        folder: directory for the workspace.
+        airflow_url: `AIRFLOW_URL` in the environment of all builds.
+        username: user name of the credential.
     """
 
     def __init__(self, folder: Path, airflow_url: str, username: str) -> None:
@@ -69,7 +72,7 @@ class Jenkins:
         self._command = [require_java(), *options, "groovy.ui.GroovyMain", str(_HERE / "runner.groovy")]
 
     def run_id(self, tag: str) -> str:
-        """The name of the DAG run of the build with this tag."""
+        """Return the ID of the DAG run of the build with this tag."""
         return f"{tag}__{self._started}"
 
     def build(
@@ -80,14 +83,13 @@ class Jenkins:
         parameters: dict[str, str | bool],
         watch: Callable[[str, Callable[[], None]], None] = lambda *_: None,
     ) -> Build:
-        """Build it.
+        """Run a build.
 
-        Arguments:
-            tag: the build's tag; the same again is the same build again
-            password: the credential's
-            parameters: those that are not left as they are
-            watch: is told of each line of the log, and given what aborts the build
-
+        Args:
+            tag: the build's tag; a repeated tag repeats the build.
+            password: password of the credential.
+            parameters: the parameters that differ from their defaults.
+            watch: called with each line of the log and a function that aborts the build.
         """
         archive = self._folder / "archive" / str(time.time_ns())
         archive.mkdir(parents=True)
@@ -134,7 +136,7 @@ class Jenkins:
     def _environment(self, tag: str) -> dict[str, str]:
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
-            # A python3 that is new enough.
+            # The python3 on the system's PATH can be too old.
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "AIRFLOW_URL": self._airflow_url,
             "BUILD_TAG": tag,

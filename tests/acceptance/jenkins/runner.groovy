@@ -1,7 +1,8 @@
-// Runs one build of a declarative Jenkinsfile. jenkins-pipeline-unit loads it, refuses the steps that are not
-// defined here, and notes every call; `sh` really runs. Nothing is masked, so that a secret in the log is seen.
+// Runs one build of a declarative Jenkinsfile. jenkins-pipeline-unit loads the file, rejects steps that are not
+// defined in this script, and records every call; `sh` really runs. Nothing is masked, so a secret in the log is
+// visible to the tests.
 //
-// The first line of the standard input is the build, as JSON; the line `abort` ends it as a user would.
+// The first line of standard input is the build, as JSON. A line `abort` aborts the build as a user would.
 import com.lesfurets.jenkins.unit.MockPipelineScript
 import com.lesfurets.jenkins.unit.PipelineTestHelper
 import groovy.json.JsonOutput
@@ -40,7 +41,7 @@ class Assignments {
         if (name == 'made') {
             return this.@made
         }
-        // The closure looks in the script then.
+        // Groovy then looks the property up in the script.
         throw new MissingPropertyException(name, Assignments)
     }
 }
@@ -69,7 +70,7 @@ class Build {
         define()
     }
 
-    /** Runs it; how it ended, and what was called. */
+    /** Runs the build and returns its result and the recorded calls. */
     Map run() {
         helper.runScript(given.jenkinsfile, new Binding(any: 'any', currentBuild: currentBuild, params: params))
         List calls = helper.callStack.collect { call ->
@@ -82,7 +83,7 @@ class Build {
     void abort() {
         aborted = true
         ProcessHandle shell = running?.toHandle()
-        // Process.destroy would close the pipe, and lose what the client says last.
+        // Process.destroy would close the pipe and lose the client's last lines.
         shell?.descendants()?.forEach { it.destroy() }
         shell?.destroy()
     }
@@ -148,7 +149,7 @@ class Build {
         println "Finished: $currentBuild.currentResult"
     }
 
-    /** What fails inside makes the build fail, and what comes after it still runs. */
+    /** Runs the body; an exception makes the build fail, but does not prevent later post conditions. */
     private void guarded(String post, Closure body) {
         try {
             body()
@@ -160,7 +161,7 @@ class Build {
 
     private Object sh(Map options) {
         if (options.keySet() - ['script', 'returnStatus']) {
-            throw new StepFailed("sh is given what is not defined here: $options")
+            throw new StepFailed("unsupported options of sh: $options")
         }
         println '[Pipeline] sh'
         ProcessBuilder builder = new ProcessBuilder('sh', '-xe', '-c', options.script.toString())
