@@ -1,4 +1,4 @@
-"""Running the Lua scripts by digest, and by source where Redis does not know the digest."""
+"""Running the Lua scripts by digest, and by source if Redis does not know the digest."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ CALLS: list[Command] = [("slot:1", "a", 1), ("slot:2", b"b", 2), ("slot:3", "c",
 
 
 class Redis:
-    """Records what it is sent, and answers each script call with its slot's name unless told otherwise."""
+    """Records the commands, and replies to each script call with its slot's name or the given reply."""
 
     def __init__(self, **by_digest: object) -> None:
         self.sent: list[list[Command]] = []
-        self._by_digest = {name.replace("_", ":"): answer for name, answer in by_digest.items()}
+        self._by_digest = {name.replace("_", ":"): reply for name, reply in by_digest.items()}
 
     def send(self, commands: list[Command]) -> list[Any]:
         self.sent.append(commands)
-        return [
-            self._by_digest.get(str(command[3]), command[3])
-            if command[0] == "EVALSHA"
-            else f"{command[3]} again"
-            for command in commands
-        ]
+        return [self._reply(str(command[0]), str(command[3])) for command in commands]
+
+    def _reply(self, name: str, slot: str) -> object:
+        return self._by_digest.get(slot, slot) if name == "EVALSHA" else f"{slot} again"
 
 
 def by_digest(*calls: Command) -> list[Command]:
