@@ -1,4 +1,4 @@
-"""A service of the serving tier, under gunicorn as in production."""
+"""A service of the serving tier, run by gunicorn as in production."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dotenv import dotenv_values
 
 from local.errors import LocalError
 from local.ports import HOST, accepts, free_port
+from local.private_file import write_private
 from local.process import Process
 from local.settings import REPOSITORY
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Credentials(NamedTuple):
-    """Who a service is to the database."""
+    """A service's database login."""
 
     username: str
     password: str
@@ -31,15 +32,14 @@ class Credentials(NamedTuple):
 class Service(Process):
     """One of the services `sa` and `sb`.
 
-    Arguments:
-        folder: where its log is
-        name: `sa` or `sb`
-        dsn: the database; of this address only where it is, since the service has its own credentials
-        redis_url: its own cache
-        bootstrap_servers: Kafka
-        port: where it listens; a free port when None
-        environment: more settings, or others
-
+    Args:
+        folder: directory of its log.
+        name: `sa` or `sb`.
+        dsn: address of the database; its user and password are ignored, since the service has its own login.
+        redis_url: the service's own cache.
+        bootstrap_servers: the Kafka brokers.
+        port: port to listen on; None picks a free one.
+        environment: additional settings, which override the others.
     """
 
     def __init__(
@@ -69,24 +69,24 @@ class Service(Process):
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The base URL of its API."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
-        """`gunicorn` with the settings of the repository."""
+        """Return the `gunicorn` command line with the repository's configuration."""
         gunicorn = Path(sys.executable).with_name("gunicorn")
-        return [str(gunicorn), "--config", "serving/gunicorn.conf.py", f"serving.{self.name}:app"]
+        return [str(gunicorn), "--config", "python:serving.gunicorn_conf", f"serving.{self.name}:app"]
 
     def working_folder(self) -> Path:
-        """The repository, where `serving` can be imported."""
+        """Return the repository, from which `serving` can be imported."""
         return REPOSITORY
 
     def environment(self) -> dict[str, str]:
-        """The service's settings."""
+        """Return the caller's environment with the service's settings."""
         return os.environ | self._environment
 
     def ready(self) -> bool:
-        """Whether it says so."""
+        """Return whether the service reports that it is ready."""
         try:
             return accepts(self.port) and httpx.get(f"{self.url}/health/ready", timeout=5).is_success
         except httpx.TransportError:
@@ -94,12 +94,17 @@ class Service(Process):
 
 
 def credentials(service: str) -> Credentials:
-    """What the service's `.env` says; made from `.env.example`, with a new password, if there is none."""
+    """Return the login in the service's `.env` file.
+
+    If the file is missing, it is created from `.env.example` with a random password.
+
+    Raises:
+        LocalError: the file does not set both values.
+    """
     example = REPOSITORY / "serving" / service / ".env.example"
     file = example.with_name(".env")
     if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(example.read_text().replace("change-me", secrets.token_urlsafe(24)))
+        write_private(file, example.read_text().replace("change-me", secrets.token_urlsafe(24)))
     values = dotenv_values(file)
     username, password = values.get("DB_USERNAME"), values.get("DB_PASSWORD")
     if not username or not password:
