@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 Part = dict[str, Any]
 
-# Any request can fail with these statuses; those by the server, before the application sees the request.
+# Any request can fail with these.
 _ALWAYS: Final = (500,)
+# gunicorn responds with these before the application sees the request.
 _BY_THE_SERVER: Final = {
     "400": "The request is not valid HTTP",
     "414": "The request line is too long",
