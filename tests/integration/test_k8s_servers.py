@@ -1,4 +1,4 @@
-"""What the pods of PostgreSQL and Redis in the overlay `minikube` run, run here."""
+"""The script and the command line of the PostgreSQL and Redis pods in the overlay `minikube`, run locally."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSWORDS = {"sa": "of-sa", "sb": "of-sb", "owner": "of-owner", "worker": "of-wo
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A PostgreSQL of its own, whose roles are those of the script alone."""
+    """A separate PostgreSQL server, on which only the script has created roles."""
     with Postgres(tmp_path_factory.mktemp("k8s")) as started:
         script = (OVERLAY / "logins.sql").read_text().replace("/sample.sql", str(OVERLAY / "sample.sql"))
         variables = {f"{name.upper()}_DB_PASSWORD": password for name, password in PASSWORDS.items()}
@@ -45,7 +45,7 @@ def dsn(server: Postgres, user: str) -> str:
     return address(server.dsn, database="cachesync", user=user, password=PASSWORDS[user])
 
 
-def test_owner_installs_and_each_login_can_do_its_work(server: Postgres) -> None:
+def test_owner_can_install_and_each_login_has_the_access_it_needs(server: Postgres) -> None:
     for _ in range(2):
         subprocess.run(
             [sys.executable, "-m", "cachesync", "install"],
@@ -63,7 +63,7 @@ def test_owner_installs_and_each_login_can_do_its_work(server: Postgres) -> None
     assert run_sql(dsn(server, "worker"), "SELECT count(*) FROM cachesync.change_log") == "1"
 
 
-def test_redis_takes_the_password_and_shows_it_in_no_list_of_processes(tmp_path: Path) -> None:
+def test_redis_requires_the_password_and_does_not_expose_it_in_the_process_list(tmp_path: Path) -> None:
     manifest: dict[str, Any] = yaml.safe_load((OVERLAY / "redis-pod.yaml").read_text())
     [container] = manifest["spec"]["template"]["spec"]["containers"]
     port = free_port()

@@ -1,4 +1,4 @@
-"""The local parts themselves: what is killed comes back with its data, and nothing is left behind."""
+"""The components of the local system: a killed one keeps its data, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -27,9 +25,7 @@ from local.postgres import Postgres
 from local.process import Process
 from local.redis import Redis
 from local.state import claim, claim_any
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -48,13 +44,6 @@ class Python(Process):
 
     def ready(self) -> bool:
         return "ready" in self.log.read_text()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.02)
 
 
 def lives(pid: int) -> bool:
@@ -80,13 +69,13 @@ def test_postgres_keeps_its_data_when_killed(state_folder: Path) -> None:
         assert server.sql("SHOW fsync") == "on"
 
 
-def test_postgres_makes_databases_once(postgres: Postgres) -> None:
+def test_postgres_creates_a_database_only_once(postgres: Postgres) -> None:
     dsn = postgres.create_database('od"d')
     assert postgres.create_database('od"d') == dsn
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root runs PostgreSQL as somebody else")
-def test_postgres_moves_out_of_a_folder_that_its_user_cannot_enter(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root runs PostgreSQL as another user")
+def test_postgres_data_is_elsewhere_if_its_user_cannot_access_the_folder(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with Postgres(closed / "state") as server:
@@ -97,7 +86,7 @@ def test_postgres_moves_out_of_a_folder_that_its_user_cannot_enter(tmp_path: Pat
         assert server.sql("SELECT count(*) FROM kept") == "0"
 
 
-def test_runs_that_start_at_once_make_one_copy_of_the_programs(
+def test_concurrent_runs_make_one_copy_of_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local.postgres, "_OPEN_FOLDER", tmp_path)
@@ -130,7 +119,7 @@ def test_kafka_keeps_its_data_when_killed(state_folder: Path) -> None:
         consumer.close()
 
 
-def test_a_frozen_part_hangs_and_goes_on_when_thawed(tmp_path: Path) -> None:
+def test_frozen_process_hangs_and_continues_when_thawed(tmp_path: Path) -> None:
     with (
         Redis(tmp_path) as server,
         redis.Redis.from_url(server.url, socket_timeout=0.2, retry=None) as client,
@@ -143,7 +132,7 @@ def test_a_frozen_part_hangs_and_goes_on_when_thawed(tmp_path: Path) -> None:
         assert client.get("a") == b"1"
 
 
-def test_stop_leaves_no_process_even_if_frozen(state_folder: Path) -> None:
+def test_stop_leaves_no_process_behind_even_if_frozen(state_folder: Path) -> None:
     server = Postgres(state_folder / "own").start()
     members = server.tree()
     assert len(members) > 1
@@ -153,7 +142,7 @@ def test_stop_leaves_no_process_even_if_frozen(state_folder: Path) -> None:
     assert not server.running
 
 
-def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
+def test_stop_kills_processes_that_ignore_the_signal(tmp_path: Path) -> None:
     ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     child = f"import signal, os, time; {ignore}; os.fork() and print('ready', flush=True); time.sleep(60)"
     process = Python(tmp_path, child)
@@ -164,19 +153,19 @@ def test_stop_kills_what_ignores_it(tmp_path: Path) -> None:
     assert not [member for member in members if lives(member.pid)]
 
 
-def test_a_process_that_ends_early_shows_its_log(tmp_path: Path) -> None:
+def test_error_about_a_process_that_exits_early_includes_its_log(tmp_path: Path) -> None:
     with pytest.raises(ProcessExitedError, match=r"python exited with status 3 before(.|\n)*no such thing"):
         Python(tmp_path, "print('no such thing'); exit(3)").start()
 
 
-def test_a_process_that_is_late_shows_its_log_and_is_ended(tmp_path: Path) -> None:
+def test_process_that_is_not_ready_in_time_is_killed_and_its_log_shown(tmp_path: Path) -> None:
     process = Python(tmp_path, "import time; print('still busy', flush=True); time.sleep(60)")
     with pytest.raises(StartTimeoutError, match=r"python was not ready after 1 s(.|\n)*still busy"):
         process.start()
     assert not process.running
 
 
-def test_a_taken_port_is_named(tmp_path: Path) -> None:
+def test_port_in_use_is_named_in_the_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(
@@ -186,7 +175,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
 
 class OvertakenPostgres(Postgres):
-    """One whose port another server takes while its data are made."""
+    """A server whose port another server takes while its data directory is being created."""
 
     other: Postgres
 
@@ -195,15 +184,15 @@ class OvertakenPostgres(Postgres):
         self.other.start()
 
 
-def test_a_server_that_answers_in_place_of_the_one_that_was_started_is_not_taken_for_it(
-    state_folder: Path, tmp_path: Path
-) -> None:
+def test_server_is_not_ready_if_another_one_responds_on_its_port(state_folder: Path, tmp_path: Path) -> None:
     server = OvertakenPostgres(tmp_path)
     server.other = Postgres(state_folder / "own", port=server.port)
     try:
         # Either can be noticed first: that its port is in use, or that it has exited.
         either = (PortTakenError, ProcessExitedError)
-        with pytest.raises(either, match=f"port {server.port}.*already in use|could not create any TCP/IP sockets"):
+        with pytest.raises(
+            either, match=f"port {server.port}.*already in use|could not create any TCP/IP sockets"
+        ):
             server.start()
         assert not server.running
         assert server.other.running
@@ -219,7 +208,7 @@ print(*(ports.free_port() for _ in range(40)))
 """
 
 
-def test_no_two_processes_are_given_the_same_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_ports_are_unique_across_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "_FIRST", 31_900)
     ours = {free_port() for _ in range(40)}
     command = [sys.executable, "-c", FREE_PORTS]
@@ -251,14 +240,14 @@ def end_parent(parent: subprocess.Popen[str]) -> None:
     parent.communicate()
 
 
-def test_a_killed_parent_takes_its_children_along(tmp_path: Path) -> None:
+def test_children_of_a_killed_parent_are_terminated(tmp_path: Path) -> None:
     parent, child = start_parent(tmp_path, free_port())
     assert lives(child)
     end_parent(parent)
-    wait_until(lambda: not lives(child))
+    wait_until(lambda: not lives(child), "the child has ended", 10)
 
 
-def test_a_start_ends_what_a_killed_run_left(tmp_path: Path) -> None:
+def test_start_kills_a_process_left_behind_by_a_killed_run(tmp_path: Path) -> None:
     port = free_port()
     parent, child = start_parent(tmp_path, port)
     guard = next(process for process in psutil.Process(parent.pid).children() if process.pid != child)
@@ -269,7 +258,7 @@ def test_a_start_ends_what_a_killed_run_left(tmp_path: Path) -> None:
         assert not lives(child)
 
 
-def test_a_state_folder_serves_one_run_at_a_time(tmp_path: Path) -> None:
+def test_state_folder_is_used_by_one_run_at_a_time(tmp_path: Path) -> None:
     with claim_any(tmp_path) as first, claim_any(tmp_path) as second:
         assert first != second
         with pytest.raises(StateInUseError, match="LOCAL_STATE"), claim(first):

@@ -1,3 +1,5 @@
+"""The Dockerfiles and docker-compose.yml, without running containers."""
+
 from __future__ import annotations
 
 import json
@@ -29,26 +31,26 @@ def pins(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
-def test_the_linter_finds_nothing_in_a_dockerfile(file: Path) -> None:
+def test_dockerfile_passes_the_linter(file: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     found = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("folder", ["serving", "plugins", "jenkins-job"])
-def test_what_is_installed_apart_is_pinned_as_everything_is(folder: str) -> None:
+def test_separate_requirements_have_the_same_pins_as_the_main_ones(folder: str) -> None:
     own = pins(REPOSITORY / folder / "requirements.txt")
     assert own
     assert own <= pins(REPOSITORY / "requirements.txt")
 
 
-def test_no_secret_reaches_a_build() -> None:
+def test_env_files_are_excluded_from_the_build_context() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert lines.index("*") < lines.index("!serving") < lines.index("**/.env")
 
 
 @pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "restart" in service])
-def test_what_stays_up_has_a_health_check(name: str) -> None:
+def test_long_running_service_has_a_health_check(name: str) -> None:
     service = SERVICES[name]
     built_in = (
         service["image"].startswith("db-cache-sync-serving:") and "HEALTHCHECK" in DOCKERFILES[0].read_text()
@@ -56,13 +58,13 @@ def test_what_stays_up_has_a_health_check(name: str) -> None:
     assert built_in or service["healthcheck"]["test"][0] == "CMD"
 
 
-def test_only_the_machine_itself_reaches_what_a_user_opens_and_nothing_else() -> None:
+def test_only_user_facing_ports_are_published_and_only_on_localhost() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == {"sa", "balancer", "airflow-api-server", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
-def test_a_part_waits_until_what_it_needs_is_healthy_or_done() -> None:
+def test_service_waits_until_its_dependencies_are_healthy_or_completed() -> None:
     for name, service in SERVICES.items():
         for needed, how in service.get("depends_on", {}).items():
             stays_up = "restart" in SERVICES[needed]
@@ -78,26 +80,26 @@ def test_every_image_is_pinned() -> None:
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-\S+)?$", image), image
 
 
-def test_kafka_is_the_one_that_the_tests_run_on() -> None:
+def test_kafka_version_matches_the_local_system() -> None:
     pom = (REPOSITORY / "local" / "kafka-server" / "pom.xml").read_text()
     version = re.search(r"<artifactId>kafka_2.13</artifactId>\s*<version>(.+)</version>", pom)
     assert version is not None
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{version[1]}"
 
 
-def test_the_example_has_the_secrets_that_are_asked_for() -> None:
+def test_env_example_lists_the_required_secrets() -> None:
     asked = set(re.findall(r"\$\{(\w+):\?", (REPOSITORY / "docker-compose.yml").read_text()))
     example = (REPOSITORY / ".env.example").read_text()
     assert set(re.findall(r"^(\w+)=change-me$", example, re.MULTILINE)) == asked
 
 
 @pytest.mark.parametrize("name", ["sa", "sb"])
-def test_a_service_is_given_settings_that_it_has(name: str) -> None:
+def test_all_variables_of_a_service_are_settings_it_has(name: str) -> None:
     known = {field.upper() for field in Settings.model_fields}
     assert SERVICES[name]["environment"].keys() <= known
 
 
-def test_airflow_is_given_settings_that_it_has() -> None:
+def test_all_variables_of_airflow_are_settings_it_has() -> None:
     package = find_spec("airflow")
     assert package is not None
     assert package.submodule_search_locations is not None
@@ -113,7 +115,7 @@ def test_airflow_is_given_settings_that_it_has() -> None:
     assert {name for name in AIRFLOW if name.startswith("CACHESYNC_")} <= ours
 
 
-def test_airflow_is_configured_as_in_the_local_system(tmp_path: Path) -> None:
+def test_airflow_configuration_matches_the_local_system(tmp_path: Path) -> None:
     local = Airflow(tmp_path, admin_dsn="postgresql://postgres@127.0.0.1/postgres", environment={}, port=8080)
     of_this_place = re.compile(
         "__(.*FOLDER|.*DIRECTORY|HOST|PORT|LOAD_EXAMPLES|.*KEY|JWT_SECRET|.*URL|SQL_ALCHEMY_CONN)$"
@@ -126,7 +128,7 @@ def test_airflow_is_configured_as_in_the_local_system(tmp_path: Path) -> None:
     assert expected.items() <= AIRFLOW.items()
 
 
-def test_airflow_has_the_connections_of_the_local_system() -> None:
+def test_airflow_connections_match_the_local_system() -> None:
     expected = connections(
         {"sa": "redis://redis-sa:6379/0", "sb": "redis://redis-sb:6379/0"}, "kafka:9092", "postgresql://"
     )
@@ -137,13 +139,13 @@ def test_airflow_has_the_connections_of_the_local_system() -> None:
             assert AIRFLOW[name].startswith(value)
 
 
-def test_the_balancer_has_room_for_the_replicas() -> None:
+def test_balancer_has_enough_servers_for_the_replicas() -> None:
     template = re.search(r"server-template sb (\d+) ", (REPOSITORY / "compose" / "haproxy.cfg").read_text())
     assert template is not None
     assert SERVICES["sb"]["deploy"]["replicas"] <= int(template[1])
 
 
-def test_make_gives_each_secret_a_value_of_its_own_once(tmp_path: Path) -> None:
+def test_make_generates_a_different_value_for_each_secret_once(tmp_path: Path) -> None:
     for name in ("Makefile", ".env.example"):
         shutil.copy(REPOSITORY / name, tmp_path)
     file = tmp_path / ".env"
@@ -155,5 +157,5 @@ def test_make_gives_each_secret_a_value_of_its_own_once(tmp_path: Path) -> None:
     assert file.stat().st_mode & 0o077 == 0
     values = re.findall(r"^\w+=(.+)$", made[0], re.MULTILINE)
     assert len(set(values)) == len(values)
-    # As Airflow's Fernet key has to be.
+    # The length that Airflow's Fernet key must have.
     assert {len(urlsafe_b64decode(value)) for value in values} == {32}

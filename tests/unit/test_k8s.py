@@ -44,7 +44,7 @@ Manifest = dict[str, Any]
 
 
 class Manifests(list[Manifest]):
-    """All that an overlay makes."""
+    """The manifests of an overlay."""
 
     def of(self, *kinds: str) -> list[Manifest]:
         return [one for one in self if one["kind"] in kinds]
@@ -60,7 +60,7 @@ class Manifests(list[Manifest]):
         return self.of("Deployment", "StatefulSet", "Job")
 
     def environment(self, container: Manifest) -> dict[str, str]:
-        """The variables of a container and their values; those of Secrets as their text."""
+        """Return the environment variables of a container; values from Secrets are decoded."""
         variables: dict[str, str] = {}
         for source in container.get("envFrom", []):
             for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
@@ -74,7 +74,7 @@ class Manifests(list[Manifest]):
 
 
 def copy_of_manifests(parent: Path) -> Path:
-    """All of k8s/, with credentials as a user would make them."""
+    """Copy k8s/, and create the credentials as a user would."""
     folder = parent / "k8s"
     shutil.copytree(REPOSITORY / "k8s", folder, ignore=shutil.ignore_patterns("*.env", "unfinished"))
     shutil.copy(REPOSITORY / "k8s/overlays/production/addresses.env", folder / "overlays/production")
@@ -119,7 +119,9 @@ def labels(workload: Manifest) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("version", ["1.32", "1.37"])
-def test_manifests_fit_the_schemas_of_kubernetes(manifests: Manifests, version: str, tmp_path: Path) -> None:
+def test_manifests_are_valid_for_the_kubernetes_version(
+    manifests: Manifests, version: str, tmp_path: Path
+) -> None:
     file = tmp_path / "manifests.yaml"
     file.write_text(yaml.safe_dump_all(manifests))
     command = [str(PROGRAMS / "kubernetes-validate"), "--kubernetes-version", version, "--strict", str(file)]
@@ -127,7 +129,7 @@ def test_manifests_fit_the_schemas_of_kubernetes(manifests: Manifests, version: 
     assert result.returncode == 0, [line for line in result.stdout.splitlines() if "passed" not in line]
 
 
-def test_pods_are_restricted_and_hold_no_token(manifests: Manifests) -> None:
+def test_pods_are_restricted_and_have_no_service_account_token(manifests: Manifests) -> None:
     for workload in manifests.workloads:
         spec = pod(workload)
         assert spec["automountServiceAccountToken"] is False
@@ -148,19 +150,19 @@ def test_requests_and_limits_are_set(manifests: Manifests) -> None:
         assert resources["requests"].keys() == resources["limits"].keys() == {"cpu", "memory"}
 
 
-def test_all_that_runs_on_is_probed(manifests: Manifests) -> None:
+def test_long_running_workloads_have_all_probes(manifests: Manifests) -> None:
     for workload in manifests.of("Deployment", "StatefulSet"):
         assert container(workload).keys() >= {"startupProbe", "readinessProbe", "livenessProbe"}
 
 
-def test_service_starts_with_its_database_and_answers_without_it(manifests: Manifests) -> None:
+def test_only_the_startup_probe_of_a_service_requires_its_database(manifests: Manifests) -> None:
     for service in SERVICES:
         only = container(manifests.one("Deployment", service))
         paths = [only[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")]
         assert paths == ["/health/ready", "/health/live", "/health/live"]
 
 
-def test_no_credential_is_in_a_config_map_or_a_pod(manifests: Manifests) -> None:
+def test_credentials_are_only_in_secrets(manifests: Manifests) -> None:
     for one in manifests.of("ConfigMap"):
         assert not [name for name in one["data"] if SECRET.search(name)]
     for workload in manifests.workloads:
@@ -168,11 +170,11 @@ def test_no_credential_is_in_a_config_map_or_a_pod(manifests: Manifests) -> None
         assert not [one["name"] for one in variables if SECRET.search(one["name"]) and "value" in one]
 
 
-def test_no_server_sees_a_variable_made_of_a_services_name(manifests: Manifests) -> None:
+def test_pods_get_no_environment_variables_for_services(manifests: Manifests) -> None:
     assert all(pod(workload)["enableServiceLinks"] is False for workload in manifests.workloads)
 
 
-def test_services_know_all_their_variables(manifests: Manifests) -> None:
+def test_all_variables_of_a_service_are_settings_it_has(manifests: Manifests) -> None:
     known = {name.upper() for name in Settings.model_fields}
     for service in SERVICES:
         variables = manifests.environment(container(manifests.one("Deployment", service)))
@@ -180,7 +182,7 @@ def test_services_know_all_their_variables(manifests: Manifests) -> None:
         assert variables.keys() >= {"DB_USERNAME", "DB_PASSWORD", "DB_HOST", "REDIS_URL", "LISTEN_ADDRESS"}
 
 
-def test_a_kafka_that_asks_for_a_login_takes_no_more_than_files(tmp_path: Path) -> None:
+def test_kafka_login_can_be_configured_by_files_alone(tmp_path: Path) -> None:
     overlay = copy_of_manifests(tmp_path) / "overlays/production"
     with (overlay / "addresses.env").open("a") as file:
         file.write("KAFKA_SECURITY_PROTOCOL=SASL_SSL\nKAFKA_SASL_MECHANISM=SCRAM-SHA-512\n")
@@ -197,14 +199,14 @@ def test_a_kafka_that_asks_for_a_login_takes_no_more_than_files(tmp_path: Path) 
         assert (client["security.protocol"], client["sasl.username"]) == ("SASL_SSL", name)
 
 
-def test_jobs_get_no_more_than_they_need(manifests: Manifests) -> None:
+def test_jobs_get_only_the_variables_they_need(manifests: Manifests) -> None:
     install = manifests.environment(container(manifests.one("Job", "install")))
     assert install.keys() == {"CACHESYNC_DSN", "CACHESYNC_ENTITIES"}
     topics = manifests.environment(container(manifests.one("Job", "topics")))
     assert not [name for name in topics if SECRET.search(name)]
 
 
-def test_all_that_selects_finds_its_pods(manifests: Manifests) -> None:
+def test_selectors_match_the_pods_they_are_meant_for(manifests: Manifests) -> None:
     pods = [labels(workload) for workload in manifests.workloads]
     for one in manifests.of("Service", "PodDisruptionBudget", "Deployment", "StatefulSet"):
         selector = one["spec"]["selector"]
@@ -220,7 +222,7 @@ def test_all_that_selects_finds_its_pods(manifests: Manifests) -> None:
         assert (port["targetPort"], port["port"]) == (named["name"], named["containerPort"])
 
 
-def test_spread_is_over_the_pods_of_one_service(manifests: Manifests) -> None:
+def test_pods_of_each_service_are_spread_over_nodes(manifests: Manifests) -> None:
     for service in SERVICES:
         workload = manifests.one("Deployment", service)
         for constraint in pod(workload)["topologySpreadConstraints"]:
@@ -228,13 +230,13 @@ def test_spread_is_over_the_pods_of_one_service(manifests: Manifests) -> None:
             assert NAME in constraint["matchLabelKeys"]
 
 
-def test_a_node_can_be_drained_and_leaves_a_pod_of_each_service(manifests: Manifests) -> None:
+def test_draining_a_node_is_possible_and_leaves_a_pod_of_each_service(manifests: Manifests) -> None:
     for service in SERVICES:
         allowed = manifests.one("PodDisruptionBudget", service)["spec"]["maxUnavailable"]
         assert 0 < allowed < replicas(manifests, service)[0]
 
 
-def test_the_autoscaler_alone_says_how_many_pods_sb_has(manifests: Manifests) -> None:
+def test_only_the_autoscaler_sets_the_number_of_sb_pods(manifests: Manifests) -> None:
     scaler = manifests.one("HorizontalPodAutoscaler", "sb")["spec"]
     assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
     deployment = manifests.one("Deployment", "sb")
@@ -242,7 +244,7 @@ def test_the_autoscaler_alone_says_how_many_pods_sb_has(manifests: Manifests) ->
     assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
 
 
-def test_a_rolling_update_waits_for_the_requests_in_flight(manifests: Manifests) -> None:
+def test_rolling_update_waits_for_requests_in_flight(manifests: Manifests) -> None:
     tree = ast.parse((REPOSITORY / "serving/gunicorn_conf.py").read_text())
     [graceful] = [
         ast.literal_eval(node.value)
@@ -257,12 +259,12 @@ def test_a_rolling_update_waits_for_the_requests_in_flight(manifests: Manifests)
         assert pod(workload)["terminationGracePeriodSeconds"] >= pause + graceful + 5
 
 
-def test_everything_is_denied_that_is_not_named(manifests: Manifests) -> None:
+def test_traffic_is_denied_by_default(manifests: Manifests) -> None:
     spec = manifests.one("NetworkPolicy", "default-deny")["spec"]
     assert spec == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
-def test_policies_let_out_just_the_flows_of_the_design(rendered: dict[str, Manifests]) -> None:
+def test_policies_allow_exactly_the_expected_egress(rendered: dict[str, Manifests]) -> None:
     assert named_flows(rendered["minikube"], "Egress") == FLOWS
     for client in ("sa", "sb", "install", "topics"):
         rules = rendered["production"].one("NetworkPolicy", client)["spec"]["egress"]
@@ -271,11 +273,11 @@ def test_policies_let_out_just_the_flows_of_the_design(rendered: dict[str, Manif
         assert all(list(peer) == ["ipBlock"] for rule in rules for peer in rule["to"])
 
 
-def test_policies_let_in_just_the_flows_of_the_design(rendered: dict[str, Manifests]) -> None:
+def test_policies_allow_exactly_the_expected_ingress(rendered: dict[str, Manifests]) -> None:
     assert named_flows(rendered["minikube"], "Ingress") == FLOWS
 
 
-def test_clients_reach_the_services_alone(manifests: Manifests) -> None:
+def test_clients_can_reach_only_the_services(manifests: Manifests) -> None:
     open_to_all = [
         one["spec"]
         for one in manifests.of("NetworkPolicy")
@@ -290,7 +292,7 @@ def test_clients_reach_the_services_alone(manifests: Manifests) -> None:
     ]
 
 
-def test_all_connections_at_once_are_within_what_postgresql_takes(rendered: dict[str, Manifests]) -> None:
+def test_sum_of_all_connections_is_within_the_limit_of_postgresql(rendered: dict[str, Manifests]) -> None:
     manifests = rendered["minikube"]
     settings = Settings.model_fields
     services = 0
@@ -298,7 +300,7 @@ def test_all_connections_at_once_are_within_what_postgresql_takes(rendered: dict
         variables = manifests.environment(container(manifests.one("Deployment", service)))
         workers = int(variables.get("WORKERS", settings["workers"].default))
         pool = int(variables.get("DB_POOL", settings["db_pool"].default))
-        # In a rolling update each pod may still be there while its successor is there already.
+        # During a rolling update, each pod can coexist with its successor.
         services += 2 * replicas(manifests, service)[1] * workers * pool
     total = services + sum(AIRFLOWS_SESSIONS.values()) + INSTALL_SESSIONS + sum(RESERVED.values())
     arguments = container(manifests.one("StatefulSet", "postgres"))["args"]
@@ -309,30 +311,30 @@ def test_all_connections_at_once_are_within_what_postgresql_takes(rendered: dict
     assert f"`max_connections={limit}`" in page
 
 
-def test_entities_and_sample_are_those_of_the_repository(manifests: Manifests) -> None:
+def test_entities_file_is_that_of_the_repository(manifests: Manifests) -> None:
     entities = manifests.one("ConfigMap", "entities")["data"]["entities.toml"]
     assert entities == (REPOSITORY / "entities.toml").read_text()
 
 
-def test_sample_tables_are_those_of_the_local_system() -> None:
+def test_sample_tables_match_the_local_system() -> None:
     sample = REPOSITORY / "k8s/overlays/minikube/sample.sql"
     assert sample.read_text() == (REPOSITORY / "local/sample.sql").read_text()
 
 
-def test_image_is_that_of_this_release(manifests: Manifests) -> None:
+def test_image_tag_is_the_current_version(manifests: Manifests) -> None:
     for name in (*SERVICES, "install", "topics"):
         [workload] = [one for one in manifests.workloads if one["metadata"]["name"] == name]
         image = container(workload)["image"]
         assert image.rpartition("/")[2] == f"db-cache-sync-serving:{__version__}"
 
 
-def test_two_redis_of_one_service_never_run_at_once(rendered: dict[str, Manifests]) -> None:
+def test_redis_pods_of_a_service_never_run_concurrently(rendered: dict[str, Manifests]) -> None:
     for service in SERVICES:
         spec = rendered["minikube"].one("Deployment", f"redis-{service}")["spec"]
         assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
 
 
-def test_what_would_be_lost_is_on_a_volume(rendered: dict[str, Manifests]) -> None:
+def test_data_of_postgresql_and_kafka_is_on_volumes(rendered: dict[str, Manifests]) -> None:
     for name, folder in (("postgres", "/var/lib/postgresql"), ("kafka", "/var/lib/kafka/data")):
         workload = rendered["minikube"].one("StatefulSet", name)
         [claim] = workload["spec"]["volumeClaimTemplates"]
@@ -340,12 +342,12 @@ def test_what_would_be_lost_is_on_a_volume(rendered: dict[str, Manifests]) -> No
         assert mounted[folder] == claim["metadata"]["name"]
 
 
-def test_one_broker_keeps_one_copy(rendered: dict[str, Manifests]) -> None:
+def test_topics_have_one_replica_on_the_single_broker(rendered: dict[str, Manifests]) -> None:
     arguments = container(rendered["minikube"].one("Job", "topics"))["args"]
     assert ("--replication", "1") in pairwise(arguments)
 
 
-def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
+def test_secrets_are_generated_once_and_differ(tmp_path: Path) -> None:
     program = shutil.copy(REPOSITORY / "k8s/overlays/minikube/make-secrets", tmp_path)
     subprocess.run([program], check=True, capture_output=True)
     files = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
@@ -356,7 +358,7 @@ def test_secrets_are_made_once_and_differ(tmp_path: Path) -> None:
 
 
 def replicas(manifests: Manifests, service: str) -> tuple[int, int]:
-    """How many of a service there are at least and at most."""
+    """Return the minimum and maximum number of replicas of a service."""
     for scaler in manifests.of("HorizontalPodAutoscaler"):
         spec = scaler["spec"]
         if spec["scaleTargetRef"]["name"] == service:
@@ -366,7 +368,7 @@ def replicas(manifests: Manifests, service: str) -> tuple[int, int]:
 
 
 def named_flows(manifests: Manifests, direction: str) -> set[tuple[str, str, int]]:
-    """Who may ask whom, of all whose other end is another pod of the namespace."""
+    """Return the allowed flows between pods of the namespace, as client, server and port."""
     side = "from" if direction == "Ingress" else "to"
     flows = set()
     for one in manifests.of("NetworkPolicy"):
