@@ -58,10 +58,10 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
     listening = [await watch.start() for watch in watches.values()]
 
     async def single(seconds: int) -> None:
-        told = await asyncio.gather(
+        results = await asyncio.gather(
             *(measure(watches[name], writer, rate, seconds) for name, writer in writers.items())
         )
-        for name, text in zip(writers, told, strict=True):
+        for name, text in zip(writers, results, strict=True):
             console.print(f"{name}: {text}")
 
     await single(3)
@@ -72,14 +72,14 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
     await pool.execute("UPDATE student SET age = 30 WHERE id >= $1", _FIRST, timeout=600)
     committed = time.perf_counter()
     console.print(f"UPDATE of {rows} rows: {committed - began:.1f} s; after its commit:")
-    meanwhile = asyncio.create_task(single(seconds))
+    writing = asyncio.create_task(single(seconds))
     largest = before
     while left := await pool.fetchval(f"{_UNPUBLISHED} AND key::bigint >= $1", _FIRST):
         largest = max(largest, resident(system.airflow.triggerer))
         console.print(f"  {time.perf_counter() - committed:5.1f} s  {left} unpublished")
         await asyncio.sleep(2)
     taken = time.perf_counter() - committed
-    await meanwhile
+    await writing
     console.print(
         f"{rows / taken:.0f} rows/s published; triggerer {before:.0f} MB before, {largest:.0f} MB maximum"
     )

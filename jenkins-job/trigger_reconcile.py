@@ -358,7 +358,7 @@ class Reconciliation:
         started = time.monotonic()
         deadline = started + self._settings.timeout
         self._airflow.be_patient(self._settings.timeout)
-        told = ("", 0.0)
+        reported = ("", 0.0)
         for attempt in count(1):
             run = self._airflow.get(self._run)
             if not run:
@@ -373,9 +373,9 @@ class Reconciliation:
                     f"not finished after {self._settings.timeout:.0f} s; the DAG run continues: {self._page}"
                 )
                 raise CouldNotRunError(message)
-            if state != told[0] or now - told[1] > _PROGRESS_SECONDS:
+            if state != reported[0] or now - reported[1] > _PROGRESS_SECONDS:
                 print(f"{state}, {now - started:.0f} s, {self._progress()}", flush=True)
-                told = (state, now)
+                reported = (state, now)
             # Jitter, so that concurrent builds do not poll in step.
             time.sleep(min(attempt, _POLL_SECONDS) * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
         raise AssertionError

@@ -69,10 +69,10 @@ def report_of(build: Build) -> dict[str, Any]:
 
 
 def assert_shows_no_secret(build: Build, password: str) -> None:
-    told = build.log + "".join(build.artifacts.values())
-    assert "+ .venv-jenkins-job/bin/python jenkins-job/trigger_reconcile.py" in told  # echoed by `sh -x`
-    assert password not in told
-    assert "eyJ" not in told  # the beginning of a JWT
+    visible = build.log + "".join(build.artifacts.values())
+    assert "+ .venv-jenkins-job/bin/python jenkins-job/trigger_reconcile.py" in visible  # echoed by `sh -x`
+    assert password not in visible
+    assert "eyJ" not in visible  # the beginning of a JWT
 
 
 @contextmanager

@@ -317,7 +317,7 @@ def test_client_gives_up_if_airflow_stays_unavailable(run: Run, stub: Stub, port
 
 
 @pytest.mark.parametrize(
-    ("path", "status", "told"),
+    ("path", "status", "message"),
     [
         ("/api/v2/dags/reconcile", 404, "the DAG reconcile does not exist, or this user may not see it"),
         (RUNS, 403, f"POST {RUNS} -> 403"),
@@ -326,12 +326,12 @@ def test_client_gives_up_if_airflow_stays_unavailable(run: Run, stub: Stub, port
     ],
 )
 def test_refused_request_is_named_in_the_error(
-    run: Run, stub: Stub, path: str, status: int, told: str
+    run: Run, stub: Stub, path: str, status: int, message: str
 ) -> None:
     stub.failures[path] = [status]
     code, printed = run()
     assert code == COULD_NOT_RUN
-    assert told in printed
+    assert message in printed
 
 
 def test_paused_dag_is_an_error(run: Run, stub: Stub) -> None:
@@ -387,7 +387,7 @@ def test_report_of_an_earlier_build_is_removed(run: Run, stub: Stub, environment
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("AIRFLOW_URL", "", "missing environment variables: AIRFLOW_URL"),
         ("AIRFLOW_PASSWORD", "", "missing environment variables: AIRFLOW_PASSWORD"),
@@ -399,10 +399,10 @@ def test_report_of_an_earlier_build_is_removed(run: Run, stub: Stub, environment
         ("TIMEOUT_MINUTES", "1h", "TIMEOUT_MINUTES is 1h; it must be a positive integer"),
     ],
 )
-def test_invalid_setting_is_named(run: Run, name: str, value: str, told: str) -> None:
+def test_invalid_setting_is_named(run: Run, name: str, value: str, message: str) -> None:
     status, printed = run(**{name: value})
     assert status == COULD_NOT_RUN
-    assert told in printed
+    assert message in printed
 
 
 def test_response_that_is_not_from_airflow_is_an_error(run: Run, stub: Stub) -> None:
