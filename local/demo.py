@@ -153,7 +153,9 @@ class Story:
                         f"cache_sync and outbox_relay, and {self._system.triggerer_log}"
                     )
                     raise StoryError(message)
-        self._say("Airflow publishes changes and applies them to both caches", time.monotonic() - started)
+        self._say(
+            "Airflow is publishing changes and applying them to both caches", time.monotonic() - started
+        )
 
     @staticmethod
     def _arrives(change: Callable[[], object], reader: httpx.Client) -> bool:
