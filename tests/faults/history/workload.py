@@ -126,7 +126,7 @@ class Workload:
         answer = _answer(client, method, path, None if method == "DELETE" else body)
         kind = Kind.DELETE if method == "DELETE" else Kind.UPSERT
         if answer is None or answer.is_server_error:
-            # It may have been committed, or may still be.
+            # It might have been committed, or might still be.
             known: dict[str, Any] = {"outcome": Outcome.UNKNOWN}
         elif answer.is_client_error:
             known = {"outcome": Outcome.REFUSED}
