@@ -1,5 +1,5 @@
-"""The database side: checked, installed, upgraded and removed.
+"""Installation, upgrade and removal of the database side.
 
-The tables, functions and triggers that number and log every change are made here and nowhere else. It runs
-from the command line; services and background work only check that it was done.
+Only this package creates the tables, functions and triggers that number and log every change. It runs from
+the command line; services and background work only check that the database side is installed.
 """

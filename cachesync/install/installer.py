@@ -1,4 +1,4 @@
-"""The database side: made, upgraded and taken away."""
+"""Installation, upgrade and removal of the database side."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from cachesync.entity import Entity
 
-# Long enough for a transaction in flight to end and for a vacuum to give way (after deadlock_timeout, 1 s),
-# short enough that those who queue behind it hardly wait.
+# Long enough for running transactions to end and for a vacuum to give way (after deadlock_timeout, 1 s), but
+# short enough that the sessions that queue behind the lock request hardly wait.
 _LOCK_TIMEOUT: Final = "2s"
 _LOCK_ATTEMPTS: Final = 15
-# Any number, the same for all installs: two at once would stand in each other's way.
+# An arbitrary number, the same for every installation, so that two of them do not run concurrently.
 _ADVISORY_LOCK: Final = 0x64_62_63_73
 
 _KINDS: Final = {
@@ -33,8 +33,8 @@ _KINDS: Final = {
     "v": "a view",
 }
 
-# Relations in the schema cachesync, where each entity has a view of its name.
-_TAKEN: Final = frozenset(
+# Other relations in the schema cachesync, in which each entity has a view with its name.
+_RESERVED_NAMES: Final = frozenset(
     {
         "change_log",
         "dead_letter_action",
@@ -47,10 +47,10 @@ _TAKEN: Final = frozenset(
 
 
 class Progress(Protocol):
-    """Told what is being done."""
+    """Reports the progress of an installation."""
 
     def step(self, text: str) -> None:
-        """A step begins."""
+        """Report that a step begins."""
 
 
 async def install(
@@ -60,23 +60,24 @@ async def install(
     *,
     lock_attempts: int = _LOCK_ATTEMPTS,
 ) -> tuple[str, ...]:
-    """Make the database side of the entities, or bring it up to date; safe to repeat.
+    """Install the database side of the entities, or upgrade it; safe to repeat.
 
-    Tables may hold rows and be in use: no row is written, and locks are brief.
+    The tables can contain rows and be in use: no row is written, and locks are brief.
 
     Args:
-        connection: one of a user who owns the tables and may create a schema and a role.
-        entities: the declared entities.
-        progress: told of each step.
-        lock_attempts: how often to try for a table that others hold, for 2 s each.
+        connection: a connection of a user who owns the tables and can create a schema and roles.
+        entities: the declared entities, by name.
+        progress: receives the name of each step.
+        lock_attempts: how often to request the lock of a table that is in use, for 2 s each time.
 
     Returns:
-        The names of entities that are installed although they are declared no more.
+        The names of the entities that are installed but no longer declared.
 
     Raises:
-        InstallError: an entity does not fit its table, or the user lacks a right.
+        InstallError: a table cannot be registered as declared, a table stayed in use, or the user lacks a
+            privilege.
     """
-    async with _alone(connection):
+    async with _exclusive(connection):
         relations = {entity.name: await _checked_relation(connection, entity) for entity in entities.values()}
         await _refuse_foreign_schema(connection)
         progress.step("schema cachesync")
@@ -100,16 +101,21 @@ async def uninstall(
     *,
     lock_attempts: int = _LOCK_ATTEMPTS,
 ) -> tuple[str, ...]:
-    """Take the database side away: of the named entities, or all of it with its schema and role.
+    """Remove the database side.
+
+    Args:
+        connection: a connection of a user who owns the tables and the schema.
+        names: the names of the entities to remove; None to remove everything, with the schema and the roles.
+        lock_attempts: how often to request the lock of a table that is in use, for 2 s each time.
 
     Returns:
-        The names of the entities that were taken away.
+        The names of the removed entities.
 
     Raises:
-        InstallError: a named entity is not installed, somebody's views depend on what is to be dropped, or
-            the user lacks a right.
+        InstallError: a named entity is not installed, other views depend on the objects to remove, a table
+            stayed in use, or the user lacks a privilege.
     """
-    async with _alone(connection):
+    async with _exclusive(connection):
         await _refuse_foreign_schema(connection)
         if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
             if names:
@@ -121,7 +127,8 @@ async def uninstall(
         }
         unknown = sorted(set(names or ()) - registered.keys())
         if unknown:
-            message = f"{', '.join(unknown)}: not installed; installed are {', '.join(registered) or 'none'}"
+            installed = ", ".join(registered) or "none"
+            message = f"{', '.join(unknown)}: not installed; installed entities: {installed}"
             raise InstallError(message)
         removed = tuple(names) if names is not None else tuple(registered)
         for name in removed:
@@ -132,16 +139,16 @@ async def uninstall(
 
 
 @asynccontextmanager
-async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """One installation at a time; what the user may not do is told with what to do about it."""
+async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Exclude concurrent installations, and translate errors that the user can fix."""
     await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
     try:
         yield
     except asyncpg.InsufficientPrivilegeError as error:
         message = (
-            f"{error}; connect as the owner of the tables and of the schema cachesync. The first time takes "
-            "the right to create a schema (CREATE ON DATABASE) and the roles cachesync_service and "
-            "cachesync_worker (CREATEROLE)"
+            f"{error}; connect as the owner of the tables and of the schema cachesync. The first "
+            "installation also needs the privileges to create the schema (CREATE ON DATABASE) and the roles "
+            "cachesync_service and cachesync_worker (CREATEROLE)"
         )
         raise InstallError(message) from error
     except asyncpg.DependentObjectsStillExistError as error:
@@ -153,36 +160,42 @@ async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
 
 async def _checked_relation(connection: asyncpg.Connection, entity: Entity) -> Relation:
     relation = await describe_relation(connection, entity)
-    problem = "no such table in this database" if relation is None else _problem(entity, relation)
+    problem = "no such table in this database" if relation is None else _table_problem(entity, relation)
     if relation is not None and problem is None and relation.has_version:
         versioned = await connection.fetchval(statement("install/versioned"), *entity.schema_and_table)
         if not versioned:
-            problem = f"it has a column {VERSION_COLUMN!r} of its own; rename that one first"
+            problem = f"it has its own column {VERSION_COLUMN!r}; rename that column first"
     if problem is not None or relation is None:
         message = f"entity {entity.name!r}, table {entity.table}: {problem}"
         raise InstallError(message)
     return relation
 
 
-def _problem(entity: Entity, relation: Relation) -> str | None:
-    """What keeps a table from being registered, None where nothing does."""
+def _table_problem(entity: Entity, relation: Relation) -> str | None:
+    """Return why a table cannot be registered; None if it can."""
     if relation.kind != "r":
-        return f"it is {_KINDS.get(relation.kind, 'no table')}; only ordinary tables can be registered"
-    if entity.name in _TAKEN:
-        return f"the name {entity.name!r} is taken by what db-cache-sync makes; call the entity otherwise"
+        return f"it is {_KINDS.get(relation.kind, 'not a table')}; only ordinary tables can be registered"
+    if entity.name in _RESERVED_NAMES:
+        return f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
     return _trigger_problem(relation) or _column_problem(entity, relation) or _key_problem(entity, relation)
 
 
 def _trigger_problem(relation: Relation) -> str | None:
-    """How rows of it could change without its triggers, or they miss some."""
+    """Return why triggers on the table would miss changes; None if they would not."""
     if relation.unlogged:
-        return "it is unlogged; a crash of the server would empty it without its triggers"
+        return "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
     if relation.inherits:
-        return "it is a partition or inherits; writes to a part of it would not pass its triggers"
+        return "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
     if relation.subscribes:
-        return "a subscription writes to it, which fires no statement triggers; register it at the publisher"
+        return (
+            "a subscription writes to it, which does not fire statement triggers; register the table in the "
+            "publishing database instead"
+        )
     if relation.hides_rows:
-        return "its row security is forced on its owner, so its triggers would miss rows; NO FORCE lifts that"
+        return (
+            "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "
+            "FORCE ROW LEVEL SECURITY"
+        )
     return None
 
 
@@ -190,42 +203,45 @@ def _column_problem(entity: Entity, relation: Relation) -> str | None:
     names = [column.name for column in relation.columns]
     missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
     if missing:
-        return f"it has no column {', '.join(map(repr, missing))}; it has {', '.join(names)}"
+        return f"it has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}"
     virtual = [name for name in entity.columns or names if name in relation.virtual_columns]
     if virtual:
         return (
-            f"its column {', '.join(map(repr, virtual))} is generated when it is read, which its triggers "
-            "do not; make it STORED, or declare columns without it"
+            f"its generated column {', '.join(map(repr, virtual))} is virtual, so its triggers do not see "
+            "the value; make it STORED, or declare columns without it"
         )
     return None
 
 
 def _key_problem(entity: Entity, relation: Relation) -> str | None:
     if not relation.key_columns:
-        return (
-            f"it has no primary key; ALTER TABLE {entity.table} ADD PRIMARY KEY ({entity.key}) gives it one"
-        )
+        return f"it has no primary key; run ALTER TABLE {entity.table} ADD PRIMARY KEY ({entity.key})"
     if relation.key_columns != (entity.key,):
         key = ", ".join(relation.key_columns)
-        return f"its primary key is ({key}), the entity's is {entity.key!r}; it must be that one column"
+        return f"its primary key is ({key}); it must be the declared key, the single column {entity.key!r}"
     if relation.key_deferrable:
-        return "its primary key is DEFERRABLE, so two rows may have one key for a while; make it immediate"
+        return (
+            "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"
+        )
     column = next(column for column in relation.columns if column.name == entity.key)
     if column.base_type not in KEY_TYPES:
-        return f"its key is of type {column.declared_type}; a key is one of {', '.join(sorted(KEY_TYPES))}"
+        return f"its key has the type {column.declared_type}; supported types: {', '.join(sorted(KEY_TYPES))}"
     if not column.deterministic:
-        return "its key has a nondeterministic collation, so unlike texts would be one key"
+        return "its key has a nondeterministic collation, so different texts can be the same key"
     return None
 
 
 async def _refuse_foreign_schema(connection: asyncpg.Connection) -> None:
     if await connection.fetchval(statement("install/foreign_schema")):
-        message = "the database has a schema 'cachesync' that is not db-cache-sync's; rename it first"
+        message = "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
         raise InstallError(message)
 
 
 def _refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[str, Entity]) -> None:
-    """A table that was merely renamed is the same table; one that is gone is in nobody's way."""
+    """Refuse to install an entity on another table or key.
+
+    A renamed table is still the same table, and a dropped table is no obstacle.
+    """
     for record in registered:
         if record["table_name"] is None:
             continue
@@ -235,7 +251,7 @@ def _refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[s
             same_table = entity.schema_and_table == table
             if same_name != same_table or (same_name and entity.key != record["key_column"]):
                 message = (
-                    f"entity {entity.name!r}: installed is {record['name']!r} on {'.'.join(table)} with key "
+                    f"entity {entity.name!r}: {record['name']!r} is installed on {'.'.join(table)} with key "
                     f"{record['key_column']!r}; run `cachesync uninstall {record['name']}` first"
                 )
                 raise InstallError(message)
@@ -248,7 +264,7 @@ async def _install_entity(
     key = next(column for column in columns if column.name == entity.key)
     names = [column.name for column in columns]
     schema, table = entity.schema_and_table
-    # Part of the fingerprint, so that a cache holds nothing valid of an earlier installation.
+    # Part of the fingerprint, so that what caches still hold from an earlier installation is not valid.
     installation = await connection.fetchval(statement("install/installation"), entity.name)
     shape = fingerprint(entity, columns, installation)
     script = statement(
@@ -265,7 +281,7 @@ async def _install_entity(
         **_functions(entity.name),
     )
     definition = hashlib.sha256(script.encode()).hexdigest()
-    # No more than a look where there is nothing to do: the script's locks wait for every writer.
+    # If nothing has changed, only look: the locks of the script wait for every writer.
     if await connection.fetchval(
         statement("install/installed"), entity.name, definition, identifier(schema, table)
     ):
@@ -287,7 +303,10 @@ async def _install_entity(
 
 
 async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> None:
-    """Give the services what they need, which a table's owner may not be able to where others own a part."""
+    """Grant the services their privileges.
+
+    The owner of the table cannot grant all of them if others own schemas or sequences that it uses.
+    """
     names = [column.name for column in relation.served(entity)]
     await connection.execute(
         statement(
@@ -298,18 +317,18 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
         )
     )
-    for needed in await _lacking(connection, entity):
-        await connection.execute(f"GRANT USAGE ON {needed} TO cachesync_service")
-    lacking = await _lacking(connection, entity)
-    if lacking:
+    for used in await _missing_privileges(connection, entity):
+        await connection.execute(f"GRANT USAGE ON {used} TO cachesync_service")
+    missing = await _missing_privileges(connection, entity)
+    if missing:
         message = (
-            f"entity {entity.name!r}: the role cachesync_service cannot be given the use of "
-            f"{', '.join(lacking)}; have the owner run GRANT USAGE ON ... TO cachesync_service"
+            f"entity {entity.name!r}: cannot grant the role cachesync_service the use of "
+            f"{', '.join(missing)}; have the owner run GRANT USAGE ON ... TO cachesync_service"
         )
         raise InstallError(message)
 
 
-async def _lacking(connection: asyncpg.Connection, entity: Entity) -> list[str]:
+async def _missing_privileges(connection: asyncpg.Connection, entity: Entity) -> list[str]:
     uses = await connection.fetch(statement("install/uses"), *entity.schema_and_table)
     return [record["object"] for record in uses if not record["granted"]]
 
@@ -329,13 +348,13 @@ async def _uninstall_entity(
     record = registered.pop(name)
     if record["table_name"] is not None:
         table = identifier(record["schema_name"], record["table_name"])
-        needed_no_more = uses.pop(name).difference(*uses.values())
+        no_longer_used = uses.pop(name).difference(*uses.values())
         script = statement("install/drop_entity", table=table, view=identifier("cachesync", name))
-        for used in sorted(needed_no_more):
+        for used in sorted(no_longer_used):
             script += f"REVOKE USAGE ON {used} FROM cachesync_service;"
         await _execute(connection, script, table, lock_attempts)
     await connection.execute(statement("install/drop_functions", **_functions(name)))
-    # Only now, as it may take a while, which nobody has to wait for.
+    # After the triggers are gone, so that nobody waits for these deletes, which can take a while.
     await connection.execute("DELETE FROM cachesync.change_log WHERE entity = $1", name)
     await connection.execute("DELETE FROM cachesync.entity WHERE name = $1", name)
 
@@ -346,7 +365,7 @@ def _functions(entity: str) -> dict[str, str]:
 
 
 async def _execute(connection: asyncpg.Connection, script: str, table: str, lock_attempts: int) -> None:
-    """Run a script in one transaction that gives way where its lock on the table is not to be had soon."""
+    """Run a script in one transaction, and retry if it does not get its lock on the table in time."""
     for attempt in range(1, lock_attempts + 1):
         try:
             async with connection.transaction():
@@ -355,10 +374,11 @@ async def _execute(connection: asyncpg.Connection, script: str, table: str, lock
         except asyncpg.LockNotAvailableError as error:
             if attempt == lock_attempts:
                 holders = await connection.fetch(statement("install/lock_holders"), table)
+                sessions = ", ".join(record["session"] for record in holders)
                 message = (
-                    f"{table} was in use each of {attempt} times, now by the session "
-                    f"{', '.join(record['session'] for record in holders) or 'of nobody'}; end what "
-                    "holds it (pg_terminate_backend) or wait, and run the same command again"
+                    f"{table} was in use at each of {attempt} attempts; it is now locked by "
+                    f"{f'session {sessions}' if sessions else 'no session'}; wait for its transaction or "
+                    "end the session (pg_terminate_backend), and run the same command again"
                 )
                 raise InstallError(message) from error
             await asyncio.sleep(attempt * 0.2)

@@ -1,5 +1,5 @@
--- What became of dead letters. Kafka holds the letters; one that has a row here with another action than
--- 'replayed', an attempt by hand that failed, is closed.
+-- The actions on dead letters. The letters themselves are in Kafka. A letter is closed if it has a row here whose
+-- action is not 'replayed', which is a failed manual attempt.
 
 CREATE TABLE IF NOT EXISTS cachesync.dead_letter_action (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS cachesync.dead_letter_action (
     letter_topic text NOT NULL,
     letter_partition integer NOT NULL,
     letter_offset bigint NOT NULL,
-    -- A topic that was made anew counts its offsets from 0 again.
+    -- The offsets of a recreated topic start at 0 again.
     letter_sent_at timestamptz NOT NULL,
     service text NOT NULL,
     original_topic text NOT NULL,
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS cachesync.dead_letter_action (
     attempt integer NOT NULL,
     error text NOT NULL
 );
-COMMENT ON TABLE cachesync.dead_letter_action IS 'What became of dead letters, one row per action';
+COMMENT ON TABLE cachesync.dead_letter_action IS 'The actions on dead letters, one row per action';
 
 DO $cachesync$
 BEGIN

@@ -1,4 +1,4 @@
--- Takes away what `entity.sql` and `version_column.sql` made on a table; what came later may be gone with it.
+-- Removes what `entity.sql` and `version_column.sql` created on a table; some of it may have been dropped already.
 DROP VIEW IF EXISTS {{view}};
 DROP TRIGGER IF EXISTS zzz_cachesync_version ON {{table}};
 DROP TRIGGER IF EXISTS cachesync_log_insert ON {{table}};

@@ -1,4 +1,4 @@
--- Whether the schema cachesync is somebody else's. An empty one may have been made for us.
+-- Whether the schema cachesync does not belong to db-cache-sync. An empty schema can have been created for it.
 SELECT
     EXISTS (
         SELECT FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('cachesync')

@@ -1,4 +1,4 @@
--- What services may do with a table, and the background work with its view.
+-- The privileges of services on a table, and those of the background work on its view.
 REVOKE ALL ON {{table}} FROM cachesync_service;
 GRANT
 SELECT ({{readable}}), INSERT ({{columns}}), UPDATE ({{columns}}), DELETE

@@ -1,4 +1,5 @@
--- The number of an entity's installation: that of its row, or a new one, which no earlier installation had; $1 its name.
+-- The number of an entity's installation: the registered one, or else a new one that no earlier installation had.
+-- $1 the name of the entity.
 SELECT coalesce(
     (SELECT e.installation FROM cachesync.entity AS e WHERE e.name = $1), nextval('cachesync.row_version')
 );

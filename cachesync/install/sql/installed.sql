@@ -1,4 +1,4 @@
--- Whether an entity is installed by just this definition, and whole; $1 its name, $2 the definition, $3 its table.
+-- Whether an entity is installed completely and with this definition. $1 its name, $2 the definition, $3 its table.
 SELECT
     EXISTS (SELECT FROM cachesync.entity AS e WHERE e.name = $1 AND e.definition = $2)
     AND EXISTS (SELECT FROM pg_views AS v WHERE v.schemaname = 'cachesync' AND v.viewname = $1)

@@ -1,4 +1,4 @@
--- Who holds locks on a table; $1 its name.
+-- The sessions that hold locks on a table. $1 its name.
 SELECT format('%s (user %s%s)', a.pid, a.usename, ', ' || nullif(a.application_name, '')) AS session
 FROM pg_locks AS l
 JOIN pg_stat_activity AS a ON a.pid = l.pid

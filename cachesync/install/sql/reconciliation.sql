@@ -1,4 +1,4 @@
--- The runs of the reconciliation. Run by every `cachesync install`, after `schema.sql`.
+-- The runs of the reconciliation. Every `cachesync install` executes this script, after `schema.sql`.
 
 CREATE TABLE IF NOT EXISTS cachesync.reconciliation (
     run text PRIMARY KEY,
@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS cachesync.reconciliation (
     finished_at timestamptz,
     report jsonb
 );
-COMMENT ON TABLE cachesync.reconciliation IS 'Each run of the reconciliation and its report';
+COMMENT ON TABLE cachesync.reconciliation IS 'The runs of the reconciliation and their reports';
 
 CREATE TABLE IF NOT EXISTS cachesync.reconciliation_chunk (
     run text,
@@ -20,12 +20,12 @@ CREATE TABLE IF NOT EXISTS cachesync.reconciliation_chunk (
     finished_at timestamptz,
     PRIMARY KEY (run, service, number)
 );
-COMMENT ON TABLE cachesync.reconciliation_chunk IS 'How far each part of a run has come, and what it found';
+COMMENT ON TABLE cachesync.reconciliation_chunk IS 'The progress and findings of each chunk of a run';
 
 DO $cachesync$
 BEGIN
-    -- Not IF NOT EXISTS, which waits for every writer before it looks. What was published since a moment
-    -- stands together in the log: a few bytes for each 32 pages are enough to find it.
+    -- IF NOT EXISTS would wait for every writer before it looks. Lines that were published after a given time are
+    -- close together in the log: a few bytes for each 32 pages are enough to find them.
     IF to_regclass('cachesync.change_log_published') IS NULL THEN
         CREATE INDEX change_log_published ON cachesync.change_log USING brin (published_at)
         WITH (pages_per_range = 32, autosummarize = on);

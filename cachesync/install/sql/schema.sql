@@ -1,8 +1,9 @@
--- What all entities share. Run by every `cachesync install`, so each statement leaves what is there.
+-- The objects that all entities share. Every `cachesync install` executes this script, so each statement leaves
+-- existing objects unchanged.
 
 DO $cachesync$
 BEGIN
-    -- Not IF NOT EXISTS, which asks for the right to create it even where it is there.
+    -- IF NOT EXISTS would require the privilege to create the schema even if it exists.
     IF to_regnamespace('cachesync') IS NULL THEN
         CREATE SCHEMA cachesync;
         COMMENT ON SCHEMA cachesync IS 'db-cache-sync: row versions and the change log';
@@ -10,9 +11,9 @@ BEGIN
 END
 $cachesync$;
 
--- One sequence numbers every change. CACHE 1, so that a session never holds back numbers that it would
--- draw later than another session's higher ones. It starts at the time in milliseconds: after an uninstall
--- and a new install its numbers are still above those that caches may remember.
+-- One sequence numbers every change. CACHE 1, so that no session reserves numbers that it would use after another
+-- session has used higher ones. The sequence starts at the current time in milliseconds, so that after an uninstall
+-- and a new install its numbers are still higher than those that caches may remember.
 DO $cachesync$
 BEGIN
     IF to_regclass('cachesync.row_version') IS NULL THEN
@@ -46,7 +47,7 @@ BEGIN
     END IF;
 END
 $cachesync$;
-COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when installed';
+COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when they were installed';
 
 CREATE TABLE IF NOT EXISTS cachesync.change_log (
     version bigint PRIMARY KEY,
@@ -59,20 +60,21 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     published_at timestamptz
 );
-COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in its own transaction';
+COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in the transaction that made it';
 
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
 LANGUAGE sql STABLE
 RETURN coalesce(nullif(current_setting('cachesync.source', true), ''), session_user::text);
 
--- When the relay may take a line. Who names itself publishes its changes by itself and gets the time to do so.
+-- When the relay may take a line. A session that identifies itself publishes its own changes and gets the time to
+-- do so.
 CREATE OR REPLACE FUNCTION cachesync.relay_at() RETURNS timestamptz
 LANGUAGE sql VOLATILE
 RETURN clock_timestamp()
 + CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
 
--- Tells the relay of changes that nobody else publishes, once in a transaction. The setting goes with the
--- savepoint that takes the notification back.
+-- Notifies the relay of changes that nobody else publishes, once per transaction. If a rollback to a savepoint
+-- discards the notification, it also resets the setting.
 CREATE OR REPLACE FUNCTION cachesync.announce() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $cachesync$
@@ -84,22 +86,22 @@ $cachesync$;
 
 DO $cachesync$
 BEGIN
-    -- No IF NOT EXISTS and the like here, which wait for every writer before they look.
+    -- IF NOT EXISTS and similar clauses would wait for every writer before they look.
     IF NOT EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = 'cachesync.change_log'::regclass AND a.attname = 'relay_at'
     ) THEN
-        -- A constant, which is kept once for all the lines that are there.
+        -- A constant, which PostgreSQL stores once for all existing lines.
         ALTER TABLE cachesync.change_log ADD COLUMN relay_at timestamptz NOT NULL DEFAULT '2000-01-01 00:00:00Z';
         ALTER TABLE cachesync.change_log ALTER COLUMN relay_at SET DEFAULT cachesync.relay_at();
         DROP INDEX IF EXISTS cachesync.change_log_unpublished;
     END IF;
     IF to_regclass('cachesync.change_log_unpublished') IS NULL THEN
-        -- By another column than the primary key: both would do for the order of versions, and the planner
-        -- might take the one that leads through all that is published.
+        -- Not on the version: the primary key provides the same order, and the planner could choose that, which leads
+        -- through all published lines.
         CREATE INDEX change_log_unpublished ON cachesync.change_log (relay_at) WHERE published_at IS NULL;
     END IF;
-    -- NOTIFY takes a lock that all databases of the server share until the commit is done. The services,
-    -- whose commits are many, do not pay for it.
+    -- NOTIFY takes a lock that all databases of the server share, until the commit is complete. The services,
+    -- which commit often, do not notify and so do not wait for it.
     IF NOT EXISTS (
         SELECT FROM pg_trigger AS g WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce'
     ) THEN
@@ -115,10 +117,11 @@ BEGIN
 END
 $cachesync$;
 
--- Trigger functions run with their owner's rights: whoever may write the table needs no other.
+-- Trigger functions run with the privileges of their owner, so that writers need no privileges but those on the
+-- table.
 
--- Of all functions the one called once per row: a search_path of its own would cost a tenth of a bulk
--- insert, and it looks nothing up by a name without its schema.
+-- The only function that is called once per row. A search_path of its own would slow down a bulk insert by a tenth,
+-- and is not needed because every name is qualified with its schema.
 CREATE OR REPLACE FUNCTION cachesync.draw_version() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 AS $cachesync$
@@ -128,8 +131,9 @@ BEGIN
 END
 $cachesync$;
 
--- Those of the keys, just taken by rows with these versions, that the log says were deleted later; null
--- where there are none. The settings leave it the log's end and a hash: quick for few keys and for many.
+-- Of the keys that were just taken by rows with these versions, those that were deleted later according to the log;
+-- null if there are none. The settings leave only a scan of the end of the log and a hash join to the planner, which
+-- is fast for few keys and for many.
 CREATE OR REPLACE FUNCTION cachesync.overtaken(entity text, keys text [], versions bigint []) RETURNS text []
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_nestloop = off
@@ -137,7 +141,7 @@ AS $cachesync$
 DECLARE
     lowest bigint := (SELECT min(u.version) FROM unnest(versions) AS u (version));
 BEGIN
-    -- The snapshot of any other isolation level may be older than the delete, and so not show it.
+    -- At any other isolation level, the snapshot can be older than the delete and not show it.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
         RETURN keys;
     END IF;
@@ -150,8 +154,8 @@ BEGIN
 END
 $cachesync$;
 
--- The version of the newest change of a key. Read backwards from the newest change of all, which is quick
--- only for what has just been written: a transaction asks it what its own delete drew.
+-- The version of the newest change of a key. Reads the log backwards from its end, which is fast only for recent
+-- changes: a transaction calls it for the version that its own delete has just drawn.
 CREATE OR REPLACE FUNCTION cachesync.latest_version(entity text, key text) RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
 BEGIN ATOMIC
@@ -162,8 +166,8 @@ BEGIN ATOMIC
     LIMIT 1;
 END;
 
--- By the primary key, whatever the statistics say. Of an IS NULL the planner would conclude that it may read
--- all that is unpublished instead, of a bulk change a million lines.
+-- Uses the primary key, whatever the statistics are. With IS NULL, the planner could read all unpublished lines
+-- instead, which can be a million after a bulk change.
 CREATE OR REPLACE FUNCTION cachesync.mark_published(versions bigint []) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
@@ -173,7 +177,7 @@ BEGIN ATOMIC
     WHERE l.version = ANY(mark_published.versions) AND coalesce(l.published_at, '-infinity') = '-infinity';
 END;
 
--- A JSON merge patch, RFC 7396.
+-- Applies a JSON merge patch (RFC 7396).
 CREATE OR REPLACE FUNCTION cachesync.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE
 AS $cachesync$
@@ -195,7 +199,7 @@ BEGIN
 END
 $cachesync$;
 
--- Who may make a trigger of the first on a table of their own could use up the numbers.
+-- A user who could create a trigger with the first function on a table of their own could exhaust the numbers.
 REVOKE ALL ON FUNCTION
 cachesync.draw_version(),
 cachesync.overtaken(text, text [], bigint []),
@@ -209,15 +213,15 @@ DECLARE
 BEGIN
     FOR needed IN
         VALUES
-        ('cachesync_service', 'What the services of db-cache-sync may touch'),
-        ('cachesync_worker', 'What the background work of db-cache-sync may touch')
+        ('cachesync_service', 'The privileges of the services of db-cache-sync'),
+        ('cachesync_worker', 'The privileges of the background work of db-cache-sync')
     LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed.column1) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', needed.column1);
                 EXECUTE format('COMMENT ON ROLE %I IS %L', needed.column1, needed.column2);
             EXCEPTION
-                -- Roles are the server's: an installation in another database was a moment earlier.
+                -- Roles belong to the server: an installation in another database has just created it.
                 WHEN duplicate_object OR unique_violation THEN NULL;
             END;
         END IF;

@@ -1,4 +1,4 @@
--- By themselves first, after the functions that depend on them: somebody's views are not for us to drop.
+-- First without CASCADE, after the functions that depend on the tables, so that views of others are not dropped.
 DROP FUNCTION IF EXISTS cachesync.latest_version(text, text), cachesync.mark_published(bigint []);
 DROP TABLE IF EXISTS
 cachesync.entity, cachesync.change_log, cachesync.dead_letter_action,
@@ -12,7 +12,7 @@ BEGIN
         BEGIN
             EXECUTE format('DROP ROLE IF EXISTS %I', role);
         EXCEPTION
-            -- Another database of the same server still uses it, or another user made it.
+            -- Another database of the same server still uses it, or another user created it.
             WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL;
         END;
     END LOOP;

@@ -1,5 +1,6 @@
--- What a service needs the use of to read and write a table: its schema, those of its columns' types, and the
--- sequences that its defaults draw from with the rights of who inserts (`serial`); $1 schema, $2 table.
+-- The objects on which a service needs USAGE to read and write a table: its schema, the schemas of its columns'
+-- types, and the sequences from which its defaults draw with the privileges of the inserting role (`serial`).
+-- $1 schema, $2 table.
 WITH relation AS (
     SELECT c.oid, c.relnamespace
     FROM pg_class AS c

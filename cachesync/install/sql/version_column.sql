@@ -1,5 +1,5 @@
--- The rows that are there share one number, drawn before any that a change of them will draw. Being a
--- constant, it is kept once for the table: no row is written, and no other trigger of the table fires.
+-- The existing rows share one number, which is lower than any that a later change of them draws. Because it is a
+-- constant, PostgreSQL stores it once for the table: no row is written, and no other trigger of the table fires.
 DO $cachesync$
 BEGIN
     EXECUTE format(
@@ -9,4 +9,4 @@ BEGIN
 END
 $cachesync$;
 ALTER TABLE {{table}} ALTER COLUMN row_version DROP DEFAULT;
-COMMENT ON COLUMN {{table}}.row_version IS 'Written by db-cache-sync: grows with every change of the row';
+COMMENT ON COLUMN {{table}}.row_version IS 'Written by db-cache-sync: increases with every change of the row';

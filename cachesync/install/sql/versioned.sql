@@ -1,4 +1,5 @@
--- Whether a column row_version is ours, by its trigger or its comment: either may be lost; $1 schema, $2 table.
+-- Whether a column row_version belongs to db-cache-sync. Its trigger or its comment can be missing, so either one
+-- is enough. $1 schema, $2 table.
 SELECT
     EXISTS (SELECT FROM pg_trigger AS g WHERE g.tgrelid = c.oid AND g.tgname = 'zzz_cachesync_version')
     OR coalesce(col_description(c.oid, a.attnum) LIKE 'Written by db-cache-sync%', false)

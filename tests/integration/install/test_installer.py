@@ -225,7 +225,7 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
     assert await uninstall(owner, ["other"]) == ("other",)
     await owner.execute("INSERT INTO other VALUES (1); INSERT INTO thing VALUES (1)")
     assert await owner.fetchval("SELECT array_agg(entity) FROM cachesync.change_log") == ["thing"]
-    with pytest.raises(InstallError, match="other: not installed; installed are thing"):
+    with pytest.raises(InstallError, match="other: not installed; installed entities: thing"):
         await uninstall(owner, ["other"])
 
 
@@ -233,18 +233,22 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
     ("tables", "declared", "reason"),
     [
         ("SELECT 1", {}, "no such table"),
-        ("CREATE TABLE thing (id int)", {}, "no primary key; ALTER TABLE thing ADD PRIMARY KEY"),
+        ("CREATE TABLE thing (id int)", {}, "no primary key; run ALTER TABLE thing ADD PRIMARY KEY"),
         ("CREATE TABLE thing (id int, b int, PRIMARY KEY (id, b))", {}, r"primary key is \(id, b\)"),
         ("CREATE TABLE thing (id int UNIQUE, b int PRIMARY KEY)", {}, r"primary key is \(b\)"),
         ("CREATE TABLE thing (id int PRIMARY KEY DEFERRABLE)", {}, "DEFERRABLE"),
-        ("CREATE TABLE thing (id numeric PRIMARY KEY)", {}, "key is of type numeric; a key is one of"),
-        ("CREATE TABLE thing (id int PRIMARY KEY)", {"columns": ("id", "x")}, "no column 'x'; it has id"),
-        ("CREATE TABLE thing (id int PRIMARY KEY, row_version int)", {}, "column 'row_version' of its own"),
+        ("CREATE TABLE thing (id numeric PRIMARY KEY)", {}, "key has the type numeric; supported types"),
+        (
+            "CREATE TABLE thing (id int PRIMARY KEY)",
+            {"columns": ("id", "x")},
+            "no column 'x'; its columns are id",
+        ),
+        ("CREATE TABLE thing (id int PRIMARY KEY, row_version int)", {}, "its own column 'row_version'"),
         ("CREATE TABLE thing (id int PRIMARY KEY) PARTITION BY HASH (id)", {}, "a partitioned table"),
         (
             "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE thing (PRIMARY KEY (id)) INHERITS (a)",
             {},
-            "inherits",
+            "has inheritance",
         ),
         ("CREATE VIEW thing AS SELECT 1 AS id", {}, "it is a view"),
         ("CREATE MATERIALIZED VIEW thing AS SELECT 1 AS id", {}, "it is a materialized view"),
@@ -269,23 +273,23 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
         (
             "CREATE TABLE thing (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) VIRTUAL)",
             {},
-            "column 'twice' is generated when it is read",
+            "generated column 'twice' is virtual",
         ),
         ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
         (
             "CREATE TABLE thing (id int PRIMARY KEY); ALTER TABLE thing FORCE ROW LEVEL SECURITY",
             {},
-            "row security is forced",
+            "row security also applies to its owner",
         ),
         (
             "CREATE SCHEMA cachesync CREATE TABLE x (a int); CREATE TABLE thing (id int PRIMARY KEY)",
             {},
-            "a schema 'cachesync' that is not db-cache-sync's",
+            "a schema 'cachesync' that does not belong to db-cache-sync",
         ),
         (
             "CREATE TABLE change_log (id int PRIMARY KEY)",
             {"name": "change_log", "table": "change_log"},
-            "is taken",
+            "is reserved",
         ),
     ],
 )
@@ -509,7 +513,7 @@ async def test_renamed_table_is_found(owner: asyncpg.Connection) -> None:
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log") == 2
     # Renamed again, with another table under its former name.
     await owner.execute("ALTER TABLE thing RENAME TO old; CREATE TABLE thing (id int PRIMARY KEY)")
-    with pytest.raises(InstallError, match=r"installed is 'thing' on public.old .*uninstall thing` first"):
+    with pytest.raises(InstallError, match=r"'thing' is installed on public.old .*uninstall thing` first"):
         await install(owner, thing(), Silent())
     await uninstall(owner, ["thing"])
     await install(owner, thing(), Silent())
@@ -536,7 +540,7 @@ async def test_dropped_table_does_not_block_installations(owner: asyncpg.Connect
 
 async def test_foreign_schema_of_that_name_is_not_dropped(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE SCHEMA cachesync CREATE TABLE entity (name text)")
-    with pytest.raises(InstallError, match="not db-cache-sync's"):
+    with pytest.raises(InstallError, match="does not belong to db-cache-sync"):
         await uninstall(owner)
     assert await owner.fetchval("SELECT count(*) FROM cachesync.entity") == 0
 
@@ -680,7 +684,7 @@ def test_command_installs_and_uninstalls(postgres: Postgres, database: str, enti
     assert run(*install) == done
     assert run("uninstall", "--dsn", dsn, "other") == (
         1,
-        "cachesync: other: not installed; installed are thing\n",
+        "cachesync: other: not installed; installed entities: thing\n",
     )
     entities_file.write_text(entities_file.read_text().replace("thing", "other"))
     postgres.sql("CREATE TABLE other (id int PRIMARY KEY)", database.rpartition("/")[2])
