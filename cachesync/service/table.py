@@ -1,4 +1,4 @@
-"""An entity's table as a service reads and writes it."""
+"""Reading and writing of an entity's table by a service."""
 
 from __future__ import annotations
 
@@ -29,22 +29,29 @@ if TYPE_CHECKING:
     from cachesync.postgres.connect import Connection
     from cachesync.service.database import Database
 
-_NOTHING: Final = RowInput.from_mapping({})
+_NO_VALUES: Final = RowInput.from_mapping({})
 
-# What reading a value's text may raise: some types look names up, some are not built into every server.
-_NO_VALUE: Final = (asyncpg.DataError, asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
+# Errors of converting the text of a value: some types look up names, and some are not in every server build.
+_INVALID_VALUE: Final = (asyncpg.DataError, asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
 
 
 class Table:
     """Reads and writes the rows of one entity, each call on a connection of the pool.
 
-    All methods raise DatabaseUnavailableError where the database does not answer, those that write
-    also the subclasses of RowError.
+    All methods raise a DatabaseUnavailableError if the database does not respond. The methods that write also
+    raise the subclasses of RowError.
+
+    Args:
+        database: the database.
+        entity: the entity.
+        columns: the served columns.
+        fingerprint: the schema fingerprint of the entity.
+        constraints: the columns of each constraint and unique index of the table, by its name.
 
     Attributes:
         columns: the served columns.
-        key_column: the primary key.
-        fingerprint: the schema fingerprint of the payloads that it reads.
+        key_column: the key column.
+        fingerprint: the schema fingerprint of the payloads that are read.
     """
 
     def __init__(
@@ -71,16 +78,20 @@ class Table:
         self._read = statement("service/read", **self._fragments)
         self._page = statement("service/page", **self._fragments)
         self._delete = statement("service/delete", **self._fragments)
-        # Their number is bounded by what clients leave out: one per set of columns seen.
+        # One entry per set of columns that clients send, which bounds their number.
         self._writes: dict[tuple[str, ...], str] = {}
 
     @classmethod
     async def open(cls, database: Database, entity: Entity) -> Table:
-        """Compare the declaration with what is installed.
+        """Check that the entity is installed as declared, and return its table.
+
+        Args:
+            database: the database.
+            entity: the entity.
 
         Raises:
-            NotInstalledError: they differ, or nothing is installed.
-            DatabaseUnavailableError: the database does not answer.
+            NotInstalledError: the entity is not installed, or is declared differently.
+            DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
             if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
@@ -117,49 +128,71 @@ class Table:
         )
 
     async def read(self, key: str) -> Row | None:
-        """The row with this key."""
+        """Return the row with a key; None if there is none."""
         async with self._database.connection() as connection:
             record = await connection.fetchrow(self._read, key)
         return None if record is None else self._row(key, record)
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
-        """At most `limit` rows in key order whose keys follow `after`."""
+        """Return at most `limit` rows in key order, starting after the key `after`."""
         async with self._database.connection() as connection:
             records = await connection.fetch(self._page, after, limit)
         return [self._row(record["key"], record) for record in records]
 
     async def insert(self, row: RowInput) -> Row:
-        """Insert a row and return it."""
-        query = self._insert(row.columns)
+        """Insert a row and return it.
+
+        Args:
+            row: the values of the row; columns that are not given get their default.
+        """
+        query = self._insert_statement(row.columns)
         arguments = [row.text] if row.values else []
-        async with self._writing(row) as connection, connection.transaction():
+        async with self._translated(row) as connection, connection.transaction():
             key = await connection.fetchval(query, *arguments)
-            # The insert's trigger may have drawn a second version, which RETURNING does not show.
+            # The AFTER INSERT trigger can draw a new version, which RETURNING does not show.
             record = await connection.fetchrow(self._read, key)
         if record is None:
-            message = "a trigger of the table dropped the new row"
+            message = "a trigger of the table discarded the new row"
             raise ConstraintViolatedError(None, (), message)
         return self._row(key, record)
 
     async def replace(self, key: str, row: RowInput, expected: Sequence[int] | None) -> Row | None:
-        """Assign every column but the key, its default where the object leaves it out.
+        """Assign every column except the key.
+
+        Args:
+            key: the key.
+            row: the values of the row; columns that are not given get their default.
+            expected: the versions that the row may have; None for any.
 
         Returns:
-            The row after it; None where no row has this key and one of the `expected` versions.
+            The row after the update; None if no row has the key and an expected version.
         """
         return await self._update("replace", key, row, expected)
 
     async def merge(self, key: str, patch: RowInput, expected: Sequence[int] | None) -> Row | None:
-        """Apply a JSON merge patch (RFC 7396); returns like `replace`."""
+        """Apply a JSON merge patch (RFC 7396).
+
+        Args:
+            key: the key.
+            patch: the values to change.
+            expected: the versions that the row may have; None for any.
+
+        Returns:
+            The row after the update; None if no row has the key and an expected version.
+        """
         return await self._update("merge", key, patch, expected)
 
     async def delete(self, key: str, expected: Sequence[int] | None) -> int | None:
-        """Delete the row.
+        """Delete a row.
+
+        Args:
+            key: the key.
+            expected: the versions that the row may have; None for any.
 
         Returns:
-            The version that the delete drew; None where no row has this key and an expected version.
+            The version that the delete drew; None if no row has the key and an expected version.
         """
-        async with self._writing(_NOTHING) as connection, connection.transaction():
+        async with self._translated(_NO_VALUES) as connection, connection.transaction():
             if await connection.fetchval(self._delete, key, expected) is None:
                 return None
             version: int = await connection.fetchval(
@@ -170,19 +203,19 @@ class Table:
     async def _update(
         self, kind: str, key: str, given: RowInput, expected: Sequence[int] | None
     ) -> Row | None:
-        query = self._update_of(kind, given.columns)
+        query = self._update_statement(kind, given.columns)
         if query is None:
             row = await self.read(key)
             return row if row is not None and (expected is None or row.version in expected) else None
-        async with self._writing(given) as connection:
+        async with self._translated(given) as connection:
             record = await connection.fetchrow(query, key, given.text, expected)
         return None if record is None else self._row(key, record)
 
     def _row(self, key: str, record: asyncpg.Record) -> Row:
         return Row(key, record["version"], self.fingerprint, record["payload"].encode())
 
-    def _insert(self, columns: Sequence[str]) -> str:
-        """The statement that inserts these columns."""
+    def _insert_statement(self, columns: Sequence[str]) -> str:
+        """Return the statement that inserts the given columns."""
         cached = ("insert", *sorted(columns))
         if cached not in self._writes:
             names = [identifier(name) for name in cached[1:]]
@@ -190,16 +223,16 @@ class Table:
                 "service/insert" if names else "service/insert_defaults",
                 columns=", ".join(names),
                 values=", ".join(f"p.{name}" for name in names),
-                definitions=_definitions(self._named(cached[1:])),
+                definitions=_definitions(self._given_columns(cached[1:])),
                 **self._fragments,
             )
         return self._writes[cached]
 
-    def _update_of(self, kind: str, columns: Sequence[str]) -> str | None:
-        """The statement that updates these columns; None where there is nothing to assign."""
+    def _update_statement(self, kind: str, columns: Sequence[str]) -> str | None:
+        """Return the statement that updates the given columns; None if there is nothing to assign."""
         cached = (kind, *sorted(columns))
         if cached not in self._writes:
-            given = self._named(cached[1:])
+            given = self._given_columns(cached[1:])
             assignments = ", ".join(self._assignments(kind, given))
             if not assignments:
                 return None
@@ -211,7 +244,7 @@ class Table:
             )
         return self._writes[cached]
 
-    def _named(self, names: Iterable[str]) -> list[Column]:
+    def _given_columns(self, names: Iterable[str]) -> list[Column]:
         for name in names:
             if name not in self._columns:
                 raise InvalidValueError(name, f"is not a column of the entity {self._entity.name}")
@@ -231,56 +264,56 @@ class Table:
                 yield f"{name} = p.{name}"
 
     @asynccontextmanager
-    async def _writing(self, given: RowInput) -> AsyncIterator[Connection]:
+    async def _translated(self, given: RowInput) -> AsyncIterator[Connection]:
         async with self._database.connection() as connection:
             try:
                 yield connection
             except asyncpg.PostgresError as error:
-                refusal = self._refusal(error)
-                if refusal is None or _names_no_column(refusal):
-                    refusal = await self._located(connection, given) or refusal
-                if refusal is None:
+                row_error = self._row_error_for(error)
+                if row_error is None or _lacks_column(row_error):
+                    row_error = await self._locate(connection, given) or row_error
+                if row_error is None:
                     raise
-                raise refusal from error
+                raise row_error from error
 
-    def _refusal(self, error: asyncpg.PostgresError) -> RowError | None:
-        """What an error of the server means to who asked for the write; None: nothing, it is not theirs."""
+    def _row_error_for(self, error: asyncpg.PostgresError) -> RowError | None:
+        """Translate an error that the data of the write caused; return None for all other errors."""
         columns = self._constraints.get(error.constraint_name or "", ())
         detail = error.detail or error.message
-        refusal: RowError | None = None
+        row_error: RowError | None = None
         match error:
             case asyncpg.UniqueViolationError() | asyncpg.ExclusionViolationError():
-                refusal = DuplicateRowError(columns, detail)
+                row_error = DuplicateRowError(columns, detail)
             case asyncpg.NotNullViolationError():
-                refusal = ConstraintViolatedError(None, (error.column_name or "",), "must not be null")
+                row_error = ConstraintViolatedError(None, (error.column_name or "",), "must not be null")
             case asyncpg.ForeignKeyViolationError():
-                refusal = ReferenceViolatedError(error.constraint_name, columns, error.message)
+                row_error = ReferenceViolatedError(error.constraint_name, columns, error.message)
             case asyncpg.IntegrityConstraintViolationError():
-                refusal = ConstraintViolatedError(error.constraint_name, columns, error.message)
+                row_error = ConstraintViolatedError(error.constraint_name, columns, error.message)
             case asyncpg.RaiseError():
-                refusal = ConstraintViolatedError(None, (), error.message)
+                row_error = ConstraintViolatedError(None, (), error.message)
             case asyncpg.DataError() | asyncpg.ProgramLimitExceededError():
-                refusal = InvalidValueError(error.column_name, error.message)
-        return refusal
+                row_error = InvalidValueError(error.column_name, error.message)
+        return row_error
 
-    async def _located(self, connection: Connection, given: RowInput) -> RowError | None:
-        """Find the first invalid value by asking for each on its own; used on an error path only."""
-        # In the order of the statement, so that the column is the one that PostgreSQL complained about.
+    async def _locate(self, connection: Connection, given: RowInput) -> RowError | None:
+        """Find the first invalid value by converting each one separately; runs only after an error."""
+        # In the order of the statement, so that the column is the one that PostgreSQL reported.
         for name in sorted(given.columns):
             column = self._columns[name]
             query = statement("service/locate", column=identifier(name), definition=_definitions([column]))
             try:
                 await connection.fetchval(query, given.only(name))
-            except _NO_VALUE as error:
+            except _INVALID_VALUE as error:
                 return InvalidValueError(name, error.message)
             except asyncpg.IntegrityConstraintViolationError as error:
                 return ConstraintViolatedError(error.constraint_name, (name,), error.message)
         return None
 
 
-def _names_no_column(refusal: RowError) -> bool:
-    """Whether a value could be to blame, such as one that a domain's constraint refuses."""
-    match refusal:
+def _lacks_column(row_error: RowError) -> bool:
+    """Return whether an unnamed column can be the cause, for example because of a domain constraint."""
+    match row_error:
         case InvalidValueError(column=None) | ConstraintViolatedError(columns=()):
             return True
     return False

@@ -1,4 +1,4 @@
--- The columns that each constraint and unique index of a table is about; $1 schema, $2 table.
+-- The columns of each constraint and unique index of a table. $1 schema, $2 table.
 SELECT
     c.conname AS name,
     (

@@ -1,4 +1,4 @@
--- $1 the key, $2 the versions that are acceptable; null: any.
+-- Deletes one row. $1 the key, $2 the versions that the row may have; null for any.
 DELETE FROM {{table}} AS t
 WHERE t.{{key}} = $1::text::{{key_type}} AND ($2::bigint [] IS NULL OR t.row_version = ANY($2))
 RETURNING t.row_version AS version;

@@ -1,4 +1,4 @@
--- $1 a JSON object with just these members.
+-- Inserts one row. $1 a JSON object with a member for each of the columns.
 INSERT INTO {{table}} AS t ({{columns}})
 SELECT {{values}}
 FROM jsonb_to_record($1::text::jsonb) AS p ({{definitions}})

@@ -1,3 +1,3 @@
--- The row of an empty JSON object.
+-- Inserts the row of an empty JSON object.
 INSERT INTO {{table}} AS t DEFAULT VALUES
 RETURNING t.{{key}}::text AS key;

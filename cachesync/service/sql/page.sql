@@ -1,4 +1,4 @@
--- The rows that follow a key, in key order; $1 the key, null for the first page, $2 how many.
+-- The rows after a key, in key order. $1 the key, null for the first page, $2 the maximum number of rows.
 SELECT t.{{key}}::text AS key, t.row_version AS version, {{payload}} AS payload
 FROM {{table}} AS t
 WHERE $1::text IS NULL OR t.{{key}} > $1::text::{{key_type}}
