@@ -166,8 +166,8 @@ BEGIN ATOMIC
     LIMIT 1;
 END;
 
--- Uses the primary key, whatever the statistics are. With IS NULL, the planner could read all unpublished lines
--- instead, which can be a million after a bulk change.
+-- Uses the primary key, whatever the statistics are. With IS NULL, the planner could instead read all unpublished
+-- lines, which can be a million after a bulk change.
 CREATE OR REPLACE FUNCTION cachesync.mark_published(versions bigint []) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
