@@ -206,7 +206,7 @@ def _letters(messages: list[Message], unread: dict[int, int]) -> list[Letter]:
     letters = []
     for message in messages:
         problem, partition, offset = message.error(), message.partition(), message.offset()
-        assert partition is not None and offset is not None  # noqa: S101, PT018 - set even in error messages of a partition
+        assert partition is not None and offset is not None  # noqa: S101, PT018 - events of a partition have both
         if problem is not None:
             if problem.code() != errors.PARTITION_EOF:
                 raise KafkaException(problem)

@@ -80,10 +80,6 @@ class _Failure:
 _Outcome = Action | _Failure
 
 
-def _all(_: Letter) -> bool:
-    return True
-
-
 class Retrier:
     """Retries, replays and discards dead letters. Several can work at the same time.
 
@@ -136,7 +132,7 @@ class Retrier:
         self._unavailable: dict[str, str] = {}
         self.without_redis: defaultdict[str, set[LetterId]] = defaultdict(set)
 
-    async def retry(self, matches: Filter = _all) -> None:
+    async def retry(self, matches: Filter) -> None:
         """Retry the open letters that are due; those that fail again are sent again or parked.
 
         Args:

@@ -266,15 +266,15 @@ class Chunk:
             await self._repair(entity, wrong, findings)
 
     async def _without_changes_in_flight(self, entity: str, wrong: list[Drift]) -> list[Drift]:
-        versions = [one.row.version for one in wrong if one.row is not None]
-        gone = [one.key for one in wrong if one.row is None]
         if not wrong:
             return wrong
-        changing, going = await self._rows[entity].in_flight(versions, gone)
+        versions = [one.row.version for one in wrong if one.row is not None]
+        gone = [one.key for one in wrong if one.row is None]
+        changing, deleting = await self._rows[entity].in_flight(versions, gone)
 
         def is_in_flight(one: Drift) -> bool:
             if one.row is None:
-                return going is None or one.key in going
+                return deleting is None or one.key in deleting
             # A change in flight can only explain a slot that is older than it.
             return (
                 one.kind is not Kind.AHEAD

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Forces the good plan, whatever the statistics say: the key's index, and a hash join of slots and rows.
-_PLANNER_SETTINGS: Final = """
-SET plan_cache_mode = force_generic_plan;
-SET enable_seqscan = off;
-SET enable_nestloop = off;
-SET jit = off;
-"""
+_PLANNER_SETTINGS: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_nestloop": "off",
+    "jit": "off",
+}
 
 
 async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
@@ -31,9 +31,7 @@ async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
     Raises:
         DatabaseUnavailableError: the database did not respond or refused the login.
     """
-    connection = await connect(dsn, "cachesync-reconcile")
-    await connection.execute(_PLANNER_SETTINGS)
-    return connection
+    return await connect(dsn, "cachesync-reconcile", settings=_PLANNER_SETTINGS)
 
 
 class ComparedRows(Rows):

@@ -311,7 +311,7 @@ class Relay:
 
 
 class _Refused(Generic[_Key]):
-    """What Kafka rejected: not retried for a while, which grows with each rejection."""
+    """Entities or versions that Kafka rejected: not retried for a while, longer after each rejection."""
 
     def __init__(self) -> None:
         self._refusals: dict[_Key, tuple[float, int]] = {}

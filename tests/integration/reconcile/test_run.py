@@ -509,7 +509,7 @@ async def test_killed_run_resumes_where_it_left_off(
     slots.mset({f"sb:student:{key}": b"A" for key in range(1, 1001)})
     _, told = await (resumed := await start()).communicate()
     assert resumed.returncode == 0
-    assert "going on" in told.decode()
+    assert "resuming unfinished run command-" in told.decode()
     report = Report.model_validate_json(file.read_bytes())
     assert (report.examined, report.outcome) == (12_000, "repaired")
     # It does not examine again what it had completed.
