@@ -39,12 +39,12 @@ def defined() -> dict[str, str]:
     }
 
 
-def test_the_drawn_tree_is_that_of_the_classes() -> None:
+def test_drawn_tree_matches_the_classes() -> None:
     assert drawn() == defined()
     assert len(drawn()) > 1
 
 
-def test_every_public_error_of_the_library_is_a_cachesync_error() -> None:
+def test_every_error_of_the_library_derives_from_cachesync_error() -> None:
     modules = [
         import_module(module.name)
         for module in walk_packages(cachesync.__path__, "cachesync.")

@@ -75,7 +75,7 @@ def test_other_errors_are_returned_in_place(error: Exception) -> None:
     assert redis.sent == [by_digest(*CALLS)]
 
 
-def test_an_error_of_the_repeated_call_is_its_answer() -> None:
+def test_error_of_a_repeated_call_is_returned() -> None:
     def send(commands: list[Command]) -> list[Any]:
         return [unknown if command[0] == "EVALSHA" else wrong for command in commands]
 
