@@ -62,7 +62,7 @@ async def run(system: System, settings: Settings, rows: int, rate: int, seconds:
             *(measure(watches[name], writer, rate, seconds) for name, writer in writers.items())
         )
         for name, text in zip(writers, results, strict=True):
-            console.print(f"{name}: {text}")
+            console.print(f"{name}: {text}", soft_wrap=True)
 
     await single(3)
     console.print("before:")

@@ -187,7 +187,7 @@ async def run(system: System, settings: Settings, rates: list[int], seconds: int
     for rate in rates:
         await measure(watch, writer, rate, 3)  # warms up
         await asyncio.sleep(1)
-        console.print(await measure(watch, writer, rate, seconds))
+        console.print(await measure(watch, writer, rate, seconds), soft_wrap=True)
     listening.cancel()
     await writer.close()
 
