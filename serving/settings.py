@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from cachesync.errors import SettingsError
 from cachesync.service.settings import Port, ServiceSettings
@@ -42,9 +42,9 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     """
     file = kind.model_config.get("env_file")
     try:
-        return kind()
-    except ValidationError as error:
-        message = f"cannot start: {SettingsError.of(error)} (read from the environment and {file})"
+        return kind.load()
+    except SettingsError as error:
+        message = f"cannot start: {error} (read from the environment and {file})"
     except (OSError, UnicodeDecodeError) as error:
         message = f"cannot start: cannot read {file}: {error}"
     raise SystemExit(message)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
-from pydantic import ValidationError
 from rich.console import Console
 
 from cachesync.errors import CacheSyncError, KafkaUnavailableError, SettingsError
@@ -85,10 +84,7 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
         SettingsError: an environment variable is invalid.
         KafkaUnavailableError: no broker accepts the connection, or a certificate cannot be used.
     """
-    try:
-        settings = KafkaSettings(kafka_bootstrap_servers=bootstrap_servers).kafka
-    except ValidationError as error:
-        raise SettingsError.of(error) from None
+    settings = KafkaSettings.load(kafka_bootstrap_servers=bootstrap_servers).kafka
     # Only this callback receives the cause; the calls just time out.
     errors: list[KafkaError] = []
     options: dict[str, Any] = {**settings, "error_cb": errors.append, "log_level": 2}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FilePath, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cachesync.errors import SettingsError
 
 
 class KafkaSettings(BaseSettings):
@@ -37,6 +39,21 @@ class KafkaSettings(BaseSettings):
     kafka_ssl_ca_location: FilePath | None = None
     kafka_ssl_certificate_location: FilePath | None = None
     kafka_ssl_key_location: Annotated[FilePath | None, Field(validate_default=True)] = None
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Read the settings from the environment.
+
+        Args:
+            given: settings that take precedence over the environment.
+
+        Raises:
+            SettingsError: a setting is missing or invalid.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError.of(error) from None
 
     @field_validator("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
     @classmethod

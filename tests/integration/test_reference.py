@@ -20,9 +20,9 @@ PAGE = REPOSITORY / "docs" / "reference.md"
 
 def block(language: str) -> str:
     """The page's only code block in this language."""
-    [code] = re.findall(
-        rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+    page = PAGE.read_text(encoding="utf-8")
+    code: str
+    [code] = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     return code
 
 

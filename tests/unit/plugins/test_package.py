@@ -55,8 +55,8 @@ def test_the_provider_says_what_airflow_requires(entry_points: Any) -> None:
 
 
 def test_the_plugin_has_its_name(entry_points: Any) -> None:
-    from airflow.plugins_manager import is_valid_plugin  # noqa: PLC0415
+    from airflow.plugins_manager import AirflowPlugin  # noqa: PLC0415
 
     plugin = loaded(entry_points["airflow.plugins"]["db_cache_sync"])
-    assert is_valid_plugin(plugin)
+    assert issubclass(plugin, AirflowPlugin)
     assert plugin.name == "db_cache_sync"
