@@ -1,0 +1,152 @@
+"""What keeps an entity from being installed on a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cachesync.errors import InstallError
+from cachesync.postgres.catalog import KEY_TYPES, VERSION_COLUMN, describe_relation
+from cachesync.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import asyncpg
+
+    from cachesync.entity import Entity
+    from cachesync.postgres.catalog import Relation
+
+_KINDS: Final = {
+    "f": "a foreign table",
+    "m": "a materialized view",
+    "p": "a partitioned table",
+    "v": "a view",
+}
+
+# Other relations in the schema cachesync, in which each entity has a view with its name.
+_RESERVED_NAMES: Final = frozenset(
+    {
+        "change_log",
+        "dead_letter_action",
+        "entity",
+        "reconciliation",
+        "reconciliation_chunk",
+        "row_version",
+    }
+)
+
+
+async def checked_relation(connection: asyncpg.Connection, entity: Entity) -> Relation:
+    """Return the table of an entity as the catalog describes it.
+
+    Raises:
+        InstallError: there is no such table, or it cannot be registered as declared.
+    """
+    relation = await describe_relation(connection, entity)
+    problem = "no such table in this database" if relation is None else _table_problem(entity, relation)
+    if relation is not None and problem is None and relation.has_version:
+        versioned = await connection.fetchval(statement("install/versioned"), *entity.schema_and_table)
+        if not versioned:
+            problem = f"it has its own column {VERSION_COLUMN!r}; rename that column first"
+    if problem is not None or relation is None:
+        message = f"entity {entity.name!r}, table {entity.table}: {problem}"
+        raise InstallError(message)
+    return relation
+
+
+def _table_problem(entity: Entity, relation: Relation) -> str | None:
+    """Return why a table cannot be registered; None if it can."""
+    if relation.kind != "r":
+        return f"it is {_KINDS.get(relation.kind, 'not a table')}; only ordinary tables can be registered"
+    if entity.name in _RESERVED_NAMES:
+        return f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
+    return _trigger_problem(relation) or _column_problem(entity, relation) or _key_problem(entity, relation)
+
+
+def _trigger_problem(relation: Relation) -> str | None:
+    """Return why triggers on the table would miss changes; None if they would not."""
+    if relation.unlogged:
+        return "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
+    if relation.inherits:
+        return "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
+    if relation.subscribes:
+        return (
+            "a subscription writes to it, which does not fire statement triggers; register the table in the "
+            "publishing database instead"
+        )
+    if relation.hides_rows:
+        return (
+            "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "
+            "FORCE ROW LEVEL SECURITY"
+        )
+    return None
+
+
+def _column_problem(entity: Entity, relation: Relation) -> str | None:
+    names = [column.name for column in relation.columns]
+    missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
+    if missing:
+        return f"it has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}"
+    virtual = [name for name in entity.columns or names if name in relation.virtual_columns]
+    if virtual:
+        return (
+            f"its generated column {', '.join(map(repr, virtual))} is virtual, so its triggers do not see "
+            "the value; make it STORED, or declare columns without it"
+        )
+    return None
+
+
+def _key_problem(entity: Entity, relation: Relation) -> str | None:
+    if not relation.key_columns:
+        return f"it has no primary key; run ALTER TABLE {entity.table} ADD PRIMARY KEY ({entity.key})"
+    if relation.key_columns != (entity.key,):
+        key = ", ".join(relation.key_columns)
+        return f"its primary key is ({key}); it must be the declared key, the single column {entity.key!r}"
+    if relation.key_deferrable:
+        return (
+            "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"
+        )
+    column = next(column for column in relation.columns if column.name == entity.key)
+    if column.base_type not in KEY_TYPES:
+        return f"its key has the type {column.declared_type}; supported types: {', '.join(sorted(KEY_TYPES))}"
+    if not column.deterministic:
+        return "its key has a nondeterministic collation, so different texts can be the same key"
+    return None
+
+
+async def refuse_foreign_schema(connection: asyncpg.Connection) -> None:
+    """Refuse a database in which the schema `cachesync` belongs to somebody else.
+
+    Raises:
+        InstallError: it does.
+    """
+    if await connection.fetchval(statement("install/foreign_schema")):
+        message = "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
+        raise InstallError(message)
+
+
+def refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[str, Entity]) -> None:
+    """Refuse to install an entity on another table or key.
+
+    A renamed table is still the same table, and a dropped table is no obstacle.
+
+    Args:
+        registered: the result of `registered.sql`.
+        entities: the declared entities, by name.
+
+    Raises:
+        InstallError: an entity is installed on another table, or with another key.
+    """
+    for record in registered:
+        if record["table_name"] is None:
+            continue
+        table = (record["schema_name"], record["table_name"])
+        for entity in entities.values():
+            same_name = entity.name == record["name"]
+            same_table = entity.schema_and_table == table
+            if same_name != same_table or (same_name and entity.key != record["key_column"]):
+                message = (
+                    f"entity {entity.name!r}: {record['name']!r} is installed on {'.'.join(table)} with key "
+                    f"{record['key_column']!r}; run `cachesync uninstall {record['name']}` first"
+                )
+                raise InstallError(message)
