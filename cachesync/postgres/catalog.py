@@ -39,9 +39,9 @@ class Column:
         nullable: whether the column accepts null.
         has_default: whether an insert can omit the column even if it does not accept null.
         generated: whether only PostgreSQL can write the column.
-        max_length: the maximum number of characters of a `varchar(n)` or `char(n)`; None if there is no limit.
-        precision: the number of digits of a `numeric(p, s)`; None if there is no limit.
-        scale: the number of those digits after the decimal point; None if there is no limit.
+        max_length: maximum number of characters of a `varchar(n)` or `char(n)`; None if there is no limit.
+        precision: number of digits of a `numeric(p, s)`; None if there is no limit.
+        scale: number of those digits after the decimal point; None if there is no limit.
         labels: the values of an enum; None for other types.
         deterministic: whether the collation treats texts as equal only if their bytes are the same.
     """
