@@ -44,7 +44,7 @@ def test_drawn_tree_matches_the_classes() -> None:
     assert len(drawn()) > 1
 
 
-def test_every_error_of_the_library_derives_from_cachesync_error() -> None:
+def test_every_public_error_derives_from_cachesync_error() -> None:
     modules = [
         import_module(module.name)
         for module in walk_packages(cachesync.__path__, "cachesync.")
