@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from confluent_kafka import KafkaError, KafkaException
@@ -15,7 +15,8 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 
 from cachesync.errors import CacheSyncError, KafkaUnavailableError, SettingsError
-from cachesync.kafka.errors import AUTHENTICATION, SSL, translate_kafka_errors
+from cachesync.kafka.clients import open_client
+from cachesync.kafka.errors import AUTHENTICATION, SSL
 from cachesync.kafka.settings import KafkaSettings
 from cachesync.postgres.connect import connected
 from cachesync.slots.clients import worker_client
@@ -87,9 +88,7 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
     settings = KafkaSettings.load(kafka_bootstrap_servers=bootstrap_servers).kafka
     # Only this callback receives the cause; the calls just time out.
     errors: list[KafkaError] = []
-    options: dict[str, Any] = {**settings, "error_cb": errors.append, "log_level": 2}
-    with translate_kafka_errors():
-        client = AdminClient(options)
+    client = open_client(AdminClient, {**settings, "error_cb": errors.append})
     deadline = time.monotonic() + _KAFKA_SECONDS
     while True:
         try:

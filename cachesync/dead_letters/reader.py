@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -11,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from cachesync.dead_letters.letter import Letter
 from cachesync.errors import TopicError
 from cachesync.kafka import errors
+from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import translate_kafka_errors
 
 if TYPE_CHECKING:
@@ -46,19 +46,13 @@ class DeadLetterReader:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        with translate_kafka_errors():
-            self._consumer = Consumer(
-                {
-                    **settings,
-                    "group.id": _GROUP,
-                    "enable.auto.commit": False,
-                    "enable.partition.eof": True,
-                    "fetch.wait.max.ms": 10,
-                    # The errors that librdkafka would log are raised by its calls.
-                    "log_level": 2,
-                },
-                logger=logging.getLogger("cachesync.kafka"),
-            )
+        ours = {
+            "group.id": _GROUP,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
+        }
+        self._consumer = open_client(Consumer, {**settings, **ours})
         self._committed: dict[_Partition, int] = {}
         self._lowest_open: dict[_Partition, int] = {}
 

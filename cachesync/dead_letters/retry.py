@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from cachesync.dead_letters.audit import Action, AuditEntry, closed, record
 from cachesync.dead_letters.letter import DEFAULT_POLICY, Stage
 from cachesync.dead_letters.sender import deliver
 from cachesync.errors import CacheUnavailableError, UndecodableError
-from cachesync.kafka.errors import translate_kafka_errors
+from cachesync.kafka.clients import open_client
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.rows import Rows
@@ -117,11 +116,7 @@ class Retrier:
         watcher: Watcher | None = None,
     ) -> None:
         self._connection = connection
-        with translate_kafka_errors():
-            self._producer = Producer(
-                {**settings, "enable.idempotence": True, "log_level": 2},
-                logger=logging.getLogger("cachesync.kafka"),
-            )
+        self._producer = open_client(Producer, {**settings, "enable.idempotence": True})
         self._reader = reader
         self._appliers = {name: Applier(client, name, entities) for name, client in clients.items()}
         self._entities = entities

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cachesync.kafka import errors
+from cachesync.kafka.clients import open_client
 from cachesync.kafka.event import encode_headers, message_key
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
         "linger.ms": 5,
         "message.timeout.ms": 30_000,
         "queue.buffering.max.messages": 100_000,
-        # Otherwise, every failed connection attempt would be logged; `_log_outage` logs the outage once.
-        "log_level": 2,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
         **kafka,
@@ -97,10 +95,7 @@ class Sender:
         del self.producer
 
     def _connect(self) -> None:
-        with errors.translate_kafka_errors():
-            self.producer = Producer(
-                {**self._settings, "error_cb": _log_outage}, logger=logging.getLogger("cachesync.kafka")
-            )
+        self.producer = open_client(Producer, {**self._settings, "error_cb": _log_outage})
 
 
 def _log_outage(error: KafkaError) -> None:

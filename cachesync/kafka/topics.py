@@ -9,6 +9,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from cachesync.entity import TOPIC_PREFIX
 from cachesync.errors import TopicError
+from cachesync.kafka.clients import open_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,6 +47,7 @@ def create_topics(
 
     Raises:
         TopicError: the brokers did not respond, or refused to create a topic.
+        KafkaUnavailableError: the client refused the settings.
     """
     compacted = {
         "cleanup.policy": "compact",
@@ -55,7 +57,7 @@ def create_topics(
     topics = [NewTopic(entity.topic, partitions, replication, config=compacted) for entity in entities]
     for name, days in ((DEAD_LETTERS, _DEAD_LETTER_DAYS), (PARKING_LOT, _PARKED_DAYS)):
         topics.append(NewTopic(name, 1, replication, config={"retention.ms": _milliseconds(days)}))
-    admin = AdminClient(dict(kafka))
+    admin = open_client(AdminClient, kafka)
     created = []
     for name, outcome in admin.create_topics(topics, request_timeout=_TIMEOUT_SECONDS).items():
         try:
