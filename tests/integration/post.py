@@ -1,4 +1,4 @@
-"""A test's dead letters, and what becomes of them."""
+"""The dead letters of a test, and the actions on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PAYLOAD = b"\xff any bytes \x00"
 
 
 class Watching(NullWatcher):
-    """Keeps what was done with letters."""
+    """Records the actions on letters."""
 
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
@@ -44,7 +44,7 @@ class Watching(NullWatcher):
 
 
 class Post:
-    """A test's service, its letters and what became of them."""
+    """A service of one test, with its letters and the actions on them."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Post:
         clients: Mapping[str, WorkerRedis] | None = None,
         policy: RetryPolicy = DEFAULT_POLICY,
     ) -> Iterator[tuple[Retrier, Watching]]:
-        """A retrier for the test's service, or for other ones."""
+        """Open a retrier for the service of the test, or for the given ones."""
         watching = Watching()
         with DeadLetterReader(self.kafka) as reader:
             retrier = Retrier(
@@ -84,7 +84,7 @@ class Post:
             yield retrier, watching
 
     async def retry(self) -> list[str]:
-        """What a run does."""
+        """Retry the letters of the service once; return the actions."""
         with self.open() as (retrier, watching):
             await retrier.retry(self.mine)
         return watching.actions
@@ -93,7 +93,7 @@ class Post:
         return letter.service == self.service
 
     def put(self, key: bytes, version: int | bytes, operation: str = "upsert", **special: Any) -> None:
-        """Send letters: `count`, to the `topic`; what else is special are headers."""
+        """Send `count` letters to `topic`; the other keywords replace header fields."""
         topic, count = special.pop("topic", DEAD_LETTERS), special.pop("count", 1)
         fields = {
             "service": self.service,
@@ -126,7 +126,7 @@ class Post:
         assert producer.flush(30) == 0
 
     def letters(self, topic: str = DEAD_LETTERS, service: str | None = None) -> list[Letter]:
-        """All letters of the service, closed or not."""
+        """Return all letters of the service, open or closed."""
         reader = Consumer(
             {**self.kafka, "group.id": "test", "enable.partition.eof": True, "fetch.wait.max.ms": 10}
         )
@@ -140,7 +140,7 @@ class Post:
         return found
 
     async def insert(self, key: int) -> tuple[int, bytes]:
-        """A new row: its version, and the slot that holds it."""
+        """Insert a row; return its version and the slot that holds it."""
         await self.admin.execute("INSERT INTO student (id, name, age) VALUES ($1, 'Ann', 20)", key)
         record = await self.admin.fetchrow(
             "SELECT v.version, v.payload, e.fingerprint FROM cachesync.student AS v, cachesync.entity AS e"
@@ -152,7 +152,7 @@ class Post:
         return record["version"], slot
 
     async def audit(self, service: str = "") -> list[dict[str, Any]]:
-        """What was recorded of the service."""
+        """Return the recorded actions on letters of the service."""
         query = "SELECT * FROM cachesync.dead_letter_action WHERE service = $1 ORDER BY id"
         return [dict(record) for record in await self.admin.fetch(query, service or self.service)]
 

@@ -1,4 +1,4 @@
-"""A retry as the DAG runs it, in a process of its own, which a step of it ends by SIGKILL."""
+"""Run a retry as the DAG does, but kill the process by SIGKILL at one step."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _killed(step: Callable[..., Any], when: str) -> Callable[..., Any]:
 
 
 def main(step: str, when: str, *where: str) -> None:
-    """Retry the service's letters, and be killed."""
+    """Retry the letters of a service until the process is killed."""
     service, dsn, broker, redis_url, entities = where
     owner, name = _STEPS[step]
     setattr(owner, name, _killed(getattr(owner, name), when))

@@ -1,4 +1,4 @@
-"""A retry of dead letters that is killed, at every step of it, loses none."""
+"""A retry that is killed at any step loses no dead letter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from local.redis import Redis
 
 
-# In the order in which it does them. It commits in the database between the fourth and the fifth.
+# In execution order. The database transaction is committed between the fourth and the fifth.
 @pytest.mark.parametrize(
     ("when", "step"),
     [
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         ("after", "commit-offsets"),
     ],
 )
-async def test_a_retry_killed_at_any_step_loses_no_letter(
+async def test_retry_killed_at_any_step_loses_no_letter(
     post: Post, worker_dsn: str, redis_sb: Redis, when: str, step: str
 ) -> None:
     version, row = await post.insert(7)

@@ -1,6 +1,6 @@
-"""Dead letters: tried again, parked, replayed, discarded, on a real PostgreSQL, Redis and Kafka.
+"""Dead letters are retried, parked, replayed and discarded on a real PostgreSQL, Redis and Kafka.
 
-Tests share the topics, so each has services of its own names.
+Tests share the topics, so each uses service names of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def lease(floor: int) -> bytes:
         ("junk", "resolved", "empty"),
     ],
 )
-async def test_a_retry_brings_the_row_as_it_is_now_to_a_slot_that_is_behind(
+async def test_retry_brings_the_current_row_to_a_slot_that_is_behind(
     post: Post, before: str, action: str, after: str
 ) -> None:
     version, row = await post.insert(7)
@@ -73,7 +73,7 @@ async def test_a_retry_brings_the_row_as_it_is_now_to_a_slot_that_is_behind(
     assert row_of_audit["action"] == action
 
 
-async def test_a_row_that_is_gone_leaves_no_older_value(post: Post) -> None:
+async def test_retry_empties_the_slot_of_a_deleted_row(post: Post) -> None:
     post.slots.set(f"{post.service}:student:7", value(10))
     post.slots.set(f"{post.service}:student:8", value(10))
     post.put(b"7", 20)
@@ -82,7 +82,7 @@ async def test_a_row_that_is_gone_leaves_no_older_value(post: Post) -> None:
     assert post.slots.exists(f"{post.service}:student:7", f"{post.service}:student:8") == 0
 
 
-async def test_a_letter_about_a_truncate_empties_what_is_older(post: Post) -> None:
+async def test_retry_of_a_truncate_empties_older_slots(post: Post) -> None:
     post.slots.set(f"{post.service}:student:7", value(10))
     post.slots.set(f"{post.service}:student:8", value(30))
     post.put(b"\x00truncate", 20, "truncate")
@@ -100,7 +100,7 @@ async def test_a_letter_about_a_truncate_empties_what_is_older(post: Post) -> No
         (b"7", {"original_topic": "cachesync.other"}, "row", "entity 'other' is not declared"),
     ],
 )
-async def test_what_fails_again_comes_again_later_as_it_was(
+async def test_letter_that_fails_again_is_sent_again_unchanged_with_a_delay(
     post: Post, key: bytes, fields: dict[str, str], stage: str, error: str
 ) -> None:
     post.slots.set(f"{post.service}:student:{key.decode()}", value(10))
@@ -121,7 +121,7 @@ async def test_what_fails_again_comes_again_later_as_it_was(
     assert (row["action"], row["attempt"], row["error"]) == ("retried", 2, second.error)
 
 
-async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
+async def test_only_letters_that_are_due_are_retried(post: Post) -> None:
     post.put(b"1", 20, not_before=(datetime.now(UTC) + timedelta(hours=1)).isoformat())
     post.put(b"2", 20)
     with post.open() as (retrying, watching):
@@ -132,7 +132,7 @@ async def test_only_letters_whose_time_has_come_are_tried(post: Post) -> None:
     assert [row["key"] for row in await post.audit()] == ["2"]
 
 
-async def test_after_the_last_attempt_a_letter_is_parked_untouched(post: Post) -> None:
+async def test_letter_is_parked_unchanged_after_the_last_attempt(post: Post) -> None:
     post.slots.hset(f"{post.service}:student:7", "not", "a slot")
     post.put(b"7", 20, maximum="4")
     with post.open(policy=RetryPolicy(backoff=Backoff(first=0, longest=0))) as (retrying, watching):
@@ -147,7 +147,7 @@ async def test_after_the_last_attempt_a_letter_is_parked_untouched(post: Post) -
     assert [row["attempt"] for row in await post.audit()] == [2, 3, 4]
 
 
-async def test_the_undecodable_is_parked_at_once_and_never_tried(post: Post) -> None:
+async def test_undecodable_letter_is_parked_at_once(post: Post) -> None:
     later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     post.put(b"7", b"junk", stage="decode", not_before=later)
     assert await post.retry() == ["parked"]
@@ -157,7 +157,7 @@ async def test_the_undecodable_is_parked_at_once_and_never_tried(post: Post) -> 
     assert parked.fields == open_letter.fields
 
 
-async def test_what_is_no_letter_is_parked_with_its_bytes(post: Post) -> None:
+async def test_message_that_is_not_a_letter_is_parked_with_its_bytes(post: Post) -> None:
     key = post.service.encode()
     headers: Headers = [("dead-letter-service", key), ("dead-letter-attempt", b"-1")]
     post.send(DEAD_LETTERS, key, PAYLOAD, headers)
@@ -170,7 +170,7 @@ async def test_what_is_no_letter_is_parked_with_its_bytes(post: Post) -> None:
     assert "not a dead letter: header" in parked.error
 
 
-async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> None:
+async def test_every_action_is_recorded_in_full(post: Post) -> None:
     post.put(b"7", 20)
     with post.open() as (retrying, watching):
         await retrying.discard([DEAD_LETTERS], post.mine, "seen to by hand")
@@ -198,7 +198,7 @@ async def test_every_action_leaves_a_row_that_tells_all_of_it(post: Post) -> Non
     }
 
 
-async def test_a_letter_in_a_topic_made_anew_is_not_closed_by_an_older_one_of_its_offset(post: Post) -> None:
+async def test_letter_in_a_recreated_topic_is_not_closed_by_an_older_one_with_its_offset(post: Post) -> None:
     post.put(b"7", 20)
     (letter,) = post.letters()
     with post.open() as (retrying, _):
@@ -208,7 +208,7 @@ async def test_a_letter_in_a_topic_made_anew_is_not_closed_by_an_older_one_of_it
     assert await closed(post.worker, [later]) == set()
 
 
-async def test_while_a_redis_is_away_its_letters_wait_and_those_of_others_are_tried(post: Post) -> None:
+async def test_letters_wait_while_their_redis_is_unavailable_and_others_are_retried(post: Post) -> None:
     away = f"{post.service}-away"
     post.put(b"7", 20, service=away)
     post.put(b"7", 20)
@@ -227,7 +227,7 @@ async def test_while_a_redis_is_away_its_letters_wait_and_those_of_others_are_tr
     assert watching.actions == ["superseded"]
 
 
-async def test_letters_of_a_service_without_a_redis_here_are_left_alone(post: Post) -> None:
+async def test_letters_of_a_service_without_a_configured_redis_stay_open(post: Post) -> None:
     post.put(b"7", 20, count=2)
     with post.open(clients={"other": post.slots}) as (retrying, watching):
         await retrying.retry(post.mine)
@@ -236,7 +236,7 @@ async def test_letters_of_a_service_without_a_redis_here_are_left_alone(post: Po
     assert await post.audit() == []
 
 
-async def test_a_replay_tries_open_and_parked_letters_at_once_and_leaves_what_fails(post: Post) -> None:
+async def test_replay_tries_open_and_parked_letters_at_once_and_keeps_those_that_fail(post: Post) -> None:
     version, row = await post.insert(7)
     post.slots.set(f"{post.service}:student:7", value(10))
     post.slots.hset(f"{post.service}:student:8", "not", "a slot")
@@ -264,7 +264,7 @@ async def test_a_replay_tries_open_and_parked_letters_at_once_and_leaves_what_fa
     assert len(post.letters(PARKING_LOT)) == 2
 
 
-async def test_thousands_are_discarded_in_one_go(post: Post) -> None:
+async def test_thousands_of_letters_are_discarded_in_one_run(post: Post) -> None:
     post.put(b"7", 20, count=3000)
     with post.open() as (retrying, watching):
         await retrying.discard([DEAD_LETTERS], post.mine, "a bad release")
@@ -273,7 +273,7 @@ async def test_thousands_are_discarded_in_one_go(post: Post) -> None:
     assert Counter(row["action"] for row in await post.audit()) == {"discarded": 3000}
 
 
-async def test_two_at_once_close_each_letter_once(post: Post, sample: str) -> None:
+async def test_concurrent_runs_close_each_letter_once(post: Post, sample: str) -> None:
     post.slots.hset(f"{post.service}:student:7", "not", "a slot")
     post.put(b"7", 20, count=1200)
     second = await asyncpg.connect(sample)
