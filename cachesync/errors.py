@@ -67,7 +67,7 @@ class NotInstalledError(CacheSyncError):
 
 
 class DatabaseError(CacheSyncError):
-    """PostgreSQL refused a statement for a reason that is not in the caller's data."""
+    """PostgreSQL rejected a statement for a reason other than the caller's data."""
 
 
 class DatabaseUnavailableError(DatabaseError):
@@ -75,11 +75,11 @@ class DatabaseUnavailableError(DatabaseError):
 
 
 class CacheUnavailableError(CacheSyncError):
-    """Redis did not respond in time, refused a command, or has been unavailable for a while."""
+    """Redis did not respond in time, rejected a command, or has been unavailable for a while."""
 
 
 class KafkaUnavailableError(CacheSyncError):
-    """Kafka did not respond in time, refused a request, or did not acknowledge a message."""
+    """Kafka did not respond in time, rejected a request, or did not acknowledge a message."""
 
 
 class TopicError(CacheSyncError):
@@ -87,7 +87,7 @@ class TopicError(CacheSyncError):
 
 
 class RowError(CacheSyncError):
-    """The database refused a write because of the data, not because of its own state."""
+    """The database rejected a write because of its data, not because of the state of the database."""
 
 
 class RowNotFoundError(RowError):
@@ -145,11 +145,11 @@ class UndecodableError(CacheSyncError):
 
 
 class StreamError(CacheSyncError):
-    """The stream cannot continue by itself."""
+    """The stream cannot continue without intervention."""
 
 
 class TooManyDeadLettersError(StreamError):
-    """So many messages fail that continuing would drain the topics into the dead letters."""
+    """So many messages fail that continuing would drain the topics into the dead-letter topic."""
 
 
 class LetterNotFoundError(CacheSyncError):

@@ -9,7 +9,7 @@ from prometheus_client import Counter, Gauge, Histogram
 loads: Final = Counter("cachesync_loads", "Rows loaded from the database to answer a read", ["entity"])
 waits: Final = Counter("cachesync_lease_waits", "Reads that waited for another read's load", ["entity"])
 cache_failures: Final = Counter(
-    "cachesync_cache_failures", "Round trips that Redis did not answer, and commands that it refused"
+    "cachesync_cache_failures", "Round trips without a reply from Redis, and commands that Redis rejected"
 )
 published: Final = Counter(
     "cachesync_published", "Changes that a service published and the broker acknowledged"
@@ -22,13 +22,11 @@ unpublished: Final = Counter(
 relayed: Final = Counter("cachesync_relayed", "Changes that the relay published")
 unrelayable: Final = Counter(
     "cachesync_unrelayable",
-    "Attempts of the relay to publish a change that the broker refused; retried with increasing delays",
+    "Attempts of the relay to publish a change that the broker rejected; retried with increasing delays",
     ["entity", "reason"],
 )
-backlog: Final = Gauge("cachesync_backlog", "Changes that wait for the relay, counted up to 100,000")
-backlog_age: Final = Gauge(
-    "cachesync_backlog_age_seconds", "Age of the oldest change that waits for the relay"
-)
+backlog: Final = Gauge("cachesync_backlog", "Changes waiting for the relay, counted up to 100,000")
+backlog_age: Final = Gauge("cachesync_backlog_age_seconds", "Age of the oldest change waiting for the relay")
 gap: Final = Counter(
     "cachesync_gap",
     "Row versions missing from the change log, because a write was rolled back or bypassed the triggers",

@@ -23,7 +23,7 @@ def open_client(kind: Callable[..., _Client], settings: Mapping[str, Any]) -> _C
         settings: librdkafka's settings.
 
     Raises:
-        KafkaUnavailableError: the client refused the settings.
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
     with translate_kafka_errors():
         # Below level 2, librdkafka logs what its calls raise, and every failed connection attempt.

@@ -29,7 +29,7 @@ def translate_kafka_errors() -> Iterator[None]:
     """Raise errors of the Kafka client as a KafkaUnavailableError.
 
     Raises:
-        KafkaUnavailableError: Kafka did not respond or refused a request, or the producer's queue is full.
+        KafkaUnavailableError: Kafka did not respond or rejected a request, or the producer's queue is full.
     """
     try:
         yield

@@ -23,7 +23,7 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a producer of changes.
 
     Args:
-        kafka: the connection settings of a Kafka client; they take precedence.
+        kafka: librdkafka's settings for connecting to the brokers; they take precedence.
     """
     return {
         "enable.idempotence": True,
@@ -47,7 +47,7 @@ class Sender:
         producer: the current producer.
 
     Raises:
-        KafkaUnavailableError: the Kafka client refused the settings.
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

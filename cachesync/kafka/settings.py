@@ -90,7 +90,7 @@ class KafkaSettings(BaseSettings):
 
 
 def _check_effect(value: object, part: str, protocol: str) -> object:
-    """Return the value; refuse it if the protocol lacks the part that it configures."""
+    """Return the value; reject it if the protocol lacks the part that the value configures."""
     if value is not None and protocol and part not in protocol:
         message = f"it has no effect while KAFKA_SECURITY_PROTOCOL is {protocol}"
         raise ValueError(message)

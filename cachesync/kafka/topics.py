@@ -36,7 +36,7 @@ def create_topics(
     message of each key.
 
     Args:
-        kafka: the connection settings of a Kafka client.
+        kafka: librdkafka's settings for connecting to the brokers.
         entities: the declared entities.
         partitions: the number of partitions of an entity's topic, which is the maximum number of consumers
             that can share its load.
@@ -47,7 +47,7 @@ def create_topics(
 
     Raises:
         TopicError: the brokers did not respond, or refused to create a topic.
-        KafkaUnavailableError: the client refused the settings.
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
     compacted = {
         "cleanup.policy": "compact",

@@ -51,8 +51,8 @@ async def connect(
         command_timeout: the timeout for a statement, in seconds; None for no timeout.
 
     Raises:
-        DatabaseUnavailableError: the database did not respond or refused the login.
-        DatabaseError: the database refused one of the settings.
+        DatabaseUnavailableError: the database did not respond or rejected the login.
+        DatabaseError: the database rejected one of the settings.
     """
     with translate_postgres_errors():
         return await asyncpg.connect(
@@ -72,7 +72,7 @@ async def connected(dsn: str | None, name: str) -> AsyncIterator[asyncpg.Connect
         name: the `application_name` of the session.
 
     Raises:
-        DatabaseError: PostgreSQL did not respond, or refused a statement.
+        DatabaseError: PostgreSQL did not respond, or rejected a statement.
     """
     connection = await connect(dsn, name)
     try:
@@ -92,13 +92,13 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     Raises:
         DatabaseUnavailableError: the database did not respond, or is in a state that only its operator can
             change.
-        DatabaseError: the database refused a statement.
+        DatabaseError: the database rejected a statement.
     """
     try:
         yield
     except _UNAVAILABLE as error:
-        message = f"{database} did not respond: {error or type(error).__name__}"
+        message = f"{database} is unavailable: {error or type(error).__name__}"
         raise DatabaseUnavailableError(message) from error
     except asyncpg.PostgresError as error:
-        message = f"{database} refused a statement: {error}"
+        message = f"{database} rejected a statement: {error}"
         raise DatabaseError(message) from error

@@ -1,4 +1,4 @@
-"""Access of a service to the shared database."""
+"""A service's access to the shared database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Database:
 
     Args:
         pool: the pool.
-        timeout: the timeout for a connection and for closing the pool, in seconds.
+        timeout: the timeout for acquiring a connection and for closing the pool, in seconds.
     """
 
     def __init__(self, pool: asyncpg.Pool, timeout: float) -> None:
@@ -37,7 +37,7 @@ class Database:
         """Open the pool with its first connection.
 
         Raises:
-            DatabaseUnavailableError: the database did not respond or refused the login.
+            DatabaseUnavailableError: the database did not respond or rejected the login.
         """
         timeout = settings.db_timeout_ms / 1000
         with translate_postgres_errors(f"{settings.db_host}:{settings.db_port}/{settings.db_name}"):
@@ -64,11 +64,11 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Provide a connection of the pool, and translate the errors of its use.
+        """Provide a connection from the pool, and translate the errors of its use.
 
         Raises:
             DatabaseUnavailableError: no connection became free in time, or the database did not respond.
-            DatabaseError: the database refused a statement.
+            DatabaseError: the database rejected a statement.
         """
         with translate_postgres_errors():
             async with self._pool.acquire(timeout=self._timeout) as connection:

@@ -1,4 +1,4 @@
-"""Publishing of changes, right after their commit."""
+"""Publishes changes right after their commit."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Publisher:
     log, and the relay publishes it.
 
     Args:
-        kafka: the connection settings of a Kafka client.
+        kafka: librdkafka's settings for connecting to the brokers.
         mark: marks the changes with the given row versions as published in the change log.
 
     Raises:
-        KafkaUnavailableError: the Kafka client refused the settings.
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
 
     def __init__(self, kafka: Mapping[str, Any], mark: Callable[[list[int]], Awaitable[None]]) -> None:

@@ -48,9 +48,9 @@ class Service:
         Raises:
             DeclarationError: the entities file is invalid.
             NotInstalledError: the database side is missing or does not match the entities file.
-            DatabaseUnavailableError: PostgreSQL did not respond, or refused the login.
+            DatabaseUnavailableError: PostgreSQL did not respond, or rejected the login.
             SettingsError: `REDIS_URL` is not a Redis URL.
-            KafkaUnavailableError: the Kafka client refused the settings.
+            KafkaUnavailableError: librdkafka rejected the settings.
         """
         entities = load_entities(settings.cachesync_entities)
         async with AsyncExitStack() as opened:

@@ -53,7 +53,7 @@ class Applier:
             each with the reason.
 
         Raises:
-            CacheUnavailableError: Redis did not respond, or refuses commands for now. Any part of the batch
+            CacheUnavailableError: Redis did not respond, or rejects commands for now. Any part of the batch
                 may have been applied.
         """
         truncates = [change for change in changes if change.operation is Operation.TRUNCATE]
@@ -83,7 +83,7 @@ class Applier:
             One item per change; the reason, as `str`, if the Redis key of the slot holds another type.
 
         Raises:
-            CacheUnavailableError: Redis did not respond, or refuses commands for now.
+            CacheUnavailableError: Redis did not respond, or rejects commands for now.
         """
         names = [slot_name(self._service, change.entity, change.key or "") for change in changes]
         heads = pipelined(self._client, [(name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for name in names])

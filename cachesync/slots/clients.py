@@ -66,7 +66,7 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
     """Return an asynchronous client of one Redis, for a service.
 
     Args:
-        url: the URL of the Redis, which is connected to on the first command.
+        url: the URL of the Redis, to which the client connects on the first command.
         seconds: the timeout for a connection and for a reply.
 
     Raises:
@@ -89,8 +89,8 @@ def worker_client(url: str, seconds: float) -> WorkerRedis:
     """Return a blocking client, for the background work.
 
     Args:
-        url: the URL of a Redis, which is connected to on the first command, or of a Redis Cluster, which is
-            connected to now.
+        url: the URL of a Redis, to which the client connects on the first command, or of a Redis Cluster, to
+            which it connects immediately.
         seconds: the timeout for a connection and for a reply.
 
     Raises:
@@ -111,7 +111,7 @@ def worker_client(url: str, seconds: float) -> WorkerRedis:
 
 
 def primaries(client: WorkerRedis) -> dict[str | None, Redis]:
-    """Return the primaries of a Redis Cluster by `host:port`, or a single Redis by None."""
+    """Return the primaries of a Redis Cluster by `host:port`, or a single Redis under the key None."""
     if isinstance(client, Redis):
         return {None: client}
     return {node.name: client.get_redis_connection(node) for node in client.get_primaries()}
@@ -122,7 +122,7 @@ def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
 
     Args:
         client: the Redis or Redis Cluster.
-        pattern: a pattern as for SCAN.
+        pattern: a glob-style pattern, as in SCAN.
         count: the number of keys that each SCAN examines.
 
     Raises:
@@ -144,7 +144,7 @@ def pipelined(client: WorkerRedis, commands: Sequence[tuple[str, Command]]) -> l
         commands: pairs of a key and the command.
 
     Returns:
-        One reply per command; a ResponseError for a command that was refused.
+        One reply per command; a ResponseError for a command that was rejected.
 
     Raises:
         CacheUnavailableError: a primary did not respond; some of the commands may have been executed.
@@ -189,13 +189,13 @@ def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
         redis: the name of the Redis in the error text.
 
     Raises:
-        CacheUnavailableError: the Redis did not respond or refused a command.
+        CacheUnavailableError: the Redis did not respond or rejected a command.
     """
     try:
         yield
     # RedisClusterException is not a RedisError.
     except (RedisError, RedisClusterException, OSError) as error:
-        message = f"{redis} did not respond: {error or type(error).__name__}"
+        message = f"{redis} is unavailable: {error or type(error).__name__}"
         raise CacheUnavailableError(message) from error
 
 

@@ -56,7 +56,7 @@ class RoundTrips:
 
         Returns:
             The reply. The future fails with a NoScriptError if the Redis does not know the script, and with a
-            CacheUnavailableError if the Redis did not respond, refused the command, or is not being called
+            CacheUnavailableError if the Redis did not respond, rejected the command, or is not being called
             after repeated failures.
         """
         loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ class RoundTrips:
     async def _round_trip(self, batch: list[_Pending]) -> None:
         gets: list[_Pending] = []
         others = batch
-        # A cluster refuses a command with keys of several hash slots, even if one node owns all of them.
+        # A cluster rejects a command with keys of several hash slots, even if one node owns all of them.
         if self._on_stale_map is None:
             gets = [pending for pending in batch if pending[0][0] == "GET"]
             others = [pending for pending in batch if pending[0][0] != "GET"]

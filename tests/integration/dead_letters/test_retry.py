@@ -217,7 +217,7 @@ async def test_letters_wait_while_their_redis_is_unavailable_and_others_are_retr
         return letter.service.startswith(post.service)
 
     clients = {away: redis_client.Redis.from_url("redis://127.0.0.1:1"), post.service: post.slots}
-    unanswered = pytest.raises(CacheUnavailableError, match=f"{away}: Redis did not respond")
+    unanswered = pytest.raises(CacheUnavailableError, match=f"{away}: Redis is unavailable")
     with post.open(clients=clients) as (retrying, watching), unanswered:
         await retrying.retry(both)
     assert [entry.letter.service for entry in watching.entries] == [post.service]
