@@ -131,8 +131,8 @@ def _uninterrupted(
 class EntityCache:
     """Reads and writes the rows of one entity through the cache of this service.
 
-    Writes can have a precondition, `expected`: with None there is none; with an empty set, the row must
-    exist; otherwise the row must have one of the given versions.
+    Writes can have a precondition, `expected`: None means no precondition; an empty set means that the row
+    must exist; any other set means that the row must have one of the given versions.
 
     Attributes:
         entity: the entity.
@@ -298,7 +298,7 @@ class EntityCache:
         return slot_name(self._service, self.entity.name, key)
 
     def _served(self, slot: bytes | None, key: str) -> Read | None:
-        """Return the hit that a slot gives; None if it gives none."""
+        """Return the hit that a slot provides; None if its content cannot be served."""
         if slot is None:
             return None
         if slot == ABSENT:
@@ -416,7 +416,7 @@ class EntityCache:
         )
 
     def _key_of(self, row: RowInput) -> str | None:
-        """Return the canonical key of a row; None if it is not given or if PostgreSQL will refuse it."""
+        """Return the canonical key of a row; None if it is not given or if PostgreSQL will reject it."""
         text = row.key_text(self.entity.key)
         if text is None:
             return None
@@ -426,10 +426,10 @@ class EntityCache:
             return None
 
     async def _raise_refusal(self, key: str, expected: frozenset[int] | None) -> NoReturn:
-        """Raise the reason why a write found no row to change."""
+        """Raise the error for a write that found no row to change."""
         if expected and await self._table.read(key) is not None:
             raise VersionMismatchError(_MISMATCH)
-        message = f"no {self.entity.name} with the key {key!r}"
+        message = f"no {self.entity.name} has the key {key!r}"
         raise RowNotFoundError(message)
 
 

@@ -52,8 +52,8 @@ class RowInput:
         """Encode Python values.
 
         Args:
-            values: the values by column name: whatever JSON can express, and Decimal, UUID, date, time and
-                datetime, which PostgreSQL reads from their text.
+            values: the values by column name: any value that JSON can express, and also Decimal, UUID, date,
+                time and datetime, which PostgreSQL parses from their text.
 
         Raises:
             InvalidValueError: a value has another type.

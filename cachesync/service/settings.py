@@ -29,7 +29,7 @@ class ServiceSettings(KafkaSettings):
         db_pool: maximum number of database connections per process.
         db_timeout_ms: timeout for a connection and for a statement, in milliseconds.
         redis_url: the URL of this service's own Redis or Redis Cluster.
-        redis_timeout_ms: timeout for a reply of that Redis, in milliseconds.
+        redis_timeout_ms: timeout for a reply from that Redis, in milliseconds.
         lease_ms: lifetime of a lease, in milliseconds; must be longer than a load or a commit takes.
         lease_wait_ms: how long a read waits for another read's load before it queries the database itself, in
             milliseconds.

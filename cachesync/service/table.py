@@ -1,4 +1,4 @@
-"""Reading and writing of an entity's table by a service."""
+"""A service's access to the table of an entity."""
 
 from __future__ import annotations
 
@@ -114,9 +114,7 @@ class Table:
                 or tuple(declared) != tuple(registered["columns"])
                 or not same_table
             ):
-                message = (
-                    f"entity {entity.name!r} is not installed as it is declared; run `cachesync install`"
-                )
+                message = f"entity {entity.name!r} is not installed as declared; run `cachesync install`"
                 raise NotInstalledError(message)
             constraints = await connection.fetch(statement("service/constraints"), *entity.schema_and_table)
         return cls(

@@ -63,7 +63,7 @@ class Cluster:
         return owner
 
     async def refresh(self) -> None:
-        """Take the hash slot map from the first node that returns it; if none does, keep the known one."""
+        """Take the hash slot map from the first node that returns it; if none does, keep the current one."""
         self._next_refresh = asyncio.get_running_loop().time() + _REFRESH_SECONDS
         problem = ""
         for url, node in [*self._primaries.items(), (self._seed_url, self._seed)]:
@@ -103,7 +103,7 @@ class Cluster:
         self._refreshing = loop.create_task(self.refresh())
 
     def _replace_map(self, ranges: list[list[Any]], queried_host: str) -> None:
-        """Replace the hash slot map by a node's reply to CLUSTER SLOTS.
+        """Replace the hash slot map with a node's reply to CLUSTER SLOTS.
 
         The reply leaves out the queried node's own host if the node does not know it.
         """

@@ -1,4 +1,4 @@
-"""The Lua scripts that change slots, and the one way to run them.
+"""The Lua scripts that change slots, and the functions that run them.
 
 A script is called by its digest. A Redis that was restarted or has flushed its scripts replies NOSCRIPT; the
 call is then repeated with the source of the script, which loads it again.
@@ -50,7 +50,7 @@ def script_calls(name: str, calls: Sequence[Command]) -> Generator[list[Command]
         calls: for each call, the name of the slot and the arguments of the script.
 
     Yields:
-        Commands. Send it their replies; an error reply is the exception that the client makes of it.
+        Commands. Send it their replies; an error reply is the exception that the client creates for it.
 
     Returns:
         One reply per call.

@@ -54,7 +54,7 @@ class Slots:
     async def lease(
         self, name: str, token: str, lease_ms: int, fingerprint: bytes, purpose: Literal["read", "write"]
     ) -> bytes | None:
-        """Take the lease of a slot that cannot be served from.
+        """Take the lease of a slot whose content cannot be served.
 
         Args:
             name: the slot's Redis key.

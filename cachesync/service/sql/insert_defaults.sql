@@ -1,3 +1,3 @@
--- Inserts the row of an empty JSON object.
+-- Inserts a row of defaults, for an empty JSON object.
 INSERT INTO {{table}} AS t DEFAULT VALUES
 RETURNING t.{{key}}::text AS key;

@@ -1,4 +1,4 @@
--- Takes the lease of a slot that cannot be served from, for a caller that will fill it.
+-- Takes the lease of a slot whose content cannot be served, for a caller that will fill it.
 --
 -- KEYS[1]  the slot
 -- ARGV[1]  the token of the new lease

@@ -465,7 +465,7 @@ async def test_service_refuses_a_database_that_is_not_installed_as_declared(
         '[student]\ntable = "student"\nkey = "id"\ncolumns = ["id", "name"]\n'
         'ttl = "1m"\nabsent_ttl = "1s"\npath = "/s"\n'
     )
-    with pytest.raises(NotInstalledError, match="'student' is not installed as it is declared"):
+    with pytest.raises(NotInstalledError, match="'student' is not installed as declared"):
         async with open_service("sa", cachesync_entities=file):
             pass
 

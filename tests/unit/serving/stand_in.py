@@ -142,7 +142,7 @@ class MemoryCache:
     def _existing(self, key: str, expected: frozenset[int] | None) -> Row:
         row = self._rows.get(key)
         if row is None:
-            message = f"no {self.entity.name} with the key {key!r}"
+            message = f"no {self.entity.name} has the key {key!r}"
             raise RowNotFoundError(message)
         if expected and row.version not in expected:
             message = "the row does not have the expected version"
