@@ -1,7 +1,7 @@
 """Keep the Redis caches of several services consistent with the PostgreSQL database they share.
 
 The names in `__all__` are the public interface, which `docs/reference.md` describes. Each is imported when it
-is first used, so that a DAG file, which Airflow parses again and again, does not load the database clients.
+is first used, so that a DAG file, which Airflow parses repeatedly, does not load the database clients.
 """
 
 from __future__ import annotations

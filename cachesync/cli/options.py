@@ -1,4 +1,4 @@
-"""What the commands share: common options, connections, and error output."""
+"""Options, connections and error output that the commands share."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class AuditEntry:
     Attributes:
         letter: the letter.
         action: what was done with it.
-        attempt: how often its message has failed so far.
-        error: why it failed most recently.
+        attempt: how many times its message has failed so far.
+        error: why the message failed most recently.
     """
 
     letter: Letter
@@ -56,7 +56,7 @@ async def closed(connection: asyncpg.Connection, letters: Sequence[Letter]) -> s
     """Return the ids of the letters that are closed.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         letters: the letters to look up; all must be in the same topic.
     """
     if not letters:
@@ -79,7 +79,7 @@ async def record(
     """Insert actions into the audit table.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         actor: who requested the actions.
         reason: why; None if no reason was given.
         entries: the actions.

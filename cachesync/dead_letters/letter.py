@@ -48,7 +48,7 @@ class RetryPolicy:
 
         Args:
             now: the time of the last failure.
-            failures: how often the message has failed so far.
+            failures: how many times the message has failed so far.
         """
         return now + timedelta(seconds=self.backoff.delay(failures))
 
@@ -63,7 +63,7 @@ class Stage(StrEnum):
     Attributes:
         DECODE: the message is not a change.
         ROW: the row could not be read.
-        CACHE: Redis refused the change.
+        CACHE: Redis rejected the change.
     """
 
     DECODE = "decode"
@@ -102,8 +102,8 @@ class Letter:
         fields: the headers that the letter adds, without their prefix.
         service: the service whose cache the message was meant for.
         original_topic, original_partition, original_offset: the position of the failed message.
-        stage, error: at which step it failed most recently, and why.
-        attempt: how often it has failed.
+        stage, error: the step at which the message failed most recently, and the reason.
+        attempt: how many times it has failed.
         max_attempts: the number of failures after which it is parked.
         first_failed_at, last_failed_at: the time of the first and of the most recent failure.
         not_before: when it is due to be retried.
@@ -216,7 +216,7 @@ def first_fields(  # noqa: PLR0917 - one parameter per header
         stage: the step at which the message failed.
         error: why it failed.
         now: when it failed.
-        policy: determines when the letter is due, and how often it is retried.
+        policy: determines when the letter is due, and how many times it is retried.
     """
     kind, milliseconds = message.timestamp()
     return {

@@ -86,7 +86,7 @@ class Retrier:
     then the action is recorded and committed. After a crash in between, the letter is retried.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         settings: librdkafka's settings for connecting to the brokers.
         reader: reads the letters.
         clients: each service's Redis, by the service's name. Letters of other services are skipped.
@@ -328,7 +328,7 @@ class Retrier:
         return outcomes
 
     async def _current(self, changes: Sequence[Change]) -> list[Change | str]:
-        """Return, for each change, one with the current row, or the reason why there cannot be one."""
+        """Return each change with its current row, or the reason why there can be no such row."""
         keys: dict[str, set[str]] = {}
         for change in changes:
             keys.setdefault(change.entity, set()).add(change.key or "")

@@ -24,13 +24,13 @@ _FLUSH_SECONDS: Final = 10.0
 
 
 class DeadLetterSender:
-    """Copies a consumer group's failed messages to the dead-letter topic; bytes and headers stay unchanged.
+    """Copies a consumer group's failed messages to the dead-letter topic, with key, value and headers.
 
     Args:
         connect: creates the producer; called when the first letter is sent.
         service: the service whose cache the messages were meant for.
         group: the consumer group of the service's cache.
-        policy: determines when a letter is due, and how often it is retried.
+        policy: determines when a letter is due, and how many times it is retried.
     """
 
     def __init__(

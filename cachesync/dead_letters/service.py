@@ -40,7 +40,7 @@ class DeadLetterService:
     """Carries out requests about dead letters.
 
     Attributes:
-        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+        dsn: the database, with a login that has the role `cachesync_worker`; None to use the variables
             PGHOST, PGUSER and so on.
         kafka: librdkafka's settings for connecting to the brokers.
         clients: each service's Redis, by the service's name; only `retry` and `replay` need it.
@@ -250,7 +250,7 @@ def _summary(letter: Letter) -> dict[str, Any]:
 
 
 def _json_text(value: str | bytes | None) -> str | None:
-    """Return bytes in a form that JSON can represent: as text, or as `base64:` and their encoding."""
+    """Return bytes as text, or, if they are not UTF-8, as `base64:` followed by their Base64 encoding."""
     if not isinstance(value, bytes):
         return value
     try:

@@ -1,4 +1,4 @@
-"""What keeps an entity from being installed on a table."""
+"""Checks whether an entity can be installed on its table."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ def _key_problem(entity: Entity, relation: Relation) -> str | None:
 
 
 async def refuse_foreign_schema(connection: asyncpg.Connection) -> None:
-    """Refuse a database in which the schema `cachesync` belongs to somebody else.
+    """Reject a database that has a schema `cachesync` of another program.
 
     Raises:
-        InstallError: it does.
+        InstallError: the schema belongs to another program.
     """
     if await connection.fetchval(statement("install/foreign_schema")):
         message = "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"

@@ -51,7 +51,7 @@ async def install(
         connection: a connection of a user who owns the tables and can create a schema and roles.
         entities: the declared entities, by name.
         progress: receives the name of each step.
-        lock_attempts: how often to request the lock of a table that is in use, for 2 s each time.
+        lock_attempts: how many times to request the lock of a table that is in use, for 2 s each time.
 
     Returns:
         The names of the entities that are installed but no longer declared.
@@ -89,7 +89,7 @@ async def uninstall(
     Args:
         connection: a connection of a user who owns the tables and the schema.
         names: the names of the entities to remove; None to remove everything, with the schema and the roles.
-        lock_attempts: how often to request the lock of a table that is in use, for 2 s each time.
+        lock_attempts: how many times to request the lock of a table that is in use, for 2 s each time.
 
     Returns:
         The names of the removed entities.
@@ -166,7 +166,7 @@ async def _install_entity(
         **_functions(entity.name),
     )
     definition = hashlib.sha256(script.encode()).hexdigest()
-    # If nothing has changed, only look: the locks of the script wait for every writer.
+    # If nothing has changed, skip the script, whose locks wait for every writer.
     if await connection.fetchval(
         statement("install/installed"), entity.name, definition, identifier(schema, table)
     ):
@@ -207,8 +207,8 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
     missing = await _missing_privileges(connection, entity)
     if missing:
         message = (
-            f"entity {entity.name!r}: cannot grant the role cachesync_service the use of "
-            f"{', '.join(missing)}; have the owner run GRANT USAGE ON ... TO cachesync_service"
+            f"entity {entity.name!r}: cannot grant USAGE on {', '.join(missing)} to the role "
+            "cachesync_service; have the owner run GRANT USAGE ON ... TO cachesync_service"
         )
         raise InstallError(message)
 

@@ -1,4 +1,4 @@
-"""Sends many commands to a Redis in one round trip, over a connection of redis-py.
+"""Sends many commands to a Redis in one round trip, over a redis-py connection.
 
 redis-py's own pipeline spends about ten times as long on each command and reply as Redis does.
 """
@@ -52,7 +52,7 @@ class Bulk:
         self._pool.release(self._connection)
 
     def call(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands and return the reply to each; a `hiredis.ReplyError` if it was refused.
+        """Send commands and return the reply to each; a `hiredis.ReplyError` for a rejected command.
 
         Raises:
             CacheUnavailableError: Redis did not respond, or a key has moved to another node of its cluster.

@@ -36,7 +36,7 @@ SETTLE_SECONDS: Final = 5.0
 _ROUND_SECONDS: Final = 1.0
 _MIN_ROUND: Final = 500
 _MAX_ROUND: Final = 100_000
-# Short, so that a rate limit is kept evenly.
+# Short, so that a rate limit does not lead to bursts.
 _LIMITED_ROUND_SECONDS: Final = 0.2
 _FIRST_ROUND: Final = 10_000
 # Limits the memory for slots that wait to be checked again.
@@ -122,7 +122,7 @@ class Chunk:
         entities: the declared entities by name.
         service: the service's name.
         deep: whether to compare payloads too.
-        dry_run: whether to repair nothing.
+        dry_run: whether to report drift without repairing it.
         rate_limit: the maximum number of slots per second; None for no limit.
         settle_seconds: how long a slot must be wrong to count as drift, in seconds.
     """
@@ -194,7 +194,7 @@ class Chunk:
         return max(1, min(size, int(self._rate_limit * _LIMITED_ROUND_SECONDS)))
 
     async def _pace(self, size: int, count: int, seconds: float) -> int:
-        """Keep the rate limit, and return the size with which the next round takes `_ROUND_SECONDS`."""
+        """Enforce the rate limit, and return the size with which the next round takes `_ROUND_SECONDS`."""
         if self._rate_limit is not None:
             await asyncio.sleep(count / self._rate_limit - seconds)
         factor = min(2.0, max(0.5, _ROUND_SECONDS / max(seconds, 0.001)))
@@ -231,7 +231,7 @@ class Chunk:
         current.due = time.monotonic() + self._settle_seconds
 
     async def _recheck(self, current: Round) -> None:
-        """Once they are due, check the candidates again, and repair those that are not changes in flight."""
+        """Check candidates again once they are due, and repair those that no change in flight explains."""
         if not current.candidates:
             return
         await asyncio.sleep(current.due - time.monotonic())

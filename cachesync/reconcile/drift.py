@@ -123,7 +123,7 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
 def repair_of(kind: Kind, row: Row | None, on_change: OnChange) -> bytes:
     """Return the content with which to repair a slot; empty to empty it.
 
-    A slot that is ahead or a false absent may have refused a change that is newer than the row as read, or
+    A slot that is ahead or a false absent may have rejected a change that is newer than the row as read, or
     may be about to. Such a slot is emptied, because an empty slot cannot be wrong.
 
     Args:

@@ -19,7 +19,7 @@ class Parameters(BaseModel):
         mode: `full` to examine all slots; `delta` to examine only the keys that changed since the last run
             that left nothing wrong.
         deep: whether to compare payloads too, not only versions.
-        dry_run: whether to repair nothing.
+        dry_run: whether to report drift without repairing it.
         rate_limit: the maximum number of slots per second and chunk; None for no limit.
     """
 
@@ -70,7 +70,7 @@ class Report(Findings):
         run: the run's id.
         outcome: `clean` if nothing was wrong, `repaired` if all drift was repaired, `drift` if a dry run
             found drift, `unrepaired` if some could not be repaired.
-        parameters: what was requested.
+        parameters: the requested parameters.
         notes: where the run deviated from the request, and why.
         started_at: when the run was planned.
         duration_s: the time from the plan to the report, in seconds.

@@ -26,10 +26,10 @@ async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
     """Open a connection for `ComparedRows`.
 
     Args:
-        dsn: the database; None for the variables PGHOST, PGUSER and so on.
+        dsn: the database; None to use the variables PGHOST, PGUSER and so on.
 
     Raises:
-        DatabaseUnavailableError: the database did not respond or refused the login.
+        DatabaseUnavailableError: the database did not respond or rejected the login.
     """
     return await connect(dsn, "cachesync-reconcile", settings=_PLANNER_SETTINGS)
 

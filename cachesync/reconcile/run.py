@@ -52,7 +52,7 @@ async def plan(
     Redis Cluster have changed.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         run: the run's id.
         parameters: the parameters of the run.
         clients: each service's Redis, by the service's name.
@@ -116,8 +116,8 @@ async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Pa
     """Return and claim the last run with these parameters, if it has no report and is less than a day old.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`; the claim lasts until it is closed.
-        prefix: what the run's id starts with.
+        connection: a connection with the role `cachesync_worker`; the claim lasts until it is closed.
+        prefix: the prefix of the run's id.
         parameters: the parameters of the run.
 
     Returns:
@@ -156,7 +156,7 @@ async def run_chunk(
     """Reconcile a chunk, or the part of it that is not finished.
 
     Args:
-        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+        dsn: the database, with a login that has the role `cachesync_worker`; None to use the variables
             PGHOST, PGUSER and so on.
         client: the Redis of the chunk's service.
         run: the run's id.
@@ -220,7 +220,7 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
     """Combine the results of a run's chunks, and store the report.
 
     Args:
-        connection: a connection with the rights of `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`.
         run: the run's id.
 
     Raises:

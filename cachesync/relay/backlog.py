@@ -57,7 +57,7 @@ class Backlog:
         """Count the backlog and look for missing versions, each if it is due.
 
         Args:
-            connection: a connection with the rights of `cachesync_worker`.
+            connection: a connection with the role `cachesync_worker`.
         """
         now = time.monotonic()
         if now >= self._next_count:

@@ -37,7 +37,7 @@ class Pruner:
         """Remove one batch of lines if a pass is due or in progress.
 
         Args:
-            connection: a connection with the rights of `cachesync_worker`.
+            connection: a connection with the role `cachesync_worker`.
         """
         now = time.monotonic()
         if now >= self._next_pass:

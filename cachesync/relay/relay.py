@@ -97,7 +97,7 @@ class Relay:
     work.
 
     Args:
-        dsn: the database, with a login that has the role `cachesync_worker`; None for the variables
+        dsn: the database, with a login that has the role `cachesync_worker`; None to use the variables
             PGHOST, PGUSER and so on.
         kafka: librdkafka's settings for connecting to the brokers.
         entities: the declared entities by name.
@@ -141,8 +141,8 @@ class Relay:
         """Publish until `stop` is called, and keep retrying while the database or Kafka is unavailable.
 
         Raises:
-            NotInstalledError: the change log is missing, or is that of an older version.
-            DatabaseError: PostgreSQL refused one of the relay's statements.
+            NotInstalledError: the change log is missing, or was installed by an older version.
+            DatabaseError: PostgreSQL rejected one of the relay's statements.
         """
         try:
             with suppress(asyncio.CancelledError):

@@ -48,7 +48,7 @@ class _StoppedError(Exception):
 
 
 def require_manual_commit(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that let the consumer commit offsets by itself, before messages are applied.
+    """Reject settings that let the consumer commit offsets by itself, before messages are applied.
 
     Args:
         settings: the consumer's librdkafka settings.
@@ -75,7 +75,7 @@ class Stream:
 
     Attributes:
         assigned: set while the consumer has partitions assigned.
-        applied_count: the number of changes handled so far, including those that Redis refused for good.
+        applied_count: the number of changes handled so far, including those that Redis rejected for good.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Stream:
             raise TooManyDeadLettersError(text) from error
 
     def _apply(self, changes: list[Change]) -> list[tuple[Change, str]]:
-        """Apply changes, waiting for Redis as long as necessary; return the refused ones with the reason."""
+        """Apply changes, waiting for Redis as long as necessary; return the rejected ones with the reason."""
         failures = 0
         while True:
             try:

@@ -1,4 +1,5 @@
--- Whether the schema cachesync does not belong to db-cache-sync. An empty schema can have been created for it.
+-- Whether there is a schema cachesync of another program. An empty schema does not count: an administrator can have
+-- created it for db-cache-sync.
 SELECT
     EXISTS (
         SELECT FROM pg_class AS c WHERE c.relnamespace = to_regnamespace('cachesync')

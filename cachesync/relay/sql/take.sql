@@ -1,5 +1,5 @@
--- The unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind a bulk
--- of older ones. They are locked until the end of the transaction; lines that another relay has locked are skipped.
+-- The unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind many
+-- older ones. They are locked until the end of the transaction; lines that another relay has locked are skipped.
 -- $1 the declared entities, $2 the position of the sweep, $3 the versions to leave out, $4 the maximum number of
 -- oldest lines, $5 that of newest lines, $6 the payload size in bytes after which each of the two stops.
 WITH oldest AS MATERIALIZED (
