@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from serving.request import Message, Receive, Send
     from serving.settings import Settings
 
-# If a worker exits with this code, gunicorn exits, too, instead of restarting it forever.
+# If a worker process exits with this code, gunicorn exits, too, instead of replacing it forever.
 _CANNOT_START: Final = 3
 _RESTART_PAUSE_SECONDS: Final = 1
 _FIRST_ERROR: Final = 400
@@ -54,8 +54,8 @@ class _Body:
     """Receives the body of a request only when the application reads it.
 
     Falcon asks for the first part of the body before it routes the request, and gets an empty one. A request
-    that can be refused without its body is therefore refused at once. A client that never sends the body gets
-    a response from the application; without one, gunicorn would respond with a 500.
+    that can be rejected without its body is therefore rejected immediately. A client that never sends the
+    body gets a response from the application; without one, gunicorn would respond with a 500.
     """
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -76,7 +76,7 @@ class _Body:
 
 
 async def _no_body() -> Message:
-    """Receive an empty body: a read has none that matters, so there is no need to wait for it."""
+    """Receive an empty body: the body of a read does not matter, so there is no need to wait for it."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
@@ -108,7 +108,7 @@ class _Lifecycle:
         except CacheSyncError as error:
             _log.critical("cannot start", error=str(error))
             if isinstance(error, DatabaseUnavailableError) and scope.get("state", {}).get("replaces_another"):
-                # The other workers can still serve cached rows, and gunicorn starts this one again.
+                # The other worker processes can still serve cached rows, and gunicorn replaces this one.
                 await asyncio.sleep(_RESTART_PAUSE_SECONDS)
                 raise SystemExit(1) from error
             raise SystemExit(_CANNOT_START) from error
@@ -118,7 +118,7 @@ class _Lifecycle:
         self._service = service
         self._counting = asyncio.create_task(metrics.keep_flushing())
         begin_request_ids()
-        # The objects so far live as long as the process. Collecting them cost an eighth of a cached hit.
+        # The objects so far live as long as the process. Traversing them took an eighth of a hit's time.
         gc.collect()
         gc.freeze()
 

@@ -81,7 +81,7 @@ class Bodies:
         return self._exact(text, members)
 
     async def to_replace(self, request: Request, key: str) -> RowInput:
-        """Return the row in the body of a PUT, with the key in the path.
+        """Return the row in the body of a PUT, with the key from the path added.
 
         Args:
             request: the request.

@@ -81,7 +81,7 @@ def creates_only(request: Request) -> bool:
 
 
 def refuse(request: Request, *names: str) -> None:
-    """Refuse headers that the method does not support, instead of ignoring a precondition.
+    """Reject headers that the method does not support, instead of ignoring a precondition.
 
     Args:
         request: the request.

@@ -54,8 +54,8 @@ graceful_timeout = 30
 
 def post_fork(server: Any, worker: Any) -> None:
     """Prepare a worker process with information that only the master has."""
-    # gunicorn kills a worker after the graceful timeout, and the worker waits equally long for its clients.
-    # It must wait less, or it is killed before it has closed the service.
+    # gunicorn kills a worker process after the graceful timeout, which is also how long the process waits for
+    # its clients. It must wait less, or it is killed before it has closed the service.
     worker.cfg.set("graceful_timeout", 20)
     worker.state["replaces_another"] = worker.age > server.num_workers
 

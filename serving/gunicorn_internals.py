@@ -24,7 +24,7 @@ def read_settings_once(cfg: Any) -> None:
     a tenth of the time of a cached hit. In a worker process, the settings are final.
 
     Args:
-        cfg: the worker's `gunicorn.config.Config`.
+        cfg: the worker process's `gunicorn.config.Config`.
     """
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
 
@@ -43,7 +43,7 @@ def answer_parse_errors() -> None:
 def close_idle_connections() -> None:
     """Make the setting `keepalive` effective.
 
-    gunicorn starts the timer of an idle connection after each response, but cancels it at once when it begins
+    gunicorn starts the timer of an idle connection after each response, but cancels it as soon as it begins
     to wait for the next request. With this patch, the timer runs on and, when it expires, closes the
     connection unless a request is in progress.
     """

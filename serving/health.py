@@ -22,7 +22,7 @@ class Live:
     entity = "health"
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Respond without a check of anything else."""
+        """Respond without checking anything else."""
         resp.data = b'{"status": "live"}'
 
     on_head = on_get

@@ -47,13 +47,13 @@ def observe(entity: str, request: Request, status: int) -> None:
 
 
 def flush() -> None:
-    """Add what this process has counted to the shared counts."""
+    """Add this process's counts to the shared counts."""
     for child in set(_children.values()):
         child.share()
 
 
 async def keep_flushing() -> NoReturn:
-    """Flush once per second until cancelled."""
+    """Flush once per second until canceled."""
     while True:
         await asyncio.sleep(1)
         flush()

@@ -42,18 +42,18 @@ _HEADERS: Final[Part] = {
         "schema": {"type": "string"},
     },
     "X-Cache": {
-        "description": "how a read was answered; BYPASS on a write if the cache could not be updated with it",
+        "description": "How a read was answered; on a write, BYPASS if the cache could not be updated",
         "schema": {"enum": ["HIT", "MISS", "BYPASS"]},
     },
     "ETag": {
-        "description": "the row version",
+        "description": "The row version",
         "required": True,
         "schema": {**_TAG, "pattern": '^"[0-9]+"$'},
     },
-    "Location": {"description": "path of the new row", "required": True, "schema": {"type": "string"}},
-    "Link": {"description": 'the next page, rel="next", if there is one', "schema": {"type": "string"}},
+    "Location": {"description": "Path of the new row", "required": True, "schema": {"type": "string"}},
+    "Link": {"description": 'The next page, rel="next", if there is one', "schema": {"type": "string"}},
     "Retry-After": {
-        "description": "seconds to wait before a retry",
+        "description": "Seconds to wait before a retry",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -62,19 +62,19 @@ _PARAMETERS: Final[Part] = {
     "If-Match": {
         "name": "If-Match",
         "in": "header",
-        "description": "write only if the row has one of these versions; `*`: only if it exists",
+        "description": "Write only if the row has one of these versions; `*`: only if it exists",
         "schema": _TAGS,
     },
     "If-None-Match": {
         "name": "If-None-Match",
         "in": "header",
-        "description": "respond with 304 if the row has one of these versions; `*`: any version",
+        "description": "Respond with 304 if the row has one of these versions; `*`: any version",
         "schema": _TAGS,
     },
     "Create-Only": {
         "name": "If-None-Match",
         "in": "header",
-        "description": "create the row only if it does not exist",
+        "description": "Create the row only if it does not exist",
         "schema": {"const": "*"},
     },
     "X-Request-ID": {
@@ -144,7 +144,7 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
             "items": {"type": "array", "items": _schema(name)},
             "next": {
                 "type": ["string", "null"],
-                "description": "path of the next page; null on the last page",
+                "description": "Path of the next page; null on the last page",
             },
         },
         "required": ["items", "next"],
@@ -155,13 +155,13 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
         {
             "name": "after",
             "in": "query",
-            "description": "return the rows whose keys follow this one",
+            "description": "Return the rows whose keys follow this one",
             "schema": _key_schema(cache.key_column),
         },
         {
             "name": "limit",
             "in": "query",
-            "description": "maximum number of rows per page",
+            "description": "Maximum number of rows per page",
             "schema": {**limit, "default": min(DEFAULT_PAGE, settings.page_limit)},
         },
         _parameter("X-Request-ID"),
@@ -219,7 +219,7 @@ def _one_row(cache: EntityCache) -> Part:
                 "name": "key",
                 "in": "path",
                 "required": True,
-                "description": f"the row's {cache.key_column.name}",
+                "description": f"The row's {cache.key_column.name}",
                 "schema": _key_schema(cache.key_column),
             }
         ],
@@ -287,7 +287,7 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
         (
             "/health/live",
             "Check that the process responds",
-            {"200": _answer("It responds", live, {"status": "live"})},
+            {"200": _answer("The process responds", live, {"status": "live"})},
         ),
         (
             "/health/ready",
@@ -411,7 +411,7 @@ def _problem_schema() -> Part:
             "instance": {**text, "format": "uri-reference"},
             "errors": {
                 "type": "array",
-                "description": "the fields, parameters or headers at fault",
+                "description": "The fields, parameters or headers at fault",
                 "items": {
                     "type": "object",
                     "properties": {"field": text, "message": text},

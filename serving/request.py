@@ -1,4 +1,4 @@
-"""The request class of the resources."""
+"""The request class of the services."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 # All printable ASCII characters stay as they are. Other bytes are not allowed in a URI.
 _TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))
 # Replaces a percent-encoded slash, which is part of a key rather than a separator. Decoding with
-# `surrogateescape` never produces this surrogate, only those for bytes from 0x80 on.
+# `surrogateescape` never produces this surrogate, only those for bytes from 0x80 up.
 _SLASH: Final = "\udc2f"
 # WEBSOCKET is Falcon's own name for a WebSocket handshake, not an HTTP method.
 _METHODS: Final = frozenset(COMBINED_METHODS) - {"WEBSOCKET"}

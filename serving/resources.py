@@ -103,7 +103,7 @@ class OneRow:
     async def on_get(self, req: Request, resp: Response, key: str) -> None:
         """Read the row through the cache.
 
-        A cached payload is sent as it is, neither decoded nor encoded.
+        A cached payload is sent as is, neither decoded nor encoded.
         """
         read = await self._cache.read(self._key(key))
         req.outcome = read.outcome
@@ -163,7 +163,7 @@ class OneRow:
         if expected is not None or not self._key_column.generated:
             return await self._cache.replace(key, row, expected)
         try:
-            # The database generates the keys: a created row would get another one.
+            # The database generates the keys, so a new row would get a different one.
             return await self._cache.replace(key, row, frozenset())
         except VersionMismatchError:
             raise self._not_found() from None

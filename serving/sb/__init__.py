@@ -1,4 +1,4 @@
-"""The service sb, the central and replicated one."""
+"""The service sb, the central, replicated service."""
 
 from __future__ import annotations
 
