@@ -12,7 +12,7 @@ class CacheSyncDagBundle(LocalDagBundle):
     """The folder `dags` beside this module, which the wheel contains.
 
     Args:
-        kwargs: the bundle's name, and what else Airflow configures of every bundle.
+        kwargs: the bundle's name, and the other options that Airflow passes to every bundle.
     """
 
     def __init__(self, **kwargs: Any) -> None:

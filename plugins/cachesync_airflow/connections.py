@@ -1,4 +1,4 @@
-"""Airflow connections, converted to what the library expects."""
+"""Converts Airflow connections to the form that the library expects."""
 
 from __future__ import annotations
 

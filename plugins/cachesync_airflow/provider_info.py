@@ -1,4 +1,4 @@
-"""How Airflow lists this package among its providers."""
+"""The metadata with which Airflow lists this package among its providers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return what `airflow providers` shows; the entry point `apache_airflow_provider` leads here."""
+    """Return the metadata that `airflow providers` shows; called through an entry point of the package."""
     return {
         "package-name": "db-cache-sync",
         "name": "db-cache-sync",

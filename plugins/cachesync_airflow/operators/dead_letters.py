@@ -99,7 +99,7 @@ class DeadLettersOperator(BaseOperator):
         """Carry out the request.
 
         Raises:
-            CacheSyncError: the request could not be carried out, or only in part.
+            CacheSyncError: the request was not carried out, or only in part.
         """
         settings = AirflowSettings()
         request = Request.model_validate(dict(context["params"]))

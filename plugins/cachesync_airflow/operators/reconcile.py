@@ -65,7 +65,7 @@ class PlanOperator(BaseOperator):
         """Divide the selected caches into chunks, or return the chunks of a run that has not ended.
 
         Raises:
-            CacheSyncError: the database is not installed or unavailable, or a Redis did not respond.
+            CacheSyncError: the database side is not installed, or the database or a Redis is unavailable.
         """
         settings = AirflowSettings()
         requested = dict(context["params"])

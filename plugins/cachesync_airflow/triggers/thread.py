@@ -24,7 +24,7 @@ class Work(Protocol):
 
 
 class ThreadTrigger(BaseTrigger):
-    """Works until it is cancelled; yields an event only if the work cannot continue.
+    """Works until it is canceled; yields an event only if the work cannot continue.
 
     The work runs in its own thread, so that it blocks neither the triggerer's event loop nor the thread that
     other triggers share.
