@@ -1,6 +1,6 @@
 """CPU and memory usage of one service pod under each kind of load, by the size of its connection pool.
 
-`wrk` sends requests to one sb worker as fast as it responds. The output has requests/s, the 99th percentile
+`wrk` sends requests to one sb process as fast as it responds. The output has requests/s, the 99th percentile
 of the latency, the cores in use, the maximum memory of gunicorn's master and worker processes (PSS, which
 counts shared memory once), and the maximum numbers of open and busy connections to PostgreSQL.
 

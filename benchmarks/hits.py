@@ -1,4 +1,4 @@
-"""Throughput of cached hits of one sb worker, relative to a constant Falcon response on the same server.
+"""Throughput of cached hits of one sb process, relative to a constant Falcon response on the same server.
 
 The two take turns under `wrk` with 32 connections, so that changes in the machine's speed affect both. The
 result is the ratio.
@@ -38,7 +38,7 @@ class Constant(Process):
         super().__init__("constant", folder, {"constant": self.port})
 
     def command(self) -> list[str]:
-        """Return the `gunicorn` command line: one `asgi` worker with uvloop and the fast parser."""
+        """Return the `gunicorn` command line: one `asgi` worker process with uvloop and the fast parser."""
         gunicorn = Path(sys.executable).with_name("gunicorn")
         options = ["--worker-class", "asgi", "--asgi-loop", "uvloop", "--http-parser", "fast"]
         return [str(gunicorn), *options, "--bind", f"{HOST}:{self.port}", "benchmarks.constant:app"]

@@ -104,7 +104,7 @@ class Servers:
         asyncio.run(run())
 
     def fill(self, rows: int) -> None:
-        """Replace all rows by the given number of new ones, cache them, and delete all earlier runs."""
+        """Replace all rows with the given number of new ones, cache them, and delete all earlier runs."""
         self._postgres.sql(_FILL.format(rows=rows))
         self._postgres.sql("VACUUM ANALYZE")
         self._client.flushall(asynchronous=True)

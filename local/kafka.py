@@ -115,14 +115,14 @@ class Kafka(Process):
             "transaction.state.log.num.partitions": 4,
             "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
             # How long a consumer waits for others to join its group, and how long a restarted broker waits
-            # until the controller gives up its previous incarnation.
+            # until the controller gives up on its previous incarnation.
             "group.initial.rebalance.delay.ms": 0,
             "broker.heartbeat.interval.ms": 200,
             "broker.session.timeout.ms": 2000,
         }
 
     def _format(self) -> None:
-        # Kafka refuses a directory that an interrupted formatting left behind.
+        # Kafka rejects a directory that an interrupted formatting left behind.
         self.erase()
         command = [*self._jvm(), "kafka.tools.StorageTool"]
         command += ["format", "--cluster-id", _CLUSTER_ID, "--config", str(self._properties)]

@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 def one_at_a_time(file: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file for the duration of the block; wait for it if necessary."""
     with file.open("w") as lock:
-        # The lock belongs to the open file, so it ends with this process however that ends.
+        # The lock belongs to the open file, so it ends with this process, however that ends.
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

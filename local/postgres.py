@@ -91,7 +91,7 @@ class Postgres(Process):
     def prepare(self) -> None:
         """Create the database cluster on the first start."""
         if not self._data.exists():
-            self._initialise()
+            self._initialize()
 
     def command(self) -> list[str]:
         """Return the `postgres` command line, with all settings as options."""
@@ -146,7 +146,7 @@ class Postgres(Process):
                     shutil.rmtree(note.parent, ignore_errors=True)
         return home
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         # A cluster is either complete or absent: an interrupted initdb leaves only this directory behind.
         unfinished = self._home / "data-unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)

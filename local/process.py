@@ -340,7 +340,7 @@ class Process(ABC):
         return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:]) or "  (empty)"
 
     def _end_leftover(self) -> None:
-        """Kill the process that was left behind by an earlier run that was killed."""
+        """Kill the process that an earlier, killed run left behind."""
         try:
             pid, created = self._pid_file.read_text().split()
             leftover = psutil.Process(int(pid))

@@ -17,8 +17,8 @@ class Settings(BaseSettings):
 
     Attributes:
         state: directory for all data, logs and generated secrets.
-        postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: servers of your own, which are used instead
-            of starting one. The DSN's user must be a superuser, or be able to create roles and databases.
+        postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: existing servers to use instead of starting
+            new ones. The DSN's user must be a superuser, or be able to create roles and databases.
         postgres_port, ...: port that each component listens on.
     """
 

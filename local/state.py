@@ -24,7 +24,7 @@ def claim(folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
-            # The lock belongs to the open file, so it ends with this process however that ends.
+            # The lock belongs to the open file, so it ends with this process, however that ends.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StateInUseError(folder) from None

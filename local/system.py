@@ -36,7 +36,7 @@ _SAMPLE = REPOSITORY / "local" / "sample.sql"
 class System:
     """PostgreSQL, one Redis per service, Kafka, Airflow, and the services sa and sb.
 
-    A server of the user's own that is named in the settings is used instead of starting one.
+    If the settings name an existing server, it is used instead of starting one.
 
     Args:
         settings: the settings.
@@ -103,7 +103,7 @@ class System:
                 ),
                 "CACHESYNC_CACHES": ",".join(SERVICES),
                 "CACHESYNC_ENTITIES": ENTITIES,
-                # Few and quick retries, so that a dead letter is parked while somebody is watching.
+                # Few and quick retries, so that a dead letter is parked while someone is watching.
                 "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
                 "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
             },
@@ -124,7 +124,7 @@ class System:
         #: The components that are started, by name.
         self.parts: dict[str, Part] = {server.name: server for server in servers if server is not None}
         self.parts |= {"airflow": self.airflow, **self.services}
-        #: The address of every component, including servers of the user's own.
+        #: The address of every component, including servers that the user provides.
         self.addresses = {
             "postgres": self.dsn,
             **{f"redis-{service}": url for service, url in self.redis_urls.items()},
@@ -173,7 +173,7 @@ class System:
         work |= {"tables": self._make_tables, "topics": self._make_topics}
         needs = {"tables": {"postgres"}, "topics": {"kafka"}, "airflow": {"postgres"}}
         needs |= {service: {"tables", "topics", f"redis-{service}"} for service in SERVICES}
-        # A server of the user's own is already running.
+        # A server that the user provides is already running.
         steps = TopologicalSorter({name: needs.get(name, set()) & work.keys() for name in work})
         steps.prepare()
         running: dict[Future[float], str] = {}
@@ -190,7 +190,7 @@ class System:
 
     def _make_tables(self) -> None:
         """Install the database objects, and create the logins of the services and the background work."""
-        # A database of the user's own has tables of its own.
+        # A database that the user provides has its own tables.
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
         cachesync("install", CACHESYNC_DSN=self.dsn)
