@@ -176,7 +176,7 @@ class Airflow:
         """Send a GET request and return the JSON response, or an empty dictionary for 404.
 
         Raises:
-            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+            CouldNotRunError: Airflow rejected the request or stayed unavailable.
         """
         answer = self._ask("GET", path, params=params)
         return {} if answer.status_code == httpx.codes.NOT_FOUND else _content(answer)
@@ -185,7 +185,7 @@ class Airflow:
         """Send a POST request and return the JSON response, or None if the object already exists (409).
 
         Raises:
-            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+            CouldNotRunError: Airflow rejected the request or stayed unavailable.
         """
         answer = self._ask("POST", path, json=body)
         return None if answer.status_code == httpx.codes.CONFLICT else _content(answer)
@@ -194,7 +194,7 @@ class Airflow:
         """Yield the lines of a response that can be long, up to a size limit.
 
         Raises:
-            CouldNotRunError: the request was refused, or Airflow stayed unavailable.
+            CouldNotRunError: Airflow rejected the request or stayed unavailable.
             httpx.RequestError: the connection broke while the lines were being read.
         """
         answer = self._ask(
@@ -282,7 +282,7 @@ def _content(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _foreign(answer: httpx.Response) -> CouldNotRunError:
-    return CouldNotRunError(f"the response of {answer.url} is not Airflow's; check AIRFLOW_URL")
+    return CouldNotRunError(f"the response from {answer.url} is not Airflow's; check AIRFLOW_URL")
 
 
 def _refused(answer: httpx.Response) -> CouldNotRunError:
@@ -334,7 +334,7 @@ class Reconciliation:
     def _trigger(self) -> None:
         dag = self._airflow.get(_DAG)
         if not dag:
-            message = "the DAG reconcile does not exist, or this user may not see it"
+            message = "the DAG reconcile does not exist, or this user cannot see it"
             raise CouldNotRunError(message)
         if dag["is_paused"]:
             message = "the DAG reconcile is paused, so its runs do not start; unpause it"

@@ -319,7 +319,7 @@ def test_client_gives_up_if_airflow_stays_unavailable(run: Run, stub: Stub, port
 @pytest.mark.parametrize(
     ("path", "status", "message"),
     [
-        ("/api/v2/dags/reconcile", 404, "the DAG reconcile does not exist, or this user may not see it"),
+        ("/api/v2/dags/reconcile", 404, "the DAG reconcile does not exist, or this user cannot see it"),
         (RUNS, 403, f"POST {RUNS} -> 403"),
         (RUNS, 302, f"POST {RUNS} -> 302"),
         (f"{RUNS}/{RUN}", 404, "the DAG run has been deleted"),
