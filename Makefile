@@ -69,7 +69,7 @@ containers: setup docker ## test the images and docker-compose.yml in containers
 	tests/containers/stand_ins/make.sh
 	$(VENV)/bin/pytest tests/containers
 
-check: setup ## check style, formatting, types and the layers of imports
+check: setup ## check style, formatting, types and import layers
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy

@@ -22,7 +22,6 @@ def beats(dsn: str, job_type: str, hostname: str) -> bool:
         dsn: the connection string of Airflow's database.
         job_type: the component, as named in Airflow's `job` table.
         hostname: the host that the component runs on.
-
     """
     with psycopg.connect(dsn, connect_timeout=3) as connection:
         query = _QUERY.read_bytes()

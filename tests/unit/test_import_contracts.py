@@ -25,16 +25,16 @@ FORBIDDEN = {
         "local/ports.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from local.process import Process",
     ),
-    "The library knows neither HTTP nor Airflow, nor what is built on it": (
+    "The library depends on neither HTTP nor Airflow, nor on what is built on it": (
         "cachesync/service/cache.py",
         "import falcon",
     ),
-    "The services reach databases and Kafka through the library alone": ("serving/body.py", "import asyncpg"),
-    "The services use the library's service side alone": (
+    "The services access databases and Kafka only through the library": ("serving/body.py", "import asyncpg"),
+    "The services use only the service side of the library": (
         "serving/body.py",
         "from cachesync.slots import layout",
     ),
-    "The Airflow side knows neither the services nor the local system": (
+    "The Airflow side depends on neither the services nor the local system": (
         "plugins/cachesync_airflow/params.py",
         "import serving",
     ),
