@@ -1,4 +1,4 @@
-"""Fixtures of the acceptance tests: services on a database of their own, and Airflow's REST API."""
+"""Fixtures of the acceptance tests: services on their own database, and Airflow's REST API."""
 
 from __future__ import annotations
 

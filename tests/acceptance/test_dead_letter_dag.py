@@ -110,7 +110,7 @@ def test_undecodable_message_is_parked_immediately_and_discarded_with_a_reason(
     assert letters(dag, key) == []
 
 
-def test_run_with_invalid_parameters_is_refused(dag: httpx.Client) -> None:
+def test_run_with_invalid_parameters_is_rejected(dag: httpx.Client) -> None:
     for conf in ({"action": "burn"}, {"letters": ["17"]}, {"services": ["nobody"]}, {"rate": 0}):
         answer = dag.post("/dagRuns", json={"logical_date": None, "conf": conf})
         assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text

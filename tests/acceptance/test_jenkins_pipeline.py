@@ -208,7 +208,7 @@ def test_build_fails_with_a_report_if_drift_cannot_be_repaired(
     assert_shows_no_secret(build, password)
 
 
-def test_refused_parameter_is_reported_with_airflows_response(system: System) -> None:
+def test_rejected_parameter_is_reported_with_airflows_response(system: System) -> None:
     environment = {
         "AIRFLOW_URL": system.airflow.url,
         "AIRFLOW_USERNAME": system.airflow.jenkins_username,

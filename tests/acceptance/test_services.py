@@ -248,7 +248,7 @@ def test_reads_of_existing_and_missing_rows_are_not_logged(
 
 def test_metrics_cover_all_worker_processes(sb: Service, student: str) -> None:
     for _ in range(40):
-        httpx.get(sb.url + student)  # on a new connection, so that both workers get some
+        httpx.get(sb.url + student)  # on a new connection, so that both worker processes get some
     pattern = re.compile(
         r'http_request_duration_seconds_count{cache="HIT",entity="student",method="GET",status="4xx"} (\S+)'
     )
@@ -319,7 +319,7 @@ def test_service_that_cannot_start_reports_the_reason_and_exits(
     assert "wrong-one" not in message
 
 
-def test_worker_that_fails_to_start_does_not_stop_the_others(
+def test_worker_process_that_fails_to_start_does_not_stop_the_others(
     service_process: Run, postgres: Postgres, database: str, student: str
 ) -> None:
     role = f"{database.rpartition('/')[2]}_sb"

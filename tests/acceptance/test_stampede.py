@@ -25,7 +25,7 @@ LOOKUPS = "SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relname = '
 
 
 def lookups(system: System) -> int:
-    """Return how often PostgreSQL has looked up a student."""
+    """Return how many times PostgreSQL has looked up a student."""
     time.sleep(1.5)  # each session reports its statistics after a second
     return int(run_sql(system.dsn, LOOKUPS))
 

@@ -35,7 +35,7 @@ def test_demo_succeeds(compose: Compose) -> None:
     assert "0 examined" not in compose("run", "--rm", "-T", "story")
 
 
-def test_either_replica_answers_while_the_other_is_paused(compose: Compose) -> None:
+def test_either_replica_responds_while_the_other_is_paused(compose: Compose) -> None:
     containers = compose.containers("sb")
     assert len(containers) == 2
     for paused in containers:

@@ -149,7 +149,7 @@ async def test_trigger_yields_the_error_of_a_stream_that_cannot_continue(
     assert events == ["StreamError: cannot continue"]
 
 
-async def test_cancelled_trigger_leaves_its_consumer_group_before_it_ends(
+async def test_canceled_trigger_leaves_its_consumer_group_before_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415

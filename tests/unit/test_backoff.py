@@ -1,4 +1,4 @@
-"""How long to wait before something is tried again."""
+"""The delays before retries."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def text_of(page: Path) -> str:
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """The anchors that GitHub creates for a page's headings."""
     headings = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in HEADING.findall(text_of(page)))
     return {heading.strip().replace(" ", "-") for heading in headings}
 

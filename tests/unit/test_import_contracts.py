@@ -41,7 +41,7 @@ FORBIDDEN = {
 }
 
 
-def test_every_contract_is_tried() -> None:
+def test_every_contract_is_tested() -> None:
     assert FORBIDDEN.keys() == {contract["name"] for contract in CONTRACTS}
 
 

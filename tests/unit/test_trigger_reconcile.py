@@ -1,4 +1,4 @@
-"""The client that the Jenkins pipeline calls, against a stub of Airflow's REST API that can be told to fail.
+"""The client that the Jenkins pipeline calls, against a stub of Airflow's REST API that can be made to fail.
 
 tests/acceptance/test_jenkins_pipeline.py runs it against a real Airflow.
 """
@@ -325,7 +325,7 @@ def test_client_gives_up_if_airflow_stays_unavailable(run: Run, stub: Stub, port
         (f"{RUNS}/{RUN}", 404, "the DAG run has been deleted"),
     ],
 )
-def test_refused_request_is_named_in_the_error(
+def test_rejected_request_is_named_in_the_error(
     run: Run, stub: Stub, path: str, status: int, message: str
 ) -> None:
     stub.failures[path] = [status]

@@ -91,7 +91,7 @@ class _Rows:
         self.deletes = self._acknowledged_deletes(history)
 
     def absent(self, row: Row, least: int, end: float) -> int | None:
-        """Return the first version from `least` on that deleted the row, or None if it came after `end`."""
+        """Return the first version from `least` up that deleted the row, or None if it came after `end`."""
         for version, at in self._absent.get(row, ()):
             if version >= least:
                 return version if at <= end + _TOLERANCE else None

@@ -287,7 +287,7 @@ def take_dump(url: str) -> Dump:
 
 
 def restore_dump(url: str, dump: Dump) -> None:
-    """Replace the contents of a cache by those of a dump."""
+    """Replace the contents of a cache with those of a dump."""
     with redis_client.Redis.from_url(url) as client:
         client.flushall()
         for name, (slot, ttl) in dump.items():

@@ -77,7 +77,7 @@ class Fault:
         kind, part: the kind of fault, and the component or connection that it affected.
         begin, repaired: when it began, and when the component worked again.
         in_step: when the services and the stream had recovered from it.
-        restored: the service whose cache was replaced by an old dump; it can be wrong until `reconciled`.
+        restored: the service whose cache was replaced with an old dump; it can be wrong until `reconciled`.
     """
 
     kind: str

@@ -153,7 +153,7 @@ async def test_replay_updates_the_cache_and_reports_the_letters_that_failed(
     assert "no letters closed" in (await command(*mine)).stdout
 
 
-async def test_ambiguous_or_malformed_arguments_are_refused(post: Post, command: Command) -> None:
+async def test_ambiguous_or_malformed_arguments_are_rejected(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     for arguments, text in (
         (("replay",), "replay requires letters, a topic"),

@@ -1,4 +1,4 @@
-"""Run a retry as the DAG does, but kill the process by SIGKILL at one step."""
+"""Run a retry as the DAG does, but kill the process with SIGKILL at one step."""
 
 from __future__ import annotations
 

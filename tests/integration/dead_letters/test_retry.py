@@ -1,6 +1,6 @@
 """Dead letters are retried, parked, replayed and discarded on a real PostgreSQL, Redis and Kafka.
 
-Tests share the topics, so each uses service names of its own.
+Tests share the topics, so each uses its own service names.
 """
 
 from __future__ import annotations

@@ -97,6 +97,6 @@ def test_missing_topic_is_a_topic_error(topics: str) -> None:
         letters.letter("cachesync.no-such-topic", 0, 0)
 
 
-def test_settings_that_the_kafka_client_refuses_are_an_error(topics: str) -> None:
+def test_settings_that_the_kafka_client_rejects_are_an_error(topics: str) -> None:
     with pytest.raises(KafkaUnavailableError, match=r"no\.such\.setting"):
         DeadLetterReader({"bootstrap.servers": topics, "no.such.setting": "1"})

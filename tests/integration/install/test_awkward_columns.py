@@ -1,4 +1,4 @@
-"""Columns whose names the library's SQL uses itself, or whose types refuse values in unusual ways."""
+"""Columns whose names the library's SQL uses itself, or whose types reject values in unusual ways."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def test_columns_may_have_names_that_the_sql_uses(admin: asyncpg.Connectio
     assert payload == '{"key":1,"p":"a","t":"b","payload":"c"}'
 
 
-async def test_value_that_a_domain_refuses_is_reported_with_its_column(
+async def test_value_that_a_domain_rejects_is_reported_with_its_column(
     admin: asyncpg.Connection,
     open_service: Callable[..., AbstractAsyncContextManager[Service]],
     tmp_path: Path,

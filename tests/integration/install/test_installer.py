@@ -1,4 +1,4 @@
-"""The database side: installed on tables in use, upgraded, refused and removed."""
+"""The database side: installed on tables in use, upgraded, rejected and removed."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
         ),
     ],
 )
-async def test_unsupported_table_is_refused_and_left_unchanged(
+async def test_unsupported_table_is_rejected_and_left_unchanged(
     owner: asyncpg.Connection, tables: str, declared: dict[str, Any], reason: str
 ) -> None:
     await owner.execute(tables)
@@ -303,7 +303,7 @@ async def test_unsupported_table_is_refused_and_left_unchanged(
     assert await owner.fetchval(CATALOGUE) == before
 
 
-async def test_subscribed_table_is_refused(owner: asyncpg.Connection) -> None:
+async def test_subscribed_table_is_rejected(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
     await owner.execute(
         "CREATE SUBSCRIPTION feed CONNECTION '' PUBLICATION feed"

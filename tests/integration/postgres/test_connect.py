@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "statement",
     ["SELECT 1/0", "SELECT * FROM no_such_table", "not SQL", "DO $$ BEGIN RAISE 'refused'; END $$"],
 )
-async def test_refused_statement_is_a_database_error(sample: str, statement: str) -> None:
+async def test_rejected_statement_is_a_database_error(sample: str, statement: str) -> None:
     with pytest.raises(DatabaseError) as refused:
         async with connected(sample, "test") as connection:
             await connection.execute(statement)
@@ -28,7 +28,7 @@ async def test_refused_statement_is_a_database_error(sample: str, statement: str
     assert str(refused.value.__cause__) in str(refused.value)
 
 
-async def test_refused_setting_is_a_database_error(sample: str) -> None:
+async def test_rejected_setting_is_a_database_error(sample: str) -> None:
     with pytest.raises(DatabaseError) as refused:
         await connect(sample, "test", settings={"timezone": "Nowhere/At_All"})
     assert not isinstance(refused.value, DatabaseUnavailableError)

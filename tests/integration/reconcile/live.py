@@ -1,4 +1,4 @@
-"""Writers, and the relay and stream that bring their changes to sb's cache, in processes of their own.
+"""Writers, and the relay and stream that bring their changes to sb's cache, in their own processes.
 
 They keep their rate regardless of what the test does.
 """

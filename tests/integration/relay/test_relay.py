@@ -270,10 +270,10 @@ async def test_changes_that_cannot_be_published_stay_and_do_not_block_others(
     )
 
 
-async def test_change_that_the_broker_refuses_does_not_affect_the_others(
+async def test_change_that_the_broker_rejects_does_not_affect_the_others(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
-    """A broker refuses a whole batch of messages because of its size."""
+    """A broker rejects a whole batch of messages because of its size."""
     await admin.execute(
         "INSERT INTO student SELECT 6 * i, repeat('x', 400000), 20 FROM generate_series(1, 20) AS i"
     )

@@ -216,7 +216,7 @@ async def test_replace_merge_and_delete_check_the_expected_versions(students: En
     assert (await students.merge("1", RowInput.from_json(b'{"age":1}'), frozenset({old, new}))).version > new
 
 
-async def test_refused_writes_name_their_columns_and_leave_no_lease(
+async def test_rejected_writes_name_their_columns_and_leave_no_lease(
     courses: EntityCache, students: EntityCache, slots: redis_client.Redis
 ) -> None:
     await put(students, 1, "Ann")
@@ -239,7 +239,7 @@ async def test_refused_writes_name_their_columns_and_leave_no_lease(
 
 @pytest.mark.parametrize("column", ["color", "internal_note"])
 @pytest.mark.parametrize("write", ["insert", "replace", "merge"])
-async def test_unknown_columns_are_refused_by_name(
+async def test_unknown_columns_are_rejected_by_name(
     courses: EntityCache, slots: redis_client.Redis, write: str, column: str
 ) -> None:
     """A table column that the entity does not declare is also unknown."""
@@ -259,7 +259,7 @@ async def test_unknown_columns_are_refused_by_name(
     assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
 
 
-async def test_foreign_keys_refuse_inserts_and_deletes(
+async def test_foreign_keys_reject_inserts_and_deletes(
     open_service: OpenService,
     admin: asyncpg.Connection,
     slots: redis_client.Redis,
@@ -374,7 +374,7 @@ async def test_value_of_another_schema_is_a_miss_and_not_replaced_by_an_older_ro
     assert slots.get("sa:student:1") is None
 
 
-async def test_cancelled_write_still_updates_the_cache_after_its_commit(
+async def test_canceled_write_still_updates_the_cache_after_its_commit(
     students: EntityCache, admin: asyncpg.Connection
 ) -> None:
     await put(students, 1, "Ann")
@@ -457,7 +457,7 @@ async def test_key_of_another_redis_type_is_bypassed(
     assert read.row is not None
 
 
-async def test_service_refuses_a_database_that_is_not_installed_as_declared(
+async def test_service_rejects_a_database_that_is_not_installed_as_declared(
     open_service: OpenService, tmp_path: Path
 ) -> None:
     file = tmp_path / "entities.toml"

@@ -47,7 +47,7 @@ async def test_entity_must_be_installed(
             await Service.open(settings_of("sa", cachesync_entities=file))
 
 
-async def test_settings_that_the_kafka_client_refuses_are_an_error(
+async def test_settings_that_the_kafka_client_rejects_are_an_error(
     settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
     no_certificate = tmp_path / "ca.pem"

@@ -48,7 +48,7 @@ Drawn = tuple[int, int | None]
 VERSIONS = st.tuples(st.sampled_from(EDGES) | st.integers(1, NEWEST), st.sampled_from([None, -1, 0, 1]))
 FINGERPRINTS = st.sampled_from([b"01234567", b"\r\n\x00\xff*1$3"])
 PAYLOADS = st.binary(max_size=40) | st.sampled_from([b"A", b"L0000000000000000001", b"{}\r\n\x00\xff"])
-# None stands for the token of the slot's lease. It is frequent because other tokens are only refused.
+# None stands for the token of the slot's lease. It is frequent because other tokens are only rejected.
 TOKENS = st.sampled_from([None, None, None, "0123456789abcdef", "0123456789abcdee", NO_TOKEN])
 TTLS = st.sampled_from(TTLS_MS)
 PURPOSES = st.sampled_from(["read", "write"])

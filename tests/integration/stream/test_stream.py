@@ -412,6 +412,6 @@ async def test_full_queue_neither_fails_nor_delays_a_write(
 
 
 @pytest.mark.parametrize("settings", [{}, {"enable.auto.commit": True}, {"enable.auto.commit": "true"}])
-def test_consumer_with_automatic_commits_is_refused(settings: dict[str, object]) -> None:
+def test_consumer_with_automatic_commits_is_rejected(settings: dict[str, object]) -> None:
     with pytest.raises(StreamError, match=r"enable\.auto\.commit must be false"):
         require_manual_commit(settings)

@@ -26,6 +26,6 @@ def test_each_service_gets_a_client_for_its_own_redis(given: list[str]) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["redis://one:1/0", "sa=", "=redis://one", "sa=one:1"])
-def test_option_without_a_service_or_a_url_is_refused(wrong: str) -> None:
+def test_option_without_a_service_or_a_url_is_rejected(wrong: str) -> None:
     with pytest.raises(SettingsError, match="is not SERVICE=URL"), redis_clients([wrong]):
         pytest.fail("it was accepted")

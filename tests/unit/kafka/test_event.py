@@ -108,7 +108,7 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", b"{}", {"ce_source": b"\xff"}, "malformed"),
     ],
 )
-def test_message_that_is_not_a_change_is_refused_with_the_reason(
+def test_message_that_is_not_a_change_is_rejected_with_the_reason(
     key: bytes | None, value: bytes | None, changed: dict[str, bytes | None], reason: str
 ) -> None:
     headers: Headers = list((GOOD | changed).items())

@@ -1,4 +1,4 @@
-"""What Airflow stores and finds of this package by name."""
+"""The names under which Airflow stores and finds parts of this package."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[3]
 
-# Airflow reads these when it is imported, which happens in the tests; it would create its home in the user's.
+# Airflow reads these on import, in the tests below; by default it would use the user's home directory.
 os.environ.setdefault("AIRFLOW_HOME", str(REPOSITORY / ".local" / "test" / "airflow-home"))
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 
 
 def test_triggers_keep_the_paths_that_airflow_has_stored() -> None:
-    """A deferred task is resumed by the path in Airflow's database, also after an upgrade of this package."""
+    """A deferred task is resumed by the path in Airflow's database, even after an upgrade of this package."""
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415 - Airflow takes seconds
     from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger  # noqa: PLC0415
 
@@ -44,7 +44,7 @@ def loaded(entry_point: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def test_the_provider_says_what_airflow_requires(entry_points: Any) -> None:
+def test_the_provider_metadata_has_what_airflow_requires(entry_points: Any) -> None:
     import airflow  # noqa: PLC0415
 
     schema = json.loads(Path(airflow.__path__[0], "provider_info.schema.json").read_text())

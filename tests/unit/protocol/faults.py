@@ -9,7 +9,7 @@ from typing import Final
 class Fault(StrEnum):
     """A violation of the protocol."""
 
-    # A wrong answer of the cache.
+    # A wrong answer from the cache.
     STALE = "every event has been delivered, and the slot holds an older row"
     ORPHAN = "every event has been delivered, and the slot holds a deleted row"
     FALSE_ABSENT = "every event has been delivered, and the slot hides a row"
@@ -18,11 +18,11 @@ class Fault(StrEnum):
     BACKWARDS = "a value was replaced by an older one"
     LASTING = "the slot has no time to live"
 
-    # Wasted work of the cache.
+    # Work that the cache wastes.
     REWRITTEN = "a change wrote to a slot that was at least as new"
     STOLEN = "a lease was ended by someone other than its holder"
     TAKEN = "a lease replaced content that could be served"
-    REFUSED = "the newest row was refused although the lease holder offered it"
+    REFUSED = "the newest row was rejected although the lease holder offered it"
     UNSERVED = "a read got neither an answer nor the lease"
 
 

@@ -310,7 +310,7 @@ class Model:
         return drift_of(local.seen, _row(process, version), deep=True)
 
     def _commit(self, state: State, process: Writer | Elsewhere, drawn: int) -> State | None:
-        """Return the state after a commit, or None if it is refused.
+        """Return the state after a commit, or None if there is nothing to commit.
 
         `drawn` is the version that was drawn before, or 0.
         """

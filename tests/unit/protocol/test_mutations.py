@@ -1,4 +1,4 @@
-"""The protocol fails without any one of the rules of the scripts and of their callers."""
+"""Without any one of the rules of the scripts and their callers, the protocol fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that a write gives for a row."""
+"""The column values of a write."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_json_in_bytes_is_utf8() -> None:
     ],
     ids=["empty", "cut off", "quotes", "more", "comma", "not UTF-8", "too many digits", "too deep"],
 )
-def test_malformed_json_is_refused(document: bytes | str) -> None:
+def test_malformed_json_is_rejected(document: bytes | str) -> None:
     with pytest.raises(InvalidValueError) as refused:
         RowInput.from_json(document)
     assert refused.value.column is None
 
 
 @pytest.mark.parametrize("document", ["[]", "[1]", '"id"', "1", "1.5", "null", "true"])
-def test_json_that_is_not_an_object_is_refused(document: str) -> None:
+def test_json_that_is_not_an_object_is_rejected(document: str) -> None:
     with pytest.raises(InvalidValueError, match="JSON object") as refused:
         RowInput.from_json(document)
     assert refused.value.column is None
@@ -106,7 +106,7 @@ def endless() -> list[Any]:
     ],
     ids=["NaN", "infinity", "nested infinity", "bytes", "nested set", "object", "tuple as name", "endless"],
 )
-def test_values_without_json_are_refused_by_column(value: object) -> None:
+def test_values_without_json_are_rejected_by_column(value: object) -> None:
     with pytest.raises(InvalidValueError) as refused:
         RowInput.from_mapping({"id": 1, "wrong": value, "name": "Ann"})
     assert refused.value.column == "wrong"

@@ -90,7 +90,7 @@ def test_nothing_is_sent_for_no_calls() -> None:
     assert run_script("change", [], send) == []
 
 
-def test_script_calls_yields_commands_and_returns_the_answers() -> None:
+def test_script_calls_yields_commands_and_returns_the_replies() -> None:
     steps = script_calls("change", CALLS)
     assert next(steps) == by_digest(*CALLS)
     assert steps.send(["first", NoScriptError("No matching script."), "third"]) == by_source(CALLS[1])
