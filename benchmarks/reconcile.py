@@ -28,7 +28,7 @@ from rich.table import Table
 
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
-from cachesync.reconcile.bulk import Bulk
+from cachesync.slots.bulk import Bulk
 from cachesync.slots.layout import UP_TO_PAYLOAD
 from local.postgres import Postgres, programs
 from local.redis import Redis

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gunicorn.asgi.protocol import ASGIProtocol  # type: ignore[import-untyped]
 
-from cachesync.versions import require_tested
+from cachesync.tested_packages import require_tested
 
 TESTED: Final = ">=26.2,<26.3"
 

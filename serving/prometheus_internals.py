@@ -7,7 +7,7 @@ from typing import Final
 
 from prometheus_client import Histogram
 
-from cachesync.versions import require_tested
+from cachesync.tested_packages import require_tested
 
 TESTED: Final = ">=0.26,<0.27"
 

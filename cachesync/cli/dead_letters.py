@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cachesync.dead_letters.audit import AuditEntry
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 dead_letters: Final = typer.Typer(
     no_args_is_help=True, help="Inspect, retry and close messages that could not be applied to a cache."
@@ -221,7 +221,7 @@ def _carry_out(
 
 
 def _service(
-    dsn: str | None, bootstrap_servers: str, clients: Mapping[str, WorkerRedis], entities_file: Path | None
+    dsn: str | None, bootstrap_servers: str, clients: Mapping[str, BlockingRedis], entities_file: Path | None
 ) -> DeadLetterService:
     entities = {} if entities_file is None else load_entities(entities_file)
     return DeadLetterService(dsn, kafka_client(bootstrap_servers), clients, entities, f"{getuser()}@{node()}")

@@ -19,7 +19,7 @@ from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import AUTHENTICATION, SSL
 from cachesync.kafka.settings import KafkaSettings
 from cachesync.postgres.connect import connected
-from cachesync.slots.clients import worker_client
+from cachesync.slots.clients import blocking_client
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 console: Final = Console(stderr=True)
 """For progress and messages, on standard error; the requested output goes to standard output."""
@@ -105,7 +105,7 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
 
 
 @contextmanager
-def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]]:
+def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedis]]:
     """Open a client for each service's Redis, by the service's name, and close them on exit.
 
     Args:
@@ -115,7 +115,7 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]
         SettingsError: a value is not `SERVICE=URL`; the text names it.
         CacheUnavailableError: a Redis Cluster did not respond.
     """
-    clients: dict[str, WorkerRedis] = {}
+    clients: dict[str, BlockingRedis] = {}
     with ExitStack() as stack:
         for pair in filter(None, ",".join(urls or ()).split(",")):
             match = _REDIS_URL.fullmatch(pair)
@@ -124,7 +124,7 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, WorkerRedis]
                 start = pair.partition("://")[0]
                 message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
                 raise SettingsError(message)
-            client = worker_client(match[2], _REDIS_SECONDS)
+            client = blocking_client(match[2], _REDIS_SECONDS)
             clients[match[1]] = stack.enter_context(client)
         yield clients
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.reconcile.chunk import Progress as ChunkProgress
     from cachesync.reconcile.models import Report, Task
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 _PREFIX: Final = "command-"
 _UNREPAIRED: Final = 3
@@ -112,7 +112,7 @@ def _selected(names: list[str] | None, known: Collection[str], problem: str) -> 
 async def _run(
     dsn: str | None,
     parameters: Parameters,
-    clients: Mapping[str, WorkerRedis],
+    clients: Mapping[str, BlockingRedis],
     entities: Mapping[str, Entity],
 ) -> Report:
     async with connection(dsn) as opened:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.letter import Letter, LetterId, Outgoing, RetryPolicy
     from cachesync.dead_letters.reader import DeadLetterReader
     from cachesync.entity import Entity
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
     Filter = Callable[[Letter], bool]
     Handler = Callable[[list[Letter]], Awaitable[list[AuditEntry]]]
@@ -109,7 +109,7 @@ class Retrier:
         *,
         settings: Mapping[str, Any],
         reader: DeadLetterReader,
-        clients: Mapping[str, WorkerRedis],
+        clients: Mapping[str, BlockingRedis],
         entities: Mapping[str, Entity],
         actor: str,
         policy: RetryPolicy = DEFAULT_POLICY,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.request import Request
     from cachesync.dead_letters.retry import Watcher
     from cachesync.entity import Entity
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 _BATCH: Final = 500
 _DAY: Final = timedelta(days=1)
@@ -51,7 +51,7 @@ class DeadLetterService:
 
     dsn: str | None
     kafka: Mapping[str, Any]
-    clients: Mapping[str, WorkerRedis]
+    clients: Mapping[str, BlockingRedis]
     entities: Mapping[str, Entity]
     actor: str
     policy: RetryPolicy = DEFAULT_POLICY

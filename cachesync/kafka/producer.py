@@ -43,9 +43,6 @@ class Sender:
     Args:
         settings: the settings of the producer; see `producer_settings`.
 
-    Attributes:
-        producer: the current producer.
-
     Raises:
         KafkaUnavailableError: librdkafka rejected the settings.
     """
@@ -60,11 +57,11 @@ class Sender:
         Args:
             topic: the topic of the change's entity.
             change: the change.
-            settled: called exactly once, by this method or by `poll` or `flush` of the producer, with the
+            settled: called exactly once, by this method or by `poll` or `flush`, with the
                 error that prevented the delivery, or with None once the broker has acknowledged the change.
         """
         try:
-            self.producer.produce(
+            self._producer.produce(
                 topic,
                 key=message_key(change),
                 value=change.payload,
@@ -84,18 +81,26 @@ class Sender:
     def is_available(self, timeout: float) -> bool:
         """Return whether a broker responds within a timeout in seconds."""
         try:
-            self.producer.list_topics(timeout=timeout)
+            self._producer.list_topics(timeout=timeout)
         except KafkaException:
             return False
         return True
 
+    def poll(self, seconds: float) -> None:
+        """Wait up to the given number of seconds for delivery reports, and handle them."""
+        self._producer.poll(seconds)
+
+    def flush(self, seconds: float) -> int:
+        """Deliver queued changes for up to the given number of seconds; return how many are left."""
+        return self._producer.flush(seconds)
+
     def close(self) -> None:
         """Discard undelivered changes and disconnect, which can take a while."""
-        self.producer.purge()
-        del self.producer
+        self._producer.purge()
+        del self._producer
 
     def _connect(self) -> None:
-        self.producer = open_client(Producer, {**self._settings, "error_cb": _log_outage})
+        self._producer = open_client(Producer, {**self._settings, "error_cb": _log_outage})
 
 
 def _log_outage(error: KafkaError) -> None:

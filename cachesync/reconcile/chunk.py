@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.entity import Entity
-    from cachesync.reconcile.bulk import Bulk
     from cachesync.reconcile.rows import ComparedRows
     from cachesync.reconcile.source import Source
+    from cachesync.slots.bulk import Bulk
     from cachesync.slots.scripts import Command
 
 _log = structlog.get_logger(__name__)

@@ -17,13 +17,13 @@ from pydantic import TypeAdapter
 from cachesync.errors import NotInstalledError, ReconcileError
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
-from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
 from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
 from cachesync.reconcile.models import Parameters, Report, Task
 from cachesync.reconcile.rows import ComparedRows, connect_for_rows
 from cachesync.reconcile.source import ChangedKeys, Keyspace, Source
+from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import primaries, translate_redis_errors
 from cachesync.slots.layout import slot_name
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 _SLOTS_PER_CHUNK: Final = 1_000_000
 _SAVE_SECONDS: Final = 2.0
@@ -44,7 +44,7 @@ _FINDINGS: Final = TypeAdapter(dict[str, Findings])
 
 
 async def plan(
-    connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, WorkerRedis]
+    connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, BlockingRedis]
 ) -> list[Task]:
     """Plan a run, or return the existing plan if the run with this id has not ended.
 
@@ -104,7 +104,7 @@ async def _tasks(connection: asyncpg.Connection, run: str) -> list[Task]:
     return [Task.model_validate_json(record["task"]) for record in records]
 
 
-def _covers_primaries(tasks: list[Task], clients: Mapping[str, WorkerRedis]) -> bool:
+def _covers_primaries(tasks: list[Task], clients: Mapping[str, BlockingRedis]) -> bool:
     """Return whether each service's chunks cover exactly the primaries that its cache has now."""
     nodes: dict[str, set[str | None]] = {}
     for task in tasks:
@@ -145,7 +145,7 @@ async def claim(connection: asyncpg.Connection, run: str) -> None:
 
 async def run_chunk(
     dsn: str | None,
-    client: WorkerRedis,
+    client: BlockingRedis,
     run: str,
     task: Task,
     entities: Mapping[str, Entity],
@@ -274,7 +274,7 @@ async def _planned(
     connection: asyncpg.Connection,
     parameters: Parameters,
     service: str,
-    client: WorkerRedis,
+    client: BlockingRedis,
     notes: list[str],
 ) -> list[Task]:
     """Return the chunks of one service, not yet numbered, and note where they deviate from the request."""

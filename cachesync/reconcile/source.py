@@ -14,8 +14,8 @@ from cachesync.slots.layout import UP_TO_PAYLOAD, slot_name
 if TYPE_CHECKING:
     import asyncpg
 
-    from cachesync.reconcile.bulk import Bulk
     from cachesync.reconcile.keyspace import Part
+    from cachesync.slots.bulk import Bulk
 
 Names = list[bytes]
 

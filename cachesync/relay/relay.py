@@ -253,7 +253,7 @@ class Relay:
             while len(outcomes) < sent and time.monotonic() < deadline:
                 # Unlike `poll`, this does not wait for more messages to batch. Blocking is fine: this thread
                 # has nothing else to do.
-                self._sender.producer.flush(_POLL_SECONDS)
+                self._sender.flush(_POLL_SECONDS)
                 await asyncio.sleep(0)
 
         # A broker rejects a whole batch because of one message, so rejected changes are retried one by one.

@@ -21,10 +21,10 @@ from cachesync.errors import (
 )
 from cachesync.slots.layout import (
     ABSENT,
-    change_of,
     decode_value,
     filled_content,
     new_token,
+    slot_change_of,
     slot_name,
 )
 
@@ -393,11 +393,11 @@ class EntityCache:
 
     async def _apply(self, lease: _Lease, change: Change) -> bool:
         """Apply a committed change to its slot; return whether Redis confirmed that."""
-        slot = change_of(self._service, self.entity, change)
+        slot_change = slot_change_of(self._service, self.entity, change)
         # A trigger of the table can give the row another key than the one whose slot was leased.
-        is_leased = slot.name == lease.name
+        is_leased = slot_change.name == lease.name
         try:
-            await self._slots.change(slot, lease.token if is_leased else "")
+            await self._slots.change(slot_change, lease.token if is_leased else "")
         except CacheUnavailableError:
             return False
         lease.applied = is_leased

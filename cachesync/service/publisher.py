@@ -75,7 +75,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Deliver the queued changes, for a few seconds at most, and mark those that were acknowledged."""
-        left = await asyncio.to_thread(self._sender.producer.flush, _FLUSH_SECONDS)
+        left = await asyncio.to_thread(self._sender.flush, _FLUSH_SECONDS)
         if left:
             _log.warning("closed with unpublished changes", count=left)
         self._stopping.set()
@@ -87,7 +87,7 @@ class Publisher:
 
     def _poll(self) -> None:
         while not self._stopping.is_set():
-            self._sender.producer.poll(0.1)
+            self._sender.poll(0.1)
 
     def _acknowledge(self, version: int) -> None:
         metrics.published.inc()

@@ -11,7 +11,7 @@ from cachesync import metrics
 from cachesync.change import Operation
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.clients import pipelined, scan
-from cachesync.slots.layout import HEAD_BYTES, change_of, emptied, slot_name
+from cachesync.slots.layout import HEAD_BYTES, emptied, slot_change_of, slot_name
 from cachesync.slots.scripts import run_script
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Change
     from cachesync.entity import Entity
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
     from cachesync.slots.layout import SlotChange
     from cachesync.slots.scripts import Command
 
@@ -37,7 +37,7 @@ class Applier:
         entities: the declared entities, by name.
     """
 
-    def __init__(self, client: WorkerRedis, service: str, entities: Mapping[str, Entity]) -> None:
+    def __init__(self, client: BlockingRedis, service: str, entities: Mapping[str, Entity]) -> None:
         self._client = client
         self._service = service
         self._entities = entities
@@ -59,7 +59,7 @@ class Applier:
         truncates = [change for change in changes if change.operation is Operation.TRUNCATE]
         rows = [change for change in changes if change.operation is not Operation.TRUNCATE]
         effects = self._run(
-            [change_of(self._service, self._entities[change.entity], change) for change in rows]
+            [slot_change_of(self._service, self._entities[change.entity], change) for change in rows]
         )
         refused = []
         now = datetime.now(UTC)

@@ -38,7 +38,7 @@ _CLUSTER: Final = "+cluster"
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
 
-WorkerRedis = Redis | RedisCluster
+BlockingRedis = Redis | RedisCluster
 
 
 def is_cluster(url: str) -> bool:
@@ -85,7 +85,7 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
     return asyncio_redis.Redis.from_pool(pool)
 
 
-def worker_client(url: str, seconds: float) -> WorkerRedis:
+def blocking_client(url: str, seconds: float) -> BlockingRedis:
     """Return a blocking client, for the background work.
 
     Args:
@@ -110,14 +110,14 @@ def worker_client(url: str, seconds: float) -> WorkerRedis:
         )
 
 
-def primaries(client: WorkerRedis) -> dict[str | None, Redis]:
+def primaries(client: BlockingRedis) -> dict[str | None, Redis]:
     """Return the primaries of a Redis Cluster by `host:port`, or a single Redis under the key None."""
     if isinstance(client, Redis):
         return {None: client}
     return {node.name: client.get_redis_connection(node) for node in client.get_primaries()}
 
 
-def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
+def scan(client: BlockingRedis, pattern: str, count: int) -> Iterator[bytes]:
     """Yield the names of all keys that match a pattern, on every primary.
 
     Args:
@@ -133,7 +133,7 @@ def scan(client: WorkerRedis, pattern: str, count: int) -> Iterator[bytes]:
             yield from primary.scan_iter(match=pattern, count=count)
 
 
-def pipelined(client: WorkerRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
+def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
     """Send commands with one key each in one round trip per primary.
 
     redis-py's own cluster pipeline is not used, because it retries the commands for an unavailable node one
@@ -200,7 +200,7 @@ def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
 
 
 @contextmanager
-def _rediscovering(client: WorkerRedis) -> Iterator[None]:
+def _rediscovering(client: BlockingRedis) -> Iterator[None]:
     """Translate errors; if a cluster node did not respond, refresh the hash slot map for the next attempt."""
     with translate_redis_errors():
         try:

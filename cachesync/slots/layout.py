@@ -88,7 +88,7 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     return Row(key, int(slot[1:HEAD_BYTES]), fingerprint, slot[UP_TO_PAYLOAD:])
 
 
-def change_of(service: str, entity: Entity, change: Change) -> SlotChange:
+def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
     """Return the effect of a change of a row on its slot in the cache of a service."""
     row = None
     if change.payload is not None and change.fingerprint is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from cachesync.versions import require_tested
+from cachesync.tested_packages import require_tested
 
 if TYPE_CHECKING:
     from socket import socket

@@ -9,7 +9,7 @@ from airflow.sdk import BaseHook
 from redis import Redis
 
 if TYPE_CHECKING:
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 
 def database() -> str:
@@ -22,7 +22,7 @@ def brokers() -> dict[str, Any]:
     return BaseHook.get_connection("kafka_cachesync").extra_dejson
 
 
-def redis(service: str, seconds: float) -> WorkerRedis:
+def redis(service: str, seconds: float) -> BlockingRedis:
     """Return a client of a service's Redis or Redis Cluster, from the connection `redis_{service}`.
 
     Args:
@@ -32,7 +32,7 @@ def redis(service: str, seconds: float) -> WorkerRedis:
     Raises:
         RedisClusterException: the Redis Cluster did not respond.
     """
-    client: WorkerRedis = RedisHook(f"redis_{service}").get_conn()
+    client: BlockingRedis = RedisHook(f"redis_{service}").get_conn()
     # A cluster's client has one pool per node, and has already connected with redis-py's own timeout of 5 s.
     if isinstance(client, Redis):
         client.connection_pool.connection_kwargs.update(

@@ -16,7 +16,7 @@ from cachesync.install.installer import install
 from cachesync.kafka.topics import create_topics
 from cachesync.service.service import Service
 from cachesync.service.settings import ServiceSettings
-from cachesync.slots.clients import worker_client
+from cachesync.slots.clients import blocking_client
 from local.postgres import address, create_role
 from local.silent import Silent
 from tests.integration.post import Post
@@ -128,7 +128,7 @@ def _empty_caches(request: pytest.FixtureRequest) -> None:
     """Empty the caches that the test uses."""
     for name in {"redis_sa", "redis_sb", "redis_cluster"} & set(request.fixturenames):
         server: Redis | RedisCluster = request.getfixturevalue(name)
-        with worker_client(server.url, 5) as client:
+        with blocking_client(server.url, 5) as client:
             client.flushall()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.audit import AuditEntry
     from cachesync.entity import Entity
     from cachesync.kafka.event import Headers
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
 
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PAYLOAD = b"\xff any bytes \x00"
@@ -51,7 +51,7 @@ class Post:
         admin: asyncpg.Connection,
         worker: asyncpg.Connection,
         broker: str,
-        slots: WorkerRedis,
+        slots: BlockingRedis,
         entities: dict[str, Entity],
     ) -> None:
         self.service = f"s{secrets.token_hex(4)}"
@@ -65,7 +65,7 @@ class Post:
     def open(
         self,
         connection: asyncpg.Connection | None = None,
-        clients: Mapping[str, WorkerRedis] | None = None,
+        clients: Mapping[str, BlockingRedis] | None = None,
         policy: RetryPolicy = DEFAULT_POLICY,
     ) -> Iterator[tuple[Retrier, Watching]]:
         """Open a retrier for the service of the test, or for the given ones."""

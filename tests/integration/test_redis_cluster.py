@@ -14,12 +14,12 @@ from cachesync.change import Operation
 from cachesync.cli.options import redis_clients
 from cachesync.errors import CacheUnavailableError, ReconcileError
 from cachesync.reconcile import run as runs
-from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.models import Parameters, Report
 from cachesync.service.cache import EntityCache, Outcome
 from cachesync.service.row_input import RowInput
 from cachesync.slots.batch import Applier
-from cachesync.slots.clients import worker_client
+from cachesync.slots.bulk import Bulk
+from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import encode_value
 from tests.integration.changes import change, value
 from tests.integration.post import Post
@@ -51,7 +51,7 @@ async def students(
 
 @pytest.fixture
 def slots(redis_cluster: RedisCluster) -> Iterator[Client]:
-    client = worker_client(redis_cluster.url, 1)
+    client = blocking_client(redis_cluster.url, 1)
     assert isinstance(client, Client)
     with client:
         yield client

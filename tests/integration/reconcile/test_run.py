@@ -24,11 +24,11 @@ from cachesync.install.installer import install
 from cachesync.postgres.connect import connect
 from cachesync.postgres.rows import Rows
 from cachesync.reconcile import run as runs
-from cachesync.reconcile.bulk import Bulk
 from cachesync.reconcile.keyspace import parts
 from cachesync.reconcile.models import Parameters, Report
 from cachesync.reconcile.source import Keyspace
 from cachesync.service.row_input import RowInput
+from cachesync.slots.bulk import Bulk
 from local.silent import Silent
 from tests.integration.reconcile.live import KEYS, live_writes
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from cachesync.change import Operation
 from cachesync.errors import CacheUnavailableError, SettingsError
 from cachesync.slots.batch import Applier
-from cachesync.slots.clients import pipelined, scan, worker_client
+from cachesync.slots.clients import blocking_client, pipelined, scan
 from cachesync.slots.single import Slots
 from tests.integration.changes import change, value
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Change
     from cachesync.entity import Entity
-    from cachesync.slots.clients import WorkerRedis
+    from cachesync.slots.clients import BlockingRedis
     from local.redis import Redis
 
 NOT_REDIS = [
@@ -33,9 +33,9 @@ CHANGES = [change("1", 20), change("2", 20)]
 
 
 @pytest.fixture
-def client(redis_sb: Redis) -> Iterator[WorkerRedis]:
+def client(redis_sb: Redis) -> Iterator[BlockingRedis]:
     """A client with a connection to a Redis that has been stopped."""
-    with worker_client(redis_sb.url, 1) as client:
+    with blocking_client(redis_sb.url, 1) as client:
         client.set("sb:student:1", value(10))
         redis_sb.stop()
         try:
@@ -48,7 +48,7 @@ def client(redis_sb: Redis) -> Iterator[WorkerRedis]:
     "changes", [CHANGES, [change(None, 20, Operation.TRUNCATE)]], ids=["rows", "truncate"]
 )
 def test_apply_fails_while_redis_is_down(
-    client: WorkerRedis, entities: dict[str, Entity], changes: list[Change]
+    client: BlockingRedis, entities: dict[str, Entity], changes: list[Change]
 ) -> None:
     applier = Applier(client, "sb", entities)
     with pytest.raises(CacheUnavailableError) as unavailable:
@@ -56,7 +56,7 @@ def test_apply_fails_while_redis_is_down(
     assert isinstance(unavailable.value.__cause__, RedisError)
 
 
-def test_reads_fail_while_redis_is_down(client: WorkerRedis, entities: dict[str, Entity]) -> None:
+def test_reads_fail_while_redis_is_down(client: BlockingRedis, entities: dict[str, Entity]) -> None:
     with pytest.raises(CacheUnavailableError):
         Applier(client, "sb", entities).heads(CHANGES)
     with pytest.raises(CacheUnavailableError):
@@ -66,7 +66,7 @@ def test_reads_fail_while_redis_is_down(client: WorkerRedis, entities: dict[str,
 
 
 def test_redis_out_of_memory_is_unavailable(redis_sb: Redis, entities: dict[str, Entity]) -> None:
-    with worker_client(redis_sb.url, 1) as client:
+    with blocking_client(redis_sb.url, 1) as client:
         client.set("sb:student:1", value(10))
         usual = client.config_get("maxmemory*")
         client.config_set("maxmemory-policy", "noeviction")
@@ -81,13 +81,13 @@ def test_redis_out_of_memory_is_unavailable(redis_sb: Redis, entities: dict[str,
 
 def test_cluster_client_needs_a_node_that_responds() -> None:
     with pytest.raises(CacheUnavailableError) as unavailable:
-        worker_client("redis+cluster://127.0.0.1:1", 1)
+        blocking_client("redis+cluster://127.0.0.1:1", 1)
     assert isinstance(unavailable.value.__cause__, RedisError | RedisClusterException)
 
 
 @pytest.mark.parametrize("url", NOT_REDIS)
 async def test_malformed_url_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError):
-        worker_client(url, 1)
+        blocking_client(url, 1)
     with pytest.raises(SettingsError):
         await Slots.open(url, 1)

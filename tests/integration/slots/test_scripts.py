@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from cachesync.change import Row
-from cachesync.slots.clients import WorkerRedis, worker_client
+from cachesync.slots.clients import BlockingRedis, blocking_client
 from cachesync.slots.layout import decode_value
 from cachesync.slots.scripts import script
 
@@ -158,7 +158,7 @@ class Reference:
 class Slot:
     """A slot in a real Redis."""
 
-    def __init__(self, client: WorkerRedis) -> None:
+    def __init__(self, client: BlockingRedis) -> None:
         self._client = client
         self._name = f"test:slot:{secrets.token_hex(4)}"
         self._scripts = {
@@ -328,7 +328,7 @@ class Comparison(RuleBasedStateMachine):
 @pytest.fixture(params=["redis_sa", "redis_cluster"])
 def slot(request: pytest.FixtureRequest) -> Iterator[Slot]:
     server: Redis | RedisCluster = request.getfixturevalue(request.param)
-    with worker_client(server.url, 5) as client:
+    with blocking_client(server.url, 5) as client:
         slot = Slot(client)
         yield slot
         slot.clear()

@@ -73,6 +73,21 @@ def test_headers_are_those_of_a_binary_mode_cloudevent() -> None:
     ]
 
 
+@pytest.mark.parametrize(("operation", "key"), [(Operation.DELETE, "1"), (Operation.TRUNCATE, None)])
+def test_headers_of_a_change_without_a_payload_name_no_fingerprint(
+    operation: Operation, key: str | None
+) -> None:
+    change = Change("thing", key, 7, operation, None, None, "sa", MOMENT)
+    assert encode_headers(change) == [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", b"7"),
+        ("ce_source", b"/cachesync/sa"),
+        ("ce_type", b"cachesync." + operation.encode()),
+        ("ce_time", b"2026-01-02T03:04:05+00:00"),
+        ("ce_rowversion", b"7"),
+    ]
+
+
 GOOD: dict[str, str | bytes | None] = {
     "ce_specversion": b"1.0",
     "ce_source": b"/cachesync/sa",

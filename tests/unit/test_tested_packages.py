@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from cachesync.slots import redis_py_internals
-from cachesync.versions import require_tested
+from cachesync.tested_packages import require_tested
 from serving import gunicorn_internals, prometheus_internals
 
 if TYPE_CHECKING:
