@@ -2,7 +2,7 @@
 
 Every minute, this DAG retries the dead letters that are due: it reads the row again and applies it to the
 cache, unless the cache already holds that version or a newer one. A letter that fails again waits up to
-twice as long, and is parked after its last attempt. A letter that cannot be decoded is parked at once. A
+twice as long, and is parked after its last attempt. A letter that cannot be decoded is parked immediately. A
 run fails if a Redis, the database or Kafka is unavailable; nothing is lost, and the next run processes the
 rest.
 
