@@ -63,7 +63,7 @@ class CouldNotRunError(Exception):
     """The reconciliation could not be completed; the message gives the reason and what to do."""
 
 
-class _AwayError(Exception):
+class _UnavailableError(Exception):
     """Airflow is temporarily unavailable."""
 
 
@@ -213,15 +213,15 @@ class Airflow:
 
     def _ask(self, method: str, path: str, *, stream: bool = False, **parts: Any) -> httpx.Response:
         retrying = Retrying(
-            retry=retry_if_exception_type(_AwayError),
+            retry=retry_if_exception_type(_UnavailableError),
             wait=wait_random_exponential(multiplier=0.5, max=_POLL_SECONDS),
             stop=lambda _: time.monotonic() > self._until,
-            before_sleep=_tell_that_it_is_away,
+            before_sleep=_print_outage,
             reraise=True,
         )
         try:
             return retrying(self._ask_once, method, path, stream=stream, **parts)
-        except _AwayError as error:
+        except _UnavailableError as error:
             message = f"{self._settings.url} is unavailable: {error}"
             raise CouldNotRunError(message) from error
 
@@ -261,11 +261,11 @@ class Airflow:
             answer = self._client.send(request, stream=stream)
         except httpx.RequestError as error:
             message = f"{type(error).__name__}: {error}"
-            raise _AwayError(message) from error
+            raise _UnavailableError(message) from error
         if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
             answer.close()
             message = f"{request.url.path} returned {answer.status_code}"
-            raise _AwayError(message)
+            raise _UnavailableError(message)
         return answer
 
 
@@ -291,7 +291,7 @@ def _refused(answer: httpx.Response) -> CouldNotRunError:
     return CouldNotRunError(f"{request.method} {request.url.path} -> {answer.status_code} {detail}")
 
 
-def _tell_that_it_is_away(state: RetryCallState) -> None:
+def _print_outage(state: RetryCallState) -> None:
     if state.outcome is not None:
         print(f"Airflow is unavailable ({state.outcome.exception()}); retrying", flush=True)
 
@@ -328,7 +328,7 @@ class Reconciliation:
             raise
         self._airflow.be_patient(_PATIENCE_SECONDS)
         if state != "success":
-            self._tell_failures()
+            self._print_failures()
         return self._judge(state, self._fetch_report())
 
     def _trigger(self) -> None:
@@ -387,7 +387,7 @@ class Reconciliation:
         )
         return f"{done} of {every} tasks done"
 
-    def _tell_failures(self) -> None:
+    def _print_failures(self) -> None:
         instances = self._airflow.get(f"{self._run}/taskInstances", limit=_FAILED_TASKS, state=["failed"])
         for instance in instances["task_instances"]:
             index = instance["map_index"]

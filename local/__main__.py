@@ -45,7 +45,7 @@ def demo(
     """Start the whole system, run the demo, and keep the system running until Ctrl-C."""
     with _running() as system:
         _console.print()
-        Story(system, _console).tell()
+        Story(system, _console).run()
         _describe(system)
         if not once:
             _stay_up()

@@ -95,7 +95,7 @@ def main() -> None:
         SystemExit: a step failed; the message says which one.
     """
     try:
-        Story(Compose(), Console()).tell()
+        Story(Compose(), Console()).run()
     except LocalError as error:
         raise SystemExit(str(error)) from None
 

@@ -119,7 +119,7 @@ class Story:
         self._sa = httpx.Client(base_url=system.services["sa"].url, timeout=10)
         self._sb = httpx.Client(base_url=system.services["sb"].url, timeout=10)
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Run all steps.
 
         Raises:

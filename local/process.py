@@ -48,20 +48,20 @@ class _Guard:
                     start_new_session=True,
                 )
             self._children.add(pid)
-            self._tell(self._process, f"add {pid} {stop_signal.value}")
+            self._send(self._process, f"add {pid} {stop_signal.value}")
 
     def remove(self, pid: int) -> None:
         with self._lock:
             if self._process is None:
                 return
             self._children.discard(pid)
-            self._tell(self._process, f"remove {pid}")
+            self._send(self._process, f"remove {pid}")
             if not self._children:
                 self._process.communicate()
                 self._process = None
 
     @staticmethod
-    def _tell(process: subprocess.Popen[str], line: str) -> None:
+    def _send(process: subprocess.Popen[str], line: str) -> None:
         # Popen always creates the pipe that was requested; the check is for the type checker.
         if process.stdin is not None:
             process.stdin.write(f"{line}\n")

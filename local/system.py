@@ -181,10 +181,10 @@ class System:
             while steps.is_active():
                 running |= {pool.submit(_timed, work[name]): name for name in steps.get_ready()}
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    self._tell(running[future], future.result())
+                    self._print_start(running[future], future.result())
                     steps.done(running.pop(future))
 
-    def _tell(self, name: str, seconds: float) -> None:
+    def _print_start(self, name: str, seconds: float) -> None:
         line = f"{name:<10}{seconds:6.1f} s  {self.addresses.get(name, '')}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 

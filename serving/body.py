@@ -32,13 +32,13 @@ JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 
 # Deep enough for any table, and within the recursion limits of later readers.
-_DEEPEST: Final = 64
+_MAX_DEPTH: Final = 64
 # The maximum digits of PostgreSQL's numeric before and after the decimal point.
-_MOST_DIGITS: Final = 131_072
-_MOST_DECIMALS: Final = 16_383
+_MAX_DIGITS: Final = 131_072
+_MAX_DECIMALS: Final = 16_383
 # Longer digit strings become a Decimal, because Python refuses to convert very long ones to int.
-_LONGEST_INT: Final = 18
-_MOST_ERRORS: Final = 20
+_MAX_INT_DIGITS: Final = 18
+_MAX_ERRORS: Final = 20
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
 _KINDS: Final = {
@@ -135,7 +135,7 @@ class Bodies:
 
     def _validate(self, validator: Draft202012Validator, members: dict[str, Any]) -> None:
         errors = validator.iter_errors(members)
-        found = list(islice((finding for error in errors for finding in self._findings(error)), _MOST_ERRORS))
+        found = list(islice((finding for error in errors for finding in self._findings(error)), _MAX_ERRORS))
         if found:
             raise field_problem(found[0][0], *(finding for _, finding in found))
 
@@ -236,7 +236,7 @@ def _require_storable(value: object, depth: int) -> None:
     elif isinstance(value, Decimal):
         _require_number(value)
     elif isinstance(value, dict | list):
-        if depth == _DEEPEST:
+        if depth == _MAX_DEPTH:
             raise _too_deep()
         if isinstance(value, dict):
             for name in value:
@@ -257,16 +257,16 @@ def _require_text(text: str) -> None:
 
 def _require_number(number: Decimal) -> None:
     exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int) or number.adjusted() >= _MOST_DIGITS or -exponent > _MOST_DECIMALS:
+    if not isinstance(exponent, int) or number.adjusted() >= _MAX_DIGITS or -exponent > _MAX_DECIMALS:
         raise _UnstorableError(problems.OUT_OF_RANGE, "is a number that PostgreSQL cannot store")
 
 
 def _too_deep() -> Problem:
-    return Problem(problems.TOO_DEEP, f"objects and arrays can be nested up to {_DEEPEST} levels deep")
+    return Problem(problems.TOO_DEEP, f"objects and arrays can be nested up to {_MAX_DEPTH} levels deep")
 
 
 def _integer(digits: str) -> int | Decimal:
-    return int(digits) if len(digits) <= _LONGEST_INT else Decimal(digits)
+    return int(digits) if len(digits) <= _MAX_INT_DIGITS else Decimal(digits)
 
 
 def _decimal(digits: str) -> Decimal:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_SECONDS: Final = "1"
-_LONGEST_MESSAGE: Final = 300
+_MAX_MESSAGE_LENGTH: Final = 300
 # For errors that Falcon raises without a description.
 _OWN_DETAILS: Final = {
     404: "there is no resource at this path",
@@ -154,12 +154,12 @@ def document(
         "type": f"/problems/{kind.name}",
         "title": kind.title,
         "status": kind.status,
-        "detail": _sayable(detail),
+        "detail": _printable(detail),
         "instance": instance,
     }
     if errors:
         members["errors"] = [
-            {"field": _sayable(error.field), "message": _sayable(error.message)} for error in errors
+            {"field": _printable(error.field), "message": _printable(error.message)} for error in errors
         ]
     return orjson.dumps({**members, **(extension or {})})
 
@@ -239,7 +239,7 @@ def _about(kind: Kind, columns: Sequence[str], message: str) -> Problem:
     return field_problem(kind, *(FieldError(column, message) for column in columns))
 
 
-def _sayable(text: str) -> str:
+def _printable(text: str) -> str:
     """Return the text with characters that UTF-8 can express, shortened if it is long."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+    return text if len(text) <= _MAX_MESSAGE_LENGTH else f"{text[:_MAX_MESSAGE_LENGTH]}…"

@@ -148,7 +148,7 @@ class OneRow:
         key = self._key(key)
         refuse(req, "If-None-Match")
         written = await self._cache.delete(key, expected_versions(req))
-        _say_bypass(req, written)
+        _report_bypass(req, written)
         resp.status = 204
 
     async def _create(self, row: RowInput) -> Written:
@@ -186,7 +186,7 @@ def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
     row = written.row
     if row is None:
         raise AssertionError
-    _say_bypass(req, written)
+    _report_bypass(req, written)
     resp.set_header("ETag", etag(row.version))
     resp.data = row.payload
     if written.created:
@@ -194,7 +194,7 @@ def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
         resp.set_header("Location", f"{path}/{quote(row.key, safe='')}")
 
 
-def _say_bypass(req: Request, written: Written) -> None:
+def _report_bypass(req: Request, written: Written) -> None:
     if not written.cached:
         req.outcome = Outcome.BYPASS
 

@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 def test_every_step_of_the_demo_succeeds(system: System) -> None:
     output = StringIO()
-    Story(system, Console(file=output, width=200)).tell()
+    Story(system, Console(file=output, width=200)).run()
     assert output.getvalue().count(" ms  ") == 16

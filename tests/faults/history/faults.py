@@ -43,9 +43,9 @@ _POISON: tuple[dict[str, bytes], ...] = (
     {"ce_specversion": b"1.0", "ce_type": b"cachesync.nonsense"},
     {"ce_specversion": b"1.0", "ce_type": b"cachesync.upsert", "ce_rowversion": b"-1"},
 )
-_MOST_POISON = 6
-_MOST_REPLAYED = 300
-_LONGEST_DELAY_SECONDS = 0.4
+_MAX_POISON = 6
+_MAX_REPLAYED = 300
+_MAX_DELAY_SECONDS = 0.4
 # Shorter than a service's database timeout and its lease, so that the late response is still used.
 _LATEST_ANSWER_SECONDS = 1.8
 _KAFKA_SECONDS = 10.0
@@ -175,7 +175,7 @@ class Faults:
         elif planned.kind == "hold":
             proxy.freeze()
         else:
-            proxy.delay = _LONGEST_DELAY_SECONDS * planned.strength**2
+            proxy.delay = _MAX_DELAY_SECONDS * planned.strength**2
         time.sleep(planned.seconds)
         proxy.mend()
 
@@ -229,7 +229,7 @@ class Faults:
     def _messages(self, planned: Planned) -> None:
         producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})
         if planned.kind == "poison":
-            for _ in range(1 + round((_MOST_POISON - 1) * planned.strength)):
+            for _ in range(1 + round((_MAX_POISON - 1) * planned.strength)):
                 headers = self._random.choice(_POISON)
                 producer.produce(
                     planned.part,
@@ -263,7 +263,7 @@ class Faults:
                 place.offset = low + int((high - low) * planned.strength)
                 starts.append(place)
             consumer.assign(starts)
-            for message in consumer.consume(_MOST_REPLAYED, _KAFKA_SECONDS / 5):
+            for message in consumer.consume(_MAX_REPLAYED, _KAFKA_SECONDS / 5):
                 if message.error() is None:
                     producer.produce(
                         planned.part, key=message.key(), value=message.value(), headers=headers_of(message)

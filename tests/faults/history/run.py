@@ -130,7 +130,7 @@ def run(
     with watch, faults.supervised():
         with workload.running(), _looking(system, clock, looks):
             for planned, calm in episodes(seed):
-                _tell(console, faults.episode(planned), system, watch, clock)
+                _print(console, faults.episode(planned), system, watch, clock)
                 dumps = dumps or {service: take_dump(url) for service, url in system.redis_urls.items()}
                 time.sleep(calm)
                 if time.monotonic() - started > 60 * minutes or (stopping and stopping.is_set()):
@@ -165,7 +165,7 @@ def run(
     return Result(seed, seconds, history, check(history))
 
 
-def _tell(console: Console, faults: list[Fault], system: System, watch: rest.Watch, clock: Clock) -> None:
+def _print(console: Console, faults: list[Fault], system: System, watch: rest.Watch, clock: Clock) -> None:
     """Wait until the system has recovered from the faults, and print them."""
     rest.wait_ready(system, _IN_STEP_SECONDS)
     in_step = clock() if watch.wait(_IN_STEP_SECONDS) else inf

@@ -57,7 +57,7 @@ _STATEMENTS: Final = (
     """,
 )
 # Maximum number of concurrent writes in one process; if they take too long, the rate is not reached.
-_MOST_UNDER_WAY: Final = 32
+_MAX_IN_PROGRESS: Final = 32
 _START_SECONDS: Final = 60
 
 
@@ -200,7 +200,7 @@ async def _keep_writing(parent: Connection, write: Callable[[], Awaitable[None]]
             await asyncio.sleep(begin + next(turn) / rate - time.monotonic())
             await write()
 
-    under_way = asyncio.gather(*(keep() for _ in range(_MOST_UNDER_WAY)))
+    under_way = asyncio.gather(*(keep() for _ in range(_MAX_IN_PROGRESS)))
     asked = asyncio.ensure_future(asyncio.to_thread(parent.recv))
     await asyncio.wait({under_way, asked}, return_when=asyncio.FIRST_COMPLETED)
     stopping = True
