@@ -97,13 +97,16 @@ _ELSEWHERE: Final = {
 """The modules of the public names that are not errors."""
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message)
-    value = getattr(import_module(_ELSEWHERE.get(name, "cachesync.errors")), name)
-    globals()[name] = value
-    return value
+# Not for type checkers, which would take every misspelled name for an attribute of any type.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        value = getattr(import_module(_ELSEWHERE.get(name, "cachesync.errors")), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -95,15 +95,20 @@ class RowNotFoundError(RowError):
 
 
 class DuplicateRowError(RowError):
-    """A row with these values already exists.
+    """A row with these values already exists, or an exclusion constraint is violated.
 
     Attributes:
         columns: the columns that must be unique together.
+        message: the error without the columns.
     """
 
     def __init__(self, columns: tuple[str, ...], message: str) -> None:
-        super().__init__(message)
+        super().__init__(columns, message)
         self.columns = columns
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class VersionMismatchError(RowError):
@@ -111,17 +116,22 @@ class VersionMismatchError(RowError):
 
 
 class ConstraintViolatedError(RowError):
-    """The row violates a check, exclusion, foreign-key or not-null constraint.
+    """The row violates a check, foreign-key or not-null constraint.
 
     Attributes:
         constraint: the name of the constraint; None for a not-null column.
         columns: the columns of the constraint, if the catalog lists them.
+        message: the error without the columns.
     """
 
     def __init__(self, constraint: str | None, columns: tuple[str, ...], message: str) -> None:
-        super().__init__(message)
+        super().__init__(constraint, columns, message)
         self.constraint = constraint
         self.columns = columns
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.columns)}: {self.message}" if self.columns else self.message
 
 
 class ReferenceViolatedError(ConstraintViolatedError):
@@ -133,11 +143,16 @@ class InvalidValueError(RowError):
 
     Attributes:
         column: the column; None if it is unknown.
+        message: the error without the column.
     """
 
     def __init__(self, column: str | None, message: str) -> None:
-        super().__init__(message)
+        super().__init__(column, message)
         self.column = column
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.column}: {self.message}" if self.column else self.message
 
 
 class UndecodableError(CacheSyncError):

@@ -160,7 +160,7 @@ class Bodies:
         try:
             canonical = self._key.canonical_key(given if isinstance(given, str) else str(int(given)))
         except InvalidValueError as error:
-            raise field_problem(problems.INVALID_VALUE, FieldError(self._key.name, str(error))) from None
+            raise field_problem(problems.INVALID_VALUE, FieldError(self._key.name, error.message)) from None
         if canonical != key:
             raise field_problem(
                 problems.KEY_MISMATCH,

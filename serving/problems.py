@@ -204,7 +204,7 @@ async def _row_not_found(
 async def _duplicate_row(
     _req: Request, _resp: Response, error: DuplicateRowError, _params: dict[str, Any]
 ) -> NoReturn:
-    raise _about(DUPLICATE_ROW, error.columns, str(error))
+    raise _about(DUPLICATE_ROW, error.columns, error.message)
 
 
 async def _version_mismatch(
@@ -217,13 +217,13 @@ async def _constraint_violated(
     _req: Request, _resp: Response, error: ConstraintViolatedError, _params: dict[str, Any]
 ) -> NoReturn:
     kind = REFERENCE_VIOLATED if isinstance(error, ReferenceViolatedError) else CONSTRAINT_VIOLATED
-    raise _about(kind, error.columns, str(error))
+    raise _about(kind, error.columns, error.message)
 
 
 async def _invalid_value(
     _req: Request, _resp: Response, error: InvalidValueError, _params: dict[str, Any]
 ) -> NoReturn:
-    raise _about(INVALID_VALUE, () if error.column is None else (error.column,), str(error))
+    raise _about(INVALID_VALUE, () if error.column is None else (error.column,), error.message)
 
 
 async def _unexpected(req: Request, _resp: Response, error: Exception, _params: dict[str, Any]) -> NoReturn:

@@ -52,7 +52,7 @@ class Rows:
             try:
                 after = self._cache.key_column.canonical_key(after)
             except InvalidValueError as error:
-                raise field_problem(problems.INVALID_PARAMETER, FieldError("after", str(error))) from None
+                raise field_problem(problems.INVALID_PARAMETER, FieldError("after", error.message)) from None
         req.outcome = Outcome.BYPASS
         rows = await self._cache.page(after, limit + 1)
         following = None
@@ -175,7 +175,7 @@ class OneRow:
         try:
             return self._key_column.canonical_key(segment_text(segment))
         except InvalidValueError as error:
-            message = str(error)
+            message = error.message
         except UnicodeEncodeError:
             message = "is not valid UTF-8"
         raise field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))

@@ -61,7 +61,11 @@ def create_topics(
     created = []
     for name, outcome in admin.create_topics(topics, request_timeout=_TIMEOUT_SECONDS).items():
         try:
-            outcome.result(_TIMEOUT_SECONDS)
+            # Longer than the request can take, whose error says more.
+            outcome.result(2 * _TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            message = f"cannot create topic {name} at {kafka['bootstrap.servers']}: no response"
+            raise TopicError(message) from error
         except KafkaException as error:
             problem: KafkaError = error.args[0]
             if problem.code() != KafkaError.TOPIC_ALREADY_EXISTS:

@@ -27,6 +27,14 @@ KEY_TYPES: Final = frozenset({*_INTEGER_RANGES, *_TEXTS, "uuid"})
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
+def is_storable(text: str) -> bool:
+    """Return whether PostgreSQL can store a text: it has no NUL, and no unpaired surrogate."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column, with the properties that determine its valid values.
@@ -83,7 +91,7 @@ class Column:
                 return str(uuid.UUID(text))
             except ValueError:
                 pass
-        elif "\0" not in text and (self.max_length is None or len(text) <= self.max_length):
+        elif is_storable(text) and (self.max_length is None or len(text) <= self.max_length):
             return text
         message = f"{text[:80]!r} is not a valid value of type {self.declared_type}"
         raise InvalidValueError(self.name, message)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from cachesync.errors import DatabaseError, DatabaseUnavailableError
+from cachesync.errors import DatabaseError, DatabaseUnavailableError, SettingsError
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
 _CONNECT_SECONDS: Final = 10.0
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # Errors that the caller cannot fix by changing the statement; all others are the caller's, or a bug.
 _UNAVAILABLE: Final = (
@@ -53,8 +57,9 @@ async def connect(
     Raises:
         DatabaseUnavailableError: the database did not respond or rejected the login.
         DatabaseError: the database rejected one of the settings.
+        SettingsError: the address is invalid.
     """
-    with translate_postgres_errors():
+    with translate_postgres_errors(), check_address():
         return await asyncpg.connect(
             dsn,
             timeout=_CONNECT_SECONDS,
@@ -82,6 +87,42 @@ async def connected(dsn: str | None, name: str) -> AsyncIterator[asyncpg.Connect
         await connection.close()
 
 
+def with_translated_postgres_errors(
+    call: Callable[_P, Coroutine[Any, Any, _T]],
+) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Translate the errors of a coroutine function as `translate_postgres_errors` does."""
+
+    @wraps(call)
+    async def translated(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with translate_postgres_errors():
+            return await call(*args, **kwargs)
+
+    return translated
+
+
+@contextmanager
+def check_address() -> Iterator[None]:
+    """Raise the errors of an invalid address as a SettingsError.
+
+    Raises:
+        SettingsError: the address is invalid; the text quotes nothing that can be part of a password.
+    """
+    try:
+        yield
+    except asyncpg.ClientConfigurationError as error:
+        message = f"invalid database address: {error}"
+        raise SettingsError(message) from None
+    except OSError:
+        # A certificate that is not trusted is also a ValueError.
+        raise
+    except (ValueError, OverflowError):
+        message = (
+            "invalid database address: check the host and the port; special characters in a password must be "
+            "percent-encoded in a DSN such as postgresql://user:password@host:5432/name"
+        )
+        raise SettingsError(message) from None
+
+
 @contextmanager
 def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     """Raise errors of asyncpg and of its connections as errors of this library.
@@ -97,7 +138,7 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     try:
         yield
     except _UNAVAILABLE as error:
-        message = f"{database} is unavailable: {error or type(error).__name__}"
+        message = f"{database} is unavailable: {str(error) or type(error).__name__}"
         raise DatabaseUnavailableError(message) from error
     except asyncpg.PostgresError as error:
         message = f"{database} rejected a statement: {error}"

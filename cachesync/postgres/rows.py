@@ -70,10 +70,9 @@ class Rows:
     def impossible(self, key: str) -> str | None:
         """Return why no row can have this key in this form; None if a row can."""
         try:
-            key.encode()
             if self._key.canonical_key(key) == key:
                 return None
             reason = f"its canonical form is {self._key.canonical_key(key)!r}"
-        except (InvalidValueError, UnicodeEncodeError) as error:
-            reason = str(error)
+        except InvalidValueError as error:
+            reason = error.message
         return f"no row can have the key {key!r}: {reason}"

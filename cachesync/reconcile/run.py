@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from pydantic import TypeAdapter
 
 from cachesync.errors import NotInstalledError, ReconcileError
-from cachesync.postgres.connect import connect, translate_postgres_errors
+from cachesync.postgres.connect import connect, translate_postgres_errors, with_translated_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
 from cachesync.reconcile.drift import Findings
@@ -43,6 +43,7 @@ _MARGIN: Final = timedelta(minutes=1)
 _FINDINGS: Final = TypeAdapter(dict[str, Findings])
 
 
+@with_translated_postgres_errors
 async def plan(
     connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, BlockingRedis]
 ) -> list[Task]:
@@ -63,7 +64,12 @@ async def plan(
     Raises:
         NotInstalledError: the database side is missing or older than this library.
         CacheUnavailableError: a service's Redis did not respond.
+        ReconcileError: a service of the parameters has no client.
     """
+    missing = [service for service in parameters.services if service not in clients]
+    if missing:
+        message = f"no Redis is given for {', '.join(missing)}"
+        raise ReconcileError(message)
     await _require_installed(connection)
     async with connection.transaction():
         await connection.execute(statement("reconcile/forget"), run)
@@ -112,6 +118,7 @@ def _covers_primaries(tasks: list[Task], clients: Mapping[str, BlockingRedis]) -
     return all(nodes[service] == set(primaries(clients[service])) for service in nodes)
 
 
+@with_translated_postgres_errors
 async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Parameters) -> str | None:
     """Return and claim the last run with these parameters, if it has no report and is less than a day old.
 
@@ -133,6 +140,7 @@ async def unfinished(connection: asyncpg.Connection, prefix: str, parameters: Pa
     return run
 
 
+@with_translated_postgres_errors
 async def claim(connection: asyncpg.Connection, run: str) -> None:
     """Prevent others from resuming a run until the connection is closed.
 
@@ -216,6 +224,7 @@ async def run_chunk(
         await _save(connection, run, task, source.cursor, findings, finished=True)
 
 
+@with_translated_postgres_errors
 async def report(connection: asyncpg.Connection, run: str) -> Report:
     """Combine the results of a run's chunks, and store the report.
 

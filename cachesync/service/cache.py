@@ -19,6 +19,7 @@ from cachesync.errors import (
     RowNotFoundError,
     VersionMismatchError,
 )
+from cachesync.postgres.catalog import is_storable
 from cachesync.slots.layout import (
     ABSENT,
     decode_value,
@@ -295,6 +296,10 @@ class EntityCache:
         await asyncio.gather(*self.writes, return_exceptions=True)
 
     def _name(self, key: str) -> str:
+        # Redis and PostgreSQL would fail on it, each in its own way.
+        if not (key.isascii() or is_storable(key)):
+            message = f"{key[:80]!r} cannot be a key: it contains an unpaired surrogate or NUL"
+            raise InvalidValueError(self.entity.key, message)
         return slot_name(self._service, self.entity.name, key)
 
     def _served(self, slot: bytes | None, key: str) -> Read | None:

@@ -10,7 +10,7 @@ import asyncpg
 
 from cachesync.errors import DatabaseUnavailableError
 from cachesync.postgres.change_log import mark_published
-from cachesync.postgres.connect import translate_postgres_errors
+from cachesync.postgres.connect import check_address, translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ class Database:
 
         Raises:
             DatabaseUnavailableError: the database did not respond or rejected the login.
+            SettingsError: the address is invalid.
         """
         timeout = settings.db_timeout_ms / 1000
-        with translate_postgres_errors(f"{settings.db_host}:{settings.db_port}/{settings.db_name}"):
+        database = f"{settings.db_host}:{settings.db_port}/{settings.db_name}"
+        with translate_postgres_errors(database), check_address():
             pool = await asyncpg.create_pool(
                 host=settings.db_host,
                 port=settings.db_port,

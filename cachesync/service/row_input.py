@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import date, time
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
 from cachesync.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_MAX_INT_DIGITS: Final = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,11 @@ class RowInput:
         """Parse a JSON object with one member per column.
 
         Raises:
-            InvalidValueError: the document is not a JSON object.
+            InvalidValueError: the document is not a JSON object, or an object in it has a member twice.
         """
         try:
-            text = document.decode() if isinstance(document, bytes) else document
-            values = json.loads(text, parse_float=Decimal)
+            text = document if isinstance(document, str) else bytes(document).decode()
+            values = _DECODER.decode(text)
         except (ValueError, RecursionError) as error:
             message = f"not a JSON document: {error}"
             raise InvalidValueError(None, message) from error
@@ -52,13 +54,13 @@ class RowInput:
         """Encode Python values.
 
         Args:
-            values: the values by column name: any value that JSON can express, and also Decimal, UUID, date,
-                time and datetime, which PostgreSQL parses from their text.
+            values: the values by column name: any value that JSON can express; Decimal, which keeps all of
+                its digits; and UUID, date, time and datetime, which PostgreSQL parses from their text.
 
         Raises:
-            InvalidValueError: a value has another type.
+            InvalidValueError: a value has another type, or is a number that JSON cannot express.
         """
-        return cls(_encoded(dict(values)), values)
+        return cls(_encode_row(values), values)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -67,28 +69,75 @@ class RowInput:
 
     def only(self, column: str) -> str:
         """Return the JSON text of an object with only the given column."""
-        return _encoded({column: self.values[column]})
+        return _encode_row({column: self.values[column]})
 
     def key_text(self, column: str) -> str | None:
         """Return the value of the key column as text; None if it is not given."""
         return str(self.values[column]) if column in self.values else None
 
 
-def _encoded(values: dict[str, Any]) -> str:
-    texts = []
+def _encode_row(values: Mapping[Any, Any]) -> str:
+    members = []
     for name, value in values.items():
+        if not isinstance(name, str):
+            message = f"the name of a column is text, not {type(name).__name__}"
+            raise InvalidValueError(repr(name), message)
         try:
-            text = json.dumps(value, default=_text, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
+            members.append(f"{json.dumps(name)}: {_encode(value)}")
+        except (TypeError, ValueError) as error:
             raise InvalidValueError(name, str(error)) from error
-        texts.append(f"{json.dumps(name)}: {text}")
-    return f"{{{', '.join(texts)}}}"
+        except RecursionError as error:
+            message = "nested too deeply"
+            raise InvalidValueError(name, message) from error
+    return f"{{{', '.join(members)}}}"
 
 
-def _text(value: object) -> str:
-    if isinstance(value, Decimal | UUID):
-        return str(value)
-    if isinstance(value, date | time):
-        return value.isoformat()
+def _encode(value: object) -> str:
+    """Encode a value as JSON, which the standard library cannot do for a Decimal."""
+    match value:
+        case Decimal() if value.is_finite():
+            return str(value)
+        case Decimal():
+            message = f"{value} is not a JSON number"
+            raise ValueError(message)
+        case UUID():
+            return json.dumps(str(value))
+        case date() | time():
+            return json.dumps(value.isoformat())
+        case dict():
+            if not all(isinstance(name, str) for name in value):
+                message = "the names of an object's members are text"
+                raise TypeError(message)
+            return f"{{{', '.join(f'{json.dumps(name)}: {_encode(item)}' for name, item in value.items())}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(_encode, value))}]"
+        case None | str() | bool() | int() | float():
+            return json.dumps(value, allow_nan=False)
     message = f"a {type(value).__name__} cannot be the value of a column"
     raise TypeError(message)
+
+
+def _integer(digits: str) -> int | Decimal:
+    # Python does not convert very long digit strings to int.
+    return int(digits) if len(digits) <= _MAX_INT_DIGITS else Decimal(digits)
+
+
+def _decimal(digits: str) -> Decimal:
+    try:
+        return Decimal(digits)
+    except InvalidOperation as error:
+        message = "a number has too large an exponent"
+        raise ValueError(message) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            message = f"an object has the member {name!r} twice"
+            raise ValueError(message)
+        members[name] = value
+    return members
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal)

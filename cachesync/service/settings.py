@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 
+from cachesync.errors import SettingsError
 from cachesync.kafka.settings import KafkaSettings
+from cachesync.slots.clients import check_url
 
 Milliseconds = Annotated[int, Field(gt=0, le=60_000)]
 Port = Annotated[int, Field(gt=0, lt=65536)]
@@ -44,7 +46,17 @@ class ServiceSettings(KafkaSettings):
     db_password: SecretStr
     db_pool: Annotated[int, Field(gt=0, le=1000)] = 10
     db_timeout_ms: Milliseconds = 2000
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    # Not in the repr: it can contain a password.
+    redis_url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
     redis_timeout_ms: Milliseconds = 100
     lease_ms: Milliseconds = 2000
     lease_wait_ms: Milliseconds = 200
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, url: str) -> str:
+        try:
+            check_url(url)
+        except SettingsError as error:
+            raise ValueError(str(error)) from None
+        return url

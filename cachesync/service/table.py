@@ -126,9 +126,16 @@ class Table:
         )
 
     async def read(self, key: str) -> Row | None:
-        """Return the row with a key; None if there is none."""
+        """Return the row with a key; None if there is none.
+
+        Raises:
+            InvalidValueError: the key is not valid for its column.
+        """
         async with self._database.connection() as connection:
-            record = await connection.fetchrow(self._read, key)
+            try:
+                record = await connection.fetchrow(self._read, key)
+            except asyncpg.DataError as error:
+                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
         return None if record is None else self._row(key, record)
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
@@ -284,14 +291,14 @@ class Table:
                 row_error = DuplicateRowError(columns, detail)
             case asyncpg.NotNullViolationError():
                 row_error = ConstraintViolatedError(None, (error.column_name or "",), "must not be null")
-            case asyncpg.ForeignKeyViolationError():
+            case asyncpg.ForeignKeyViolationError() | asyncpg.RestrictViolationError():
                 row_error = ReferenceViolatedError(error.constraint_name, columns, error.message)
             case asyncpg.IntegrityConstraintViolationError():
                 row_error = ConstraintViolatedError(error.constraint_name, columns, error.message)
             case asyncpg.RaiseError():
                 row_error = ConstraintViolatedError(None, (), error.message)
-            case asyncpg.DataError() | asyncpg.ProgramLimitExceededError():
-                row_error = InvalidValueError(error.column_name, error.message)
+            case asyncpg.DataError() | asyncpg.ProgramLimitExceededError() | asyncpg.GeneratedAlwaysError():
+                row_error = InvalidValueError(error.column_name, _text_of(error))
         return row_error
 
     async def _locate(self, connection: Connection, given: RowInput) -> RowError | None:
@@ -303,10 +310,15 @@ class Table:
             try:
                 await connection.fetchval(query, given.only(name))
             except _INVALID_VALUE as error:
-                return InvalidValueError(name, error.message)
+                return InvalidValueError(name, _text_of(error))
             except asyncpg.IntegrityConstraintViolationError as error:
                 return ConstraintViolatedError(error.constraint_name, (name,), error.message)
         return None
+
+
+def _text_of(error: asyncpg.PostgresError) -> str:
+    # asyncpg raises some errors itself, without the fields of an error of the server.
+    return error.message or str(error)
 
 
 def _lacks_column(row_error: RowError) -> bool:

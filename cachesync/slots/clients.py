@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from redis import Redis, RedisCluster
+from redis import ConnectionPool, Redis, RedisCluster
 from redis import asyncio as asyncio_redis
 from redis.asyncio.retry import Retry as AsyncioRetry
 from redis.backoff import NoBackoff
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from cachesync.slots.scripts import Command
 
 _CLUSTER: Final = "+cluster"
+_NOT_A_URL: Final = (
+    "not a Redis URL such as redis://user:password@host:6379/0; special characters in a password must be "
+    "percent-encoded"
+)
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
 
@@ -70,8 +74,9 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
         seconds: the timeout for a connection and for a reply.
 
     Raises:
-        ValueError: the URL is not a Redis URL.
+        SettingsError: the URL is not a Redis URL.
     """
+    check_url(url)
     pool = asyncio_redis.BlockingConnectionPool.from_url(
         url,
         max_connections=_SERVICE_CONNECTIONS,
@@ -97,7 +102,8 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
         SettingsError: the URL is not a Redis URL.
         CacheUnavailableError: the Redis Cluster did not respond.
     """
-    with translate_url_errors(), translate_redis_errors():
+    check_url(url)
+    with translate_redis_errors():
         if not is_cluster(url):
             return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
         return RedisCluster.from_url(
@@ -193,9 +199,9 @@ def translate_redis_errors(redis: str = "Redis") -> Iterator[None]:
     """
     try:
         yield
-    # RedisClusterException is not a RedisError.
-    except (RedisError, RedisClusterException, OSError) as error:
-        message = f"{redis} is unavailable: {error or type(error).__name__}"
+    # RedisClusterException is not a RedisError; a host that cannot be looked up is a UnicodeError.
+    except (RedisError, RedisClusterException, OSError, UnicodeError) as error:
+        message = f"{redis} is unavailable: {str(error) or type(error).__name__}"
         raise CacheUnavailableError(message) from error
 
 
@@ -212,15 +218,21 @@ def _rediscovering(client: BlockingRedis) -> Iterator[None]:
             raise
 
 
-@contextmanager
-def translate_url_errors() -> Iterator[None]:
-    """Raise the ValueError of a malformed URL as a SettingsError.
+def check_url(url: str) -> None:
+    """Check the URL of a Redis or Redis Cluster without connecting.
 
     Raises:
-        SettingsError: the URL is not a Redis URL.
+        SettingsError: it is not one; the text quotes nothing that can be part of a password.
     """
     try:
-        yield
-    except ValueError as error:
-        message = f"not a Redis URL: {error}"
-        raise SettingsError(message) from error
+        parts = urlsplit(url)
+        if is_cluster(url):
+            url = node_url(url, parts.hostname or "", parts.port or 6379)
+        pool = ConnectionPool.from_url(url)
+        # Only a connection looks at the options of the URL.
+        pool.connection_class(**pool.connection_kwargs)
+    except TypeError as error:
+        message = f"the Redis URL has an option that is not supported: {str(error).rpartition(' ')[2]}"
+        raise SettingsError(message) from None
+    except ValueError:
+        raise SettingsError(_NOT_A_URL) from None

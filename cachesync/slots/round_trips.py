@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from redis.exceptions import MovedError, NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError
 
 from cachesync import metrics
 from cachesync.errors import CacheUnavailableError
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
 _MAX_ROUND_TRIPS: Final = 1
-
-# RuntimeError: uvloop raises it for a connection that was reset since its last use, and redis-py does not
-# translate it.
-_UNAVAILABLE: Final = (RedisError, OSError, RuntimeError)
 
 _Pending = tuple["Command", asyncio.Future[Any]]
 
@@ -70,7 +66,7 @@ class RoundTrips:
         """Return whether the Redis responds now."""
         try:
             await self._client.ping()
-        except _UNAVAILABLE:
+        except Exception:  # noqa: BLE001 - for every reason there is, it is not available
             return False
         return True
 
@@ -101,6 +97,24 @@ class RoundTrips:
         if self._on_stale_map is None:
             gets = [pending for pending in batch if pending[0][0] == "GET"]
             others = [pending for pending in batch if pending[0][0] != "GET"]
+        try:
+            replies = await self._execute(gets, others)
+        # Not only redis-py's errors: uvloop raises RuntimeError for a connection that was reset since its
+        # last use, and no reply may be waited for forever, whatever went wrong.
+        except Exception as error:  # noqa: BLE001
+            self._breaker.failed()
+            metrics.cache_failures.inc()
+            _fail(batch, CacheUnavailableError(f"Redis is unavailable: {str(error) or type(error).__name__}"))
+            if self._on_stale_map is not None:
+                self._on_stale_map()
+            return
+        self._breaker.succeeded()
+        for (_, future), reply in zip([*gets, *others], replies, strict=True):
+            if not future.done():
+                self._resolve(future, reply)
+
+    async def _execute(self, gets: list[_Pending], others: list[_Pending]) -> list[Any]:
+        """Send commands in one round trip; return the replies to the GETs, then those to the others."""
         pipeline = self._client.pipeline(transaction=False)
         if gets:
             # One command: packing many commands and parsing many replies would cost a hit as much as
@@ -108,22 +122,11 @@ class RoundTrips:
             pipeline.execute_command("MGET", *(command[1] for command, _ in gets))
         for command, _ in others:
             pipeline.execute_command(*command)
-        try:
-            replies = await pipeline.execute(raise_on_error=False)
-        except _UNAVAILABLE as error:
-            self._breaker.failed()
-            metrics.cache_failures.inc()
-            _fail(batch, CacheUnavailableError(str(error)))
-            if self._on_stale_map is not None:
-                self._on_stale_map()
-            return
-        self._breaker.succeeded()
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
         if gets:
             slots = replies.pop(0)
             replies[:0] = [slots] * len(gets) if isinstance(slots, Exception) else slots
-        for (_, future), reply in zip([*gets, *others], replies, strict=True):
-            if not future.done():
-                self._resolve(future, reply)
+        return replies
 
     def _resolve(self, future: asyncio.Future[Any], reply: Any) -> None:
         if isinstance(reply, NoScriptError):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from redis.exceptions import NoScriptError
 
-from cachesync.slots.clients import is_cluster, service_client, translate_url_errors
+from cachesync.slots.clients import check_url, is_cluster, service_client
 from cachesync.slots.cluster import Cluster
 from cachesync.slots.round_trips import RoundTrips
 from cachesync.slots.scripts import script_calls
@@ -32,10 +32,10 @@ class Slots:
         Raises:
             SettingsError: the URL is not a Redis URL.
         """
-        with translate_url_errors():
-            if not is_cluster(url):
-                return cls(RoundTrips(service_client(url, seconds)))
-            cluster = Cluster(url, seconds)
+        if not is_cluster(url):
+            return cls(RoundTrips(service_client(url, seconds)))
+        check_url(url)
+        cluster = Cluster(url, seconds)
         await cluster.refresh()
         return cls(cluster)
 

@@ -8,6 +8,8 @@ from airflow.providers.redis.hooks.redis import RedisHook
 from airflow.sdk import BaseHook
 from redis import Redis
 
+from cachesync.slots.clients import translate_redis_errors
+
 if TYPE_CHECKING:
     from cachesync.slots.clients import BlockingRedis
 
@@ -30,9 +32,10 @@ def redis(service: str, seconds: float) -> BlockingRedis:
         seconds: the timeout for a response from one Redis. For a Redis Cluster it is always 5 s.
 
     Raises:
-        RedisClusterException: the Redis Cluster did not respond.
+        CacheUnavailableError: the Redis Cluster did not respond.
     """
-    client: BlockingRedis = RedisHook(f"redis_{service}").get_conn()
+    with translate_redis_errors(service):
+        client: BlockingRedis = RedisHook(f"redis_{service}").get_conn()
     # A cluster's client has one pool per node, and has already connected with redis-py's own timeout of 5 s.
     if isinstance(client, Redis):
         client.connection_pool.connection_kwargs.update(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 from importlib import import_module
 from pkgutil import walk_packages
 
+import pytest
+
 import cachesync
 from cachesync import errors
-from cachesync.errors import CacheSyncError
+from cachesync.errors import (
+    CacheSyncError,
+    ConstraintViolatedError,
+    DuplicateRowError,
+    InvalidValueError,
+    ReferenceViolatedError,
+)
 
 LINE = re.compile(r"^(?P<indent>(?:│   |    )*)(?:[├└]── )?(?P<name>\w+Error)$")
 INDENT = 4
@@ -59,3 +68,24 @@ def test_every_public_error_derives_from_cachesync_error() -> None:
     exceptions = {one for one in classes if issubclass(one, BaseException)}
     assert {one.__name__ for one in exceptions if not issubclass(one, CacheSyncError)} == set()
     assert CacheSyncError in exceptions
+
+
+DETAILED = [
+    (DuplicateRowError(("id",), "Key (id)=(1) already exists."), "Key (id)=(1) already exists."),
+    (ConstraintViolatedError("c", ("name", "age"), "must not be null"), "name, age: must not be null"),
+    (ConstraintViolatedError(None, (), "refused by a trigger"), "refused by a trigger"),
+    (ReferenceViolatedError("fk", ("course",), "is not present"), "course: is not present"),
+    (InvalidValueError("age", "out of range"), "age: out of range"),
+    (InvalidValueError(None, "not a JSON document"), "not a JSON document"),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), DETAILED)
+def test_text_names_the_columns(error: CacheSyncError, text: str) -> None:
+    assert str(error) == text
+
+
+@pytest.mark.parametrize(("error", "text"), DETAILED)
+def test_errors_survive_pickling(error: CacheSyncError, text: str) -> None:
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (type(error), text, vars(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ from cachesync.errors import (
 )
 from cachesync.install.installer import install
 from cachesync.service import publisher
-from cachesync.service.cache import EntityCache, Outcome
+from cachesync.service.cache import EntityCache, Outcome, Read
 from cachesync.service.row_input import RowInput
 from cachesync.slots.layout import encode_value
 from local.silent import Silent
@@ -492,3 +493,59 @@ async def test_writer_does_not_fill_a_lease_that_redis_executed_late(
     monkeypatch.setattr(students._table, "replace", commit_then_late_lease)  # noqa: SLF001
     version = await put(students, 1, "Bea")
     assert slot_of(slots, "sa:student:1") == b"L%019d" % version + tokens[0].encode()
+
+
+async def test_a_key_with_an_unpaired_surrogate_is_rejected_and_disturbs_no_one(
+    students: EntityCache, words: EntityCache
+) -> None:
+    await put(students, 1, "Ann")
+    async with asyncio.timeout(30):
+        results = await asyncio.gather(
+            students.read("1"),
+            students.read("\ud800"),
+            words.delete("\ud800", None),
+            words.insert(RowInput.from_json('{"word": "\\ud800"}')),
+            students.read("1"),
+            return_exceptions=True,
+        )
+    assert [type(result) for result in results] == [Read, *3 * [InvalidValueError], Read]
+    assert all(str(result) for result in results)
+
+
+async def test_a_key_of_another_type_is_rejected(students: EntityCache) -> None:
+    with pytest.raises(InvalidValueError, match=r"^id: .*abc"):
+        await students.read("abc")
+
+
+async def test_a_version_that_no_row_can_have_is_rejected_with_a_text(students: EntityCache) -> None:
+    await put(students, 1, "Ann")
+    with pytest.raises(InvalidValueError, match=r"out of .*range"):
+        await students.delete("1", frozenset({10**30}))
+
+
+async def test_a_generated_column_cannot_be_written(words: EntityCache) -> None:
+    with pytest.raises(InvalidValueError, match="length"):
+        await words.insert(RowInput.from_mapping({"word": "one", "length": 3}))
+
+
+async def test_decimals_in_json_columns_stay_numbers(words: EntityCache) -> None:
+    details = {"rates": [Decimal("1.10")]}
+    written = await words.insert(RowInput.from_mapping({"word": "one", "details": details}))
+    assert written.row is not None
+    assert b'"details":{"rates": [1.10]}' in written.row.payload
+
+
+@pytest.fixture
+async def words(
+    open_service: OpenService, admin: asyncpg.Connection, tmp_path: Path
+) -> AsyncIterator[EntityCache]:
+    """The cache of a table with a text key, a generated column and a JSON column."""
+    await admin.execute(
+        "CREATE TABLE word (word text PRIMARY KEY, details jsonb, "
+        "length int GENERATED ALWAYS AS (length(word)) STORED)"
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text('[word]\ntable = "word"\nkey = "word"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/words"\n')
+    await install(admin, load_entities(file), Silent())
+    async with open_service("sa", cachesync_entities=file) as service:
+        yield service.caches["word"]

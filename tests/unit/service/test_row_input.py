@@ -31,6 +31,13 @@ def test_json_keeps_every_digit(document: bytes | str) -> None:
     assert str(row.values["fee"]) == "1.10"
 
 
+def test_json_keeps_numbers_that_python_does_not_convert() -> None:
+    digits = "9" * 5000
+    row = RowInput.from_json(f'{{"id": {digits}}}')
+    assert row.values == {"id": Decimal(digits)}
+    assert row.key_text("id") == digits
+
+
 def test_json_in_bytes_is_utf8() -> None:
     assert RowInput.from_json('{"name":"Ümit"}'.encode()).values == {"name": "Ümit"}
 
@@ -44,10 +51,23 @@ def test_json_in_bytes_is_utf8() -> None:
         '{"id": 1} {}',
         '{"id": 1,}',
         b'{"name": "\xff"}',
-        '{"id": ' + "9" * 5000 + "}",
         '{"details": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"fee": 1e999999999999999999999}',
+        '{"id": 1, "id": 2}',
+        '{"details": {"a": 1, "a": 1}}',
     ],
-    ids=["empty", "cut off", "quotes", "more", "comma", "not UTF-8", "too many digits", "too deep"],
+    ids=[
+        "empty",
+        "cut off",
+        "quotes",
+        "more",
+        "comma",
+        "not UTF-8",
+        "too deep",
+        "exponent",
+        "twice",
+        "twice inside",
+    ],
 )
 def test_malformed_json_is_rejected(document: bytes | str) -> None:
     with pytest.raises(InvalidValueError) as refused:
@@ -82,8 +102,18 @@ def test_json_that_is_not_an_object_is_rejected(document: str) -> None:
 )
 def test_python_values_become_json_that_postgresql_reads(value: object, expected: object) -> None:
     row = RowInput.from_mapping({"id": 7, 'a "quoted" column': value})
-    assert json.loads(row.text) == {"id": 7, 'a "quoted" column': expected}
+    assert json.loads(row.text, parse_float=str) == {"id": 7, 'a "quoted" column': expected}
     assert row.values == {"id": 7, 'a "quoted" column': value}
+
+
+def test_decimals_become_numbers_with_all_of_their_digits() -> None:
+    row = RowInput.from_mapping({"fee": Decimal("1.10"), "details": {"rates": [Decimal("1E+3")]}})
+    assert row.text == '{"fee": 1.10, "details": {"rates": [1E+3]}}'
+
+
+def test_names_of_columns_are_text() -> None:
+    with pytest.raises(InvalidValueError, match="the name of a column is text, not int"):
+        RowInput.from_mapping({"id": 1, 2: "two"})  # type: ignore[dict-item]
 
 
 def endless() -> list[Any]:
@@ -96,6 +126,8 @@ def endless() -> list[Any]:
     "value",
     [
         float("nan"),
+        Decimal("NaN"),
+        [Decimal("-Infinity")],
         float("inf"),
         [1.5, float("-inf")],
         b"bytes",
@@ -104,7 +136,18 @@ def endless() -> list[Any]:
         {(1, 2): 3},
         endless(),
     ],
-    ids=["NaN", "infinity", "nested infinity", "bytes", "nested set", "object", "tuple as name", "endless"],
+    ids=[
+        "NaN",
+        "Decimal NaN",
+        "nested Decimal infinity",
+        "infinity",
+        "nested infinity",
+        "bytes",
+        "nested set",
+        "object",
+        "tuple as name",
+        "endless",
+    ],
 )
 def test_values_without_json_are_rejected_by_column(value: object) -> None:
     with pytest.raises(InvalidValueError) as refused:
@@ -121,8 +164,8 @@ def test_values_without_json_are_rejected_by_column(value: object) -> None:
     ids=["JSON", "mapping"],
 )
 def test_only_is_an_object_with_one_column(row: RowInput) -> None:
-    assert json.loads(row.only("fee")) == {"fee": "1.10"}
-    assert json.loads(row.only("tags")) == {"tags": ["0.50"]}
+    assert row.only("fee") == '{"fee": 1.10}'
+    assert row.only("tags") == '{"tags": [0.50]}'
 
 
 def test_columns_are_the_given_names_in_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from cachesync import ServiceSettings, SettingsError
 
@@ -28,3 +29,23 @@ def test_invalid_settings_are_named_without_their_values(monkeypatch: pytest.Mon
     assert "DB_PORT is invalid: " in str(raised.value)
     assert "DB_PASSWORD is not set" in str(raised.value)
     assert "port-of-shop" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["garbage", "redis://:se/cret@h", "redis://:secret@h?bogus=1"])
+def test_an_invalid_redis_url_is_named_without_its_value(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match=r"^REDIS_URL is invalid: ") as raised:
+        ServiceSettings.load(service="sa")
+    assert "cret" not in str(raised.value)
+
+
+def test_passwords_are_not_in_the_repr() -> None:
+    settings = ServiceSettings.load(service="sa", redis_url="redis://:hunter2@127.0.0.1")
+    assert "hunter2" not in repr(settings)
+    assert "secret" not in repr(settings)
+
+
+def test_the_constructor_does_not_quote_invalid_values() -> None:
+    with pytest.raises(ValidationError) as raised:
+        ServiceSettings(service="sa", redis_url="http://:hunter2@127.0.0.1")
+    assert "hunter2" not in str(raised.value)

@@ -1,10 +1,17 @@
-"""The URLs of a Redis Cluster."""
+"""The URLs of a Redis and of a Redis Cluster."""
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import pytest
 
-from cachesync.slots.clients import is_cluster, node_url
+from cachesync.errors import SettingsError
+from cachesync.slots.clients import blocking_client, check_url, is_cluster, node_url, service_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize(
@@ -36,3 +43,51 @@ def test_scheme_identifies_a_cluster(url: str, *, expected: bool) -> None:
 )
 def test_node_url_keeps_the_login_and_options_of_the_cluster(url: str, host: str, expected: str) -> None:
     assert node_url(url, host, 7) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis://user:p%2Fss@127.0.0.1?socket_timeout=2",
+        "rediss://127.0.0.1/0?ssl_ca_certs=ca.pem",
+        "unix:///run/redis.sock?db=1",
+        "redis+cluster://[::1]:7000",
+        "rediss+cluster://127.0.0.1",
+    ],
+)
+def test_urls_that_a_client_can_use_are_accepted(url: str) -> None:
+    check_url(url)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+@pytest.mark.parametrize(
+    "open_client", [check_url, partial(service_client, seconds=1), partial(blocking_client, seconds=1)]
+)
+def test_an_unknown_option_in_a_url_is_a_settings_error(
+    open_client: Callable[[str], object], scheme: str
+) -> None:
+    with pytest.raises(SettingsError, match="option that is not supported: 'bogus'"):
+        open_client(f"{scheme}://127.0.0.1:1?bogus=1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://x",
+        "",
+        "127.0.0.1:6379",
+        "redis://:se/cret@h",
+        "redis://:se#cret@h",
+        "redis://h:99999",
+        "redis://[::1",
+    ],
+)
+def test_the_error_of_a_malformed_url_quotes_nothing_of_it(url: str) -> None:
+    with pytest.raises(SettingsError, match="percent-encoded") as malformed:
+        check_url(url)
+    assert str(malformed.value) == (
+        "not a Redis URL such as redis://user:password@host:6379/0; special characters in a password must be "
+        "percent-encoded"
+    )
+    assert malformed.value.__cause__ is None

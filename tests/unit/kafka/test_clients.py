@@ -1,0 +1,19 @@
+"""Opening Kafka clients."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from cachesync.errors import KafkaUnavailableError, SettingsError
+from cachesync.kafka.clients import open_client
+
+
+def test_a_missing_setting_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match=r"Kafka client settings: .*group\.id"):
+        open_client(Consumer, {"bootstrap.servers": "127.0.0.1:1"})
+
+
+def test_a_setting_that_librdkafka_rejects_is_an_error_of_this_library() -> None:
+    with pytest.raises(KafkaUnavailableError, match=r"no\.such"):
+        open_client(Producer, {"no.such.setting": "1"})
