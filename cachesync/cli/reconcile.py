@@ -44,7 +44,7 @@ def reconcile(
     ] = None,
     delta: Annotated[
         bool,
-        typer.Option("--delta", help="Only keys that changed since the last run that left nothing wrong."),
+        typer.Option("--delta", help="Only keys that changed since the last run that left no drift."),
     ] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Compare payloads too, not only versions.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report drift without repairing it.")] = False,

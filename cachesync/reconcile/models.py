@@ -17,7 +17,7 @@ class Parameters(BaseModel):
         services: the services whose caches to examine.
         entities: the entities whose slots to examine.
         mode: `full` to examine all slots; `delta` to examine only the keys that changed since the last run
-            that left nothing wrong.
+            that left no drift.
         deep: whether to compare payloads too, not only versions.
         dry_run: whether to report drift without repairing it.
         rate_limit: the maximum number of slots per second and chunk; None for no limit.

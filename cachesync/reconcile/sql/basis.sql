@@ -1,4 +1,4 @@
--- The start of the last run that left nothing wrong in the cache of service $1 for the entities $2. Only runs count
+-- The start of the last run that left no drift in the cache of service $1 for the entities $2. Only runs count
 -- for which no line of the change log that was published later than $3 before the start can have been pruned.
 SELECT r.started_at
 FROM cachesync.reconciliation AS r

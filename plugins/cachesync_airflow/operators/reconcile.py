@@ -45,7 +45,7 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
             type="string",
             enum=["full", "delta"],
             description="full: examine every slot. delta: examine only the keys that changed since the last "
-            "run that left nothing wrong.",
+            "run that left no drift.",
         ),
         "deep": Param(default=False, type="boolean", description="Compare payloads too, not only versions."),
         "dry_run": Param(default=False, type="boolean", description="Report drift without repairing it."),
