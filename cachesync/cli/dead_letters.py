@@ -84,7 +84,7 @@ def list_letters(
     if as_json:
         return _print_json(answer)
     columns = ("letter", "service", "entity", "key", "version", "stage", "attempt", "not before", "error")
-    # Names must not wrap, whatever the terminal's width, because users copy them.
+    # Names must not wrap even in a narrow terminal, because users copy them.
     table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None)
     for letter in answer["letters"]:
         attempt = f"{letter['attempt']}/{letter['maximum']}"
@@ -97,7 +97,9 @@ def list_letters(
 
 @dead_letters.command()
 def show(
-    letter: Annotated[str, typer.Argument(help="Name of the letter, such as parking-lot:0:17.")],
+    letter: Annotated[
+        str, typer.Argument(metavar="LETTER", help="Name of the letter, such as parking-lot:0:17.")
+    ],
     *,
     bootstrap_servers: BootstrapServers,
     dsn: Dsn = None,

@@ -15,7 +15,8 @@ from cachesync.entity import load_entities
 from cachesync.install import installer
 from cachesync.kafka import topics
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+# The default markup keeps the line breaks of the docstrings; Markdown joins the lines of a paragraph.
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 app.command()(reconcile)
 app.add_typer(dead_letters, name="dead-letters")
 

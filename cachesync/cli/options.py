@@ -82,9 +82,15 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
         bootstrap_servers: as given by the option `BootstrapServers`.
 
     Raises:
-        SettingsError: an environment variable is invalid.
+        SettingsError: the option is empty, or an environment variable is invalid.
         KafkaUnavailableError: no broker accepts the connection, or a certificate cannot be used.
     """
+    if not bootstrap_servers.strip():
+        message = (
+            "--bootstrap-servers (KAFKA_BOOTSTRAP_SERVERS) is empty; give the brokers as host:port, "
+            "separated by commas"
+        )
+        raise SettingsError(message)
     settings = KafkaSettings.load(kafka_bootstrap_servers=bootstrap_servers).kafka
     # Only this callback receives the cause; the calls just time out.
     errors: list[KafkaError] = []
@@ -112,17 +118,19 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedi
         urls: as given by the option `RedisUrls`.
 
     Raises:
-        SettingsError: a value is not `SERVICE=URL`; the text names it.
+        SettingsError: a value is not `SERVICE=URL`; the text gives its position.
         CacheUnavailableError: a Redis Cluster did not respond.
     """
     clients: dict[str, BlockingRedis] = {}
     with ExitStack() as stack:
-        for pair in filter(None, ",".join(urls or ()).split(",")):
+        for position, pair in enumerate(filter(None, ",".join(urls or ()).split(",")), 1):
             match = _REDIS_URL.fullmatch(pair)
             if match is None:
-                # The rest may contain a password.
-                start = pair.partition("://")[0]
-                message = f"--redis {start!r}... is not SERVICE=URL, such as sb=redis://host:6379/0"
+                # The value is not quoted, because any part of it can be a password.
+                message = (
+                    f"value {position} of --redis (CACHESYNC_REDIS_URLS) is not SERVICE=URL, such as "
+                    "sb=redis://host:6379/0; a comma within a URL must be written as %2C"
+                )
                 raise SettingsError(message)
             client = blocking_client(match[2], _REDIS_SECONDS)
             clients[match[1]] = stack.enter_context(client)

@@ -96,7 +96,7 @@ class DeadLetterReader:
                 self._consumer.unassign()
 
     def letter(self, topic: str, partition: int, offset: int) -> Letter | None:
-        """Return one letter, or None if it does not exist or no longer exists.
+        """Return one letter, or None if it does not exist or has expired.
 
         Args:
             topic: the dead-letter topic or the parking lot.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from cachesync.dead_letters.audit import readable
 from cachesync.entity import TOPIC_PREFIX
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
 
 LETTER: Final = r"^(dead-letters|parking-lot):\d{1,9}:\d{1,18}$"
 """Pattern of a letter's name, such as `parking-lot:0:17`."""
+
+
+def _letter_name(text: str) -> str:
+    """Return a letter's name.
+
+    Raises:
+        ValueError: it is not the name of a letter.
+    """
+    if not re.fullmatch(LETTER, text):
+        message = f"{text!r} is not the name of a letter, such as parking-lot:0:17; list shows the names"
+        raise ValueError(message)
+    return text
 
 
 class RequestAction(StrEnum):
@@ -65,7 +78,7 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     action: RequestAction = RequestAction.RETRY
-    letters: tuple[Annotated[str, StringConstraints(pattern=LETTER)], ...] = ()
+    letters: tuple[Annotated[str, AfterValidator(_letter_name)], ...] = ()
     topic: LetterTopic | None = None
     services: tuple[str, ...] = ()
     entities: tuple[str, ...] = ()
@@ -89,7 +102,10 @@ class Request(BaseModel):
         if self.action in {RequestAction.REPLAY, RequestAction.DISCARD} and not (
             self.has_filters or self.all
         ):
-            message = f"{self.action} requires letters, a topic, a service, an entity or a key; or all"
+            message = (
+                f"{self.action} requires letters, a topic, a service, an entity or a key; "
+                "set all (--all) to select every letter"
+            )
             raise ValueError(message)
         if self.action is RequestAction.DISCARD and not (self.reason and self.reason.strip()):
             message = "discard requires a reason, which is stored in the audit table"

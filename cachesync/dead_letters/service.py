@@ -170,7 +170,7 @@ async def _show(connection: asyncpg.Connection, reader: DeadLetterReader, reques
     topic, partition, offset = name.split(":")
     letter = reader.letter(TOPIC_PREFIX + topic, int(partition), int(offset))
     if letter is None:
-        message = f"letter {name} does not exist, or no longer exists"
+        message = f"letter {name} does not exist or has expired"
         raise LetterNotFoundError(message)
     origin = letter.original_topic, letter.original_partition, letter.original_offset
     history = await connection.fetch(statement("dead_letters/history"), letter.service, *origin)

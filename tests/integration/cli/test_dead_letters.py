@@ -102,7 +102,7 @@ async def test_show_prints_a_letter_and_the_actions_on_its_message(post: Post, c
     )
     assert "@" in done["actor"]
     assert (
-        "letter parking-lot:0:999999999 does not exist"
+        "letter parking-lot:0:999999999 does not exist or has expired"
         in (await command("show", "parking-lot:0:999999999", status=1)).output
     )
 
@@ -156,11 +156,14 @@ async def test_replay_updates_the_cache_and_reports_the_letters_that_failed(
 async def test_ambiguous_or_malformed_arguments_are_rejected(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     for arguments, text in (
-        (("replay",), "replay requires letters, a topic"),
+        (("replay",), "replay requires letters, a topic, a service, an entity or a key; set all (--all) to"),
         (("discard", "--reason", "x"), "discard requires letters, a topic"),
         (("discard", "--all", "--reason", " "), "discard requires a reason"),
-        (("replay", "0:7"), "should match pattern"),
-        (("show", "17"), "should match pattern"),
+        (
+            ("replay", "0:7"),
+            "'0:7' is not the name of a letter, such as parking-lot:0:17; list shows the names",
+        ),
+        (("show", "17"), "'17' is not the name of a letter, such as parking-lot:0:17"),
     ):
         assert text in (await command(*arguments, status=1)).output.replace("\n", " ")
     (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
