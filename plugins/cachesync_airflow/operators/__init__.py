@@ -1,1 +1,5 @@
-"""Operators of the DAGs `dead_letter_retry` and `reconcile`."""
+"""Operators of the DAGs `dead_letter_retry` and `reconcile`.
+
+Each performs one task that ends, in a worker, and defines the parameters of its DAG. Work that does not end
+runs in `triggers`.
+"""
