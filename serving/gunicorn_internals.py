@@ -1,7 +1,8 @@
-# ruff: noqa: SLF001 - private names are what this module is for
+# ruff: noqa: SLF001 - this module patches private attributes
 """Patches to gunicorn's internals, and the versions that they were tested with.
 
-`serving/gunicorn_conf.py` applies them in each worker process. gunicorn has no setting and no hook for them.
+`serving/gunicorn_conf.py` applies them in each worker process, because gunicorn has no settings or hooks for
+what they do.
 """
 
 from __future__ import annotations

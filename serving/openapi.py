@@ -37,7 +37,7 @@ _TAG: Final = {"type": "string", "examples": ['"42"']}
 _TAGS: Final = {**_TAG, "pattern": '^(\\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'}
 _HEADERS: Final[Part] = {
     "X-Request-ID": {
-        "description": "ID of the request in the log; the client's own if it sent a well-formed one",
+        "description": "ID of the request in the log: the client's if it sent a valid ID, or a new one",
         "required": True,
         "schema": {"type": "string"},
     },
@@ -50,7 +50,7 @@ _HEADERS: Final[Part] = {
         "required": True,
         "schema": {**_TAG, "pattern": '^"[0-9]+"$'},
     },
-    "Location": {"description": "Path of the new row", "required": True, "schema": {"type": "string"}},
+    "Location": {"description": "Path of the created row", "required": True, "schema": {"type": "string"}},
     "Link": {"description": 'The next page, rel="next", if there is one', "schema": {"type": "string"}},
     "Retry-After": {
         "description": "Seconds to wait before a retry",
@@ -80,7 +80,7 @@ _PARAMETERS: Final[Part] = {
     "X-Request-ID": {
         "name": "X-Request-ID",
         "in": "header",
-        "description": "ID for the request; accepted if it consists of up to 128 letters, digits and ._:+/=-",
+        "description": "ID for the request; valid if it consists of up to 128 letters, digits and ._:+/=-",
         "schema": {"type": "string", "examples": ["checkout-7f3a"]},
     },
 }
@@ -192,7 +192,7 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
             "parameters": [_parameter("X-Request-ID")],
             "requestBody": _request_body({JSON: f"{name}.insert"}, _insert_example(cache)),
             "responses": {
-                "201": _row_answer(cache, "The new row", "X-Cache", "Location"),
+                "201": _row_answer(cache, "The created row", "X-Cache", "Location"),
                 **_problems(400, 408, 409, 413, 415, 422, 503),
             },
         },

@@ -257,7 +257,7 @@ class Retrier:
     ) -> list[AuditEntry]:
         """Handle the open letters of a batch, and record and commit the actions."""
         with translate_postgres_errors():
-            # Each statement must see what was committed before it, whatever the database's default is.
+            # Each statement must see what was committed before it; a stricter default would prevent that.
             async with self._connection.transaction(isolation="read_committed"):
                 await self._connection.execute("SELECT pg_advisory_xact_lock($1)", _ADVISORY_LOCK)
                 done = await closed(self._connection, batch)

@@ -1,4 +1,4 @@
-"""Checks whether an entity can be installed on its table."""
+"""Checks before an installation: whether each entity can be installed on its table and in this database."""
 
 from __future__ import annotations
 

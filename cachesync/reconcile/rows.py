@@ -13,7 +13,7 @@ from cachesync.postgres.statements import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Forces the good plan, whatever the statistics say: the key's index, and a hash join of slots and rows.
+# Forces the good plan, even if statistics are outdated: the key's index, and a hash join of slots and rows.
 _PLANNER_SETTINGS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",

@@ -58,7 +58,7 @@ _SESSION: Final = {
     "synchronous_commit": "off",
     # A frozen relay must not keep its lines locked for the others.
     "idle_in_transaction_session_timeout": "15s",
-    # Each of the relay's queries has one good plan, whatever the statistics say at the moment.
+    # Each of the relay's queries has one good plan, which outdated statistics must not change.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_sort": "off",
