@@ -168,7 +168,7 @@ class TooManyDeadLettersError(StreamError):
 
 
 class LetterNotFoundError(CacheSyncError):
-    """The dead letter does not exist, or no longer exists."""
+    """The dead letter does not exist or has expired."""
 
 
 class ReconcileError(CacheSyncError):

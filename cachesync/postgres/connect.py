@@ -101,8 +101,14 @@ def with_translated_postgres_errors(
 
 
 @contextmanager
-def check_address() -> Iterator[None]:
+def check_address(
+    remedy: str = "special characters in a password must be percent-encoded in a DSN such as "
+    "postgresql://user:password@host:5432/name",
+) -> Iterator[None]:
     """Raise the errors of an invalid address as a SettingsError.
+
+    Args:
+        remedy: what to check, for the text of the error.
 
     Raises:
         SettingsError: the address is invalid; the text quotes nothing that can be part of a password.
@@ -116,10 +122,7 @@ def check_address() -> Iterator[None]:
         # A certificate that is not trusted is also a ValueError.
         raise
     except (ValueError, OverflowError):
-        message = (
-            "invalid database address: check the host and the port; special characters in a password must be "
-            "percent-encoded in a DSN such as postgresql://user:password@host:5432/name"
-        )
+        message = f"invalid database address: {remedy}"
         raise SettingsError(message) from None
 
 

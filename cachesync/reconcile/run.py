@@ -299,7 +299,7 @@ async def _planned(
         if basis is None:
             notes.append(
                 f"{service}: full run instead of delta, because the change log does not reach back to a run "
-                "that left nothing wrong"
+                "that left no drift"
             )
         else:
             since = basis - _MARGIN

@@ -42,7 +42,7 @@ class Database:
         """
         timeout = settings.db_timeout_ms / 1000
         database = f"{settings.db_host}:{settings.db_port}/{settings.db_name}"
-        with translate_postgres_errors(database), check_address():
+        with translate_postgres_errors(database), check_address("check DB_HOST and DB_PORT"):
             pool = await asyncpg.create_pool(
                 host=settings.db_host,
                 port=settings.db_port,

@@ -33,6 +33,15 @@ async def test_malformed_redis_url_is_a_settings_error(
             await Service.open(settings)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+async def test_malformed_database_host_is_a_settings_error(
+    settings_of: SettingsOf, admin: asyncpg.Connection, host: str
+) -> None:
+    async with leaving_nothing(admin):
+        with pytest.raises(SettingsError, match="check DB_HOST and DB_PORT"):
+            await Service.open(settings_of("sa", db_host=host))
+
+
 async def test_entity_must_be_installed(
     settings_of: SettingsOf, admin: asyncpg.Connection, tmp_path: Path
 ) -> None:
