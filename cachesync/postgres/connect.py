@@ -102,8 +102,7 @@ def with_translated_postgres_errors(
 
 @contextmanager
 def check_address(
-    remedy: str = "special characters in a password must be percent-encoded in a DSN such as "
-    "postgresql://user:password@host:5432/name",
+    remedy: str = "check the host and the port, and percent-encode special characters in a DSN's password",
 ) -> Iterator[None]:
     """Raise the errors of an invalid address as a SettingsError.
 

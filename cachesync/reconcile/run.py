@@ -235,6 +235,7 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
     Raises:
         ReconcileError: the run does not exist, or one of its chunks is not finished.
     """
+    await _require_installed(connection)
     record = await connection.fetchrow(statement("reconcile/run"), run)
     if record is None:
         message = f"run {run!r} does not exist"

@@ -167,6 +167,7 @@ class EntityCache:
             key: the key, in canonical form.
 
         Raises:
+            InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the row is not cached, and the database did not respond.
         """
         name = self._name(key)
@@ -188,6 +189,7 @@ class EntityCache:
             limit: maximum number of rows.
 
         Raises:
+            InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
         return await self._table.page(after, limit)
@@ -279,7 +281,8 @@ class EntityCache:
         Raises:
             RowNotFoundError: the row does not exist.
             VersionMismatchError: the precondition does not hold.
-            ConstraintViolatedError: another row refers to it.
+            ReferenceViolatedError: another row refers to it.
+            InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
         async with self._leased(key) as lease:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 from uuid import UUID
 
 from cachesync.errors import InvalidValueError
@@ -140,4 +140,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal)
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"JSON has no {name}"
+    raise ValueError(message)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal, parse_constant=_refuse_constant
+)

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, StringConstraints, field_validator
 
 from cachesync.errors import SettingsError
 from cachesync.kafka.settings import KafkaSettings
+from cachesync.postgres.catalog import is_storable
 from cachesync.slots.clients import check_url
 
 Milliseconds = Annotated[int, Field(gt=0, le=60_000)]
@@ -51,6 +52,14 @@ class ServiceSettings(KafkaSettings):
     redis_timeout_ms: Milliseconds = 100
     lease_ms: Milliseconds = 2000
     lease_wait_ms: Milliseconds = 200
+
+    @field_validator("db_host", "db_name", "db_username", "db_password")
+    @classmethod
+    def _check_text(cls, value: str | SecretStr) -> str | SecretStr:
+        if not is_storable(value.get_secret_value() if isinstance(value, SecretStr) else value):
+            message = "it contains NUL, or a byte that is not part of UTF-8"
+            raise ValueError(message)
+        return value
 
     @field_validator("redis_url")
     @classmethod

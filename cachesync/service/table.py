@@ -139,9 +139,16 @@ class Table:
         return None if record is None else self._row(key, record)
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
-        """Return at most `limit` rows in key order, starting after the key `after`."""
+        """Return at most `limit` rows in key order, starting after the key `after`.
+
+        Raises:
+            InvalidValueError: the key is not valid for its column.
+        """
         async with self._database.connection() as connection:
-            records = await connection.fetch(self._page, after, limit)
+            try:
+                records = await connection.fetch(self._page, after, limit)
+            except asyncpg.DataError as error:
+                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
         return [self._row(record["key"], record) for record in records]
 
     async def insert(self, row: RowInput) -> Row:

@@ -6,6 +6,7 @@ and `rediss+cluster://` are the URLs of a Redis Cluster, with the address of any
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
 
 _CLUSTER: Final = "+cluster"
 _NOT_A_URL: Final = (
-    "not a Redis URL such as redis://user:password@host:6379/0; special characters in a password must be "
-    "percent-encoded"
+    "not a Redis URL such as redis://user:password@host:6379/0; check its options, and percent-encode "
+    "special characters in the password"
 )
+_UNKNOWN_OPTION: Final = re.compile(r"unexpected keyword argument ('\w+')")
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
 
@@ -102,7 +104,7 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
         SettingsError: the URL is not a Redis URL.
         CacheUnavailableError: the Redis Cluster did not respond.
     """
-    check_url(url)
+    _check_url(url, ConnectionPool)
     with translate_redis_errors():
         if not is_cluster(url):
             return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
@@ -219,20 +221,30 @@ def _rediscovering(client: BlockingRedis) -> Iterator[None]:
 
 
 def check_url(url: str) -> None:
-    """Check the URL of a Redis or Redis Cluster without connecting.
+    """Check the URL of a service's Redis or Redis Cluster without connecting.
 
     Raises:
-        SettingsError: it is not one; the text quotes nothing that can be part of a password.
+        SettingsError: a client cannot use it; the text quotes nothing that can be part of a password.
     """
+    _check_url(url, asyncio_redis.BlockingConnectionPool)
+
+
+def _check_url(url: str, pool_class: type[ConnectionPool | asyncio_redis.BlockingConnectionPool]) -> None:
     try:
         parts = urlsplit(url)
         if is_cluster(url):
             url = node_url(url, parts.hostname or "", parts.port or 6379)
-        pool = ConnectionPool.from_url(url)
-        # Only a connection looks at the options of the URL.
+        pool = pool_class.from_url(url)
+        # Only a connection looks at the options of the URL, and each option has errors of its own.
         pool.connection_class(**pool.connection_kwargs)
-    except TypeError as error:
-        message = f"the Redis URL has an option that is not supported: {str(error).rpartition(' ')[2]}"
+    except Exception as error:  # noqa: BLE001
+        option = _UNKNOWN_OPTION.search(str(error))
+        # With an @ after it, what looks like an option is part of a password that is not encoded.
+        if option is not None and "@" not in urlsplit(url).query:
+            message = f"the Redis URL has an option that is not supported: {option[1]}"
+        else:
+            message = _NOT_A_URL
         raise SettingsError(message) from None
-    except ValueError:
-        raise SettingsError(_NOT_A_URL) from None
+    if pool.connection_kwargs.get("decode_responses"):
+        message = "the Redis URL has an option that is not supported: 'decode_responses', as slots are bytes"
+        raise SettingsError(message)

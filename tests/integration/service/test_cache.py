@@ -515,6 +515,8 @@ async def test_a_key_with_an_unpaired_surrogate_is_rejected_and_disturbs_no_one(
 async def test_a_key_of_another_type_is_rejected(students: EntityCache) -> None:
     with pytest.raises(InvalidValueError, match=r"^id: .*abc"):
         await students.read("abc")
+    with pytest.raises(InvalidValueError, match=r"^id: .*abc"):
+        await students.page("abc", 10)
 
 
 async def test_a_version_that_no_row_can_have_is_rejected_with_a_text(students: EntityCache) -> None:

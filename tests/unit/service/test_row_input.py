@@ -55,6 +55,7 @@ def test_json_in_bytes_is_utf8() -> None:
         '{"fee": 1e999999999999999999999}',
         '{"id": 1, "id": 2}',
         '{"details": {"a": 1, "a": 1}}',
+        '{"fee": NaN}',
     ],
     ids=[
         "empty",
@@ -67,6 +68,7 @@ def test_json_in_bytes_is_utf8() -> None:
         "exponent",
         "twice",
         "twice inside",
+        "NaN",
     ],
 )
 def test_malformed_json_is_rejected(document: bytes | str) -> None:

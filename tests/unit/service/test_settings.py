@@ -39,6 +39,13 @@ def test_an_invalid_redis_url_is_named_without_its_value(url: str, monkeypatch: 
     assert "cret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["DB_HOST", "DB_NAME", "DB_USERNAME", "DB_PASSWORD"])
+def test_bytes_that_are_not_utf8_are_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "a\udce9")
+    with pytest.raises(SettingsError, match=f"^{name} is invalid: .* not part of UTF-8"):
+        ServiceSettings.load(service="sa")
+
+
 def test_passwords_are_not_in_the_repr() -> None:
     settings = ServiceSettings.load(service="sa", redis_url="redis://:hunter2@127.0.0.1")
     assert "hunter2" not in repr(settings)

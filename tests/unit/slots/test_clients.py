@@ -80,14 +80,28 @@ def test_an_unknown_option_in_a_url_is_a_settings_error(
         "redis://:se/cret@h",
         "redis://:se#cret@h",
         "redis://h:99999",
+        "redis://u:12?sekrit=1@h/0",
+        "redis://u:sec[ret]@h:1/0",
+        "redis://h/0?protocol=9",
+        "rediss://h/0?ssl_cert_reqs=bogus",
+        "redis+cluster://h?maint_notifications_config=x",
         "redis://[::1",
     ],
 )
 def test_the_error_of_a_malformed_url_quotes_nothing_of_it(url: str) -> None:
-    with pytest.raises(SettingsError, match="percent-encoded") as malformed:
+    with pytest.raises(SettingsError, match="percent-encode") as malformed:
         check_url(url)
     assert str(malformed.value) == (
-        "not a Redis URL such as redis://user:password@host:6379/0; special characters in a password must be "
-        "percent-encoded"
+        "not a Redis URL such as redis://user:password@host:6379/0; check its options, and percent-encode "
+        "special characters in the password"
     )
     assert malformed.value.__cause__ is None
+
+
+def test_decoded_responses_are_not_supported() -> None:
+    with pytest.raises(SettingsError, match="'decode_responses', as slots are bytes"):
+        check_url("redis://127.0.0.1?decode_responses=true")
+
+
+def test_a_service_can_set_the_timeout_of_its_pool() -> None:
+    check_url("redis://127.0.0.1?timeout=3")
