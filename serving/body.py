@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from jsonschema_rs import Draft202012Validator
 
 from cachesync.errors import InvalidValueError
-from cachesync.service.row_input import RowInput
+from cachesync.service.row_input import RowInput, exact_integer
 from serving import problems
 from serving.problems import FieldError, Kind, Problem, field_problem
 from serving.schema import insert_schema, patch_schema, replace_schema
@@ -36,8 +36,6 @@ _MAX_DEPTH: Final = 64
 # The maximum digits of PostgreSQL's numeric before and after the decimal point.
 _MAX_DIGITS: Final = 131_072
 _MAX_DECIMALS: Final = 16_383
-# Longer digit strings become a Decimal, because Python refuses to convert very long ones to int.
-_MAX_INT_DIGITS: Final = 18
 _MAX_ERRORS: Final = 20
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
@@ -265,10 +263,6 @@ def _too_deep() -> Problem:
     return Problem(problems.TOO_DEEP, f"objects and arrays can be nested up to {_MAX_DEPTH} levels deep")
 
 
-def _integer(digits: str) -> int | Decimal:
-    return int(digits) if len(digits) <= _MAX_INT_DIGITS else Decimal(digits)
-
-
 def _decimal(digits: str) -> Decimal:
     try:
         return Decimal(digits)
@@ -291,7 +285,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal, parse_constant=_refuse_constant
+    object_pairs_hook=_distinct,
+    parse_int=exact_integer,
+    parse_float=_decimal,
+    parse_constant=_refuse_constant,
 )
 
 

@@ -117,8 +117,8 @@ def _encode(value: object) -> str:
     raise TypeError(message)
 
 
-def _integer(digits: str) -> int | Decimal:
-    # Python does not convert very long digit strings to int.
+def exact_integer(digits: str) -> int | Decimal:
+    """Decode an integer of JSON, as a Decimal if it is long: Python refuses to convert very long ones."""
     return int(digits) if len(digits) <= _MAX_INT_DIGITS else Decimal(digits)
 
 
@@ -146,5 +146,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_distinct, parse_int=_integer, parse_float=_decimal, parse_constant=_refuse_constant
+    object_pairs_hook=_distinct,
+    parse_int=exact_integer,
+    parse_float=_decimal,
+    parse_constant=_refuse_constant,
 )

@@ -131,11 +131,8 @@ class Table:
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
-        async with self._database.connection() as connection:
-            try:
-                record = await connection.fetchrow(self._read, key)
-            except asyncpg.DataError as error:
-                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
+        async with self._reading() as connection:
+            record = await connection.fetchrow(self._read, key)
         return None if record is None else self._row(key, record)
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
@@ -144,11 +141,8 @@ class Table:
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
-        async with self._database.connection() as connection:
-            try:
-                records = await connection.fetch(self._page, after, limit)
-            except asyncpg.DataError as error:
-                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
+        async with self._reading() as connection:
+            records = await connection.fetch(self._page, after, limit)
         return [self._row(record["key"], record) for record in records]
 
     async def insert(self, row: RowInput) -> Row:
@@ -274,6 +268,15 @@ class Table:
                 yield f"{name} = cachesync.merge_patch(t.{name}, p.{name})"
             else:
                 yield f"{name} = p.{name}"
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Connection]:
+        """Provide a connection for reading by key; if PostgreSQL rejects a value, it is the key."""
+        async with self._database.connection() as connection:
+            try:
+                yield connection
+            except asyncpg.DataError as error:
+                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
 
     @asynccontextmanager
     async def _translated(self, given: RowInput) -> AsyncIterator[Connection]:

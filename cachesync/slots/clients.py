@@ -49,7 +49,7 @@ BlockingRedis = Redis | RedisCluster
 
 def is_cluster(url: str) -> bool:
     """Return whether a URL is that of a Redis Cluster."""
-    return urlsplit(url).scheme.endswith(_CLUSTER)
+    return url.partition("://")[0].lower().endswith(_CLUSTER)
 
 
 def node_url(url: str, host: str, port: int) -> str:

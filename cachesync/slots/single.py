@@ -32,9 +32,9 @@ class Slots:
         Raises:
             SettingsError: the URL is not a Redis URL.
         """
-        check_url(url)
         if not is_cluster(url):
             return cls(RoundTrips(service_client(url, seconds)))
+        check_url(url)
         cluster = Cluster(url, seconds)
         await cluster.refresh()
         return cls(cluster)
