@@ -16,7 +16,8 @@ async def mark_published(connection: Connection, versions: Sequence[int]) -> Non
     """Mark changes as published, so that the relay does not publish them again.
 
     Args:
-        connection: a connection with the role `cachesync_service` or `cachesync_worker`.
+        connection: a connection with the role `cachesync_worker`, which marks all changes, or
+            `cachesync_service`, which marks only those that the same login made.
         versions: the row versions of the changes.
     """
     await connection.execute(statement("postgres/mark_published"), versions)

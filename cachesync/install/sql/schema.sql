@@ -95,6 +95,18 @@ BEGIN
         ALTER TABLE cachesync.change_log ALTER COLUMN relay_at SET DEFAULT cachesync.relay_at();
         DROP INDEX IF EXISTS cachesync.change_log_unpublished;
     END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = 'cachesync.change_log'::regclass AND a.attname = 'transaction'
+    ) THEN
+        -- The transaction and the login that wrote a line. For existing lines constants, as above: no transaction has
+        -- the ID 0, and no login has an empty name.
+        ALTER TABLE cachesync.change_log
+        ADD COLUMN transaction xid8 NOT NULL DEFAULT '0',
+        ADD COLUMN login text NOT NULL DEFAULT '';
+        ALTER TABLE cachesync.change_log
+        ALTER COLUMN transaction SET DEFAULT pg_current_xact_id(),
+        ALTER COLUMN login SET DEFAULT session_user;
+    END IF;
     IF to_regclass('cachesync.change_log_unpublished') IS NULL THEN
         -- Not on the version: the primary key provides the same order, and the planner could choose that, which leads
         -- through all published lines.
@@ -166,15 +178,18 @@ BEGIN ATOMIC
     LIMIT 1;
 END;
 
--- Uses the primary key, whatever the statistics are. With IS NULL, the planner could instead read all unpublished
--- lines, which can be a million after a bulk change.
+-- A service marks only the lines that its own login wrote; the background work marks all lines. Uses the primary key,
+-- whatever the statistics are. With IS NULL, the planner could instead read all unpublished lines, which can be a
+-- million after a bulk change.
 CREATE OR REPLACE FUNCTION cachesync.mark_published(versions bigint []) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
 BEGIN ATOMIC
     UPDATE cachesync.change_log AS l
     SET published_at = clock_timestamp()
-    WHERE l.version = ANY(mark_published.versions) AND coalesce(l.published_at, '-infinity') = '-infinity';
+    WHERE
+        l.version = ANY(mark_published.versions) AND coalesce(l.published_at, '-infinity') = '-infinity'
+        AND (l.login = session_user OR (SELECT pg_has_role(session_user, 'cachesync_worker', 'MEMBER')));
 END;
 
 -- Applies a JSON merge patch (RFC 7396).

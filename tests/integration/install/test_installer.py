@@ -397,6 +397,57 @@ async def test_service_role_has_only_the_rights_that_services_need(
     await owner.execute(f"DROP ROLE {role}")
 
 
+async def test_service_marks_only_its_own_changes_and_the_worker_marks_all(
+    owner: asyncpg.Connection, database: str
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    logins = {name: f"{name}_{secrets.token_hex(4)}" for name in ("service", "other", "worker")}
+    sessions = {}
+    for name, login in logins.items():
+        role = "cachesync_worker" if name == "worker" else "cachesync_service"
+        await owner.execute(f"CREATE ROLE {login} LOGIN PASSWORD 'x' IN ROLE {role}")
+        sessions[name] = await asyncpg.connect(database, user=login, password="x")
+    await owner.execute("INSERT INTO thing VALUES (1)")
+    await sessions["other"].execute("INSERT INTO thing VALUES (2)")
+    await sessions["service"].execute("INSERT INTO thing VALUES (3)")
+    versions = await owner.fetchval("SELECT array_agg(version) FROM cachesync.change_log")
+    marked = (
+        "SELECT coalesce(array_agg(key ORDER BY key), '{}') FROM cachesync.change_log"
+        " WHERE published_at IS NOT NULL"
+    )
+    # Another current role changes nothing: the login is the session's.
+    await sessions["service"].execute("SET ROLE cachesync_service")
+    await sessions["service"].execute("SELECT cachesync.mark_published($1)", versions)
+    assert await owner.fetchval(marked) == ["3"]
+    await sessions["worker"].execute("SELECT cachesync.mark_published($1)", versions)
+    assert await owner.fetchval(marked) == ["1", "2", "3"]
+    for name, login in logins.items():
+        await sessions[name].close()
+        await owner.execute(f"DROP ROLE {login}")
+
+
+async def test_lines_of_an_earlier_version_are_not_rewritten_and_belong_to_no_login(
+    owner: asyncpg.Connection,
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    await owner.execute(
+        "DROP FUNCTION cachesync.mark_published;"
+        "ALTER TABLE cachesync.change_log DROP COLUMN transaction, DROP COLUMN login"
+    )
+    await owner.execute("INSERT INTO thing VALUES (1)")
+    file = await owner.fetchval("SELECT pg_relation_filenode('cachesync.change_log')")
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval("SELECT pg_relation_filenode('cachesync.change_log')") == file
+    transaction = await owner.fetchval(
+        "WITH inserted AS (INSERT INTO thing VALUES (2)) SELECT pg_current_xact_id()::text"
+    )
+    lines = await owner.fetch("SELECT transaction::text, login FROM cachesync.change_log ORDER BY version")
+    login = await owner.fetchval("SELECT session_user::text")
+    assert [tuple(line) for line in lines] == [("0", ""), (transaction, login)]
+
+
 async def test_writers_need_only_rights_on_the_table(owner: asyncpg.Connection, database: str) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
