@@ -76,8 +76,9 @@ def _describe(system: System) -> None:
     _console.print("\nAddresses")
     for name, address in system.addresses.items():
         _console.print(f"  {name:<10}{address}", markup=False, highlight=False, soft_wrap=True)
-    sa = system.services["sa"].url
-    _console.print(f"  try       curl -i {sa}/students/1   {sa}/openapi.json   {sa}/metrics", soft_wrap=True)
+    sa = system.services["sa"]
+    urls = f"{sa.url}/students/1   {sa.url}/openapi.json   {sa.metrics_url}"
+    _console.print(f"  try       curl -i {urls}", soft_wrap=True)
     _console.print(f"Logs        {system.folder}/*.log  {system.folder}/airflow/*.log", soft_wrap=True)
     _console.print(f"Memory      {_memory() / 2**20:.0f} MiB in all processes (PSS)\n")
 

@@ -39,6 +39,7 @@ class Service(Process):
         redis_url: the service's own cache.
         bootstrap_servers: the Kafka brokers.
         port: port to listen on; None picks a free one.
+        metrics_port: port of `/metrics`; None picks a free one.
         environment: additional settings, which override the others.
     """
 
@@ -51,9 +52,11 @@ class Service(Process):
         redis_url: str,
         bootstrap_servers: str,
         port: int | None = None,
+        metrics_port: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.port = port or free_port()
+        self.metrics_port = metrics_port or free_port()
         database = urlsplit(dsn)
         self._environment = {
             "DB_HOST": database.hostname or HOST,
@@ -63,14 +66,20 @@ class Service(Process):
             "KAFKA_BOOTSTRAP_SERVERS": bootstrap_servers,
             "CACHESYNC_ENTITIES": str(REPOSITORY / "entities.toml"),
             "PORT": str(self.port),
+            "METRICS_PORT": str(self.metrics_port),
             **(environment or {}),
         }
-        super().__init__(name, folder, {name: self.port})
+        super().__init__(name, folder, {name: self.port, f"{name}_metrics": self.metrics_port})
 
     @property
     def url(self) -> str:
         """The base URL of its API."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """The URL of its metrics."""
+        return f"http://{HOST}:{self.metrics_port}/metrics"
 
     def command(self) -> list[str]:
         """Return the `gunicorn` command line with the repository's configuration."""

@@ -37,3 +37,5 @@ class Settings(BaseSettings):
     airflow_port: Port = 8080
     sa_port: Port = 8090
     sb_port: Port = 8085
+    sa_metrics_port: Port = 9190
+    sb_metrics_port: Port = 9185

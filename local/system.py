@@ -117,6 +117,7 @@ class System:
                 redis_url=self._linked(service, self.redis.get(service), self.redis_urls[service]),
                 bootstrap_servers=self.bootstrap_servers,
                 port=getattr(settings, f"{service}_port"),
+                metrics_port=getattr(settings, f"{service}_metrics_port"),
             )
             for service in SERVICES
         }

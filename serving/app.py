@@ -36,13 +36,30 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class App(falcon.asgi.App[Request, Response]):
-    """A Falcon application that handles requests to which Falcon or gunicorn would respond with a 5xx."""
+    """A Falcon application that handles requests to which Falcon or gunicorn would respond with a 5xx.
+
+    Args:
+        metrics_port: port of the connections whose requests `internal` handles instead.
+
+    Attributes:
+        internal: the application for the metrics port.
+    """
+
+    def __init__(self, metrics_port: int) -> None:
+        super().__init__(media_type="application/json", request_type=Request, middleware=_Record())
+        self.internal = falcon.asgi.App(request_type=Request, middleware=_Record())
+        for each in (self, self.internal):
+            each.req_options.strip_url_path_trailing_slash = False
+            problems.add_handlers(each)
+        self._metrics_port = metrics_port
 
     def __call__(  # type: ignore[override]
         self, scope: dict[str, Any], receive: Receive, send: Send
     ) -> Coroutine[Any, Any, None]:
         """Handle an ASGI connection; returns Falcon's own coroutine, as wrapping it would slow down reads."""
         if scope["type"] == "http":
+            if scope["server"][1] == self._metrics_port:
+                return self.internal(scope, _no_body, send)
             reads = scope["method"] in _READS
             return super().__call__(scope, _no_body if reads else _Body(scope, receive, send), send)
         if scope["type"] == "websocket":
@@ -168,20 +185,16 @@ def create_app(
         settings: the settings of the service.
         open_service: opens the service; tests replace it.
     """
-    app = App(media_type="application/json", request_type=Request, middleware=_Record())
+    app = App(settings.metrics_port)
     app.add_middleware(_Lifecycle(app, settings, open_service))
-    app.req_options.strip_url_path_trailing_slash = False
-    problems.add_handlers(app)
     return app
 
 
 def _add_routes(app: App, service: Service, settings: Settings) -> None:
-    own: dict[str, object] = {
-        "/health/live": Live(),
-        "/health/ready": Ready(service),
-        "/metrics": metrics.Metrics(),
-        "/openapi.json": OpenApi(service.caches.values(), settings),
-    }
+    health: dict[str, object] = {"/health/live": Live(), "/health/ready": Ready(service)}
+    for path, resource in {**health, "/metrics": metrics.Metrics()}.items():
+        app.internal.add_route(path, resource)
+    own = {**health, "/openapi.json": OpenApi(service.caches.values(), settings)}
     for path, resource in own.items():
         app.add_route(path, resource)
     for cache in service.caches.values():

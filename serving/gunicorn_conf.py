@@ -31,7 +31,7 @@ _share_metrics()
 _application = next(word for word in sys.argv[1:] if word.startswith("serving."))
 _settings = import_module(_application.partition(":")[0]).settings
 
-bind = f"{_settings.listen_address}:{_settings.port}"
+bind = [f"{_settings.listen_address}:{port}" for port in (_settings.port, _settings.metrics_port)]
 workers = _settings.workers
 
 worker_class = "asgi"

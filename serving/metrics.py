@@ -60,7 +60,7 @@ async def keep_flushing() -> NoReturn:
 
 
 class Metrics:
-    """`/metrics`: the totals of all processes of the service."""
+    """`/metrics` on the metrics port: the totals of all processes of the service."""
 
     entity = "metrics"
 

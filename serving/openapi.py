@@ -301,17 +301,6 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
                 },
             },
         ),
-        (
-            "/metrics",
-            "Get the metrics in Prometheus' text format",
-            {
-                "200": {
-                    "description": "The metrics",
-                    "headers": _headers(),
-                    "content": _PLAIN,
-                }
-            },
-        ),
         ("/openapi.json", "Get this document", {"200": _answer("This document", {"type": "object"}, None)}),
     ):
         name = path.strip("/").replace("/", "_").removesuffix(".json")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cachesync.errors import SettingsError
 from cachesync.service.settings import Port, ServiceSettings
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 
 class Settings(ServiceSettings):
@@ -16,6 +19,7 @@ class Settings(ServiceSettings):
     Attributes:
         listen_address: address to listen on; `0.0.0.0` in a container.
         port: port to listen on.
+        metrics_port: second port, for `/metrics` and the health checks only.
         workers: number of worker processes.
         body_limit: maximum size of a request body in bytes.
         page_limit: maximum number of rows per page.
@@ -23,9 +27,18 @@ class Settings(ServiceSettings):
 
     listen_address: str = "127.0.0.1"
     port: Port
+    metrics_port: Port
     workers: Annotated[int, Field(gt=0, le=256)] = 1
     body_limit: Annotated[int, Field(gt=0, le=2**26)] = 2**18
     page_limit: Annotated[int, Field(gt=0, le=10_000)] = 1000
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _check_metrics_port(cls, value: int, info: ValidationInfo) -> int:
+        if value == info.data.get("port"):
+            message = "it is also PORT"
+            raise ValueError(message)
+        return value
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)

@@ -19,6 +19,7 @@ class _Settings(Settings):
 
     service: Literal["sa"] = "sa"
     port: Port = 8090
+    metrics_port: Port = 9190
 
 
 settings = load_settings(_Settings)

@@ -19,6 +19,7 @@ class _Settings(Settings):
 
     service: Literal["sb"] = "sb"
     port: Port = 8085
+    metrics_port: Port = 9185
 
 
 settings = load_settings(_Settings)

@@ -253,10 +253,17 @@ def test_metrics_cover_all_worker_processes(sb: Service, student: str) -> None:
         r'http_request_duration_seconds_count{cache="HIT",entity="student",method="GET",status="4xx"} (\S+)'
     )
     deadline = time.monotonic() + 5
-    while (match := pattern.search(httpx.get(f"{sb.url}/metrics").text)) is None or float(match[1]) < 39:
+    while (match := pattern.search(httpx.get(sb.metrics_url).text)) is None or float(match[1]) < 39:
         assert time.monotonic() < deadline, match
         time.sleep(0.1)
     assert float(match[1]) == 39
+
+
+def test_metrics_and_rows_have_separate_ports(sb: Service) -> None:
+    assert httpx.get(f"{sb.url}/metrics").status_code == 404
+    internal = sb.metrics_url.removesuffix("/metrics")
+    statuses = {path: httpx.get(internal + path).status_code for path in ("/students", "/health/ready")}
+    assert statuses == {"/students": 404, "/health/ready": 200}
 
 
 def test_request_in_flight_is_finished_before_shutdown(

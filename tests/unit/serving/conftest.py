@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from falcon.testing import ASGIConductor
 
-from tests.unit.serving.stand_in import MemoryService, app_on
+from tests.unit.serving.stand_in import METRICS_PORT, MemoryService, app_on, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,5 +20,12 @@ def service() -> MemoryService:
 
 @pytest.fixture
 async def client(service: MemoryService) -> AsyncIterator[ASGIConductor]:
-    async with ASGIConductor(app_on(service)) as conductor:
+    async with ASGIConductor(served(app_on(service))) as conductor:
+        yield conductor
+
+
+@pytest.fixture
+async def internal(service: MemoryService) -> AsyncIterator[ASGIConductor]:
+    """A client of the metrics port."""
+    async with ASGIConductor(served(app_on(service), METRICS_PORT)) as conductor:
         yield conductor

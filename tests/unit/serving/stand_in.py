@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from cachesync.service.row_input import RowInput
     from cachesync.service.service import Service
     from serving.app import App
+    from serving.request import Receive, Send
+
+METRICS_PORT = 9190
 
 
 def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
@@ -179,8 +182,29 @@ class MemoryService:
         self.closed = True
 
 
+def served(app: App, port: int = 8090) -> Any:
+    """Return the application as a server calls it: with the address of the connection in the scope.
+
+    Args:
+        app: the application.
+        port: the port of every connection.
+    """
+
+    async def call(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        await app({**scope, "server": ("127.0.0.1", port)}, receive, send)
+
+    return call
+
+
 def settings(**changed: Any) -> Settings:
-    usual = {"service": "sa", "port": 8090, "db_username": "sa", "db_password": "secret", "body_limit": 1000}
+    usual = {
+        "service": "sa",
+        "port": 8090,
+        "metrics_port": METRICS_PORT,
+        "db_username": "sa",
+        "db_password": "secret",
+        "body_limit": 1000,
+    }
     return Settings.model_validate({**usual, **changed})
 
 

@@ -17,7 +17,7 @@ from cachesync.entity import Entity
 from cachesync.errors import DatabaseUnavailableError, NotInstalledError
 from serving import logs
 from serving.app import create_app
-from tests.unit.serving.stand_in import WORD, MemoryService, app_on, settings
+from tests.unit.serving.stand_in import WORD, MemoryService, app_on, served, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,19 +56,33 @@ async def test_resources_of_the_service_support_head(client: ASGIConductor, path
 
 
 async def test_metrics_are_served_as_text(
-    client: ASGIConductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    internal: ASGIConductor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    answer = await client.simulate_get("/metrics")
+    answer = await internal.simulate_get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/%6Detrics"])
+async def test_main_port_does_not_serve_metrics(client: ASGIConductor, path: str) -> None:
+    answer = await client.simulate_get(path)
+    assert (answer.status_code, answer.json["type"]) == (404, "/problems/not-found")
+
+
+@pytest.mark.parametrize("path", ["/students", "/students/1", "/openapi.json"])
+async def test_metrics_port_serves_only_metrics_and_health(internal: ASGIConductor, path: str) -> None:
+    answer = await internal.simulate_get(path)
+    assert (answer.status_code, answer.json["type"]) == (404, "/problems/not-found")
+    assert (await internal.simulate_get("/health/live")).status_code == 200
+    assert (await internal.simulate_get("/health/ready")).status_code == 200
 
 
 async def test_openapi_document_describes_every_path(client: ASGIConductor) -> None:
     document = (await client.simulate_get("/openapi.json")).json
     assert document["openapi"] == "3.1.0"
     assert set(document["paths"]) == {
-        *("/health/live", "/health/ready", "/metrics", "/openapi.json"),
+        *("/health/live", "/health/ready", "/openapi.json"),
         *("/students", "/students/{key}", "/words", "/words/{key}", "/things", "/things/{key}"),
     }
     assert set(document["paths"]["/students/{key}"]) == {
@@ -102,14 +116,14 @@ async def test_openapi_document_can_contain_integers_of_any_size(service: Memory
     service.word.columns = tuple(
         replace(column, precision=40) if column.name == "score" else column for column in WORD
     )
-    async with ASGIConductor(app_on(service)) as client:
+    async with ASGIConductor(served(app_on(service))) as client:
         document = (await client.simulate_get("/openapi.json")).json
     assert document["components"]["schemas"]["word"]["properties"]["score"]["exclusiveMaximum"] == 10**38
 
 
 async def test_service_is_closed_after_the_last_request() -> None:
     service = MemoryService()
-    async with ASGIConductor(app_on(service)) as client:
+    async with ASGIConductor(served(app_on(service))) as client:
         await client.simulate_get("/students/1")
         assert not service.closed
     assert service.closed
@@ -150,9 +164,9 @@ async def test_service_that_cannot_start_exits_with_the_reason(
 
 async def test_entity_cannot_use_a_path_of_the_service_itself() -> None:
     service = MemoryService()
-    taken = service.word.entity.model_dump() | {"path": "/metrics", "ttl": "1h", "absent_ttl": "1m"}
+    taken = service.word.entity.model_dump() | {"path": "/openapi.json", "ttl": "1h", "absent_ttl": "1m"}
     service.word.entity = Entity.model_validate(taken)
-    reason = "entity 'word' cannot use the path /metrics, which the service itself uses"
+    reason = "entity 'word' cannot use the path /openapi.json, which the service itself uses"
     assert await start(app_on(service), {}) == (3, reason)
 
 
@@ -175,6 +189,7 @@ async def answer_to(
         "method": method,
         "path": "/students",
         "raw_path": b"/students",
+        "server": ("127.0.0.1", 8090),
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }

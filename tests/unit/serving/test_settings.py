@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Settings]:
-    for name in ("DB_USERNAME", "DB_PASSWORD", "PORT", "WORKERS", "DB_PORT", "SERVICE", "BODY_LIMIT"):
+    names = "DB_USERNAME DB_PASSWORD PORT METRICS_PORT WORKERS DB_PORT SERVICE BODY_LIMIT"
+    for name in names.split():
         monkeypatch.delenv(name, raising=False)
 
     class SettingsOfX(Settings):
         model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_file=tmp_path / ".env")
         service: str = "x"
         port: Port = 8090
+        metrics_port: Port = 9190
 
     return SettingsOfX
 
@@ -101,6 +103,14 @@ def test_invalid_setting_is_named(
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
     monkeypatch.setenv(name, value)
     assert f"cannot start: {name} is invalid: Input should be" in complaint(kind)
+
+
+def test_metrics_port_must_differ_from_the_main_port(
+    kind: type[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
+    monkeypatch.setenv("METRICS_PORT", "8090")
+    assert "METRICS_PORT is invalid: it is also PORT" in complaint(kind)
 
 
 def test_env_file_that_is_not_text_is_named(kind: type[Settings]) -> None:

@@ -18,7 +18,7 @@ from cachesync.errors import (
 )
 from cachesync.service.row_input import RowInput
 from serving.problems import KINDS
-from tests.unit.serving.stand_in import STUDENT, MemoryCache, MemoryService, app_on
+from tests.unit.serving.stand_in import STUDENT, MemoryCache, MemoryService, app_on, served
 
 if TYPE_CHECKING:
     from falcon.testing import Result
@@ -109,7 +109,7 @@ async def test_put_does_not_create_a_row_if_the_database_generates_keys() -> Non
     key, *others = STUDENT
     service.student = MemoryCache("student", (replace(key, generated=True), *others))
     body = b'{"name": "Ada"}'
-    async with ASGIConductor(app_on(service)) as client:
+    async with ASGIConductor(served(app_on(service))) as client:
         assert problem(await write(client, "PUT", "/students/1", body)) == (404, "row-not-found", [])
         creating = JSON | {"If-None-Match": "*"}
         answer = await write(client, "PUT", "/students/1", body, creating)
