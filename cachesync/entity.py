@@ -5,35 +5,45 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from itertools import combinations
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     StringConstraints,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 from cachesync.errors import DeclarationError
+from cachesync.mistakes import did_you_mean, in_words, matching
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 TOPIC_PREFIX: Final = "cachesync."
 """Prefix of the name of every topic."""
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
+_LONGEST = timedelta(days=3650)
 
 
 def _duration(value: object) -> timedelta:
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None or int(match[1]) == 0:
-        message = f"{value!r} is not a duration such as '500ms', '30s', '10m', '1h' or '1d'"
+        message = f"must be a duration such as '500ms', '30s', '10m', '1h' or '1d', not {value!r}"
         raise ValueError(message)
-    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    duration = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    if duration > _LONGEST:
+        message = f"must be at most '{_LONGEST.days}d', not {value!r}"
+        raise ValueError(message)
+    return duration
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
@@ -41,6 +51,29 @@ OnChange = Literal["refresh", "invalidate"]
 """The effect of a change on a cached value: replace it, or empty the slot."""
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+# The length limit leaves room for the suffixes of the database objects that are named after the entity.
+_NAME: Final = matching(
+    r"[a-z][a-z0-9_]{0,39}",
+    "the name of an entity: a lowercase letter, then lowercase letters, digits or _, at most 40 in total",
+)
+_TABLE: Final = matching(
+    r"[^.\x00]{1,63}(\.[^.\x00]{1,63})?",
+    "the name of a table, as name or schema.name, without quotes",
+)
+ServiceName = Annotated[
+    str,
+    AfterValidator(
+        matching(
+            r"[a-z][a-z0-9-]{0,39}",
+            "the name of a service: a lowercase letter, then lowercase letters, digits or -, at most 40 in "
+            "total",
+        )
+    ),
+]
+"""The name of a service, with which the names of its slots begin."""
+_PATH: Final = matching(
+    r"(/[a-z0-9][a-z0-9._-]*)+", "a path such as /students, of lowercase letters, digits, '.', '_' and '-'"
+)
 
 
 class Entity(BaseModel):
@@ -59,27 +92,28 @@ class Entity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # The length limit leaves room for the suffixes of the database objects that are named after the entity.
-    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-    table: Annotated[str, StringConstraints(pattern=r"^[^.\x00]{1,63}(\.[^.\x00]{1,63})?$")]
+    name: Annotated[str, AfterValidator(_NAME)]
+    table: Annotated[str, AfterValidator(_TABLE)]
     key: Identifier
     columns: tuple[Identifier, ...] | None = None
     ttl: Duration
     absent_ttl: Duration
     on_change: OnChange = "refresh"
-    path: Annotated[str, StringConstraints(pattern=r"^(/[a-z0-9][a-z0-9._-]*)+$")]
+    path: Annotated[str, AfterValidator(_PATH)]
 
-    @model_validator(mode="after")
-    def _check_columns(self) -> Self:
-        if self.columns is None:
-            return self
-        if len(set(self.columns)) != len(self.columns):
-            message = "columns lists a column twice"
+    @field_validator("columns")
+    @classmethod
+    def _check_columns(cls, columns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if columns is None:
+            return None
+        if len(set(columns)) != len(columns):
+            message = "must not list a column twice"
             raise ValueError(message)
-        if self.key not in self.columns:
-            message = f"columns must include the key column {self.key!r}"
+        key = info.data.get("key")
+        if key is not None and key not in columns:
+            message = f"must include the key column {key!r}"
             raise ValueError(message)
-        return self
+        return columns
 
     @property
     def schema_and_table(self) -> tuple[str, str]:
@@ -93,22 +127,6 @@ class Entity(BaseModel):
         return TOPIC_PREFIX + self.name
 
 
-class _Declarations(BaseModel):
-    entities: dict[str, Entity]
-
-    @model_validator(mode="after")
-    def _check_distinct(self) -> Self:
-        for attribute, label in (("schema_and_table", "table"), ("path", "path")):
-            seen: dict[object, str] = {}
-            for entity in self.entities.values():
-                value = getattr(entity, attribute)
-                if value in seen:
-                    message = f"{seen[value]!r} and {entity.name!r} have the same {label}"
-                    raise ValueError(message)
-                seen[value] = entity.name
-        return self
-
-
 def load_entities(path: Path) -> dict[str, Entity]:
     """Load the declared entities.
 
@@ -119,7 +137,8 @@ def load_entities(path: Path) -> dict[str, Entity]:
         The entities by name, in the order of the file.
 
     Raises:
-        DeclarationError: the file cannot be read, is not valid TOML, or contains an invalid declaration.
+        DeclarationError: the file cannot be read, is not valid TOML, or contains invalid declarations. The
+            text has one line for each mistake.
     """
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -129,24 +148,67 @@ def load_entities(path: Path) -> dict[str, Entity]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         message = f"{path} is not valid TOML: {error}"
         raise DeclarationError(message) from error
-    for name, section in document.items():
-        if not isinstance(section, dict):
-            message = f"{path}: {name!r} is outside a section; each entity is a [section]"
-            raise DeclarationError(message)
-        if "name" in section:
-            message = f"{path}: {name}.name: remove it; the section name is the name of the entity"
-            raise DeclarationError(message)
     if not document:
         message = f"{path} declares no entities; each entity is a [section]"
         raise DeclarationError(message)
-    try:
-        declared = _Declarations.model_validate(
-            {"entities": {name: {"name": name, **section} for name, section in document.items()}}
+    entities: dict[str, Entity] = {}
+    mistakes: list[str] = []
+    for name, section in document.items():
+        problem = _section_problem(name, section)
+        if problem is not None:
+            mistakes.append(problem)
+            continue
+        if "name" in section:
+            mistakes.append(f"{name}.name: remove it; the section name is the name of the entity")
+        try:
+            entities[name] = Entity.model_validate({**section, "name": name})
+        except ValidationError as error:
+            mistakes += _field_problems(name, section, error)
+    mistakes += _shared_values(document)
+    if mistakes:
+        raise DeclarationError("\n".join(f"{path}: {mistake}".replace("\n", "\\n") for mistake in mistakes))
+    return entities
+
+
+def _section_problem(name: str, section: object) -> str | None:
+    """Return why something in the file is not the section of an entity; None if it is one."""
+    if isinstance(section, list):
+        return f"[[{name}]] must be [{name}], a section of its own for each entity"
+    if not isinstance(section, dict):
+        return f"{name!r} is outside a section; each entity is a [section]"
+    if section and all(isinstance(value, dict) for value in section.values()):
+        inner = next(iter(section))
+        return (
+            f"[{name}.{inner}] has a dot in its name; name the entity [{inner}], and give the schema in its "
+            f'table: table = "{name}.{inner}"'
         )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        reason = first["msg"].removeprefix("Value error, ")
-        message = f"{path}: {where}: {reason}" if where else f"{path}: {reason}"
-        raise DeclarationError(message) from error
-    return declared.entities
+    return None
+
+
+def _field_problems(name: str, section: Mapping[str, Any], error: ValidationError) -> Iterator[str]:
+    """Describe each mistake in a section."""
+    for one in error.errors(include_url=False):
+        field = str(one["loc"][0])
+        if field == "name":
+            yield f"[{name}] {in_words(one['type'], one['msg'], {})}"
+        elif one["type"] != "extra_forbidden":
+            place = ".".join(map(str, one["loc"]))
+            yield f"{name}.{place} {in_words(one['type'], one['msg'], one.get('ctx', {}))}"
+    fields = [field for field in Entity.model_fields if field != "name"]
+    every = f"; the fields are {', '.join(fields)}"
+    for field in section:
+        if field not in Entity.model_fields:
+            hint = did_you_mean(field, [other for other in fields if other not in section])
+            yield f"{name}.{field} is unknown{hint or every}"
+
+
+def _shared_values(document: Mapping[str, Any]) -> Iterator[str]:
+    """Describe each table and each path that two sections declare."""
+    sections = {name: section for name, section in document.items() if isinstance(section, dict)}
+    for (one, first), (other, second) in combinations(sections.items(), 2):
+        for field in ("table", "path"):
+            values = [section.get(field) for section in (first, second)]
+            if field == "table":
+                values = [str(value).removeprefix("public.") if value else value for value in values]
+            if values[0] is not None and values[0] == values[1]:
+                yield f"{one!r} and {other!r} have the same {field}"

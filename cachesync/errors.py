@@ -32,8 +32,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
+from cachesync.mistakes import in_words, nearest_name
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 
 class CacheSyncError(Exception):
@@ -44,12 +49,22 @@ class SettingsError(CacheSyncError):
     """A setting or a parameter is missing or invalid; the text names it."""
 
     @classmethod
-    def of(cls, error: ValidationError) -> Self:
-        """Describe every invalid environment variable in one line, without its value."""
+    def of(cls, error: ValidationError, unknown: Collection[str] = (), prefix: str = "") -> Self:
+        """Describe every invalid environment variable in one line, without its value.
+
+        Args:
+            error: pydantic's error.
+            unknown: the names of variables that are set but are not settings. One that is similar to the name
+                of a missing setting is probably a misspelling of it.
+            prefix: the prefix of the variables.
+        """
         return cls(
             "; ".join(
-                f"{str(one['loc'][0]).upper()} {_reason(one['type'], one['msg'])}"
-                for one in error.errors(include_url=False, include_input=False)
+                # The items of a list can be invalid for the same reason.
+                dict.fromkeys(
+                    _described(f"{prefix}{one['loc'][0]}".upper(), one, unknown)
+                    for one in error.errors(include_url=False, include_input=False)
+                )
             )
         )
 
@@ -175,5 +190,8 @@ class ReconcileError(CacheSyncError):
     """A reconciliation cannot be planned or carried out; the text gives the reason."""
 
 
-def _reason(kind: str, message: str) -> str:
-    return "is not set" if kind == "missing" else f"is invalid: {message.removeprefix('Value error, ')}"
+def _described(name: str, error: ErrorDetails, unknown: Collection[str]) -> str:
+    if error["type"] != "missing":
+        return f"{name} {in_words(error['type'], error['msg'], error.get('ctx', {}))}"
+    misspelled = nearest_name(name, unknown)
+    return f"{name} is not set{f', but {misspelled} is' if misspelled else ''}"

@@ -27,5 +27,5 @@ with DAG(
 ):
     # Not a mapped task: when services or consumers are added or removed, a map index would belong to another
     # consumer, while the trigger of the mapped task would continue as the previous one.
-    for consumer in consumers(AirflowSettings()):
+    for consumer in consumers(AirflowSettings.load()):
         CacheSyncSensor(**consumer)

@@ -25,7 +25,7 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params=params(AirflowSettings()),
+    params=params(AirflowSettings.load()),
     doc_md=__doc__,
     tags=["db-cache-sync"],
 ):

@@ -21,7 +21,7 @@ with DAG(
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
-    params=params(AirflowSettings()),
+    params=params(AirflowSettings.load()),
     # A task that starts while Airflow's API restarts uses up an attempt.
     default_args={"retries": 5, "retry_delay": timedelta(seconds=20), "retry_exponential_backoff": True},
     doc_md=__doc__,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, FilePath, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -55,7 +58,10 @@ class KafkaSettings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise SettingsError.of(error) from None
+            file = cls.model_config.get("env_file")
+            variables = {**os.environ, **(dotenv_values(file) if isinstance(file, Path | str) else {})}
+            unknown = {name for name in variables if name.lower() not in cls.model_fields}
+            raise SettingsError.of(error, unknown) from None
 
     @field_validator("kafka_sasl_mechanism", "kafka_sasl_username", "kafka_sasl_password")
     @classmethod

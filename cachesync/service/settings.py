@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator
+from pydantic import Field, SecretStr, field_validator
 
+from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
 from cachesync.errors import SettingsError
 from cachesync.kafka.settings import KafkaSettings
 from cachesync.postgres.catalog import is_storable
@@ -38,7 +39,7 @@ class ServiceSettings(KafkaSettings):
             milliseconds.
     """
 
-    service: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+    service: ServiceName
     cachesync_entities: Path = Path("entities.toml")
     db_host: str = "127.0.0.1"
     db_port: Port = 5432

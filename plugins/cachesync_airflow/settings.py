@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, Self
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.letter import RetryPolicy
+from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
+from cachesync.errors import SettingsError
 
-ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+_PREFIX: Final = "CACHESYNC_"
 
 
 class AirflowSettings(BaseSettings):
@@ -28,14 +31,27 @@ class AirflowSettings(BaseSettings):
             each further failure, up to an hour.
     """
 
-    model_config = SettingsConfigDict(env_prefix="CACHESYNC_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
-    caches: Annotated[tuple[ServiceName, ...], NoDecode, Field(min_length=1)]
+    caches: Annotated[tuple[ServiceName, ...], NoDecode]
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
     change_log_retention_days: Annotated[int, Field(ge=1, le=3650)] = 7
     dead_letter_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     dead_letter_backoff_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the settings from the environment.
+
+        Raises:
+            SettingsError: a setting is missing or invalid.
+        """
+        try:
+            return cls()
+        except ValidationError as error:
+            known = {f"{_PREFIX}{field}".upper() for field in cls.model_fields}
+            raise SettingsError.of(error, os.environ.keys() - known, _PREFIX) from None
 
     @property
     def retry_policy(self) -> RetryPolicy:

@@ -41,24 +41,41 @@ def test_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         ("", "declares no entities; each entity is a [section]"),
         ("[thing", "is not valid TOML"),
         ("stray = 1\n" + THING, "'stray' is outside a section"),
-        (THING.replace('key = "id"\n', ""), "thing.key: Field required"),
-        (THING + 'color = "red"\n', "thing.color: Extra inputs"),
-        (THING.replace('"1h"', '"1 hour"'), "thing.ttl: '1 hour' is not a duration such as"),
-        (THING.replace('"1h"', '"0s"'), "thing.ttl: '0s' is not a duration"),
-        (THING.replace('"1h"', "60"), "thing.ttl: 60 is not a duration"),
-        (THING + 'on_change = "forget"\n', "thing.on_change"),
-        (THING.replace("[thing]", "[Thing]"), "Thing.name"),
-        (THING.replace('"/things"', '"things"'), "thing.path"),
-        (THING.replace('"shop.thing"', '"a.b.c"'), "thing.table"),
-        (THING.replace("[thing]", f"[{'x' * 41}]"), f"{'x' * 41}.name: String should match"),
+        (THING.replace("[thing]", "[[thing]]"), "[[thing]] must be [thing], a section of its own for each"),
+        (THING.replace('key = "id"\n', ""), "thing.key is missing"),
+        (THING + 'color = "red"\n', "thing.color is unknown; the fields are table, key, columns, ttl, "),
+        (THING + 'colums = ["id"]\n', "thing.colums is unknown; did you mean 'columns'?"),
+        (THING + 'on-change = "refresh"\n', "thing.on-change is unknown; did you mean 'on_change'?"),
+        (THING.replace('"1h"', '"1 hour"'), "thing.ttl must be a duration such as '500ms', '30s', '10m', "),
+        (THING.replace('"1h"', '"0s"'), "'1h' or '1d', not '0s'"),
+        (THING.replace('"1h"', "60"), "'1h' or '1d', not 60"),
+        (THING.replace('"1h"', '"9999999999d"'), "'1h' or '1d', not '9999999999d'"),
+        (THING.replace('"1h"', '"999999999d"'), "thing.ttl must be at most '3650d', not '999999999d'"),
+        (THING.replace('"1h"', '"\u0661h"'), "thing.ttl must be a duration"),
+        (THING + 'on_change = "forget"\n', "thing.on_change must be 'refresh' or 'invalidate'"),
+        (THING.replace("[thing]", "[Thing]"), "[Thing] must be the name of an entity: a lowercase letter, "),
+        (THING.replace('"/things"', '"things"'), "thing.path must be a path such as /students"),
+        (THING.replace('"shop.thing"', '"a.b.c"'), "thing.table must be the name of a table, as name or "),
+        (THING.replace('"shop.thing"', "7"), "thing.table must be text"),
+        (THING.replace("[thing]", f"[{'x' * 41}]"), f"[{'x' * 41}] must be the name of an entity"),
         (THING + 'name = "other"\n', "thing.name: remove it; the section name is the name of the entity"),
-        (THING + '[thing.more]\nkey = "id"\n', "thing.more: Extra inputs"),
-        (THING.replace('"id"', '""'), "thing.key: String should have at least 1 character"),
-        (THING.replace('"id"', f'"{"k" * 64}"'), "thing.key: String should have at most 63 characters"),
-        (THING + 'columns = "id"\n', "thing.columns: Input should be a valid tuple"),
-        (THING + 'columns = ["id", "id"]\n', "thing: columns lists a column twice"),
-        (THING + 'columns = ["name"]\n', "thing: columns must include the key column 'id'"),
+        (THING + '[thing.more]\nkey = "id"\n', "thing.more is unknown"),
+        (THING.replace('"id"', '""'), "thing.key must not be empty"),
+        (THING.replace('"id"', f'"{"k" * 64}"'), "thing.key must have at most 63 characters"),
+        (THING + 'columns = "id"\n', "thing.columns must be a list"),
+        (THING + 'columns = ["id", 7]\n', "thing.columns.1 must be text"),
+        (THING + 'columns = ["id", "id"]\n', "thing.columns must not list a column twice"),
+        (THING + 'columns = ["name"]\n', "thing.columns must include the key column 'id'"),
+        (THING + "columns = []\n", "thing.columns must include the key column 'id'"),
+        (
+            THING.replace("[thing]", "[billing.invoice]"),
+            "has a dot in its name; name the entity [invoice], and give the schema in its table: table = ",
+        ),
         (THING + THING.replace("[thing]", "[other]"), "'thing' and 'other' have the same table"),
+        (
+            THING.replace("shop.", "") + THING.replace("[thing]", "[other]").replace("shop.", "public."),
+            "'thing' and 'other' have the same table",
+        ),
         (
             THING + THING.replace("[thing]", "[other]").replace("shop.thing", "shop.other"),
             "'thing' and 'other' have the same path",
@@ -71,6 +88,28 @@ def test_error_names_the_file_the_place_and_the_reason(tmp_path: Path, text: str
         load_entities(file)
     assert str(file) in str(caught.value)
     assert reason in str(caught.value)
+    assert "Input" not in str(caught.value)
+    assert "Value error" not in str(caught.value)
+
+
+def test_all_mistakes_of_a_file_are_reported_with_one_line_each(tmp_path: Path) -> None:
+    first = THING.replace('"1h"', '"1 hour"').replace("absent_ttl", "absent_tll") + 'columns = ["id", "id"]\n'
+    second = THING.replace("[thing]", '["O\\ndd"]').replace("shop.thing", "a.b.c")
+    file = write(tmp_path, first + second + "[shop.basket]\n")
+    with pytest.raises(DeclarationError) as caught:
+        load_entities(file)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{file}: ") for line in lines)
+    assert [line.removeprefix(f"{file}: ").split(" ", 2)[:2] for line in lines] == [
+        ["thing.columns", "must"],
+        ["thing.ttl", "must"],
+        ["thing.absent_ttl", "is"],
+        ["thing.absent_tll", "is"],
+        ["[O\\ndd]", "must"],
+        ["O\\ndd.table", "must"],
+        ["[shop.basket]", "has"],
+        ["'thing'", "and"],
+    ]
 
 
 def test_error_names_a_file_in_another_encoding(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ class DeadLettersOperator(BaseOperator):
         Raises:
             CacheSyncError: the request was not carried out, or only in part.
         """
-        settings = AirflowSettings()
+        settings = AirflowSettings.load()
         request = Request.model_validate(dict(context["params"]))
         dead_letters = DeadLetterService(
             database(),

@@ -67,7 +67,7 @@ class PlanOperator(BaseOperator):
         Raises:
             CacheSyncError: the database side is not installed, or the database or a Redis is unavailable.
         """
-        settings = AirflowSettings()
+        settings = AirflowSettings.load()
         requested = dict(context["params"])
         parameters = Parameters.model_validate(
             {
@@ -118,7 +118,7 @@ class ReconcileChunkOperator(BaseOperator):
                 self._log_progress(task, progress)
 
         client = redis(task.service, _REDIS_SECONDS)
-        entities = load_entities(AirflowSettings().entities)
+        entities = load_entities(AirflowSettings.load().entities)
         asyncio.run(
             runs.run_chunk(database(), client, _run_id(context), task, entities, on_progress=on_progress)
         )

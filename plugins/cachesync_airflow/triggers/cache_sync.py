@@ -37,7 +37,7 @@ class CacheSyncTrigger(ThreadTrigger):
         Raises:
             StreamError: the consumer would commit offsets by itself.
         """
-        airflow_settings = AirflowSettings()
+        airflow_settings = AirflowSettings.load()
         entities = load_entities(airflow_settings.entities)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)

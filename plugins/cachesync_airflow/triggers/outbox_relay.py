@@ -16,7 +16,7 @@ class OutboxRelayTrigger(ThreadTrigger):
 
     def open(self) -> Relay:
         """Create the relay, which connects by itself and reconnects after each outage."""
-        settings = AirflowSettings()
+        settings = AirflowSettings.load()
         return Relay(
             database(),
             brokers(),

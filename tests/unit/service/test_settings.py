@@ -26,9 +26,18 @@ def test_invalid_settings_are_named_without_their_values(monkeypatch: pytest.Mon
     monkeypatch.setenv("DB_PORT", "port-of-shop")
     with pytest.raises(SettingsError) as raised:
         ServiceSettings.load(service="sa")
-    assert "DB_PORT is invalid: " in str(raised.value)
+    assert "DB_PORT must be an integer; " in str(raised.value)
     assert "DB_PASSWORD is not set" in str(raised.value)
     assert "port-of-shop" not in str(raised.value)
+
+
+def test_name_of_a_service_is_described_in_words() -> None:
+    with pytest.raises(SettingsError) as raised:
+        ServiceSettings.load(service="My_Service")
+    assert str(raised.value) == (
+        "SERVICE must be the name of a service: a lowercase letter, then lowercase letters, digits or -, at "
+        "most 40 in total"
+    )
 
 
 @pytest.mark.parametrize("url", ["garbage", "redis://:se/cret@h", "redis://:secret@h?bogus=1"])

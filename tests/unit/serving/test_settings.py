@@ -71,7 +71,9 @@ def test_environment_overrides_the_env_file(kind: type[Settings], monkeypatch: p
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CERTIFICATE_LOCATION": __file__},
          "KAFKA_SSL_KEY_LOCATION is invalid: set it together with KAFKA_SSL_CERTIFICATE_LOCATION, or set "),
         ({"SECURITY_PROTOCOL": "SSL", "SSL_CA_LOCATION": "/nowhere"},
-         "KAFKA_SSL_CA_LOCATION is invalid: Path does not point to a file"),
+         "KAFKA_SSL_CA_LOCATION must be the path of an existing file"),
+        ({"SECURITY_PROTOCOL": "TLS"},
+         "KAFKA_SECURITY_PROTOCOL must be 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT' or 'SASL_SSL'"),
     ],
 )  # fmt: skip
 def test_incomplete_or_contradictory_kafka_security_is_rejected(
@@ -95,14 +97,34 @@ def test_empty_setting_counts_as_missing(kind: type[Settings], monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("PORT", "http"), ("PORT", "70000"), ("WORKERS", "0"), ("BODY_LIMIT", "-1")]
+    ("name", "value", "words"),
+    [
+        ("PORT", "http", "must be an integer"),
+        ("PORT", "8090.5", "must be an integer"),
+        ("PORT", "70000", "must be less than 65536"),
+        ("PORT", "9" * 5000, "has too many digits"),
+        ("WORKERS", "0", "must be greater than 0"),
+        ("WORKERS", "1000", "must be at most 256"),
+        ("BODY_LIMIT", "-1", "must be greater than 0"),
+        ("REDIS_URL", "http://", "is invalid: not a Redis URL such as redis://user:password@host:6379/0"),
+    ],
 )
-def test_invalid_setting_is_named(
-    kind: type[Settings], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def test_invalid_setting_is_named_with_what_it_must_be(
+    kind: type[Settings], monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
     write_env(kind, "DB_USERNAME=sa\nDB_PASSWORD=secret\n")
     monkeypatch.setenv(name, value)
-    assert f"cannot start: {name} is invalid: Input should be" in complaint(kind)
+    assert f"cannot start: {name} {words}" in complaint(kind)
+
+
+def test_misspelled_name_of_a_missing_setting_is_pointed_out(
+    kind: type[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_env(kind, "DB_USER_NAME=sa\n")
+    monkeypatch.setenv("DB_PASWORD", "secret")
+    assert complaint(kind).startswith(
+        "cannot start: DB_USERNAME is not set, but DB_USER_NAME is; DB_PASSWORD is not set, but DB_PASWORD"
+    )
 
 
 def test_metrics_port_must_differ_from_the_main_port(
