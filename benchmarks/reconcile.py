@@ -30,7 +30,7 @@ from cachesync.entity import load_entities
 from cachesync.install.installer import install
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.layout import UP_TO_PAYLOAD
-from local.postgres import Postgres, programs
+from local.postgres import Postgres, client
 from local.redis import Redis
 from local.settings import REPOSITORY
 from local.silent import Silent
@@ -164,8 +164,8 @@ class Servers:
         assert copying.returncode == 0
 
     def _copy(self, statement: str, output: int) -> subprocess.Popen[bytes]:
-        psql = [str(programs() / "psql"), "-Xq", "-d", self._postgres.dsn, "-c", statement]
-        return subprocess.Popen(psql, stdout=output)
+        psql, environment = client("psql", self._postgres.dsn, "-Xq", "-c", statement)
+        return subprocess.Popen(psql, env=environment, stdout=output)
 
 
 def _processor_seconds(server: Process) -> float:

@@ -18,7 +18,7 @@ import httpx
 
 from local.ports import HOST, accepts, free_port
 from local.postgres import address, create_database, create_role, kept_password, run_sql
-from local.private_file import write_private
+from local.private_file import private_folder, write_private
 from local.process import Process, run, start_all, stop_all
 from local.settings import REPOSITORY
 
@@ -100,7 +100,7 @@ class Airflow:
         dags: Path = REPOSITORY / "dags",
         port: int | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder = private_folder(folder)
         self.port = port or free_port()
         self.username = "admin"
         #: The user that Jenkins logs in as.

@@ -9,6 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from local.ports import HOST, accepts, free_port
+from local.private_file import private_folder, write_private
 from local.process import Process, run
 from local.tools import fetch_jars, require_java
 
@@ -66,9 +67,10 @@ class Kafka(Process):
         self._java = require_java()
         self._classes = fetch_jars(self._jars, POM)
         lines = (f"{name}={value}\n" for name, value in self.properties().items())
-        self._properties.write_text("".join(lines))
+        write_private(self._properties, "".join(lines))
         if not (self._data / "meta.properties").exists():
             self._format()
+        private_folder(self._data)
 
     def command(self) -> list[str]:
         """Return the Java command line with Kafka's main class."""

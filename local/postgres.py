@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
 from local.errors import LocalError
 from local.lock import one_at_a_time
 from local.ports import HOST, free_port
@@ -138,7 +140,7 @@ class Postgres(Process):
             # Named after the state directory, so that the next start finds the data again.
             home = folder / hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
             home.mkdir(exist_ok=True)
-            home.chmod(0o755)
+            home.chmod(0o711)
             (home / "state-folder").write_text(str(self.folder.resolve()))
             # Delete the data of checkouts that no longer exist, such as those of earlier CI runs.
             for note in folder.glob("*/state-folder"):
@@ -192,10 +194,32 @@ def run_sql(dsn: str, statement: str, **variables: str) -> str:
     Raises:
         CommandError: the statement failed.
     """
-    command = [str(programs() / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", dsn]
-    for name, value in variables.items():
-        command += ["-v", f"{name}={value}"]
-    return run(command, standard_input=statement).strip()
+    command, environment = client("psql", dsn, "-XqAt", "-v", "ON_ERROR_STOP=1")
+    # Through standard input, as values can be secret.
+    lines = [f"\\set {name} {_quoted(value)}\n" for name, value in variables.items()]
+    return run(command, standard_input="".join([*lines, statement]), environment=environment).strip()
+
+
+def client(program: str, dsn: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command line of a PostgreSQL client, such as `psql`, and its environment.
+
+    The password is in the environment, because every user of the machine can read command lines.
+
+    Args:
+        program: name of the program.
+        dsn: the database to connect to.
+        arguments: further arguments.
+    """
+    options = conninfo_to_dict(dsn)
+    password = options.pop("password", None)
+    environment = dict(os.environ) if password is None else os.environ | {"PGPASSWORD": str(password)}
+    return [str(programs() / program), "-d", make_conninfo("", **options), *arguments], environment
+
+
+def _quoted(value: str) -> str:
+    """Return a value as a quoted argument of a psql meta-command."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{escaped}'"
 
 
 def create_database(dsn: str, name: str, *, template: str = "template1") -> None:

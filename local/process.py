@@ -20,6 +20,7 @@ import psutil
 from local import guard
 from local.errors import CommandError, PortTakenError, ProcessExitedError, StartTimeoutError
 from local.ports import require_free
+from local.private_file import PRIVATE_UMASK, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -115,6 +116,7 @@ def run(
         check=False,
         cwd=cwd,
         env=environment,
+        umask=PRIVATE_UMASK,
         **rights(user),
     )
     if result.returncode != 0:
@@ -148,6 +150,8 @@ class Process(ABC):
         self._pid_file = folder / f"{name}.pid"
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        #: Whether it is being stopped or killed on purpose.
+        self._ending = False
         #: The offset in the log at which the last start began.
         self._log_start: int | None = None
 
@@ -189,6 +193,12 @@ class Process(ABC):
         process = self._process
         return process is not None and process.poll() is None
 
+    @property
+    def exit_status(self) -> int | None:
+        """The exit status of a process that has exited on its own; None if it is running or was stopped."""
+        process = self._process
+        return None if process is None or self._ending else process.poll()
+
     def start(self) -> Self:
         """Start the process and wait until it is ready. If it is already running, do nothing.
 
@@ -219,6 +229,7 @@ class Process(ABC):
         process = self._process
         if process is None:
             return
+        self._ending = True
         members = self.tree()
         process.send_signal(self.stop_signal)
         for member in members:
@@ -229,6 +240,7 @@ class Process(ABC):
 
     def kill(self) -> None:
         """Kill the process and its descendants immediately (SIGKILL)."""
+        self._ending = True
         # A stopped process cannot start another, so the tree is complete before the first one is killed.
         self._kill(self.freeze())
 
@@ -285,9 +297,11 @@ class Process(ABC):
 
     def _spawn(self) -> None:
         # One object's starts share the log, so that a test that kills a component can read all of it.
-        mode = "wb" if self._log_start is None else "ab"
-        with self._lock, self.log.open(mode) as log:
+        if self._log_start is None:
+            write_private(self.log, "")
+        with self._lock, self.log.open("ab") as log:
             self._log_start = log.tell()
+            self._ending = False
             self._process = subprocess.Popen(
                 self.command(),
                 cwd=self.working_folder(),
@@ -296,11 +310,12 @@ class Process(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=PRIVATE_UMASK,
                 **rights(self.user),
             )
             pid = self._process.pid
             _guard.add(pid, self.stop_signal)
-            self._pid_file.write_text(f"{pid} {psutil.Process(pid).create_time()}\n")
+            write_private(self._pid_file, f"{pid} {psutil.Process(pid).create_time()}\n")
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + self.start_seconds

@@ -169,7 +169,7 @@ def test_the_library_and_the_command_work_without_extras(
     code = "import cachesync; print(cachesync.__file__, *(getattr(cachesync, n) for n in cachesync.__all__))"
     assert bare.run("python", "-W", "error", "-c", code).startswith(str(bare.programs.parent))
     (bare.cwd / "entities.toml").write_text(ENTITIES, encoding="utf-8")
-    bare.run("cachesync", "install", "--dsn", postgres.dsn_of(database))
+    bare.run("cachesync", "install", CACHESYNC_DSN=postgres.dsn_of(database))
     postgres.sql("INSERT INTO thing VALUES (7, 'a')", database)
     logged = postgres.sql("SELECT entity || ' ' || key FROM cachesync.change_log", database)
     assert logged.strip() == "thing 7"

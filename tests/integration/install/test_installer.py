@@ -16,7 +16,7 @@ from cachesync.cli.main import app
 from cachesync.entity import Entity
 from cachesync.errors import InstallError
 from cachesync.install.installer import install, uninstall
-from local.postgres import programs
+from local.postgres import client
 from local.silent import Silent
 
 if TYPE_CHECKING:
@@ -757,8 +757,8 @@ def test_command_reports_why_it_cannot_connect(dsn: str, reason: str, entities_f
 
 
 def dump(dsn: str) -> str:
-    command = [str(programs() / "pg_dump"), dsn]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command, environment = client("pg_dump", dsn)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 async def test_restored_dump_needs_no_installation(
