@@ -16,6 +16,7 @@ from local.demo import Story
 from local.errors import LocalError
 from local.kafka import POM
 from local.settings import Settings
+from local.supervisor import Supervisor
 from local.system import System
 from local.tools import fetch_jars, require_java
 
@@ -57,7 +58,7 @@ def _running() -> Iterator[System]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        with System(Settings(), _console) as system:
+        with System(Settings(), _console) as system, Supervisor(system.processes, _console):
             yield system
     except KeyboardInterrupt:
         _console.print("stopped")

@@ -14,7 +14,7 @@ from local.command import ENTITIES, cachesync
 from local.kafka import Kafka
 from local.ports import require_free
 from local.postgres import Postgres, address, create_role, kept_password, run_sql
-from local.process import killed_unless_started, stop_all
+from local.process import Process, killed_unless_started, stop_all
 from local.redis import Redis
 from local.service import Service, credentials
 from local.settings import REPOSITORY
@@ -133,6 +133,12 @@ class System:
             "airflow": f"{self.airflow.url} as {self.airflow.username}, password {self.airflow.password}",
             **{service.name: service.url for service in self.services.values()},
         }
+
+    @property
+    def processes(self) -> list[Process]:
+        """The processes of all components."""
+        others = [part for part in self.parts.values() if isinstance(part, Process)]
+        return [*others, *self.airflow.components]
 
     def start(self) -> Self:
         """Start everything, each component as soon as its dependencies are ready.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import pytest
 import redis
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from rich.console import Console
 
-import local.postgres
+import local.postgres as postgres_module
+from cachesync.backoff import Backoff
 from local import ports
+from local.airflow import Airflow
 from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
 from local.kafka import Kafka
 from local.ports import accepts, free_port
@@ -25,6 +31,7 @@ from local.postgres import Postgres
 from local.process import Process
 from local.redis import Redis
 from local.state import claim, claim_any
+from local.supervisor import Supervisor
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,6 +60,11 @@ def lives(pid: int) -> bool:
         return False
 
 
+def private(folder: Path) -> bool:
+    """Return whether other users can read no file or directory in the folder."""
+    return not [path for path in folder.rglob("*") if path.lstat().st_mode & 0o044]
+
+
 def test_sessions_share_one_server_of_each(postgres: Postgres, redis_sa: Redis, redis_sb: Redis) -> None:
     assert postgres.sql("SELECT current_database()") == "cachesync"
     assert redis_sa.url != redis_sb.url
@@ -67,6 +79,25 @@ def test_postgres_keeps_its_data_when_killed(state_folder: Path) -> None:
         server.start()
         assert server.sql("TABLE kept") == "1"
         assert server.sql("SHOW fsync") == "on"
+
+
+def test_command_lines_of_database_clients_contain_no_secret(postgres: Postgres) -> None:
+    shown = postgres_module.run_sql(postgres.dsn, "\\! ps -o args= -p $PPID", password="s3cret")
+    assert "psql" in shown
+    assert postgres.password not in shown
+    assert "s3cret" not in shown
+    command, environment = postgres_module.client("pg_dump", f"{postgres.dsn}?password=other&sslmode=disable")
+    assert "other" not in " ".join(command)
+    assert "sslmode=disable" in " ".join(command)
+    assert environment["PGPASSWORD"] == "other"
+
+
+@pytest.mark.parametrize("value", ["", "it's", 'a "b"', "\\n", "a\nb\r\n", ":'name'", "%s $1", "é\t", " a "])
+def test_statement_gets_the_exact_value_of_a_variable(postgres: Postgres, value: str) -> None:
+    encoded = postgres_module.run_sql(
+        postgres.dsn, "SELECT encode(convert_to(:'value', 'UTF8'), 'hex')", name="x", value=value
+    )
+    assert bytes.fromhex(encoded).decode() == value
 
 
 def test_postgres_creates_a_database_only_once(postgres: Postgres) -> None:
@@ -89,9 +120,9 @@ def test_postgres_data_is_elsewhere_if_its_user_cannot_access_the_folder(tmp_pat
 def test_concurrent_runs_make_one_copy_of_the_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local.postgres, "_OPEN_FOLDER", tmp_path)
+    monkeypatch.setattr(postgres_module, "_OPEN_FOLDER", tmp_path)
     with ThreadPoolExecutor() as pool:
-        copies = {copy.result() for copy in [pool.submit(local.postgres.open_programs) for _ in range(4)]}
+        copies = {copy.result() for copy in [pool.submit(postgres_module.open_programs) for _ in range(4)]}
     (programs,) = copies
     assert subprocess.run([programs / "postgres", "--version"], check=False).returncode == 0
 
@@ -117,6 +148,21 @@ def test_kafka_keeps_its_data_when_killed(state_folder: Path) -> None:
         assert message is not None
         assert message.value() == b"1"
         consumer.close()
+
+
+def test_data_and_logs_can_be_read_by_their_owner_only(state_folder: Path) -> None:
+    folder = state_folder / "own"
+    server = Kafka(folder, jars=REPOSITORY / ".local" / "kafka")
+    # As an earlier version created them.
+    shutil.rmtree(folder)
+    (folder / "kafka-data").mkdir(parents=True)
+    server.log.touch()
+    with server, Postgres(folder) as database, Redis(folder):
+        airflow = Airflow(folder / "airflow", admin_dsn=database.dsn, environment={})
+        assert airflow.folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "kafka-data").stat().st_mode & 0o777 == 0o700
+        assert list(folder.rglob("*.log"))
+        assert private(folder)
 
 
 def test_frozen_process_hangs_and_continues_when_thawed(tmp_path: Path) -> None:
@@ -163,6 +209,97 @@ def test_process_that_is_not_ready_in_time_is_killed_and_its_log_shown(tmp_path:
     with pytest.raises(StartTimeoutError, match=r"python was not ready after 1 s(.|\n)*still busy"):
         process.start()
     assert not process.running
+
+
+class Supervised(Python):
+    """A process that counts its starts, runs a line, is ready, and exits when the file `end` appears."""
+
+    def __init__(self, folder: Path, line: str = "") -> None:
+        super().__init__(folder, f"{STARTED}{line}{WAITING}")
+        self.up = folder / "up"
+        self.end = folder / "end"
+
+    def prepare(self) -> None:
+        self.up.unlink(missing_ok=True)
+
+    def ready(self) -> bool:
+        return self.up.exists()
+
+    def count(self) -> int:
+        return len((self.folder / "starts").read_text())
+
+
+STARTED = """
+import os, time
+with open("starts", "a") as file:
+    file.write("x")
+"""
+WAITING = """
+open("up", "x").close()
+while not os.path.exists("end"):
+    time.sleep(0.01)
+os.unlink("end")
+exit(3)
+"""
+
+
+def test_process_that_has_exited_is_started_again_and_reported(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True)
+    with Supervised(tmp_path) as process, Supervisor([process], console):
+        process.end.touch()
+        wait_until(lambda: process.count() == 2 and process.running, "the process has been started again")
+    text = console.export_text()
+    assert f"python exited with status 3; see {process.log}" in text
+    assert "python was restarted in" in text
+    assert not process.running
+
+
+def test_process_that_keeps_exiting_is_restarted_less_and_less_often(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True)
+    backoff = Backoff(first=0.1, longest=0.2, jitter=0)
+    with (
+        Supervised(tmp_path, "os.path.exists('fail') and exit('no such table')") as process,
+        Supervisor([process], console, backoff),
+    ):
+        (tmp_path / "fail").touch()
+        process.end.touch()
+        wait_until(lambda: process.count() >= 4, "the process has been started several times")
+        (tmp_path / "fail").unlink()
+        wait_until(lambda: process.running, "the process runs again")
+    text = console.export_text()
+    assert "python was not restarted: python exited with status 1 before it was ready" in text
+    assert "no such table" in text
+    assert "python was restarted once already; next restart in 0.1 s" in text
+    assert "python was restarted 2 times already; next restart in 0.2 s" in text
+
+
+def test_process_that_was_stopped_or_killed_is_not_started_again(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True)
+    parts = [Supervised(tmp_path / name) for name in ("stopped", "killed", "exited")]
+    stopped, killed, exited = parts
+    with stopped, killed, exited:
+        with Supervisor(parts, console):
+            stopped.stop()
+            killed.kill()
+            exited.end.touch()
+            wait_until(lambda: exited.count() == 2, "the other process has been started again")
+        assert not stopped.running
+        assert not killed.running
+    assert str(stopped.log) not in console.export_text()
+
+
+def test_stop_does_not_wait_for_a_restart(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True)
+    process = Supervised(tmp_path, "os.path.exists('hang') and time.sleep(600)")
+    process.start_seconds = 300
+    with process:
+        with Supervisor([process], console):
+            (tmp_path / "hang").touch()
+            process.end.touch()
+            wait_until(lambda: process.count() == 2, "the restart has begun")
+            began = time.monotonic()
+        assert time.monotonic() - began < 60
+        assert not process.running
 
 
 def test_port_in_use_is_named_in_the_error(tmp_path: Path) -> None:
