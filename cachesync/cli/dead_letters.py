@@ -25,7 +25,14 @@ from cachesync.cli.options import (
     redis_clients,
     run,
 )
-from cachesync.dead_letters.request import LetterTopic, Request, RequestAction
+from cachesync.dead_letters.request import (
+    MAX_LISTED,
+    MAX_RATE,
+    MIN_RATE,
+    LetterTopic,
+    Request,
+    RequestAction,
+)
 from cachesync.dead_letters.service import DeadLetterService
 from cachesync.entity import load_entities
 
@@ -72,7 +79,9 @@ def list_letters(
     services: Services = None,
     entities: Entities = None,
     keys: Keys = None,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of letters to return.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, max=MAX_LISTED, help="Maximum number of letters to return.")
+    ] = 100,
     as_json: Json = False,
     dsn: Dsn = None,
 ) -> None:
@@ -136,7 +145,7 @@ def replay(
     everything: All = False,
     dry_run: DryRun = False,
     rate: Annotated[
-        float | None, typer.Option(min=0.01, help="Maximum number of letters per second.")
+        float | None, typer.Option(min=MIN_RATE, max=MAX_RATE, help="Maximum number of letters per second.")
     ] = None,
     redis: RedisUrls = None,
     dsn: Dsn = None,

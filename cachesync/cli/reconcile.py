@@ -14,7 +14,7 @@ from cachesync.entity import load_entities
 from cachesync.errors import SettingsError
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.drift import COUNTS
-from cachesync.reconcile.models import Parameters
+from cachesync.reconcile.models import MAX_RATE, Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,7 +48,9 @@ def reconcile(
     ] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Compare payloads too, not only versions.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Report drift without repairing it.")] = False,
-    rate: Annotated[int | None, typer.Option(min=1, help="Maximum number of slots per second.")] = None,
+    rate: Annotated[
+        int | None, typer.Option(min=1, max=MAX_RATE, help="Maximum number of slots per second.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File for the report; - is standard output.")
     ] = None,

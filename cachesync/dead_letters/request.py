@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 LETTER: Final = r"^(dead-letters|parking-lot):\d{1,9}:\d{1,18}$"
 """Pattern of a letter's name, such as `parking-lot:0:17`."""
 
+MIN_RATE: Final = 0.01
+"""The smallest maximum number of letters per second: at that rate, each letter takes 100 seconds."""
+MAX_RATE: Final = 1_000_000
+"""The largest maximum number of letters per second. No letters can be retried that fast."""
+MAX_LISTED: Final = 100_000
+"""The largest number of letters in one list, which must fit into an XCom."""
+MAX_REASON: Final = 1000
+"""The maximum length of a reason, in characters."""
+REASON: Final = r"^[^\x00]*$"
+"""Pattern of a reason: PostgreSQL stores text without NUL."""
+
 
 def _letter_name(text: str) -> str:
     """Return a letter's name.
@@ -85,9 +96,9 @@ class Request(BaseModel):
     keys: tuple[str, ...] = ()
     all: bool = False
     dry_run: bool = False
-    rate: Annotated[float | None, Field(gt=0)] = None
-    reason: str | None = None
-    limit: Annotated[int, Field(ge=1)] = 100
+    rate: Annotated[float | None, Field(ge=MIN_RATE, le=MAX_RATE)] = None
+    reason: Annotated[str | None, Field(max_length=MAX_REASON, pattern=REASON)] = None
+    limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 100
 
     @model_validator(mode="after")
     def _complete(self) -> Request:

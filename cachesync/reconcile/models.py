@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003 - pydantic reads it
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from cachesync.reconcile.drift import Findings
+
+MAX_RATE: Final = 1_000_000_000
+"""The largest rate limit, in slots per second. No cache can be examined that fast."""
 
 
 class Parameters(BaseModel):
@@ -30,7 +33,7 @@ class Parameters(BaseModel):
     mode: Literal["full", "delta"] = "full"
     deep: bool = False
     dry_run: bool = False
-    rate_limit: int | None = Field(default=None, gt=0)
+    rate_limit: int | None = Field(default=None, gt=0, le=MAX_RATE)
 
 
 class Task(BaseModel):

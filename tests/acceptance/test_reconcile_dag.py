@@ -54,6 +54,6 @@ def test_run_that_cannot_repair_a_slot_fails_and_still_reports_it(system: System
 
 
 def test_run_with_invalid_parameters_is_rejected(dag: httpx.Client) -> None:
-    for conf in ({"services": ["nobody"]}, {"mode": "half"}, {"rate_limit": 0}):
+    for conf in ({"services": ["nobody"]}, {"mode": "half"}, {"rate_limit": 0}, {"rate_limit": 10**30}):
         answer = dag.post("/dagRuns", json={"logical_date": None, "conf": conf})
         assert answer.status_code == httpx.codes.BAD_REQUEST, answer.text

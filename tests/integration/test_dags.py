@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import ValidationError
 
-from cachesync.errors import CacheSyncError, StreamError
+from cachesync.errors import CacheSyncError, SettingsError, StreamError
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -67,6 +68,98 @@ def test_each_consumer_of_each_cache_is_a_task_with_its_name(dags: dict[str, DAG
     assert {task.task_id: (task.service, task.member) for task in tasks} == {
         f"apply_{service}_{member}": (service, member) for service in ("sa", "sb") for member in (0, 1)
     }
+
+
+def failure(task: Any, context: Any) -> str:
+    """Execute a task that fails for good, and return the error."""
+    from airflow.sdk.exceptions import AirflowFailException  # noqa: PLC0415 - importing Airflow takes seconds
+
+    with pytest.raises(AirflowFailException) as failed:
+        task.execute(context)
+    return str(failed.value)
+
+
+def numbers(dags: dict[str, DAG]) -> list[tuple[str, str, dict[str, Any]]]:
+    found = []
+    for dag in dags.values():
+        for name in dag.params:
+            schema = dag.params.get_param(name).schema
+            if {"integer", "number"} & set(
+                [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+            ):
+                found.append((dag.dag_id, name, schema))
+    return found
+
+
+def test_every_number_among_the_parameters_has_a_range(dags: dict[str, DAG]) -> None:
+    from airflow.sdk.exceptions import ParamValidationError  # noqa: PLC0415
+
+    assert len(numbers(dags)) == 3
+    for dag_id, name, schema in numbers(dags):
+        assert {"minimum", "maximum"} <= schema.keys(), (dag_id, name)
+        for value in (10**30, -(10**30), 1e308, 0):
+            with pytest.raises(ParamValidationError):
+                dags[dag_id].params.get_param(name).resolve(value)
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "task_id", "given", "text"),
+    [
+        ("reconcile", "plan", {"rate": 5}, "'rate' is unknown; the parameters are services, "),
+        (
+            "reconcile",
+            "plan",
+            {"xyz": 1, "dryrun": 1},
+            "'xyz' is unknown.*'dryrun' is unknown; did.* 'dry_run'",
+        ),
+        ("reconcile", "plan", {"rate_limit": 10**30}, "rate_limit must be at most 1000000000"),
+        ("dead_letter_retry", "letters", {"service": "sb"}, "'service' is unknown; did you mean 'services'"),
+        ("dead_letter_retry", "letters", {"action": "discard", "all": True}, "discard requires a reason"),
+        (
+            "dead_letter_retry",
+            "letters",
+            {"action": "list", "limit": 2**70},
+            "limit must be at most 100000",
+        ),
+        (
+            "dead_letter_retry",
+            "letters",
+            {"action": "replay", "rate": 1e-300},
+            "rate must be at least 0.01",
+        ),
+    ],
+)
+def test_run_with_invalid_parameters_fails_at_once_with_one_line(
+    dags: dict[str, DAG], dag_id: str, task_id: str, given: dict[str, Any], text: str
+) -> None:
+    context: Any = {"params": {**dags[dag_id].params.dump(), **given}}
+    error = failure(dags[dag_id].get_task(task_id), context)
+    assert re.search(text, error)
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text"),
+    [
+        ("CACHESYNC_CACHES", "Sa", "CACHESYNC_CACHES must be"),
+        ("CACHESYNC_ENTITIES", "/none.toml", "/none.toml"),
+        ("AIRFLOW_CONN_POSTGRES_CACHESYNC", None, "postgres_cachesync"),
+    ],
+)
+def test_task_that_cannot_succeed_is_not_retried(
+    monkeypatch: pytest.MonkeyPatch, dags: dict[str, DAG], variable: str, value: str | None, text: str
+) -> None:
+    for name in ("KAFKA_CACHESYNC", "REDIS_SA", "REDIS_SB"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name}", '{"conn_type": "http", "host": "127.0.0.1", "port": 1}')
+    monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_CACHESYNC", "postgresql://127.0.0.1:1/none")
+    if value is None:
+        monkeypatch.delenv(variable)
+    else:
+        monkeypatch.setenv(variable, value)
+    for dag_id, task_id in (("reconcile", "plan"), ("dead_letter_retry", "letters")):
+        dag = dags[dag_id]
+        context = {"params": dag.params.dump(), "dag_run": SimpleNamespace(run_id="r", run_type="manual")}
+        assert text in failure(dag.get_task(task_id), context)
 
 
 @pytest.mark.parametrize("dag_id", ["cache_sync", "outbox_relay"])
@@ -127,7 +220,7 @@ async def test_relay_takes_its_connections_and_settings_from_airflow(
         '{"conn_type": "kafka", "extra": {"bootstrap.servers": "127.0.0.1:1"}}',
     )
     monkeypatch.setenv("CACHESYNC_CHANGE_LOG_RETENTION_DAYS", "0")
-    with pytest.raises(ValidationError, match="change_log_retention_days"):
+    with pytest.raises(SettingsError, match="CACHESYNC_CHANGE_LOG_RETENTION_DAYS must be at least 1"):
         OutboxRelayTrigger().open()
     monkeypatch.setenv("CACHESYNC_CHANGE_LOG_RETENTION_DAYS", "3")
     relay = OutboxRelayTrigger().open()

@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator, Param
 
-from cachesync.dead_letters.request import LETTER, LetterTopic, Request, RequestAction
+from cachesync.dead_letters.request import (
+    LETTER,
+    MAX_LISTED,
+    MAX_RATE,
+    MAX_REASON,
+    MIN_RATE,
+    REASON,
+    LetterTopic,
+    Request,
+    RequestAction,
+)
 from cachesync.dead_letters.service import DeadLetterService
 from cachesync.entity import load_entities
 from cachesync_airflow.connections import brokers, database, redis
-from cachesync_airflow.params import names
+from cachesync_airflow.failures import final_failures
+from cachesync_airflow.params import names, validated
 from cachesync_airflow.settings import AirflowSettings
 
 if TYPE_CHECKING:
@@ -78,16 +89,23 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
         "rate": Param(
             None,
             type=["null", "number"],
-            exclusiveMinimum=0,
+            minimum=MIN_RATE,
+            maximum=MAX_RATE,
             description="replay: maximum number of letters per second.",
         ),
         "reason": Param(
             None,
             type=["null", "string"],
+            maxLength=MAX_REASON,
+            pattern=REASON,
             description="discard: the reason, which is stored in the audit table.",
         ),
         "limit": Param(
-            100, type="integer", minimum=1, description="list: maximum number of letters to return."
+            100,
+            type="integer",
+            minimum=1,
+            maximum=MAX_LISTED,
+            description="list: maximum number of letters to return.",
         ),
     }
 
@@ -99,19 +117,21 @@ class DeadLettersOperator(BaseOperator):
         """Carry out the request.
 
         Raises:
+            AirflowFailException: a parameter or a setting is invalid, or the letter does not exist.
             CacheSyncError: the request was not carried out, or only in part.
         """
-        settings = AirflowSettings.load()
-        request = Request.model_validate(dict(context["params"]))
-        dead_letters = DeadLetterService(
-            database(),
-            brokers(),
-            {service: redis(service, _REDIS_SECONDS) for service in settings.caches},
-            load_entities(settings.entities),
-            _actor(context),
-            settings.retry_policy,
-        )
-        answer = asyncio.run(dead_letters.carry_out(request, _ProgressLog(self.log.info)))
+        with final_failures():
+            settings = AirflowSettings.load()
+            request = validated(Request, context["params"])
+            dead_letters = DeadLetterService(
+                database(),
+                brokers(),
+                {service: redis(service, _REDIS_SECONDS) for service in settings.caches},
+                load_entities(settings.entities),
+                _actor(context),
+                settings.retry_policy,
+            )
+            answer = asyncio.run(dead_letters.carry_out(request, _ProgressLog(self.log.info)))
         self.log.info("%s", json.dumps(answer, ensure_ascii=False, indent=2))
         return answer
 

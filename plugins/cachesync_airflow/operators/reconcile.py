@@ -12,9 +12,10 @@ from airflow.sdk.exceptions import AirflowFailException
 from cachesync.entity import load_entities
 from cachesync.postgres.connect import connected
 from cachesync.reconcile import run as runs
-from cachesync.reconcile.models import Parameters, Report, Task
+from cachesync.reconcile.models import MAX_RATE, Parameters, Report, Task
 from cachesync_airflow.connections import database, redis
-from cachesync_airflow.params import names
+from cachesync_airflow.failures import final_failures
+from cachesync_airflow.params import names, validated
 from cachesync_airflow.settings import AirflowSettings
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def params(settings: AirflowSettings) -> dict[str, Param]:
             None,
             type=["null", "integer"],
             minimum=1,
+            maximum=MAX_RATE,
             description="Maximum number of slots per second and chunk.",
         ),
     }
@@ -65,18 +67,21 @@ class PlanOperator(BaseOperator):
         """Divide the selected caches into chunks, or return the chunks of a run that has not ended.
 
         Raises:
-            CacheSyncError: the database side is not installed, or the database or a Redis is unavailable.
+            AirflowFailException: a parameter or a setting is invalid, or the database side is not installed.
+            CacheSyncError: the database or a Redis is unavailable.
         """
-        settings = AirflowSettings.load()
-        requested = dict(context["params"])
-        parameters = Parameters.model_validate(
-            {
-                **requested,
-                "services": requested["services"] or settings.caches,
-                "entities": requested["entities"] or tuple(load_entities(settings.entities)),
-            }
-        )
-        tasks = asyncio.run(self._plan(_run_id(context), parameters))
+        with final_failures():
+            settings = AirflowSettings.load()
+            requested = dict(context["params"])
+            parameters = validated(
+                Parameters,
+                {
+                    **requested,
+                    "services": requested["services"] or settings.caches,
+                    "entities": requested["entities"] or tuple(load_entities(settings.entities)),
+                },
+            )
+            tasks = asyncio.run(self._plan(_run_id(context), parameters))
         self.log.info("%d chunks", len(tasks))
         return [task.model_dump(mode="json") for task in tasks]
 
@@ -104,6 +109,7 @@ class ReconcileChunkOperator(BaseOperator):
         """Reconcile the chunk, and log the progress every few seconds.
 
         Raises:
+            AirflowFailException: a setting is invalid, or the run must be planned again.
             CacheSyncError: the chunk could not be finished; the next attempt resumes it.
         """
         task = Task.model_validate(self.chunk)
@@ -117,11 +123,12 @@ class ReconcileChunkOperator(BaseOperator):
                 logged_at = time.monotonic()
                 self._log_progress(task, progress)
 
-        client = redis(task.service, _REDIS_SECONDS)
-        entities = load_entities(AirflowSettings.load().entities)
-        asyncio.run(
-            runs.run_chunk(database(), client, _run_id(context), task, entities, on_progress=on_progress)
-        )
+        with final_failures():
+            client = redis(task.service, _REDIS_SECONDS)
+            entities = load_entities(AirflowSettings.load().entities)
+            asyncio.run(
+                runs.run_chunk(database(), client, _run_id(context), task, entities, on_progress=on_progress)
+            )
         if last is None:
             self.log.info("%s: finished by an earlier attempt", task.label)
         else:
@@ -141,10 +148,12 @@ class ReportOperator(BaseOperator):
         """Report on the run.
 
         Raises:
-            AirflowFailException: drift remains because some slots could not be repaired.
-            CacheSyncError: a chunk is not finished, or the database is unavailable.
+            AirflowFailException: drift remains because some slots could not be repaired, or a chunk is not
+                finished.
+            CacheSyncError: the database is unavailable.
         """
-        report = asyncio.run(self._report(_run_id(context)))
+        with final_failures():
+            report = asyncio.run(self._report(_run_id(context)))
         result = report.model_dump(mode="json")
         for note in report.notes:
             self.log.info("%s", note)
