@@ -87,6 +87,8 @@ class Entity(BaseModel):
         ttl: how long a value stays cached.
         absent_ttl: how long *absent* (no such row) stays cached.
         on_change: `refresh` replaces a cached value with the changed row; `invalidate` empties the slot.
+        row_security: `bypass` if the services serve every row of a table whose policies would hide some;
+            without it, such a table is refused.
         path: the URL path at which the services serve the entity, such as `/students`.
     """
 
@@ -99,6 +101,7 @@ class Entity(BaseModel):
     ttl: Duration
     absent_ttl: Duration
     on_change: OnChange = "refresh"
+    row_security: Literal["bypass"] | None = None
     path: Annotated[str, AfterValidator(_PATH)]
 
     @field_validator("columns")

@@ -46,13 +46,27 @@ class _Steps:
 
 
 @app.command()
-def install(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> None:
+def install(
+    dsn: Dsn = None,
+    entities: EntitiesFile = Path("entities.toml"),
+    *,
+    revoke_temporary: Annotated[
+        bool,
+        typer.Option(
+            "--revoke-temporary",
+            help="Also revoke TEMPORARY on the database from PUBLIC, so that only users to whom you grant it "
+            "can create temporary objects.",
+        ),
+    ] = False,
+) -> None:
     """Install or upgrade the database objects of the declared entities."""
 
     async def work() -> None:
         declared = load_entities(entities)
         async with connection(dsn) as opened:
-            undeclared = await installer.install(opened, declared, _Steps())
+            undeclared = await installer.install(
+                opened, declared, _Steps(), revoke_temporary=revoke_temporary
+            )
         for name in undeclared:
             console.print(f"{name} is installed but not declared; `cachesync uninstall {name}` removes it")
         console.print(f"installed: {', '.join(declared)}")

@@ -60,7 +60,12 @@ def _table_problem(entity: Entity, relation: Relation) -> str | None:
         return f"it is {_KINDS.get(relation.kind, 'not a table')}; only ordinary tables can be registered"
     if entity.name in _RESERVED_NAMES:
         return f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
-    return _trigger_problem(relation) or _column_problem(entity, relation) or _key_problem(entity, relation)
+    return (
+        _trigger_problem(relation)
+        or _row_security_problem(entity, relation)
+        or _column_problem(entity, relation)
+        or _key_problem(entity, relation)
+    )
 
 
 def _trigger_problem(relation: Relation) -> str | None:
@@ -78,6 +83,22 @@ def _trigger_problem(relation: Relation) -> str | None:
         return (
             "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "
             "FORCE ROW LEVEL SECURITY"
+        )
+    return None
+
+
+def _row_security_problem(entity: Entity, relation: Relation) -> str | None:
+    """Return why the policies of the table contradict the declaration; None if they do not."""
+    if relation.row_security and entity.row_security is None:
+        return (
+            "it has row security, which a cache cannot apply: every client of a service would see every row. "
+            'If that is intended, declare row_security = "bypass"; otherwise do not cache the table'
+        )
+    if entity.row_security == "bypass" and relation.restrictive_policies:
+        policies = ", ".join(map(repr, relation.restrictive_policies))
+        return (
+            f"its restrictive policy {policies} would hide rows from the services; make it apply only to "
+            "other roles (ALTER POLICY ... TO ...)"
         )
     return None
 
@@ -122,6 +143,20 @@ async def refuse_foreign_schema(connection: asyncpg.Connection) -> None:
     """
     if await connection.fetchval(statement("install/foreign_schema")):
         message = "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
+        raise InstallError(message)
+
+
+async def refuse_encoding(connection: asyncpg.Connection) -> None:
+    """Reject a database that stores bytes of no known encoding, which cannot be sent as text.
+
+    Raises:
+        InstallError: the encoding of the database is SQL_ASCII.
+    """
+    if await connection.fetchval("SELECT current_setting('server_encoding')") == "SQL_ASCII":
+        message = (
+            "the database has the encoding SQL_ASCII, so its texts can be bytes of any encoding; dump it and "
+            "restore it into a database with the encoding UTF8"
+        )
         raise InstallError(message)
 
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import asyncpg
 
 from cachesync.errors import InstallError
-from cachesync.install.checks import checked_relation, refuse_foreign_schema, refuse_moved_entities
+from cachesync.install.checks import (
+    checked_relation,
+    refuse_encoding,
+    refuse_foreign_schema,
+    refuse_moved_entities,
+)
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation, fingerprint
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
@@ -27,6 +32,7 @@ _LOCK_TIMEOUT: Final = "2s"
 _LOCK_ATTEMPTS: Final = 15
 # An arbitrary number, the same for every installation, so that two of them do not run concurrently.
 _ADVISORY_LOCK: Final = 0x64_62_63_73
+_SEARCH_PATH: Final = "pg_catalog, pg_temp"
 
 
 class Progress(Protocol):
@@ -42,6 +48,7 @@ async def install(
     progress: Progress,
     *,
     lock_attempts: int = _LOCK_ATTEMPTS,
+    revoke_temporary: bool = False,
 ) -> tuple[str, ...]:
     """Install the database side of the entities, or upgrade it; safe to repeat.
 
@@ -52,6 +59,8 @@ async def install(
         entities: the declared entities, by name.
         progress: receives the name of each step.
         lock_attempts: how many times to request the lock of a table that is in use, for 2 s each time.
+        revoke_temporary: whether to revoke the privilege to create temporary objects in the database from
+            PUBLIC, on which all users have it by default.
 
     Returns:
         The names of the entities that are installed but no longer declared.
@@ -63,6 +72,7 @@ async def install(
     async with _exclusive(connection):
         relations = {entity.name: await checked_relation(connection, entity) for entity in entities.values()}
         await refuse_foreign_schema(connection)
+        await refuse_encoding(connection)
         progress.step("schema cachesync")
         await _execute(connection, statement("install/schema"), "cachesync.change_log", lock_attempts)
         await _execute(
@@ -74,7 +84,11 @@ async def install(
         for entity in entities.values():
             progress.step(f"entity {entity.name}, table {entity.table}")
             await _install_entity(connection, entity, relations[entity.name], lock_attempts)
+            await _bypass_row_security(connection, entity, lock_attempts)
             await _grant(connection, entity, relations[entity.name])
+        if revoke_temporary:
+            progress.step("temporary objects")
+            await _revoke_temporary(connection)
     return tuple(record["name"] for record in registered if record["name"] not in entities)
 
 
@@ -123,8 +137,14 @@ async def uninstall(
 
 @asynccontextmanager
 async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Exclude concurrent installations, and translate errors that the user can fix."""
+    """Exclude concurrent installations, and translate errors that the user can fix.
+
+    Until the end, names without a schema refer to PostgreSQL's own objects, not to those that other users can
+    have created in a schema of the session's search_path.
+    """
     with translate_postgres_errors():
+        search_path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
+        await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", _SEARCH_PATH)
         await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
         try:
             yield
@@ -140,6 +160,7 @@ async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
             raise InstallError(message) from error
         finally:
             await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
+            await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", search_path)
 
 
 async def _install_entity(
@@ -152,12 +173,23 @@ async def _install_entity(
     # Part of the fingerprint, so that what caches still hold from an earlier installation is not valid.
     installation = await connection.fetchval(statement("install/installation"), entity.name)
     shape = fingerprint(entity, columns, installation)
+    qualified = identifier(schema, table)
+    row = {
+        "table": qualified,
+        "table_name": literal(qualified),
+        "key": identifier(key.name),
+        # The base type, which has a schema whatever the search_path is.
+        "key_type": f"pg_catalog.{key.base_type}",
+    }
+    privileges = f"SELECT ({row['key']}, row_version) and UPDATE (row_version) on {qualified}"
     script = statement(
         "install/entity",
+        **row,
         entity=literal(entity.name),
-        table=identifier(schema, table),
-        key=identifier(key.name),
-        key_type=key.declared_type,
+        key_name=literal(key.name),
+        overtaken=literal(f"cachesync.{entity.name}_overtaken"),
+        draw_again=statement("install/draw_again", **row),
+        hint=literal(f"Grant the role {privileges}."),
         fingerprint=literal(shape),
         payload=payload_expression("t", names),
         new_payload=payload_expression("n", names),
@@ -187,6 +219,16 @@ async def _install_entity(
     await _execute(connection, script, identifier(schema, table), lock_attempts)
 
 
+async def _bypass_row_security(connection: asyncpg.Connection, entity: Entity, lock_attempts: int) -> None:
+    """Create or drop the policy that shows the services all rows, as declared."""
+    table = identifier(*entity.schema_and_table)
+    wanted = entity.row_security == "bypass"
+    # Even IF NOT EXISTS and the like would wait for every reader before they look.
+    if wanted != await connection.fetchval(statement("install/bypassed"), table):
+        script = statement("install/bypass" if wanted else "install/drop_bypass", table=table)
+        await _execute(connection, script, table, lock_attempts)
+
+
 async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> None:
     """Grant the services their privileges.
 
@@ -209,6 +251,27 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
         message = (
             f"entity {entity.name!r}: cannot grant USAGE on {', '.join(missing)} to the role "
             "cachesync_service; have the owner run GRANT USAGE ON ... TO cachesync_service"
+        )
+        raise InstallError(message)
+
+
+async def _revoke_temporary(connection: asyncpg.Connection) -> None:
+    database = await connection.fetchval("SELECT current_database()")
+    # Without the privilege to do so, REVOKE only warns.
+    await connection.execute(f"REVOKE TEMPORARY ON DATABASE {identifier(database)} FROM public")
+    if await connection.fetchval(
+        "SELECT has_database_privilege('cachesync_service', current_database(), 'TEMPORARY')"
+    ):
+        message = (
+            f"cannot revoke TEMPORARY on the database {database!r} from PUBLIC; connect as the owner of the "
+            "database"
+        )
+        raise InstallError(message)
+    logins = [record["rolname"] for record in await connection.fetch(statement("install/temporary"))]
+    if logins:
+        message = (
+            f"TEMPORARY is revoked from PUBLIC, but {', '.join(logins)} can still create temporary objects; "
+            f"run REVOKE TEMPORARY ON DATABASE {identifier(database)} FROM ... for the roles that grant it"
         )
         raise InstallError(message)
 
@@ -245,7 +308,15 @@ async def _uninstall_entity(
 
 
 def _functions(entity: str) -> dict[str, str]:
-    names = ("log_insert", "log_update", "log_move", "log_delete", "log_truncate", "redraw")
+    names = (
+        "log_insert",
+        "log_update",
+        "log_move",
+        "log_delete",
+        "log_truncate",
+        "redraw",
+        "redraw_as_writer",
+    )
     return {name: identifier("cachesync", f"{entity}_{name}") for name in names}
 
 

@@ -104,7 +104,9 @@ class Relation:
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
         unlogged: whether the table is emptied after a crash.
-        hides_rows: whether row security also applies to the owner of the table.
+        row_security: whether policies decide which rows a user sees.
+        hides_rows: whether row security, if enabled, also applies to the owner of the table.
+        restrictive_policies: the restrictive policies that apply to the role `cachesync_service`.
         subscribes: whether a subscription writes to the table.
         inherits: whether the table is a partition or part of an inheritance tree.
         key_columns: the columns of the primary key; empty if there is none.
@@ -116,7 +118,9 @@ class Relation:
 
     kind: str
     unlogged: bool
+    row_security: bool
     hides_rows: bool
+    restrictive_policies: tuple[str, ...]
     subscribes: bool
     inherits: bool
     key_columns: tuple[str, ...]
@@ -147,7 +151,9 @@ async def describe_relation(connection: Connection, entity: Entity) -> Relation 
     return Relation(
         kind=relation["kind"].decode(),
         unlogged=relation["unlogged"],
+        row_security=relation["row_security"],
         hides_rows=relation["hides_rows"],
+        restrictive_policies=tuple(relation["restrictive_policies"]),
         subscribes=relation["subscribes"],
         inherits=relation["inherits"],
         key_columns=tuple(relation["key_columns"]),

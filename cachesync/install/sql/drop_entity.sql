@@ -6,5 +6,7 @@ DROP TRIGGER IF EXISTS cachesync_log_update ON {{table}};
 DROP TRIGGER IF EXISTS cachesync_log_move ON {{table}};
 DROP TRIGGER IF EXISTS cachesync_log_delete ON {{table}};
 DROP TRIGGER IF EXISTS cachesync_log_truncate ON {{table}};
+DROP TRIGGER IF EXISTS cachesync_redraw ON {{table}};
+DROP POLICY IF EXISTS cachesync_bypass ON {{table}};
 REVOKE ALL ON {{table}} FROM cachesync_service;
 ALTER TABLE {{table}} DROP COLUMN IF EXISTS row_version;

@@ -84,59 +84,76 @@ BEGIN
 END
 $cachesync$;
 
--- Makes a row draw again if, according to the log, its key was deleted after the row drew its number: the key now
--- belongs to this transaction. The trigger of the update logs these rows.
+-- Makes rows draw again whose keys, according to the log, were deleted after the rows drew their numbers: the keys now
+-- belong to this transaction. The trigger of the update logs these rows.
 --
--- The update fires the other triggers of the table, whose functions may rely on a search_path. They get the
--- search_path of the user who ran the installation, as if that user had made the update. With the caller's own,
--- they could run functions of the caller with the privileges of that user.
+-- The update can run code of the table's owner: triggers, rules, and functions in constraints and indexes. This function
+-- must not run it, because it would run with the privileges of the owner and in a session that the writer controls, with
+-- the writer's temporary objects and, at commit, the writer's search_path. It then leaves the update to the writer.
 CREATE OR REPLACE FUNCTION {{redraw}}(keys text [], versions bigint []) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $cachesync$
 DECLARE
     overtaken text [] := cachesync.overtaken({{entity}}, keys, versions);
-    lowest bigint;
-    highest bigint;
-    moved text := pg_catalog.current_setting('cachesync.moved', true);
+    lowest bigint := (SELECT min(u.version) FROM unnest(versions) AS u (version));
+    highest bigint := (SELECT max(u.version) FROM unnest(versions) AS u (version));
+    moved text := current_setting('cachesync.moved', true);
+    drawn bigint;
     lagging boolean;
 BEGIN
     IF overtaken IS NULL THEN
         RETURN;
     END IF;
-    SELECT pg_catalog.min(u.version), pg_catalog.max(u.version) INTO lowest, highest
-    FROM pg_catalog.unnest(versions) AS u (version);
-    -- None of these rows gets its key by this update.
-    PERFORM pg_catalog.set_config('cachesync.moved', 'off', true);
-    -- EXECUTE makes a plan for the actual number of keys. The drawn number replaces the 0, which differs from the
-    -- old version so that a trigger that suppresses redundant updates does not suppress this one. Only an old
-    -- snapshot still shows a row below the lowest version.
-    EXECUTE $update$
-        UPDATE {{table}} AS t SET row_version = 0
-        WHERE
-            t.{{key}} OPERATOR(pg_catalog.=) ANY($1::{{key_type}} [])
-            AND t.row_version OPERATOR(pg_catalog.>=) $2
-    $update$ USING overtaken, lowest;
-    PERFORM pg_catalog.set_config('cachesync.moved', moved, true);
-    EXECUTE $select$
-        SELECT EXISTS (
-            SELECT FROM {{table}} AS t
-            WHERE
-                t.{{key}} OPERATOR(pg_catalog.=) ANY($1::{{key_type}} [])
-                AND t.row_version OPERATOR(pg_catalog.>=) $2 AND t.row_version OPERATOR(pg_catalog.<=) $3
-        )
-    $select$ INTO lagging USING overtaken, lowest, highest;
-    IF lagging THEN
-        RAISE EXCEPTION 'a key was deleted while its row was being inserted, and a trigger of the table prevented '
-            'the row from drawing a new version'
-            USING ERRCODE = 'serialization_failure', HINT = 'Retry the transaction.';
+    IF cachesync.runs_code_of_its_owner({{table_name}}::regclass) THEN
+        PERFORM set_config({{overtaken}}, (ARRAY[lowest::text, highest::text] || overtaken)::text, true);
+        RETURN;
     END IF;
+    {{draw_again}}
+END
+$cachesync$;
+
+-- Makes the rows that the function above has left to the writer draw again, with the privileges and the search_path of
+-- the writer, as if the writer had updated them.
+CREATE OR REPLACE FUNCTION {{redraw_as_writer}}() RETURNS trigger
+LANGUAGE plpgsql
+AS $cachesync$
+DECLARE
+    setting pg_catalog.text := pg_catalog.current_setting({{overtaken}}, true);
+    overtaken pg_catalog.text [];
+    lowest bigint;
+    highest bigint;
+    moved pg_catalog.text;
+    drawn bigint;
+    lagging boolean;
+BEGIN
+    -- Once a transaction has set it, it is empty instead of null.
+    IF setting IS NULL OR setting OPERATOR(pg_catalog.=) '' THEN
+        RETURN NULL;
+    END IF;
+    PERFORM pg_catalog.set_config({{overtaken}}, '', true);
+    overtaken := setting;
+    lowest := overtaken[1];
+    highest := overtaken[2];
+    overtaken := overtaken[3:];
+    moved := pg_catalog.current_setting('cachesync.moved', true);
+    IF NOT (
+        pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'UPDATE')
+        AND pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'SELECT')
+        AND pg_catalog.has_column_privilege(TG_RELID, {{key_name}}, 'SELECT')
+    ) THEN
+        RAISE EXCEPTION 'a row whose key another transaction can have deleted must draw a new version, which the role % '
+            'may not do', current_user
+            USING ERRCODE = 'insufficient_privilege', HINT = {{hint}};
+    END IF;
+    {{draw_again}}
+    RETURN NULL;
 END
 $cachesync$;
 
 -- A user who could create triggers with these functions on a table of their own could write anything into the log.
 REVOKE ALL ON FUNCTION
 {{log_insert}}(), {{log_update}}(), {{log_move}}(), {{log_delete}}(), {{log_truncate}}(),
-{{redraw}}(text [], bigint [])
+{{redraw}}(text [], bigint []), {{redraw_as_writer}}()
 FROM public;
 
 -- Triggers fire in the order of their names. As the last one, this trigger sees the row as the others have changed
@@ -159,6 +176,10 @@ REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_dele
 CREATE OR REPLACE TRIGGER cachesync_log_truncate AFTER TRUNCATE ON {{table}}
 FOR EACH STATEMENT EXECUTE FUNCTION {{log_truncate}}();
 
+-- Its name makes it fire after the triggers that find out which rows must draw again.
+CREATE OR REPLACE TRIGGER cachesync_redraw AFTER INSERT OR UPDATE ON {{table}}
+FOR EACH STATEMENT EXECUTE FUNCTION {{redraw_as_writer}}();
+
 -- Tools that load or replicate tables set session_replication_role = replica, which skips triggers that are not
 -- ALWAYS.
 ALTER TABLE {{table}}
@@ -167,7 +188,21 @@ ENABLE ALWAYS TRIGGER cachesync_log_insert,
 ENABLE ALWAYS TRIGGER cachesync_log_update,
 ENABLE ALWAYS TRIGGER cachesync_log_move,
 ENABLE ALWAYS TRIGGER cachesync_log_delete,
-ENABLE ALWAYS TRIGGER cachesync_log_truncate;
+ENABLE ALWAYS TRIGGER cachesync_log_truncate,
+ENABLE ALWAYS TRIGGER cachesync_redraw;
+
+-- A dump of the table alone can be restored into a database without these triggers, which must accept rows.
+DO $cachesync$
+BEGIN
+    -- Setting a default would wait for every reader before it looks.
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+        WHERE a.attrelid = {{table_name}}::regclass AND a.attname = 'row_version' AND a.atthasdef
+    ) THEN
+        ALTER TABLE {{table}} ALTER COLUMN row_version SET DEFAULT 0;
+    END IF;
+END
+$cachesync$;
 
 -- PostgreSQL refuses to drop or retype a column that a view uses. Without the view, such a change would succeed,
 -- and every later write would then fail in the triggers above.

@@ -2,7 +2,7 @@
 SELECT
     EXISTS (SELECT FROM cachesync.entity AS e WHERE e.name = $1 AND e.definition = $2)
     AND EXISTS (SELECT FROM pg_views AS v WHERE v.schemaname = 'cachesync' AND v.viewname = $1)
-    AND 6 = (
+    AND 7 = (
         SELECT count(*)
         FROM pg_trigger AS g
         JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace

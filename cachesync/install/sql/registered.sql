@@ -7,7 +7,7 @@ LEFT JOIN pg_class AS c ON c.relkind = 'r' AND c.oid = coalesce(
         SELECT g.tgrelid
         FROM pg_trigger AS g
         JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace
-        WHERE f.proname ~ ('^' || e.name || '_log_(insert|update|move|delete|truncate)$')
+        WHERE f.proname ~ ('^' || e.name || '_(log_(insert|update|move|delete|truncate)|redraw_as_writer)$')
         LIMIT 1
     ),
     to_regclass(format('%I.%I', e.schema_name, e.table_name))

@@ -166,6 +166,32 @@ BEGIN
 END
 $cachesync$;
 
+-- Whether an update of a table runs code that is not PostgreSQL's or this library's: rules, and functions and operators
+-- in triggers, constraints, indexes and generated columns. The catalog records no dependency on built-in ones.
+CREATE OR REPLACE FUNCTION cachesync.runs_code_of_its_owner(relation regclass) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT
+        EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = relation)
+        OR EXISTS (
+            WITH parts (catalog, oid) AS (
+                SELECT 'pg_trigger'::regclass, g.oid
+                FROM pg_trigger AS g
+                JOIN pg_proc AS f ON f.oid = g.tgfoid
+                WHERE g.tgrelid = relation AND f.pronamespace <> 'cachesync'::regnamespace
+                UNION ALL
+                SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint AS c WHERE c.conrelid = relation
+                UNION ALL
+                SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i WHERE i.indrelid = relation
+                UNION ALL
+                SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef AS a WHERE a.adrelid = relation
+            )
+            SELECT FROM parts AS p
+            JOIN pg_depend AS d ON d.classid = p.catalog AND d.objid = p.oid
+            WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+        );
+END;
+
 -- The version of the newest change of a key. Reads the log backwards from its end, which is fast only for recent
 -- changes: a transaction calls it for the version that its own delete has just drawn.
 CREATE OR REPLACE FUNCTION cachesync.latest_version(entity text, key text) RETURNS bigint
@@ -194,7 +220,7 @@ END;
 
 -- Applies a JSON merge patch (RFC 7396).
 CREATE OR REPLACE FUNCTION cachesync.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $cachesync$
 BEGIN
     IF jsonb_typeof(patch) IS DISTINCT FROM 'object' THEN

@@ -8,5 +8,5 @@ BEGIN
     );
 END
 $cachesync$;
-ALTER TABLE {{table}} ALTER COLUMN row_version DROP DEFAULT;
+ALTER TABLE {{table}} ALTER COLUMN row_version SET DEFAULT 0;
 COMMENT ON COLUMN {{table}}.row_version IS 'Written by db-cache-sync: increases with every change of the row';

@@ -3,7 +3,16 @@
 SELECT
     c.relkind AS kind,
     c.relpersistence = 'u' AS unlogged,
+    c.relrowsecurity AS row_security,
     c.relforcerowsecurity AS hides_rows,
+    (
+        SELECT coalesce(array_agg(p.polname ORDER BY p.polname), '{}')
+        FROM pg_policy AS p
+        WHERE
+            p.polrelid = c.oid AND NOT p.polpermissive
+            -- 0 is PUBLIC.
+            AND (0 = ANY(p.polroles) OR to_regrole('cachesync_service') = ANY(p.polroles))
+    ) AS restrictive_policies,
     EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid) AS subscribes,
     c.relispartition OR EXISTS (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhparent, i.inhrelid)) AS inherits,
     coalesce(k.columns, '{}') AS key_columns,

@@ -282,6 +282,35 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
             "row security also applies to its owner",
         ),
         (
+            "CREATE TABLE thing (id int PRIMARY KEY); ALTER TABLE thing ENABLE ROW LEVEL SECURITY",
+            {},
+            'every client of a service would see every row.*declare row_security = "bypass"',
+        ),
+        (
+            """
+            CREATE TABLE thing (id int PRIMARY KEY, tenant text); ALTER TABLE thing ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY own ON thing USING (tenant = current_user)
+            """,
+            {},
+            'declare row_security = "bypass"',
+        ),
+        (
+            """
+            CREATE TABLE thing (id int PRIMARY KEY, tenant text); ALTER TABLE thing ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY own ON thing AS RESTRICTIVE USING (tenant = current_user)
+            """,
+            {"row_security": "bypass"},
+            "its restrictive policy 'own' would hide rows from the services",
+        ),
+        (
+            """
+            CREATE TABLE thing (id int PRIMARY KEY);
+            ALTER TABLE thing ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY
+            """,
+            {"row_security": "bypass"},
+            "row security also applies to its owner",
+        ),
+        (
             "CREATE SCHEMA cachesync CREATE TABLE x (a int); CREATE TABLE thing (id int PRIMARY KEY)",
             {},
             "a schema 'cachesync' that does not belong to db-cache-sync",
@@ -369,7 +398,7 @@ async def test_service_role_has_only_the_rights_that_services_need(
     for forbidden in (
         "SELECT secret FROM thing",
         "UPDATE thing SET secret = 'x'",
-        "UPDATE thing SET row_version = 1",
+        "INSERT INTO thing (id, row_version) VALUES (2, 1)",
         "TRUNCATE thing",
         "SELECT * FROM cachesync.change_log",
         "DELETE FROM cachesync.change_log",
@@ -543,12 +572,14 @@ async def test_dependent_view_survives_an_upgrade_and_is_not_dropped_silently(
     await install(owner, thing(), Silent())
     await owner.execute("INSERT INTO thing VALUES (1, 'a')")
     assert await owner.fetchval("SELECT payload FROM mine") == '{"id":1,"name":"a"}'
-    with pytest.raises(InstallError, match=r"view mine depends on view cachesync.thing; drop them first"):
+    with pytest.raises(
+        InstallError, match=r"view public.mine depends on view cachesync.thing; drop them first"
+    ):
         await uninstall(owner)
     await owner.execute("UPDATE thing SET name = 'b'")
     assert await owner.fetchval("SELECT payload FROM mine") == '{"id":1,"name":"b"}'
     await owner.execute("DROP VIEW mine; CREATE VIEW mine AS SELECT version FROM cachesync.change_log")
-    with pytest.raises(InstallError, match=r"view mine depends on table cachesync.change_log"):
+    with pytest.raises(InstallError, match=r"view public.mine depends on table cachesync.change_log"):
         await uninstall(owner)
     await owner.execute("DROP VIEW mine")
     await uninstall(owner)
@@ -778,4 +809,85 @@ async def test_restored_dump_needs_no_installation(
     assert await restored.fetchval("UPDATE thing SET name = 'c' RETURNING row_version") > highest
     assert await restored.fetchval("SELECT fingerprint FROM cachesync.entity") == await fingerprint(owner)
     await restored.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def test_services_see_and_write_every_row_if_row_security_is_bypassed(
+    owner: asyncpg.Connection, login: Login
+) -> None:
+    await owner.execute(
+        "CREATE TABLE thing (id int PRIMARY KEY, tenant text); INSERT INTO thing VALUES (1, 'a');"
+        "ALTER TABLE thing ENABLE ROW LEVEL SECURITY;"
+        "CREATE POLICY own ON thing USING (tenant = current_user)"
+    )
+    before = await owner.fetchval(CATALOGUE)
+    await install(owner, thing(row_security="bypass"), Silent())
+    service = await login("IN ROLE cachesync_service")
+    await service.execute("INSERT INTO thing VALUES (2, 'b'); UPDATE thing SET tenant = 'c'; SELECT 1")
+    assert await service.fetchval("SELECT array_agg(tenant) FROM thing") == ["c", "c"]
+    stranger = await login()
+    name = await stranger.fetchval("SELECT current_user")
+    await owner.execute(f"GRANT SELECT ON thing TO {name}")
+    assert await stranger.fetchval("SELECT count(*) FROM thing") == 0
+    await owner.execute(f"REVOKE SELECT ON thing FROM {name}")
+    await owner.execute("ALTER TABLE thing DISABLE ROW LEVEL SECURITY")
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval("SELECT array_agg(polname::text) FROM pg_policy") == ["own"]
+    await owner.execute("ALTER TABLE thing ENABLE ROW LEVEL SECURITY")
+    await install(owner, thing(row_security="bypass"), Silent())
+    await uninstall(owner)
+    assert await owner.fetchval(CATALOGUE) == before
+    assert await owner.fetchval("SELECT array_agg(polname::text) FROM pg_policy") == ["own"]
+
+
+async def test_policies_without_row_security_hide_nothing_and_are_accepted(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE POLICY own ON thing USING (false)")
+    await install(owner, thing(), Silent())
+
+
+async def test_temporary_objects_can_be_denied_to_all_users(owner: asyncpg.Connection, login: Login) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    service = await login()
+    name = await service.fetchval("SELECT current_user")
+    await install(owner, thing(), Silent())
+    await owner.execute(f"GRANT cachesync_service TO {name}")
+    await service.execute("CREATE TEMP TABLE a ()")
+    await install(owner, thing(), Silent(), revoke_temporary=True)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await service.execute("CREATE TEMP TABLE b ()")
+    database = await owner.fetchval("SELECT current_database()")
+    await owner.execute(f"GRANT TEMPORARY ON DATABASE {database} TO {name}")
+    with pytest.raises(InstallError, match=f"{name} can still create temporary objects"):
+        await install(owner, thing(), Silent(), revoke_temporary=True)
+
+
+async def test_only_the_owner_of_the_database_can_deny_temporary_objects(
+    owner: asyncpg.Connection, login: Login
+) -> None:
+    maker = await login("CREATEROLE")
+    database = await maker.fetchval("SELECT current_database()")
+    name = await maker.fetchval("SELECT current_user")
+    await owner.execute(
+        f"GRANT CREATE ON DATABASE {database} TO {name}; GRANT ALL ON SCHEMA public TO {name}"
+    )
+    await maker.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    with pytest.raises(
+        InstallError, match=r"cannot revoke TEMPORARY .* connect as the owner of the database"
+    ):
+        await install(maker, thing(), Silent(), revoke_temporary=True)
+    await uninstall(maker)
+
+
+async def test_database_of_unknown_encoding_is_rejected(postgres: Postgres) -> None:
+    name = f"install_{secrets.token_hex(4)}"
+    postgres.sql(
+        f"CREATE DATABASE {name} TEMPLATE template0 ENCODING SQL_ASCII LOCALE 'C' LOCALE_PROVIDER libc",
+        "postgres",
+    )
+    connection = await asyncpg.connect(postgres.dsn_of(name))
+    await connection.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    with pytest.raises(InstallError, match=r"encoding SQL_ASCII.*UTF8"):
+        await install(connection, thing(), Silent())
+    assert await connection.fetchval("SELECT to_regnamespace('cachesync')") is None
+    await connection.close()
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")

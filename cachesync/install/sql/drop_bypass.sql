@@ -1,0 +1,1 @@
+DROP POLICY cachesync_bypass ON {{table}};

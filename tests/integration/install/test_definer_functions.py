@@ -1,0 +1,296 @@
+"""Nothing that a writer creates or sets runs with the privileges of another user."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import pytest
+
+from cachesync.entity import Entity
+from cachesync.install.installer import install
+from local.postgres import address
+from local.silent import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.postgres import Postgres
+
+ENTITIES: Final = {
+    name: Entity.model_validate(
+        {"name": name, "table": name, "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": f"/{name}"}
+    )
+    for name in ("item", "note")
+}
+TABLES: Final = """
+    CREATE TABLE item (id text PRIMARY KEY, note text);
+    CREATE TABLE note (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(), item_id text REFERENCES item ON DELETE CASCADE
+    );
+    CREATE TABLE audit (entry text);
+"""
+# What the owner of a table can have attached to it, with each way in which a function finds names.
+OWN_CODE: Final = {
+    "nothing": "",
+    **{
+        f"{kind} with {path or 'the search_path of the writer'}": f"""
+        CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql {path} AS $$
+        DECLARE
+            entry text := 'changed';
+        BEGIN
+            INSERT INTO public.audit VALUES (entry);
+            RETURN NULL;
+        END
+        $$;
+        CREATE {kind} EXECUTE FUNCTION audit();
+        """
+        for kind in (
+            "TRIGGER audit AFTER UPDATE ON item FOR EACH ROW",
+            "CONSTRAINT TRIGGER audit AFTER UPDATE ON item DEFERRABLE INITIALLY DEFERRED FOR EACH ROW",
+        )
+        for path in ("", "SET search_path = public", "SET search_path = ''")
+    },
+    "rule": "CREATE RULE audit AS ON UPDATE TO item DO ALSO INSERT INTO audit VALUES (NEW.note);",
+    "check": """
+        CREATE FUNCTION fine(note text) RETURNS boolean LANGUAGE plpgsql SET search_path = public AS $$
+        DECLARE
+            copy text := note;
+        BEGIN
+            RETURN copy IS NOT NULL;
+        END
+        $$;
+        ALTER TABLE item ADD CHECK (fine(note));
+    """,
+}
+# The names that the library's functions use: tables and aliases, types, functions and operators.
+RELATIONS: Final = (
+    *("entity", "change_log", "item", "note", "new_rows", "old_rows", "n", "o", "l", "t", "u", "p"),
+    *("pg_class", "pg_depend", "pg_trigger", "pg_proc", "pg_rewrite", "pg_constraint", "pg_index"),
+    "pg_attrdef",
+)
+TYPES: Final = """
+    SELECT t.typname FROM pg_catalog.pg_type AS t
+    WHERE
+        t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace AND t.typtype = 'b' AND t.typcategory <> 'A'
+        AND t.typname !~ '^pg_'
+"""
+FUNCTIONS: Final = """
+    SELECT
+        f.proname AS name,
+        pg_get_function_identity_arguments(f.oid) AS arguments,
+        pg_get_function_result(f.oid) AS result
+    FROM pg_proc AS f
+    WHERE
+        f.pronamespace = 'pg_catalog'::regnamespace AND f.prokind IN ('f', 'a') AND NOT f.proretset
+        AND (pg_get_function_identity_arguments(f.oid), pg_get_function_result(f.oid))::text
+        !~ 'internal|any|VARIADIC|ORDER BY|trigger|cstring|TABLE|OUT|void'
+        AND EXISTS (
+            SELECT FROM pg_proc AS l
+            WHERE
+                l.pronamespace = 'cachesync'::regnamespace
+                AND pg_get_functiondef(l.oid) LIKE '%' || f.proname || '(%'
+        )
+"""
+OPERATORS: Final = """
+    SELECT o.oprname AS name, format_type(o.oprleft, NULL) AS type, format_type(o.oprresult, NULL) AS result
+    FROM pg_operator AS o
+    WHERE
+        o.oprname IN ('=', '<>', '<', '<=', '>', '>=', '+', '-', '||', '~') AND o.oprleft = o.oprright
+        AND o.oprleft::regtype::text
+        IN ('text', 'bigint', 'integer', 'uuid', 'name', 'oid', 'interval', 'text[]')
+"""
+
+
+@pytest.fixture
+async def owner(postgres: Postgres) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of a superuser to a new database."""
+    name = f"definer_{secrets.token_hex(4)}"
+    connection = await asyncpg.connect(postgres.create_database(name), statement_cache_size=0)
+    yield connection
+    await connection.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+async def attacker(owner: asyncpg.Connection, postgres: Postgres) -> AsyncIterator[asyncpg.Connection]:
+    """A login that may create objects in the schema `trap`, in which every function notices who runs it."""
+    role = f"attacker_{secrets.token_hex(4)}"
+    await owner.execute(
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x'; ALTER ROLE {role} SET track_functions = 'all';"
+        f"CREATE SCHEMA trap AUTHORIZATION {role}"
+    )
+    database = await owner.fetchval("SELECT current_database()")
+    connection = await asyncpg.connect(
+        address(postgres.dsn, database=database, user=role, password="x"), statement_cache_size=0
+    )
+    await connection.execute(
+        f"""
+        CREATE FUNCTION trap.reached() RETURNS boolean LANGUAGE plpgsql AS $$
+        BEGIN
+            IF current_user OPERATOR(pg_catalog.<>) '{role}' THEN
+                RAISE 'the code of {role} ran as %', current_user;
+            END IF;
+            RETURN true;
+        END
+        $$
+        """
+    )
+    yield connection
+    await connection.close()
+    await owner.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+async def shadow(attacker: asyncpg.Connection, owner: asyncpg.Connection) -> None:
+    """Create an object with each of the names, and put the schemas of these objects first."""
+    for (name,) in await attacker.fetch(TYPES):
+        await attacker.execute(
+            f'CREATE DOMAIN pg_temp."{name}" AS pg_catalog."{name}" CHECK (trap.reached());'
+            f'CREATE DOMAIN trap."{name}" AS pg_catalog."{name}" CHECK (trap.reached())'
+        )
+    for name in RELATIONS:
+        source = f"pg_catalog.{name}" if name.startswith("pg_") else "pg_catalog.pg_class"
+        for schema in ("pg_temp", "trap"):
+            await attacker.execute(
+                f"CREATE VIEW {schema}.{name} AS SELECT * FROM {source} WHERE trap.reached()"
+            )
+    for name, arguments, result in await owner.fetch(FUNCTIONS):
+        await attacker.execute(
+            f'CREATE FUNCTION trap."{name}" ({arguments}) RETURNS {result} LANGUAGE plpgsql AS '
+            "'BEGIN PERFORM trap.reached(); RETURN NULL; END'"
+        )
+    for number, (name, operand, result) in enumerate(await owner.fetch(OPERATORS)):
+        await attacker.execute(
+            f"CREATE FUNCTION trap.o{number} ({operand}, {operand}) RETURNS {result} LANGUAGE plpgsql AS "
+            "'BEGIN PERFORM trap.reached(); RETURN NULL; END';"
+            f"CREATE OPERATOR trap.{name}"
+            f" (FUNCTION = trap.o{number}, LEFTARG = {operand}, RIGHTARG = {operand})"
+        )
+    await attacker.execute("SET search_path = pg_temp, trap, pg_catalog, public")
+
+
+@pytest.mark.parametrize("own_code", OWN_CODE.values(), ids=OWN_CODE)
+async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
+    owner: asyncpg.Connection, attacker: asyncpg.Connection, own_code: str
+) -> None:
+    await owner.execute(TABLES)
+    await install(owner, ENTITIES, Silent())
+    role = await attacker.fetchval("SELECT session_user")
+    await owner.execute(
+        f"INSERT INTO item VALUES ('a', 'old'), ('b', 'old'); {own_code}"
+        f"GRANT cachesync_service TO {role}; GRANT TRUNCATE ON item, note TO {role};"
+        f"GRANT INSERT ON audit TO {role}"
+    )
+    await shadow(attacker, owner)
+    for level in ("READ COMMITTED", "REPEATABLE READ"):
+        await attacker.execute(
+            f"BEGIN ISOLATION LEVEL {level}; SELECT pg_catalog.set_config('cachesync.moved', 'on', true);"
+            "UPDATE public.item SET note = 'new'"
+        )
+        # Others draw versions, so that the next statement must draw again.
+        await owner.execute("INSERT INTO note DEFAULT VALUES")
+        await attacker.execute(
+            "INSERT INTO public.item VALUES ('c', 'new'); INSERT INTO public.note DEFAULT VALUES"
+        )
+        await owner.execute("INSERT INTO note DEFAULT VALUES")
+        await attacker.execute(
+            "UPDATE public.item SET id = 'd' WHERE id OPERATOR(pg_catalog.=) 'c';"
+            "UPDATE public.note SET id = pg_catalog.gen_random_uuid();"
+            "SELECT cachesync.latest_version('item', 'c'); SELECT cachesync.mark_published('{1}');"
+            "DELETE FROM public.item WHERE id OPERATOR(pg_catalog.=) 'd'; DELETE FROM public.note; COMMIT"
+        )
+    await attacker.execute("TRUNCATE public.item, public.note")
+    assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'd'") >= 4
+    await attacker.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
+    await attacker.execute("BEGIN; COMMIT")
+    definers = "SELECT f.oid, f.proname FROM pg_proc AS f WHERE f.prosecdef"
+    not_run = await owner.fetchval(
+        f"SELECT array_agg(d.proname ORDER BY d.proname) FROM ({definers}) AS d"
+        " WHERE NOT EXISTS (SELECT FROM pg_stat_user_functions AS s WHERE s.funcid = d.oid AND s.calls > 0)"
+    )
+    assert not_run is None
+
+
+async def insert_while_another_draws(writer: asyncpg.Connection, owner: asyncpg.Connection) -> None:
+    """Insert two rows in an old snapshot; the other session draws a version after the first row."""
+    await owner.execute("SELECT pg_advisory_lock(1)")
+    await writer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+    inserting = asyncio.create_task(
+        writer.execute(
+            "INSERT INTO item SELECT g, CASE g WHEN 'b' THEN pg_advisory_xact_lock(1)::text END"
+            " FROM unnest('{a, b}'::text []) AS g"
+        )
+    )
+    waiting = "SELECT cardinality(pg_blocking_pids($1)) > 0"
+    async with asyncio.timeout(30):
+        while not await owner.fetchval(waiting, writer.get_server_pid()):
+            await asyncio.sleep(0.01)
+    await owner.execute("INSERT INTO note DEFAULT VALUES; SELECT pg_advisory_unlock(1)")
+    try:
+        await inserting
+    except asyncpg.PostgresError:
+        await writer.execute("ROLLBACK")
+        raise
+    await writer.execute("COMMIT")
+
+
+async def test_every_definer_function_looks_for_temporary_objects_last(owner: asyncpg.Connection) -> None:
+    await owner.execute(TABLES)
+    await install(owner, ENTITIES, Silent())
+    found = await owner.fetch("SELECT proname, proconfig, prosrc FROM pg_proc WHERE prosecdef")
+    assert len(found) > 10
+    for name, settings, source in found:
+        if name == "draw_version":  # every name in it has a schema
+            assert source.split() == [
+                *("BEGIN", "NEW.row_version", ":="),
+                *("pg_catalog.nextval('cachesync.row_version');", "RETURN", "NEW;", "END"),
+            ]
+        else:
+            assert "search_path=pg_catalog, pg_temp" in settings, name
+
+
+async def test_second_draw_runs_the_code_of_the_table_as_the_writer(
+    owner: asyncpg.Connection, attacker: asyncpg.Connection
+) -> None:
+    await owner.execute(TABLES)
+    await install(owner, ENTITIES, Silent())
+    role = await attacker.fetchval("SELECT session_user")
+    await owner.execute(
+        "CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN INSERT INTO audit VALUES (current_user); RETURN NULL; END';"
+        "CREATE TRIGGER audit AFTER UPDATE ON item FOR EACH ROW EXECUTE FUNCTION audit();"
+        f"GRANT INSERT ON item, audit TO {role}"
+    )
+    with pytest.raises(asyncpg.InsufficientPrivilegeError) as caught:
+        await insert_while_another_draws(attacker, owner)
+    hint = 'Grant the role SELECT ("id", row_version) and UPDATE (row_version) on "public"."item".'
+    assert caught.value.hint == hint
+    await owner.execute(f"GRANT SELECT (id, row_version), UPDATE (row_version) ON item TO {role}")
+    await insert_while_another_draws(attacker, owner)
+    assert await owner.fetchval("SELECT array_agg(entry) FROM audit") == [role, role]
+    assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'a'") == 2
+
+
+async def test_writer_who_may_only_insert_needs_no_more_privileges_if_no_own_code_runs(
+    owner: asyncpg.Connection, attacker: asyncpg.Connection
+) -> None:
+    await owner.execute(TABLES)
+    await install(owner, ENTITIES, Silent())
+    await owner.execute(f"GRANT INSERT ON item TO {await attacker.fetchval('SELECT session_user')}")
+    await insert_while_another_draws(attacker, owner)
+    assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'a'") == 2
+
+
+async def test_installation_runs_no_code_from_the_search_path(
+    owner: asyncpg.Connection, attacker: asyncpg.Connection
+) -> None:
+    await owner.execute(TABLES)
+    await install(owner, ENTITIES, Silent())
+    await shadow(attacker, owner)
+    await owner.execute("SET search_path = trap, pg_catalog, public")
+    changed = {"item": ENTITIES["item"].model_copy(update={"columns": ("id",)})}
+    await install(owner, changed, Silent())
+    search_path = await owner.fetchval("SELECT pg_catalog.current_setting('search_path')")
+    assert search_path == "trap, pg_catalog, public"
