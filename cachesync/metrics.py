@@ -31,6 +31,11 @@ gap: Final = Counter(
     "cachesync_gap",
     "Row versions missing from the change log, because a write was rolled back or bypassed the triggers",
 )
+capture_lost: Final = Gauge(
+    "cachesync_capture_lost",
+    "1 while changes of the entity may not be captured, because the schema is not as it was installed",
+    ["entity"],
+)
 pruned: Final = Counter("cachesync_pruned", "Published lines that the relay removed from the change log")
 applied: Final = Counter(
     "cachesync_applied", "Changes applied to a cache, by effect on the slot", ["service", "effect"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.errors import InstallError
 from cachesync.postgres.catalog import KEY_TYPES, VERSION_COLUMN, describe_relation
+from cachesync.postgres.requirements import unmet_requirement
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
@@ -14,14 +15,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.postgres.catalog import Relation
-
-_KINDS: Final = {
-    "f": "a foreign table",
-    "m": "a materialized view",
-    "p": "a partitioned table",
-    "v": "a view",
-}
+    from cachesync.postgres.catalog import Properties, Relation
 
 # Other relations in the schema cachesync, in which each entity has a view with its name.
 _RESERVED_NAMES: Final = frozenset(
@@ -56,46 +50,24 @@ async def checked_relation(connection: asyncpg.Connection, entity: Entity) -> Re
 
 def _table_problem(entity: Entity, relation: Relation) -> str | None:
     """Return why a table cannot be registered; None if it can."""
-    if relation.kind != "r":
-        return f"it is {_KINDS.get(relation.kind, 'not a table')}; only ordinary tables can be registered"
     if entity.name in _RESERVED_NAMES:
         return f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
     return (
-        _trigger_problem(relation)
-        or _row_security_problem(entity, relation)
-        or _column_problem(entity, relation)
-        or _key_problem(entity, relation)
+        _column_problem(entity, relation)
+        or unmet_requirement(entity.table, entity.key, relation.properties)
+        or _row_security_problem(entity, relation.properties)
     )
 
 
-def _trigger_problem(relation: Relation) -> str | None:
-    """Return why triggers on the table would miss changes; None if they would not."""
-    if relation.unlogged:
-        return "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
-    if relation.inherits:
-        return "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
-    if relation.subscribes:
-        return (
-            "a subscription writes to it, which does not fire statement triggers; register the table in the "
-            "publishing database instead"
-        )
-    if relation.hides_rows:
-        return (
-            "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "
-            "FORCE ROW LEVEL SECURITY"
-        )
-    return None
-
-
-def _row_security_problem(entity: Entity, relation: Relation) -> str | None:
+def _row_security_problem(entity: Entity, properties: Properties) -> str | None:
     """Return why the policies of the table contradict the declaration; None if they do not."""
-    if relation.row_security and entity.row_security is None:
+    if properties.row_security and entity.row_security is None:
         return (
             "it has row security, which a cache cannot apply: every client of a service would see every row. "
             'If that is intended, declare row_security = "bypass"; otherwise do not cache the table'
         )
-    if entity.row_security == "bypass" and relation.restrictive_policies:
-        policies = ", ".join(map(repr, relation.restrictive_policies))
+    if entity.row_security == "bypass" and properties.restrictive_policies:
+        policies = ", ".join(map(repr, properties.restrictive_policies))
         return (
             f"its restrictive policy {policies} would hide rows from the services; make it apply only to "
             "other roles (ALTER POLICY ... TO ...)"
@@ -108,24 +80,11 @@ def _column_problem(entity: Entity, relation: Relation) -> str | None:
     missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
     if missing:
         return f"it has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}"
-    virtual = [name for name in entity.columns or names if name in relation.virtual_columns]
+    virtual = [name for name in entity.columns or names if name in relation.properties.virtual_columns]
     if virtual:
         return (
             f"its generated column {', '.join(map(repr, virtual))} is virtual, so its triggers do not see "
             "the value; make it STORED, or declare columns without it"
-        )
-    return None
-
-
-def _key_problem(entity: Entity, relation: Relation) -> str | None:
-    if not relation.key_columns:
-        return f"it has no primary key; run ALTER TABLE {entity.table} ADD PRIMARY KEY ({entity.key})"
-    if relation.key_columns != (entity.key,):
-        key = ", ".join(relation.key_columns)
-        return f"its primary key is ({key}); it must be the declared key, the single column {entity.key!r}"
-    if relation.key_deferrable:
-        return (
-            "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"
         )
     column = next(column for column in relation.columns if column.name == entity.key)
     if column.base_type not in KEY_TYPES:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
 import asyncpg
 
-from cachesync.errors import InstallError
+from cachesync.errors import InstallError, NotInstalledError
 from cachesync.install.checks import (
     checked_relation,
     refuse_encoding,
     refuse_foreign_schema,
     refuse_moved_entities,
 )
-from cachesync.postgres.catalog import VERSION_COLUMN, Relation, fingerprint
+from cachesync.postgres.catalog import VERSION_COLUMN, Relation
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
+from cachesync.postgres.registry import Registration, fingerprint, read_registry
 from cachesync.postgres.statements import identifier, literal, statement
 
 if TYPE_CHECKING:
@@ -73,8 +75,11 @@ async def install(
         relations = {entity.name: await checked_relation(connection, entity) for entity in entities.values()}
         await refuse_foreign_schema(connection)
         await refuse_encoding(connection)
+        before = await _registry(connection)
         progress.step("schema cachesync")
-        await _execute(connection, statement("install/schema"), "cachesync.change_log", lock_attempts)
+        # In one transaction, so that nobody compares the new functions with the registry's old digests.
+        script = statement("install/schema") + statement("install/snapshot")
+        await _execute(connection, script, "cachesync.change_log", lock_attempts)
         await _execute(
             connection, statement("install/dead_letters"), "cachesync.dead_letter_action", lock_attempts
         )
@@ -83,8 +88,8 @@ async def install(
         refuse_moved_entities(registered, entities)
         for entity in entities.values():
             progress.step(f"entity {entity.name}, table {entity.table}")
-            await _install_entity(connection, entity, relations[entity.name], lock_attempts)
             await _bypass_row_security(connection, entity, lock_attempts)
+            await _install_entity(connection, entity, relations[entity.name], before, lock_attempts)
             await _grant(connection, entity, relations[entity.name])
         if revoke_temporary:
             progress.step("temporary objects")
@@ -163,16 +168,34 @@ async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
             await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", search_path)
 
 
+async def _registry(connection: asyncpg.Connection) -> dict[str, Registration] | None:
+    """Return the registered entities; None if nothing is installed, or only by an earlier version."""
+    try:
+        return await read_registry(connection)
+    except NotInstalledError:
+        return None
+
+
 async def _install_entity(
-    connection: asyncpg.Connection, entity: Entity, relation: Relation, lock_attempts: int
+    connection: asyncpg.Connection,
+    entity: Entity,
+    relation: Relation,
+    before: dict[str, Registration] | None,
+    lock_attempts: int,
 ) -> None:
     columns = relation.served(entity)
     key = next(column for column in columns if column.name == entity.key)
     names = [column.name for column in columns]
     schema, table = entity.schema_and_table
+    shape = await connection.fetchval(
+        "SELECT cachesync.shape($1::regclass, $2)", identifier(schema, table), names
+    )
+    registered = (before or {}).get(entity.name)
+    damaged = registered is not None and bool(registered.findings)
+    changed = registered is not None and (damaged or registered.shape != json.loads(shape))
     # Part of the fingerprint, so that what caches still hold from an earlier installation is not valid.
-    installation = await connection.fetchval(statement("install/installation"), entity.name)
-    shape = fingerprint(entity, columns, installation)
+    installation = await connection.fetchval(statement("install/installation"), entity.name, changed)
+    installed_fingerprint = fingerprint(entity.name, shape, installation)
     qualified = identifier(schema, table)
     row = {
         "table": qualified,
@@ -190,7 +213,7 @@ async def _install_entity(
         overtaken=literal(f"cachesync.{entity.name}_overtaken"),
         draw_again=statement("install/draw_again", **row),
         hint=literal(f"Grant the role {privileges}."),
-        fingerprint=literal(shape),
+        fingerprint=literal(installed_fingerprint),
         payload=payload_expression("t", names),
         new_payload=payload_expression("n", names),
         settings=" ".join(f"SET {name} = {literal(value)}" for name, value in PAYLOAD_SETTINGS.items()),
@@ -199,9 +222,7 @@ async def _install_entity(
     )
     definition = hashlib.sha256(script.encode()).hexdigest()
     # If nothing has changed, skip the script, whose locks wait for every writer.
-    if await connection.fetchval(
-        statement("install/installed"), entity.name, definition, identifier(schema, table)
-    ):
+    if registered is not None and not changed and registered.definition == definition:
         return
     if not relation.has_version:
         script = statement("install/version_column", table=identifier(schema, table)) + script
@@ -212,10 +233,13 @@ async def _install_entity(
         table_name=literal(table),
         key_name=literal(entity.key),
         column_names=f"ARRAY[{', '.join(map(literal, names))}]",
-        fingerprint=literal(shape),
+        fingerprint=literal(installed_fingerprint),
         definition=literal(definition),
         installation=str(installation),
+        relation=literal(identifier(schema, table)),
     )
+    if damaged:
+        script += statement("install/start_over", entity=literal(entity.name))
     await _execute(connection, script, identifier(schema, table), lock_attempts)
 
 

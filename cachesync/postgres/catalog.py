@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import uuid
 from dataclasses import dataclass
@@ -13,6 +11,8 @@ from cachesync.errors import InvalidValueError
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cachesync.entity import Entity
     from cachesync.postgres.connect import Connection
 
@@ -98,8 +98,8 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Relation:
-    """The description of an entity's table in the system catalog.
+class Properties:
+    """The properties of a table that determine whether it can be registered.
 
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
@@ -112,8 +112,6 @@ class Relation:
         key_columns: the columns of the primary key; empty if there is none.
         key_deferrable: whether the check of the primary key can be deferred until the commit.
         virtual_columns: the generated columns that are computed when they are read.
-        columns: the columns in order, without the row version.
-        has_version: whether there is a column with the name of the row version.
     """
 
     kind: str
@@ -126,6 +124,19 @@ class Relation:
     key_columns: tuple[str, ...]
     key_deferrable: bool
     virtual_columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """The description of an entity's table in the system catalog.
+
+    Attributes:
+        properties: whether the table can be registered.
+        columns: the columns in order, without the row version.
+        has_version: whether there is a column with the name of the row version.
+    """
+
+    properties: Properties
     columns: tuple[Column, ...]
     has_version: bool
 
@@ -137,28 +148,43 @@ class Relation:
         return tuple(by_name[name] for name in entity.columns)
 
 
+async def describe_tables(
+    connection: Connection, tables: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Properties]:
+    """Read the properties of tables, given as (schema, name); those that do not exist are missing."""
+    records = await connection.fetch(
+        statement("postgres/relation"), [schema for schema, _ in tables], [name for _, name in tables]
+    )
+    return {
+        (record["schema_name"], record["table_name"]): Properties(
+            kind=record["kind"].decode(),
+            unlogged=record["unlogged"],
+            row_security=record["row_security"],
+            hides_rows=record["hides_rows"],
+            restrictive_policies=tuple(record["restrictive_policies"]),
+            subscribes=record["subscribes"],
+            inherits=record["inherits"],
+            key_columns=tuple(record["key_columns"]),
+            key_deferrable=record["key_deferrable"],
+            virtual_columns=tuple(record["virtual_columns"]),
+        )
+        for record in records
+    }
+
+
 async def describe_relation(connection: Connection, entity: Entity) -> Relation | None:
     """Read the description of an entity's table; None if the table does not exist."""
-    schema, table = entity.schema_and_table
     async with connection.transaction():
-        # Types are qualified with their schema, so that the fingerprint does not depend on the session's
+        # Types are qualified with their schema, so that statements do not depend on the session's
         # search_path.
         await connection.execute("SET LOCAL search_path = pg_catalog")
-        relation = await connection.fetchrow(statement("postgres/relation"), schema, table)
-        columns = await connection.fetch(statement("postgres/columns"), schema, table)
-    if relation is None:
+        described = await describe_tables(connection, [entity.schema_and_table])
+        columns = await connection.fetch(statement("postgres/columns"), *entity.schema_and_table)
+    properties = described.get(entity.schema_and_table)
+    if properties is None:
         return None
     return Relation(
-        kind=relation["kind"].decode(),
-        unlogged=relation["unlogged"],
-        row_security=relation["row_security"],
-        hides_rows=relation["hides_rows"],
-        restrictive_policies=tuple(relation["restrictive_policies"]),
-        subscribes=relation["subscribes"],
-        inherits=relation["inherits"],
-        key_columns=tuple(relation["key_columns"]),
-        key_deferrable=relation["key_deferrable"],
-        virtual_columns=tuple(relation["virtual_columns"]),
+        properties=properties,
         columns=tuple(
             Column(
                 **{
@@ -172,15 +198,3 @@ async def describe_relation(connection: Connection, entity: Entity) -> Relation 
         ),
         has_version=any(column["name"] == VERSION_COLUMN for column in columns),
     )
-
-
-def fingerprint(entity: Entity, columns: tuple[Column, ...], installation: int) -> str:
-    """Return the schema fingerprint of an entity: eight hexadecimal digits.
-
-    Args:
-        entity: the entity.
-        columns: the served columns.
-        installation: the number of the entity's installation.
-    """
-    shape = [installation, entity.name, [[column.name, column.declared_type] for column in columns]]
-    return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:8]

@@ -23,6 +23,7 @@ from cachesync.postgres.change_log import mark_published
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
+from cachesync.relay.capture import CaptureCheck
 from cachesync.relay.pruning import Pruner
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ _Key = TypeVar("_Key", bound="Hashable")
 
 
 class Relay:
-    """Publishes unpublished changes, measures the backlog, and prunes the change log.
+    """Publishes unpublished changes, measures the backlog, prunes the change log, and reports lost capture.
 
     `run` occupies one thread until `stop` is called. Several relays can run at the same time and share the
     work.
@@ -122,6 +123,7 @@ class Relay:
         self._entities = entities
         self._backlog = Backlog()
         self._pruner = Pruner(retention)
+        self._capture = CaptureCheck(entities)
         self._changed = asyncio.Event()
         self._refused_entities = _Refused[str]()
         self._refused_versions = _Refused[int]()
@@ -214,6 +216,7 @@ class Relay:
     async def _maintain(self, connection: asyncpg.Connection) -> None:
         await self._backlog.step(connection)
         await self._pruner.step(connection)
+        await self._capture.step(connection)
 
     async def _publish_round(
         self, connection: asyncpg.Connection, position: datetime

@@ -16,8 +16,9 @@ from cachesync.errors import (
     ReferenceViolatedError,
     RowError,
 )
-from cachesync.postgres.catalog import describe_relation, fingerprint
+from cachesync.postgres.catalog import describe_relation
 from cachesync.postgres.payload import payload_expression
+from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import identifier, statement
 from cachesync.service.row_input import RowInput
 
@@ -94,34 +95,28 @@ class Table:
             DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
-            if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
-                message = "the database has no schema 'cachesync'; run `cachesync install`"
-                raise NotInstalledError(message)
-            registered = await connection.fetchrow(
-                "SELECT * FROM cachesync.entity WHERE name = $1", entity.name
-            )
+            registered = (await read_registry(connection)).get(entity.name)
             relation = await describe_relation(connection, entity)
             if registered is None or relation is None:
                 message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
                 raise NotInstalledError(message)
             served = {column.name: column for column in relation.columns}
-            columns = tuple(served[name] for name in registered["columns"])
-            shape = fingerprint(entity, columns, registered["installation"])
-            declared = entity.columns or registered["columns"]
-            same_table = (registered["schema_name"], registered["table_name"]) == entity.schema_and_table
+            declared = entity.columns or registered.columns
             if (
-                shape != registered["fingerprint"]
-                or tuple(declared) != tuple(registered["columns"])
-                or not same_table
+                declared != registered.columns
+                or registered.schema_and_table != entity.schema_and_table
+                or registered.key != entity.key
+                or not served.keys() >= set(declared)
             ):
                 message = f"entity {entity.name!r} is not installed as declared; run `cachesync install`"
                 raise NotInstalledError(message)
+            columns = tuple(served[name] for name in registered.columns)
             constraints = await connection.fetch(statement("service/constraints"), *entity.schema_and_table)
         return cls(
             database,
             entity,
             columns,
-            shape.encode(),
+            registered.fingerprint.encode(),
             {record["name"]: tuple(record["columns"] or ()) for record in constraints},
         )
 

@@ -1,6 +1,8 @@
--- The properties that determine whether a table can be registered. $1 schema, $2 table. No row if the table
--- does not exist.
+-- The properties that determine whether tables can be registered. $1 their schemas, $2 their names. No row for a
+-- table that does not exist.
 SELECT
+    n.nspname AS schema_name,
+    c.relname AS table_name,
     c.relkind AS kind,
     c.relpersistence = 'u' AS unlogged,
     c.relrowsecurity AS row_security,
@@ -22,8 +24,9 @@ SELECT
         FROM pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped
     ) AS virtual_columns
-FROM pg_class AS c
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
+FROM unnest($1::text [], $2::text []) AS u (schema_name, table_name)
+JOIN pg_namespace AS n ON n.nspname = u.schema_name
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = u.table_name
 LEFT JOIN LATERAL (
     SELECT
         p.condeferrable,
@@ -34,5 +37,4 @@ LEFT JOIN LATERAL (
         ) AS columns
     FROM pg_constraint AS p
     WHERE p.conrelid = c.oid AND p.contype = 'p'
-) AS k ON true
-WHERE n.nspname = $1 AND c.relname = $2;
+) AS k ON true;

@@ -445,6 +445,8 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
         "DROP TRIGGER announce ON cachesync.change_log;"
         "DROP INDEX cachesync.change_log_unpublished;"
         "ALTER TABLE cachesync.change_log DROP COLUMN relay_at;"
+        "ALTER TABLE cachesync.entity DROP COLUMN relation, DROP COLUMN shape, DROP COLUMN objects,"
+        " DROP COLUMN lost_at;"
         "CREATE INDEX change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL"
     )
     with pytest.raises(NotInstalledError, match="run `cachesync install`"):

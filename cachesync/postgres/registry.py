@@ -1,0 +1,244 @@
+"""The registered entities, compared with the catalog: whether the triggers still capture every change.
+
+The installation remembers each table and the objects that it made. Whatever changes them later, such as a
+disabled trigger, a table swap by renames or a renamed enum label, is a finding until the entity is installed
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+
+from cachesync.errors import NotInstalledError
+from cachesync.postgres.catalog import describe_tables
+from cachesync.postgres.requirements import unmet_requirement
+from cachesync.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from datetime import datetime
+
+    from cachesync.postgres.catalog import Properties
+    from cachesync.postgres.connect import Connection
+
+_ENABLED: Final = {
+    "D": "is disabled",
+    "O": "does not fire if session_replication_role is replica (it was enabled without ALWAYS)",
+    "R": "fires only if session_replication_role is replica",
+}
+# Of the objects with the same finding.
+_MAX_NAMES: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A registered entity.
+
+    Attributes:
+        name: the entity.
+        schema_and_table: its table.
+        key: its key column.
+        columns: its served columns.
+        fingerprint: the schema fingerprint of its payloads.
+        definition: a digest of the installed objects' definitions.
+        installation: the number of its installation.
+        shape: everything that determined the payload of a row when the entity was installed.
+        details: a digest of the table as it is now; it changes with everything that a service knows of it.
+        findings: why changes may not be captured, or may have been missed.
+    """
+
+    name: str
+    schema_and_table: tuple[str, str]
+    key: str
+    columns: tuple[str, ...]
+    fingerprint: str
+    definition: str
+    installation: int
+    shape: Any
+    details: str
+    findings: tuple[str, ...]
+
+    @property
+    def problem(self) -> str | None:
+        """The findings, and what to run; None if there are no findings."""
+        if not self.findings:
+            return None
+        return f"entity {self.name!r}: {'; '.join(self.findings)}; run `cachesync install`"
+
+
+async def read_registry(connection: Connection) -> dict[str, Registration]:
+    """Read the registered entities and compare them with the catalog.
+
+    Args:
+        connection: a connection with the role `cachesync_service` or `cachesync_worker`, or of the owner.
+
+    Returns:
+        The registered entities by name.
+
+    Raises:
+        NotInstalledError: there is no registry, or it was installed by an earlier version.
+    """
+    registry = await _read_once(connection)
+    if any(one.findings for one in registry.values()):
+        # The catalog's functions do not all use the statement's snapshot, so a concurrent change of the
+        # schema can look like a finding.
+        return await _read_once(connection)
+    return registry
+
+
+async def _read_once(connection: Connection) -> dict[str, Registration]:
+    try:
+        records = await connection.fetch(statement("postgres/registry"))
+    except (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError) as error:
+        message = "the database has no schema 'cachesync'; run `cachesync install`"
+        raise NotInstalledError(message) from error
+    except (asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+        message = "the database side was installed by an earlier version; run `cachesync install`"
+        raise NotInstalledError(message) from error
+    tables = await describe_tables(
+        connection, [(record["schema_name"], record["table_name"]) for record in records]
+    )
+    return {record["name"]: _registration(record, tables) for record in records}
+
+
+def fingerprint(entity: str, shape: str, installation: int) -> str:
+    """Return the schema fingerprint of an entity: eight hexadecimal digits.
+
+    Args:
+        entity: the name of the entity.
+        shape: the result of `cachesync.shape` for its served columns.
+        installation: the number of the entity's installation.
+    """
+    return hashlib.sha256(f"{installation} {entity} {shape}".encode()).hexdigest()[:8]
+
+
+def _registration(record: asyncpg.Record, tables: Mapping[tuple[str, str], Properties]) -> Registration:
+    table = (record["schema_name"], record["table_name"])
+    findings = tuple(_findings(record, tables.get(table)))
+    if not findings and record["lost_at"] is not None:
+        findings = (_missed(record["lost_at"]),)
+    # The live shape, not the registered one: a service must know the labels that were added since.
+    details = f"{record['shape']} {record['details']}"
+    return Registration(
+        name=record["name"],
+        schema_and_table=table,
+        key=record["key_column"],
+        columns=tuple(record["columns"]),
+        fingerprint=record["fingerprint"],
+        definition=record["definition"],
+        installation=record["installation"],
+        shape=None if record["registered_shape"] is None else json.loads(record["registered_shape"]),
+        details=hashlib.sha256(details.encode()).hexdigest(),
+        findings=findings,
+    )
+
+
+def _missed(lost_at: datetime) -> str:
+    return (
+        f"changes may have been missed around {lost_at:%Y-%m-%d %H:%M:%S} UTC, when the schema was different"
+    )
+
+
+def _findings(record: asyncpg.Record, properties: Properties | None) -> Iterator[str]:
+    if record["relation"] is None:
+        yield "it was installed by an earlier version"
+        return
+    table = f"{record['schema_name']}.{record['table_name']}"
+    if record["named"] != record["relation"]:
+        yield _moved(record["name"], table, record["current_name"], exists=record["named"] is not None)
+        return
+    if properties is not None:
+        problem = unmet_requirement(table, record["key_column"], properties)
+        if problem is not None:
+            yield f"table {table}: {problem}"
+    shapes = list(_shape_findings(json.loads(record["registered_shape"]), json.loads(record["shape"])))
+    yield from shapes
+    registered, live = json.loads(record["registered_objects"]), json.loads(record["objects"])
+    if not shapes and _renumbered(registered["column numbers"], live["column numbers"]):
+        yield "its columns exchanged their names"
+    yield from _row_security_findings(registered["row security"], live["row security"], properties)
+    yield from _object_findings(registered, live)
+
+
+def _moved(entity: str, table: str, current_name: str | None, *, exists: bool) -> str:
+    """Describe a table that no longer has its name."""
+    if current_name is None:
+        return f"table {table} was dropped{', and another table has its name' if exists else ''}"
+    if not exists:
+        return f"table {table} was renamed to {current_name}; rename it back, or declare the new name"
+    return (
+        f"another table is now named {table}, and the installed one {current_name}; if that is intended, run "
+        f"`cachesync uninstall {entity}` first"
+    )
+
+
+def _shape_findings(registered: list[Any], live: list[Any]) -> Iterator[str]:
+    for before, now in zip(registered, live, strict=True):
+        name = before["name"]
+        if "type" not in now:
+            yield f"column {name!r} no longer exists"
+        elif not _includes(now["type"], before["type"]):
+            yield f"the type of column {name!r} has changed"
+        elif now.get("expression") != before.get("expression"):
+            yield f"the expression of the generated column {name!r} has changed"
+
+
+def _includes(live: Any, registered: Any) -> bool:
+    """Return whether a type is the registered one; labels may have been added, which changes no value."""
+    if isinstance(live, dict) and isinstance(registered, dict):
+        if live.keys() != registered.keys():
+            return False
+        return all(
+            registered[member].items() <= live[member].items()
+            if member == "labels"
+            else _includes(live[member], registered[member])
+            for member in registered
+        )
+    if isinstance(live, list) and isinstance(registered, list):
+        return len(live) == len(registered) and all(map(_includes, live, registered))
+    return bool(live == registered)
+
+
+def _renumbered(registered: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
+    return bool(live["relation"] == registered["relation"] and live["numbers"] != registered["numbers"])
+
+
+def _row_security_findings(
+    registered: Mapping[str, Any], live: Mapping[str, Any], properties: Properties | None
+) -> Iterator[str]:
+    if not live["on"]:
+        return
+    if not registered["on"]:
+        yield "row security was enabled on its table"
+    elif registered["bypassed"] and not live["bypassed"]:
+        yield "policy cachesync_bypass is missing"
+    if properties is not None and properties.restrictive_policies:
+        yield f"policy {properties.restrictive_policies[0]} can hide rows from the services"
+
+
+def _object_findings(registered: Mapping[str, Any], live: Mapping[str, Any]) -> Iterator[str]:
+    """Describe the objects that are not as they were installed, those with the same change together."""
+    changes: dict[str, list[str]] = {}
+    for name, before in registered.items():
+        if name in {"column numbers", "row security"}:
+            continue
+        now = live.get(name)
+        if now is None:
+            change = "is missing"
+        elif now.get("enabled") != before.get("enabled"):
+            change = _ENABLED.get(now["enabled"], "was changed")
+        elif now.get("does") != before.get("does"):
+            change = "was changed"
+        elif before.get("able") and not now.get("able"):
+            change = "belongs to a role without the privileges that it needs"
+        else:
+            continue
+        changes.setdefault(change, []).append(name)
+    for change, names in changes.items():
+        more = len(names) - _MAX_NAMES
+        yield f"{', '.join(names[:_MAX_NAMES])}{f' and {more} more' if more > 0 else ''} {change}"

@@ -1,0 +1,43 @@
+-- The registered entities, each with what the registry remembers of its table and with what the catalog shows now.
+-- `details` is a digest of the properties of the table that determine which values are valid.
+SELECT
+    e.name, e.schema_name, e.table_name, e.key_column, e.columns, e.fingerprint, e.definition, e.installation,
+    e.lost_at, e.relation::oid AS relation, e.shape AS registered_shape, e.objects AS registered_objects,
+    to_regclass(format('%I.%I', e.schema_name, e.table_name))::oid AS named,
+    (
+        SELECT format('%s.%s', n.nspname, c.relname)
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE c.oid = e.relation
+    ) AS current_name,
+    cachesync.shape(e.relation, e.columns) AS shape,
+    cachesync.objects(e.name, e.relation, e.columns) || cachesync.shared_objects() AS objects,
+    md5(concat_ws(
+        ' ',
+        (
+            SELECT
+                string_agg(
+                    concat_ws(
+                        ' ', a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.atthasdef, a.attidentity,
+                        a.attcollation, t.typnotnull, t.typdefault
+                    ),
+                    ',' ORDER BY a.attnum
+                )
+            FROM pg_attribute AS a
+            JOIN pg_type AS t ON t.oid = a.atttypid
+            WHERE a.attrelid = e.relation AND a.attnum > 0 AND NOT a.attisdropped
+        ),
+        (
+            SELECT string_agg(concat_ws(' ', p.conname, p.conkey), ',' ORDER BY p.conname)
+            FROM pg_constraint AS p
+            WHERE p.conrelid = e.relation
+        ),
+        (
+            SELECT string_agg(concat_ws(' ', i.relname, x.indkey), ',' ORDER BY i.relname)
+            FROM pg_index AS x
+            JOIN pg_class AS i ON i.oid = x.indexrelid
+            WHERE x.indrelid = e.relation AND x.indisunique
+        )
+    )) AS details
+FROM cachesync.entity AS e
+ORDER BY e.name;

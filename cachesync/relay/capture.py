@@ -1,0 +1,75 @@
+"""Reports the entities whose changes may not be captured."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import structlog
+
+from cachesync import metrics
+from cachesync.postgres.registry import read_registry
+from cachesync.postgres.statements import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_log = structlog.get_logger(__name__)
+
+# Changes that are made while the triggers are off, for less time than this, can go unnoticed.
+_PAUSE_SECONDS: Final = 10.0
+
+
+class CaptureCheck:
+    """Compares the registry with the catalog from time to time.
+
+    The registry remembers what this finds, so that the caches start over at the next installation even if
+    somebody repairs the triggers by hand first.
+
+    Args:
+        entities: the names of the declared entities.
+    """
+
+    def __init__(self, entities: Collection[str]) -> None:
+        self._entities = entities
+        self._next_check = 0.0
+        self._problems: dict[str, str] = {}
+
+    async def step(self, connection: asyncpg.Connection) -> None:
+        """Compare, report and note what changed since the last time, if it is due.
+
+        Args:
+            connection: a connection with the role `cachesync_worker`.
+
+        Raises:
+            NotInstalledError: the database side is missing, or was installed by an earlier version.
+        """
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _PAUSE_SECONDS
+        try:
+            registry = await read_registry(connection)
+        except asyncpg.InternalServerError:
+            # An object was dropped while the catalog was read.
+            return
+        problems = {}
+        for name in self._entities:
+            registration = registry.get(name)
+            if registration is None:
+                problems[name] = f"entity {name!r} is not installed; run `cachesync install`"
+            elif registration.problem is not None:
+                problems[name] = registration.problem
+                await connection.execute(statement("relay/mark_lost"), name, registration.installation)
+            metrics.capture_lost.labels(name).set(name in problems)
+        self._report(problems)
+
+    def _report(self, problems: dict[str, str]) -> None:
+        """Log each change of state once."""
+        for name, problem in problems.items():
+            if self._problems.get(name) != problem:
+                _log.error("capture lost", entity=name, problem=problem)
+        for name in self._problems.keys() - problems.keys():
+            _log.info("capture restored", entity=name)
+        self._problems = problems

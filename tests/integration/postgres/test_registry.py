@@ -1,0 +1,288 @@
+"""The registry compared with the catalog: what can cost a capture or changes a payload is found."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import subprocess
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+from cachesync.entity import Entity
+from cachesync.errors import InstallError, NotInstalledError
+from cachesync.install.installer import install, uninstall
+from cachesync.postgres.registry import Registration, read_registry
+from local.postgres import programs
+from local.silent import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from local.postgres import Postgres
+
+TABLES = """
+CREATE TYPE mood AS ENUM ('sad', 'happy');
+CREATE DOMAIN moods AS mood [];
+CREATE DOMAIN word AS text;
+CREATE TYPE point3 AS (x int, y int, felt moods);
+CREATE TYPE span AS RANGE (SUBTYPE = mood);
+CREATE TABLE thing (
+    id int PRIMARY KEY, name text, other text, word word, mood mood, many mood [], domain moods, place point3,
+    places point3 [], span span, twice int GENERATED ALWAYS AS (id * 2) STORED
+);
+CREATE TABLE parent (id int NOT NULL, name text) PARTITION BY LIST (id);
+"""
+THING = {
+    "thing": Entity.model_validate(
+        {"name": "thing", "table": "thing", "key": "id", "ttl": "1h", "absent_ttl": "1m", "path": "/things"}
+    )
+}
+
+
+@pytest.fixture
+async def database(postgres: Postgres) -> AsyncIterator[str]:
+    name = f"registry_{secrets.token_hex(4)}"
+    yield postgres.create_database(name)
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+async def owner(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    await connection.execute(TABLES)
+    await install(connection, THING, Silent())
+    yield connection
+    await connection.close()
+
+
+async def registered(connection: asyncpg.Connection) -> Registration:
+    return (await read_registry(connection))["thing"]
+
+
+async def test_installed_entity_has_no_findings(owner: asyncpg.Connection) -> None:
+    thing = await registered(owner)
+    assert thing.findings == ()
+    assert thing.problem is None
+
+
+CHANGES = {
+    "DROP TRIGGER cachesync_log_update ON thing": "trigger cachesync_log_update is missing",
+    "DROP TRIGGER zzz_cachesync_version ON thing": "trigger zzz_cachesync_version is missing",
+    "ALTER TABLE thing DISABLE TRIGGER ALL": "and 5 more is disabled",
+    "ALTER TABLE thing DISABLE TRIGGER cachesync_log_delete": "trigger cachesync_log_delete is disabled",
+    "ALTER TABLE thing DISABLE TRIGGER ALL; ALTER TABLE thing ENABLE TRIGGER ALL": "enabled without ALWAYS",
+    "ALTER TABLE thing ENABLE REPLICA TRIGGER cachesync_log_insert": "fires only if session_replication_role",
+    """
+    CREATE OR REPLACE TRIGGER cachesync_log_update AFTER UPDATE ON thing REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT WHEN (false) EXECUTE FUNCTION cachesync.thing_log_update();
+    ALTER TABLE thing ENABLE ALWAYS TRIGGER cachesync_log_update
+    """: "trigger cachesync_log_update was changed",
+    """
+    CREATE OR REPLACE FUNCTION cachesync.thing_log_update() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    AS 'BEGIN RETURN NULL; END'
+    """: "function thing_log_update was changed",
+    "ALTER FUNCTION cachesync.thing_log_update() SECURITY INVOKER": "function thing_log_update was changed",
+    "ALTER FUNCTION cachesync.thing_log_update() RESET ALL": "function thing_log_update was changed",
+    "DROP FUNCTION cachesync.thing_redraw(text [], bigint [])": "function thing_redraw is missing",
+    """
+    CREATE OR REPLACE FUNCTION cachesync.draw_version() RETURNS trigger LANGUAGE plpgsql
+    AS 'BEGIN RETURN NEW; END'
+    """: "function draw_version was changed",
+    "ALTER SEQUENCE cachesync.row_version CACHE 10": "sequence row_version was changed",
+    "ALTER SEQUENCE cachesync.row_version CYCLE": "sequence row_version was changed",
+    "ALTER SEQUENCE cachesync.row_version INCREMENT -1": "sequence row_version was changed",
+    "DROP TRIGGER announce ON cachesync.change_log": "trigger announce is missing",
+    "ALTER TABLE cachesync.change_log DISABLE TRIGGER announce": "trigger announce is disabled",
+    "ALTER TABLE thing RENAME TO old; CREATE TABLE thing (LIKE old INCLUDING ALL)": (
+        "another table is now named public.thing, and the installed one public.old"
+    ),
+    "ALTER TABLE thing RENAME TO old": "table public.thing was renamed to public.old",
+    "CREATE SCHEMA app; ALTER TABLE thing SET SCHEMA app": "table public.thing was renamed to app.thing",
+    "DROP TABLE thing CASCADE": "table public.thing was dropped",
+    "DROP TABLE thing CASCADE; CREATE TABLE thing (id int PRIMARY KEY)": "another table has its name",
+    """
+    CREATE TABLE whole (LIKE thing INCLUDING GENERATED) PARTITION BY LIST (id);
+    ALTER TABLE whole ATTACH PARTITION thing FOR VALUES IN (1)
+    """: "it is a partition or has inheritance",
+    "CREATE TABLE child () INHERITS (thing)": "is a partition or has inheritance",
+    "CREATE TABLE above (id int NOT NULL); ALTER TABLE thing INHERIT above": "has inheritance",
+    "ALTER TABLE thing SET UNLOGGED": "it is unlogged",
+    "ALTER TABLE thing ENABLE ROW LEVEL SECURITY": "row security was enabled",
+    "ALTER TABLE thing FORCE ROW LEVEL SECURITY": "row security also applies to its owner",
+    "ALTER TABLE thing DROP CONSTRAINT thing_pkey": "it has no primary key",
+    "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id) DEFERRABLE": "is DEFERRABLE",
+    "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id, name)": r"key is \(id, name\)",
+    "ALTER TABLE thing DROP COLUMN row_version CASCADE": "column row_version is missing",
+    "ALTER TABLE thing ALTER COLUMN row_version SET DEFAULT 7": "column row_version was changed",
+    "ALTER TABLE thing ALTER COLUMN row_version DROP NOT NULL": "column row_version was changed",
+    "ALTER TABLE thing DROP COLUMN name CASCADE": "column 'name' no longer exists",
+    "ALTER TABLE thing RENAME name TO renamed": "column 'name' no longer exists",
+    """
+    ALTER TABLE thing RENAME name TO x; ALTER TABLE thing RENAME other TO name;
+    ALTER TABLE thing RENAME x TO other
+    """: "its columns exchanged their names",
+    "DROP VIEW cachesync.thing; ALTER TABLE thing ALTER name TYPE varchar(9)": "column 'name' has changed",
+    "DROP VIEW cachesync.thing": "view thing is missing",
+    "ALTER TYPE mood RENAME VALUE 'sad' TO 'gloomy'": "column 'mood' has changed.*'span' has changed",
+    """
+    ALTER TYPE mood RENAME VALUE 'sad' TO 'x'; ALTER TYPE mood RENAME VALUE 'happy' TO 'sad';
+    ALTER TYPE mood RENAME VALUE 'x' TO 'happy'
+    """: "the type of column 'mood' has changed",
+    "ALTER TYPE mood RENAME TO feeling": "the type of column 'mood' has changed",
+    "ALTER TYPE point3 RENAME ATTRIBUTE x TO z": "column 'place' has changed.*'places' has changed",
+    "ALTER TYPE point3 ADD ATTRIBUTE z int": "the type of column 'place' has changed",
+    "CREATE FUNCTION as_json(mood) RETURNS json LANGUAGE sql AS 'SELECT ''1''::json';"
+    "CREATE CAST (mood AS json) WITH FUNCTION as_json(mood)": "the type of column 'mood' has changed",
+    "ALTER TABLE thing ALTER twice DROP EXPRESSION": "the generated column 'twice' has changed",
+}
+
+
+# By finding: what must precede the installation that mends it.
+REPAIRS = {
+    "another table is now named": "DROP TABLE thing; ALTER TABLE old RENAME TO thing",
+    "renamed to public.old": "ALTER TABLE old RENAME TO thing",
+    "renamed to app.thing": "ALTER TABLE app.thing SET SCHEMA public",
+    "thing was dropped;": "CREATE TABLE thing (id int PRIMARY KEY)",
+    "writes to a part of it": (
+        "DROP TABLE IF EXISTS child; ALTER TABLE IF EXISTS whole DETACH PARTITION thing;"
+        "DO $$ BEGIN ALTER TABLE thing NO INHERIT above; EXCEPTION WHEN OTHERS THEN NULL; END $$"
+    ),
+    "it is unlogged": "ALTER TABLE thing SET LOGGED",
+    "row security was enabled": "ALTER TABLE thing DISABLE ROW LEVEL SECURITY",
+    "row security also": "ALTER TABLE thing NO FORCE ROW LEVEL SECURITY",
+    "it has no primary key": "ALTER TABLE thing ADD PRIMARY KEY (id)",
+    "it must be the declared key": (
+        "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id), ALTER name DROP NOT NULL"
+    ),
+    "DEFERRABLE": "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id)",
+    "sequence row_version": "ALTER SEQUENCE cachesync.row_version INCREMENT 1 CACHE 1 NO CYCLE",
+    "trigger announce is disabled": "ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce",
+    "column row_version was changed": (
+        "ALTER TABLE thing ALTER row_version SET NOT NULL, ALTER row_version SET DEFAULT 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_every_change_that_may_cost_a_capture_is_found_and_an_installation_makes_caches_start_over(
+    owner: asyncpg.Connection, change: str
+) -> None:
+    before = await registered(owner)
+    await owner.execute(change)
+    damaged = await registered(owner)
+    assert re.search(CHANGES[change], damaged.problem or ""), damaged.problem
+    for finding, repair in REPAIRS.items():
+        if finding in (damaged.problem or ""):
+            await owner.execute(repair)
+    # The repair does not cover what happened before it. The relay has noticed that.
+    await owner.execute("UPDATE cachesync.entity SET lost_at = now()")
+    assert (await registered(owner)).findings
+    await install(owner, THING, Silent())
+    mended = await registered(owner)
+    assert mended.findings == ()
+    assert mended.fingerprint != before.fingerprint
+    operations = "SELECT operation FROM cachesync.change_log ORDER BY version"
+    assert [record[0] for record in await owner.fetch(operations)] == ["truncate"]
+    await owner.execute("INSERT INTO thing (id) VALUES (1)")
+    assert [record[0] for record in await owner.fetch(operations)] == ["truncate", "upsert"]
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "ALTER TYPE mood ADD VALUE 'calm' BEFORE 'happy'",
+        "ALTER TABLE thing ADD COLUMN added int",
+        "ALTER TABLE thing ALTER COLUMN name SET DEFAULT 'x', ALTER COLUMN name SET NOT NULL",
+        "CREATE UNIQUE INDEX ON thing (name)",
+        """
+        CREATE TRIGGER mine BEFORE UPDATE ON thing
+        FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()
+        """,
+        "CLUSTER thing USING thing_pkey",
+        "VACUUM FULL thing",
+        "REINDEX TABLE thing",
+        "ANALYZE thing",
+    ],
+)
+async def test_changes_that_cost_no_capture_are_no_findings(owner: asyncpg.Connection, harmless: str) -> None:
+    await owner.execute(harmless)
+    assert (await registered(owner)).findings == ()
+
+
+async def test_details_change_with_what_decides_which_values_are_valid(owner: asyncpg.Connection) -> None:
+    seen = {(await registered(owner)).details}
+    for number, change in enumerate(
+        (
+            "ALTER TYPE mood ADD VALUE 'calm'",
+            "ALTER TABLE thing ALTER COLUMN name SET NOT NULL",
+            "ALTER TABLE thing ALTER COLUMN name SET DEFAULT 'x'",
+            "ALTER DOMAIN word SET NOT NULL",
+            "ALTER TABLE thing ADD CONSTRAINT short CHECK (length(name) < 9)",
+            "CREATE UNIQUE INDEX ON thing (name)",
+        ),
+        2,
+    ):
+        await owner.execute(change)
+        seen.add((await registered(owner)).details)
+        assert len(seen) == number, change
+
+
+def dump(dsn: str) -> str:
+    command = [str(programs() / "pg_dump"), dsn]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+async def test_dumped_and_restored_registry_has_no_findings(
+    owner: asyncpg.Connection, postgres: Postgres, database: str
+) -> None:
+    """Dropped columns make the numbers of the restored columns different."""
+    await owner.execute("ALTER TABLE thing ADD COLUMN gone int, ADD COLUMN last int")
+    await install(owner, {"thing": THING["thing"].model_copy(update={"columns": ("id", "last")})}, Silent())
+    await owner.execute("ALTER TABLE thing DROP COLUMN gone")
+    dumped = dump(database)
+    name = f"registry_{secrets.token_hex(4)}"
+    restored = await asyncpg.connect(postgres.create_database(name))
+    postgres.sql(dumped, name)
+    assert (await registered(restored)).findings == ()
+    await restored.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def test_rows_that_policies_hide_from_the_services_are_found(owner: asyncpg.Connection) -> None:
+    await owner.execute("ALTER TABLE thing ENABLE ROW LEVEL SECURITY")
+    await install(owner, {"thing": THING["thing"].model_copy(update={"row_security": "bypass"})}, Silent())
+    assert (await registered(owner)).findings == ()
+    await owner.execute("CREATE POLICY mine ON thing AS RESTRICTIVE USING (false)")
+    assert (await registered(owner)).findings == ("policy mine can hide rows from the services",)
+    await owner.execute("DROP POLICY mine ON thing; DROP POLICY cachesync_bypass ON thing")
+    assert (await registered(owner)).findings == ("policy cachesync_bypass is missing",)
+
+
+async def test_owner_without_privileges_is_found(owner: asyncpg.Connection) -> None:
+    role = f"role_{secrets.token_hex(4)}"
+    await owner.execute(f"CREATE ROLE {role}; ALTER FUNCTION cachesync.thing_log_delete() OWNER TO {role}")
+    assert "function thing_log_delete belongs to a role without" in str((await registered(owner)).problem)
+    await owner.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+async def test_swapped_table_is_mended_as_its_finding_says(owner: asyncpg.Connection) -> None:
+    await owner.execute("ALTER TABLE thing RENAME TO old; CREATE TABLE thing (LIKE old INCLUDING ALL)")
+    assert "run `cachesync uninstall thing` first; run `cachesync install`" in str(
+        (await registered(owner)).problem
+    )
+    with pytest.raises(InstallError, match="run `cachesync uninstall thing` first"):
+        await install(owner, THING, Silent())
+    await uninstall(owner, ["thing"])
+    await install(owner, THING, Silent())
+    assert (await registered(owner)).findings == ()
+
+
+async def test_registry_of_an_earlier_version_is_a_clear_error(owner: asyncpg.Connection) -> None:
+    await owner.execute("ALTER TABLE cachesync.entity DROP COLUMN relation")
+    with pytest.raises(NotInstalledError, match="earlier version; run `cachesync install`"):
+        await read_registry(owner)
+    await owner.execute("DROP SCHEMA cachesync CASCADE")
+    with pytest.raises(NotInstalledError, match="no schema 'cachesync'; run `cachesync install`"):
+        await read_registry(owner)

@@ -1,0 +1,80 @@
+"""The relay reports entities whose changes may not be captured, until they are installed again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from cachesync.errors import NotInstalledError
+from cachesync.install.installer import install
+from cachesync.postgres.registry import read_registry
+from cachesync.relay import capture
+from cachesync.relay.capture import CaptureCheck
+from local.silent import Silent
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from cachesync.entity import Entity
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, entities: dict[str, Entity]) -> CaptureCheck:
+    monkeypatch.setattr(capture, "_PAUSE_SECONDS", 0)
+    return CaptureCheck(entities)
+
+
+def lost(entity: str = "student") -> float | None:
+    return REGISTRY.get_sample_value("cachesync_capture_lost", {"entity": entity})
+
+
+async def test_lost_capture_is_reported_once_until_it_is_installed_again(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck, entities: dict[str, Entity]
+) -> None:
+    with capture_logs() as logs:
+        await check.step(worker)
+        assert (lost(), lost("course"), logs) == (0, 0, [])
+        await admin.execute("ALTER TABLE student DISABLE TRIGGER ALL; ALTER TABLE student ENABLE TRIGGER ALL")
+        await check.step(worker)
+        await check.step(worker)
+        assert (lost(), lost("course")) == (1, 0)
+        assert [(log["event"], log["entity"]) for log in logs] == [("capture lost", "student")]
+        assert "enabled without ALWAYS" in logs[0]["problem"]
+        await install(admin, entities, Silent())
+        await check.step(worker)
+        await check.step(worker)
+    assert lost() == 0
+    assert [(log["event"], log["entity"]) for log in logs[1:]] == [("capture restored", "student")]
+
+
+async def test_triggers_that_were_repaired_by_hand_still_need_an_installation(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck, entities: dict[str, Entity]
+) -> None:
+    """Nobody knows what was changed in between, so caches must start over."""
+    before = (await read_registry(admin))["student"]
+    await admin.execute("ALTER TABLE student DISABLE TRIGGER cachesync_log_update")
+    await check.step(worker)
+    await admin.execute("ALTER TABLE student ENABLE ALWAYS TRIGGER cachesync_log_update")
+    await check.step(worker)
+    assert lost() == 1
+    problem = (await read_registry(admin))["student"].problem or ""
+    assert "changes may have been missed around" in problem
+    assert problem.endswith("run `cachesync install`")
+    await install(admin, entities, Silent())
+    await check.step(worker)
+    assert lost() == 0
+    assert (await read_registry(admin))["student"].fingerprint != before.fingerprint
+
+
+async def test_entity_that_is_not_installed_is_reported(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck
+) -> None:
+    await admin.execute("DELETE FROM cachesync.entity WHERE name = 'course'")
+    await check.step(worker)
+    assert (lost(), lost("course")) == (0, 1)
+    await admin.execute("ALTER TABLE cachesync.entity DROP COLUMN objects")
+    with pytest.raises(NotInstalledError):
+        await check.step(worker)
