@@ -118,22 +118,33 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedi
         urls: as given by the option `RedisUrls`.
 
     Raises:
-        SettingsError: a value is not `SERVICE=URL`; the text gives its position.
+        SettingsError: values are not `SERVICE=URL`; the text has one line with the position of each.
         CacheUnavailableError: a Redis Cluster did not respond.
     """
     clients: dict[str, BlockingRedis] = {}
+    problems = []
     with ExitStack() as stack:
         for position, pair in enumerate(filter(None, ",".join(urls or ()).split(",")), 1):
+            option = f"value {position} of --redis (CACHESYNC_REDIS_URLS)"
             match = _REDIS_URL.fullmatch(pair)
             if match is None:
                 # The value is not quoted, because any part of it can be a password.
-                message = (
-                    f"value {position} of --redis (CACHESYNC_REDIS_URLS) is not SERVICE=URL, such as "
-                    "sb=redis://host:6379/0; a comma within a URL must be written as %2C"
+                problems.append(
+                    f"{option} is not SERVICE=URL, such as sb=redis://host:6379/0; a comma within a URL must "
+                    "be written as %2C"
                 )
-                raise SettingsError(message)
-            client = blocking_client(match[2], _REDIS_SECONDS)
-            clients[match[1]] = stack.enter_context(client)
+                continue
+            if match[1] in clients:
+                problems.append(f"{option} is another Redis for {match[1]!r}; a service has one cache")
+                continue
+            try:
+                client = blocking_client(match[2], _REDIS_SECONDS)
+            except SettingsError as error:
+                problems.append(f"{option}: {error}")
+            else:
+                clients[match[1]] = stack.enter_context(client)
+        if problems:
+            raise SettingsError("\n".join(problems))
         yield clients
 
 

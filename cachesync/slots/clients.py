@@ -6,7 +6,6 @@ and `rediss+cluster://` are the URLs of a Redis Cluster, with the address of any
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -27,6 +26,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from cachesync.errors import CacheUnavailableError, SettingsError
+from cachesync.slots.url_options import option_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 
 _CLUSTER: Final = "+cluster"
 _NOT_A_URL: Final = (
-    "not a Redis URL such as redis://user:password@host:6379/0; check its options, and percent-encode "
-    "special characters in the password"
+    "not a Redis URL such as redis://user:password@host:6379/0; percent-encode special characters in the "
+    "password"
 )
-_UNKNOWN_OPTION: Final = re.compile(r"unexpected keyword argument ('\w+')")
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
 
@@ -232,19 +231,16 @@ def check_url(url: str) -> None:
 def _check_url(url: str, pool_class: type[ConnectionPool | asyncio_redis.BlockingConnectionPool]) -> None:
     try:
         parts = urlsplit(url)
-        if is_cluster(url):
-            url = node_url(url, parts.hostname or "", parts.port or 6379)
-        pool = pool_class.from_url(url)
-        # Only a connection looks at the options of the URL, and each option has errors of its own.
+        node = node_url(url, parts.hostname or "", parts.port or 6379) if is_cluster(url) else url
+        pool = pool_class.from_url(node.partition("?")[0])
         pool.connection_class(**pool.connection_kwargs)
-    except Exception as error:  # noqa: BLE001
-        option = _UNKNOWN_OPTION.search(str(error))
         # With an @ after it, what looks like an option is part of a password that is not encoded.
-        if option is not None and "@" not in urlsplit(url).query:
-            message = f"the Redis URL has an option that is not supported: {option[1]}"
-        else:
-            message = _NOT_A_URL
-        raise SettingsError(message) from None
-    if pool.connection_kwargs.get("decode_responses"):
-        message = "the Redis URL has an option that is not supported: 'decode_responses', as slots are bytes"
-        raise SettingsError(message)
+        malformed = "@" in parts.query or bool(parts.fragment) or (parts.scheme == "unix" and not parts.path)
+    except Exception:  # noqa: BLE001 - redis-py raises many kinds, whose texts can quote the password
+        malformed = True
+    if malformed:
+        raise SettingsError(_NOT_A_URL)
+    pooled = issubclass(pool_class, asyncio_redis.BlockingConnectionPool)
+    problems = "; ".join(option_problems(url, pool=pooled))
+    if problems:
+        raise SettingsError(problems)

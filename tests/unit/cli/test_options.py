@@ -43,6 +43,16 @@ def test_error_gives_the_position_of_a_value_and_not_its_password(wrong: str) ->
     assert "secret" not in str(raised.value)
 
 
+def test_all_invalid_values_are_reported_with_one_line_each() -> None:
+    values = [ONE, "sb", "sc=redis://h?socket_timeout=nan", "sa=redis://other:1"]
+    with pytest.raises(SettingsError) as raised, redis_clients(values):
+        pytest.fail("they were accepted")
+    second, third, fourth = str(raised.value).splitlines()
+    assert second.startswith("value 2 of --redis (CACHESYNC_REDIS_URLS) is not SERVICE=URL")
+    assert third.startswith("value 3 of --redis (CACHESYNC_REDIS_URLS): the option 'socket_timeout' of the")
+    assert fourth.endswith("is another Redis for 'sa'; a service has one cache")
+
+
 def test_comma_in_a_password_is_written_as_an_escape() -> None:
     with redis_clients(["sb=redis://:pa%2Css@two:2"]) as clients:
         assert primaries(clients["sb"])[None].connection_pool.connection_kwargs["password"] == "pa,ss"
