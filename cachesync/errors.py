@@ -6,7 +6,8 @@
     ├── InstallError
     ├── NotInstalledError
     ├── DatabaseError
-    │   └── DatabaseUnavailableError
+    │   ├── DatabaseUnavailableError
+    │   └── PrivilegeError
     ├── CacheUnavailableError
     ├── KafkaUnavailableError
     ├── TopicError
@@ -87,6 +88,10 @@ class DatabaseError(CacheSyncError):
 
 class DatabaseUnavailableError(DatabaseError):
     """PostgreSQL did not respond, or no connection of the pool became free in time."""
+
+
+class PrivilegeError(DatabaseError):
+    """The database login lacks a privilege; the text names the role to grant."""
 
 
 class CacheUnavailableError(CacheSyncError):

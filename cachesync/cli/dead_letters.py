@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
 
 from cachesync.cli.options import (
     BootstrapServers,
@@ -25,6 +23,7 @@ from cachesync.cli.options import (
     redis_clients,
     run,
 )
+from cachesync.cli.rows import print_rows
 from cachesync.dead_letters.request import (
     MAX_LISTED,
     MAX_RATE,
@@ -46,7 +45,6 @@ dead_letters: Final = typer.Typer(
     no_args_is_help=True, help="Inspect, retry and close messages that could not be applied to a cache."
 )
 
-_output: Final = Console(highlight=False, markup=False)
 _NOT_CLOSED: Final = 3
 
 Letters = Annotated[
@@ -92,15 +90,18 @@ def list_letters(
     answer = _carry_out(request, dsn, bootstrap_servers)
     if as_json:
         return _print_json(answer)
-    columns = ("letter", "service", "entity", "key", "version", "stage", "attempt", "not before", "error")
-    # Names must not wrap even in a narrow terminal, because users copy them.
-    table = Table(Column(columns[0], no_wrap=True), *columns[1:], box=None)
-    for letter in answer["letters"]:
-        attempt = f"{letter['attempt']}/{letter['maximum']}"
-        cells = (*(letter[name] for name in columns[:6]), attempt, letter["not_before"][:19], letter["error"])
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    _output.print(table)
-    console.print(f"{answer['open']} open", markup=False)
+    rows = [
+        {
+            **{name: letter[name] for name in ("letter", "service", "entity", "key", "version", "stage")},
+            "attempt": f"{letter['attempt']}/{letter['maximum']}",
+            "not before": f"{letter['not_before'][:19]}Z",
+            "error": letter["error"],
+        }
+        for letter in answer["letters"]
+    ]
+    print_rows(rows, title="letter")
+    shown = f", {len(rows)} shown; --limit shows more" if answer["open"] > len(rows) else ""
+    console.print(f"{answer['open']} open{shown}", markup=False)
     return None
 
 
@@ -124,12 +125,9 @@ def stats(*, bootstrap_servers: BootstrapServers, as_json: Json = False, dsn: Ds
     if as_json:
         return _print_json(answer)
     columns = ("topic", "service", "entity", "stage", "letters", "due", "first failed at")
-    table = Table(*columns, box=None)
-    for group in answer["open"]:
-        table.add_row(*(str(group[name.replace(" ", "_")]) for name in columns))
-    _output.print(table)
+    print_rows([{name: group[name.replace(" ", "_")] for name in columns} for group in answer["open"]])
     for done in answer["last_day"]:
-        _output.print(f"last day: {done['letters']} {done['action']} by {done['actor']}")
+        typer.echo(f"last day: {done['letters']} {done['action']} by {done['actor']}")
     return None
 
 
@@ -272,7 +270,7 @@ def _print_result(answer: dict[str, Any]) -> None:
     counts = answer["letters"]
     remaining = counts.pop("replayed", 0) + len(answer["not_open"]) + sum(answer["without_redis"].values())
     done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no letters closed"
-    _output.print(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
+    typer.echo(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
     for service, count in answer["without_redis"].items():
         console.print(
             f"{count} skipped: no Redis given for {service}; add --redis {service}=URL", markup=False

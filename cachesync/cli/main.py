@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cachesync import __version__
 from cachesync.cli.dead_letters import dead_letters
+from cachesync.cli.errors import OneLineErrors
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
 from cachesync.cli.reconcile import reconcile
 from cachesync.entity import load_entities
 from cachesync.install import installer
 from cachesync.kafka import topics
 
+# librdkafka's limits, beyond which it rejects a topic without a reason.
+_MAX_PARTITIONS: Final = 100_000
+_MAX_REPLICATION: Final = 10_000
+
 # The default markup keeps the line breaks of the docstrings; Markdown joins the lines of a paragraph.
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
 app.command()(reconcile)
 app.add_typer(dead_letters, name="dead-letters")
 
@@ -95,8 +106,12 @@ def uninstall(
 def create_topics(
     bootstrap_servers: BootstrapServers,
     entities: EntitiesFile = Path("entities.toml"),
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of each entity's topic.")] = 6,
-    replication: Annotated[int, typer.Option(min=1, help="Number of brokers that store each message.")] = 1,
+    partitions: Annotated[
+        int, typer.Option(min=1, max=_MAX_PARTITIONS, help="Partitions of each entity's topic.")
+    ] = 6,
+    replication: Annotated[
+        int, typer.Option(min=1, max=_MAX_REPLICATION, help="Number of brokers that store each message.")
+    ] = 1,
 ) -> None:
     """Create the missing Kafka topics."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from cachesync.errors import DatabaseError, DatabaseUnavailableError, SettingsError
+from cachesync.errors import DatabaseError, DatabaseUnavailableError, PrivilegeError, SettingsError
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 
 if TYPE_CHECKING:
@@ -135,13 +135,34 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     Raises:
         DatabaseUnavailableError: the database did not respond, or is in a state that only its operator can
             change.
-        DatabaseError: the database rejected a statement.
+        PrivilegeError: the login lacks a privilege.
+        DatabaseError: the database rejected a statement for another reason.
     """
     try:
         yield
     except _UNAVAILABLE as error:
         message = f"{database} is unavailable: {str(error) or type(error).__name__}"
         raise DatabaseUnavailableError(message) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = f"{database} denied a statement: {error}{_missing_role(error)}"
+        raise PrivilegeError(message) from error
     except asyncpg.PostgresError as error:
-        message = f"{database} rejected a statement: {error}"
+        message = f"{database} rejected a statement: {error}{_missing_installation(error)}"
         raise DatabaseError(message) from error
+
+
+def _missing_role(error: asyncpg.PostgresError) -> str:
+    """Return what to grant; nothing if a policy or a function of the user's denied the statement."""
+    if not str(error).startswith("permission denied"):
+        return ""
+    return (
+        "; the login needs the role cachesync_service for a service, or cachesync_worker for the background "
+        "work: run GRANT <role> TO <login>"
+    )
+
+
+def _missing_installation(error: asyncpg.PostgresError) -> str:
+    missing = isinstance(
+        error, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)
+    )
+    return "; run `cachesync install`" if missing and "cachesync" in str(error) else ""

@@ -13,6 +13,7 @@ from cachesync.errors import (
     DuplicateRowError,
     InvalidValueError,
     NotInstalledError,
+    PrivilegeError,
     ReferenceViolatedError,
     RowError,
 )
@@ -92,6 +93,7 @@ class Table:
 
         Raises:
             NotInstalledError: the entity is not installed, or is declared differently.
+            PrivilegeError: the login does not have the role of a service.
             DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
@@ -100,6 +102,15 @@ class Table:
             if registered is None or relation is None:
                 message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
                 raise NotInstalledError(message)
+            # A worker's login can read the registry, but its requests would all fail.
+            table = identifier(*entity.schema_and_table)
+            if not await connection.fetchval("SELECT has_table_privilege($1, 'DELETE')", table):
+                login = await connection.fetchval("SELECT quote_ident(current_user)")
+                message = (
+                    f"the login {login} may not change table {table}; run GRANT cachesync_service TO "
+                    f"{login}, or `cachesync install` if it has that role"
+                )
+                raise PrivilegeError(message)
             served = {column.name: column for column in relation.columns}
             declared = entity.columns or registered.columns
             if (

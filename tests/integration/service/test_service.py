@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cachesync.errors import KafkaUnavailableError, NotInstalledError, SettingsError
+from cachesync.errors import KafkaUnavailableError, NotInstalledError, PrivilegeError, SettingsError
 from cachesync.service.service import Service
+from local.postgres import create_role
 from tests.integration.conftest import ENTITIES_FILE
 
 if TYPE_CHECKING:
@@ -54,6 +55,24 @@ async def test_entity_must_be_installed(
     async with leaving_nothing(admin):
         with pytest.raises(NotInstalledError, match="'other'"):
             await Service.open(settings_of("sa", cachesync_entities=file))
+
+
+async def test_login_without_the_role_of_a_service_is_told_what_to_grant(
+    settings_of: SettingsOf, admin: asyncpg.Connection, sample: str
+) -> None:
+    create_role(sample, "stranger", "password")
+    create_role(sample, "a-worker", "password")
+    await admin.execute('GRANT cachesync_worker TO "a-worker"')
+    async with leaving_nothing(admin):
+        with pytest.raises(PrivilegeError) as raised:
+            await Service.open(settings_of("sa", db_username="stranger", db_password="password"))
+        assert str(raised.value) == (
+            "PostgreSQL denied a statement: permission denied for schema cachesync; the login needs the role "
+            "cachesync_service for a service, or cachesync_worker for the background work: run GRANT <role> "
+            "TO <login>"
+        )
+        with pytest.raises(PrivilegeError, match='run GRANT cachesync_service TO "a-worker"'):
+            await Service.open(settings_of("sa", db_username="a-worker", db_password="password"))
 
 
 async def test_settings_that_the_kafka_client_rejects_are_an_error(

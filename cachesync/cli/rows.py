@@ -1,0 +1,49 @@
+"""Rows of output that can be read in a terminal of any width, and processed by other programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_output: Final = Console(highlight=False, markup=False)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+    """Print rows on standard output.
+
+    In a pipe or a file, each row is one line, however long it is. In a terminal that is too narrow for that,
+    each row is a paragraph, in which no value is cut off.
+
+    Args:
+        rows: the rows, which all have the same columns; None is an empty cell.
+        title: the column whose value begins the paragraph of a row.
+    """
+    cells = [{name: _printable(value) for name, value in row.items()} for row in rows]
+    if not cells:
+        return
+    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
+    lines = [
+        "  ".join(text.ljust(widths[name]) for name, text in row.items()).rstrip()
+        for row in ({name: name for name in widths}, *cells)
+    ]
+    if not _output.is_terminal or max(map(len, lines)) <= _output.width:
+        for line in lines:
+            _output.print(line, soft_wrap=True)
+        return
+    for row in cells:
+        # Not wrapped, because users copy it.
+        _output.print(row.get(title, ""), soft_wrap=True)
+        facts = ", ".join(f"{name} {text}" for name, text in row.items() if text and name != title)
+        _output.print(Padding(Text(facts), (0, 0, 0, 4)))
+
+
+def _printable(value: object) -> str:
+    """Return a value as text that moves no cursor and ends no line."""
+    text = "" if value is None else str(value)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
