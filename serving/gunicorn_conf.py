@@ -29,7 +29,10 @@ _share_metrics()
 
 # The application has the settings, but gunicorn does not tell its configuration which application it runs.
 _application = next(word for word in sys.argv[1:] if word.startswith("serving."))
-_settings = import_module(_application.partition(":")[0]).settings
+try:
+    _settings = import_module(_application.partition(":")[0]).settings
+except ImportError as error:  # such as that of a package whose version was not tested
+    sys.exit(f"cannot start: {error}")
 
 bind = [f"{_settings.listen_address}:{port}" for port in (_settings.port, _settings.metrics_port)]
 workers = _settings.workers

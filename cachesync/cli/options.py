@@ -149,8 +149,9 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedi
 
 
 def failed(reason: object) -> typer.Exit:
-    """Print the reason and return the exit exception."""
-    console.print(f"cachesync: {reason}", style="red", markup=False, soft_wrap=True)
+    """Print the reason, which can have several lines, and return the exit exception."""
+    for line in str(reason).splitlines():
+        console.print(f"cachesync: {line}", style="red", markup=False, soft_wrap=True)
     return typer.Exit(1)
 
 
@@ -162,8 +163,12 @@ def run(work: Coroutine[None, None, None]) -> None:
     """
     try:
         asyncio.run(work)
-    except (CacheSyncError, OSError) as error:
+    except CacheSyncError as error:
         raise failed(error) from error
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        reason = f"{file}{error.strerror or error}"
+        raise failed(reason) from error
     except KeyboardInterrupt:
         console.print("interrupted; completed work is kept, run the same command again to continue")
         raise typer.Exit(130) from None

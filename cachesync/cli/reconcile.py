@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cachesync.cli.options import Dsn, EntitiesFile, RedisUrls, connection, console, redis_clients, run
 from cachesync.entity import load_entities
 from cachesync.errors import SettingsError
+from cachesync.mistakes import did_you_mean
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.drift import COUNTS
 from cachesync.reconcile.models import MAX_RATE, Parameters
@@ -67,6 +68,10 @@ def reconcile(
     """
 
     async def work() -> None:
+        # Before the run, which can take hours.
+        if json_file is not None and not json_file.parent.is_dir():
+            message = f"--json {json_file}: {json_file.parent} is not a directory"
+            raise SettingsError(message)
         declared = load_entities(entities)
         with redis_clients(redis) as clients:
             parameters = Parameters(
@@ -101,13 +106,12 @@ def _selected(names: list[str] | None, known: Collection[str], problem: str) -> 
     Raises:
         SettingsError: a name is not known, for which `problem` is the text, or there are no known names.
     """
-    for name in names or ():
-        if name not in known:
-            message = f"{problem} {name!r}"
-            raise SettingsError(message)
     if not known:
         message = "no Redis given; add one for each service, such as --redis sb=redis://host:6379/0"
         raise SettingsError(message)
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise SettingsError("\n".join(f"{problem} {name!r}{did_you_mean(name, known)}" for name in unknown))
     return tuple(dict.fromkeys(names or known))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cachesync.errors import InstallError
+from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import KEY_TYPES, VERSION_COLUMN, describe_relation
 from cachesync.postgres.requirements import unmet_requirement
 from cachesync.postgres.statements import statement
@@ -37,7 +38,12 @@ async def checked_relation(connection: asyncpg.Connection, entity: Entity) -> Re
         InstallError: there is no such table, or it cannot be registered as declared.
     """
     relation = await describe_relation(connection, entity)
-    problem = "no such table in this database" if relation is None else _table_problem(entity, relation)
+    if relation is None:
+        tables = [record["name"] for record in await connection.fetch(statement("install/tables"))]
+        declared = entity.table.removeprefix("public.")
+        problem: str | None = f"no such table in this database{did_you_mean(declared, tables)}"
+    else:
+        problem = _table_problem(entity, relation)
     if relation is not None and problem is None and relation.has_version:
         versioned = await connection.fetchval(statement("install/versioned"), *entity.schema_and_table)
         if not versioned:
@@ -79,7 +85,8 @@ def _column_problem(entity: Entity, relation: Relation) -> str | None:
     names = [column.name for column in relation.columns]
     missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
     if missing:
-        return f"it has no column {', '.join(map(repr, missing))}; its columns are {', '.join(names)}"
+        nearest = "".join(did_you_mean(name, names) for name in missing)
+        return f"it has no column {', '.join(map(repr, missing))}{nearest}; its columns: {', '.join(names)}"
     virtual = [name for name in entity.columns or names if name in relation.properties.virtual_columns]
     if virtual:
         return (

@@ -17,6 +17,7 @@ from cachesync.install.checks import (
     refuse_foreign_schema,
     refuse_moved_entities,
 )
+from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
@@ -72,7 +73,7 @@ async def install(
             privilege.
     """
     async with _exclusive(connection):
-        relations = {entity.name: await checked_relation(connection, entity) for entity in entities.values()}
+        relations = await _checked_relations(connection, entities)
         await refuse_foreign_schema(connection)
         await refuse_encoding(connection)
         before = await _registry(connection)
@@ -130,8 +131,12 @@ async def uninstall(
         unknown = sorted(set(names or ()) - registered.keys())
         if unknown:
             installed = ", ".join(registered) or "none"
-            message = f"{', '.join(unknown)}: not installed; installed entities: {installed}"
-            raise InstallError(message)
+            raise InstallError(
+                "\n".join(
+                    f"{name}: not installed{did_you_mean(name, registered)}; installed entities: {installed}"
+                    for name in unknown
+                )
+            )
         removed = tuple(names) if names is not None else tuple(registered)
         for name in removed:
             await _uninstall_entity(connection, name, registered, lock_attempts)
@@ -174,6 +179,26 @@ async def _registry(connection: asyncpg.Connection) -> dict[str, Registration] |
         return await read_registry(connection)
     except NotInstalledError:
         return None
+
+
+async def _checked_relations(
+    connection: asyncpg.Connection, entities: Mapping[str, Entity]
+) -> dict[str, Relation]:
+    """Return the tables of the entities.
+
+    Raises:
+        InstallError: tables cannot be registered as declared; the text has one line for each.
+    """
+    relations = {}
+    problems = []
+    for entity in entities.values():
+        try:
+            relations[entity.name] = await checked_relation(connection, entity)
+        except InstallError as error:
+            problems.append(str(error))
+    if problems:
+        raise InstallError("\n".join(problems))
+    return relations
 
 
 async def _install_entity(

@@ -248,7 +248,7 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
         (
             "CREATE TABLE thing (id int PRIMARY KEY)",
             {"columns": ("id", "x")},
-            "no column 'x'; its columns are id",
+            "no column 'x'; its columns: id",
         ),
         ("CREATE TABLE thing (id int PRIMARY KEY, row_version int)", {}, "its own column 'row_version'"),
         ("CREATE TABLE thing (id int PRIMARY KEY) PARTITION BY HASH (id)", {}, "a partitioned table"),
