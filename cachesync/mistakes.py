@@ -56,6 +56,10 @@ def in_words(kind: str, message: str, context: Mapping[str, Any]) -> str:
     if kind == "string_too_short" and context.get("min_length") == 1:
         return _WORDS["too_short"]
     words = _WORDS.get(kind)
+    context = {
+        name: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+        for name, limit in context.items()
+    }
     return (
         f"is invalid: {message.removeprefix('Value error, ')}" if words is None else words.format(**context)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -10,8 +10,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-_output: Final = Console(highlight=False, markup=False)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
@@ -24,6 +22,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         rows: the rows, which all have the same columns; None is an empty cell.
         title: the column whose value begins the paragraph of a row.
     """
+    output = Console(highlight=False, markup=False)
     cells = [{name: _printable(value) for name, value in row.items()} for row in rows]
     if not cells:
         return
@@ -32,15 +31,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         "  ".join(text.ljust(widths[name]) for name, text in row.items()).rstrip()
         for row in ({name: name for name in widths}, *cells)
     ]
-    if not _output.is_terminal or max(map(len, lines)) <= _output.width:
+    if not output.is_terminal or max(map(len, lines)) <= output.width:
         for line in lines:
-            _output.print(line, soft_wrap=True)
+            output.print(line, soft_wrap=True)
         return
     for row in cells:
         # Not wrapped, because users copy it.
-        _output.print(row.get(title, ""), soft_wrap=True)
+        output.print(row.get(title, ""), soft_wrap=True)
         facts = ", ".join(f"{name} {text}" for name, text in row.items() if text and name != title)
-        _output.print(Padding(Text(facts), (0, 0, 0, 4)))
+        output.print(Padding(Text(facts), (0, 0, 0, 4)))
 
 
 def _printable(value: object) -> str:

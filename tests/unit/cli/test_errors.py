@@ -33,7 +33,7 @@ from cachesync.cli.main import app
         ),
         (
             ["dead-letters", "replay", "--bootstrap-servers", "b", "--rate", "nan"],
-            "Invalid value for '--rate': must be at least 0.01; see",
+            "Invalid value for '--rate': must be at most 1000000; see",
         ),
         (["reconcile", "--rate", "0"], "Invalid value for '--rate': must be at least 1; see"),
     ],
