@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cachesync.errors import (
         CacheSyncError,
         CacheUnavailableError,
+        CaptureLostError,
         ConstraintViolatedError,
         DatabaseError,
         DatabaseUnavailableError,
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CacheSyncError",
     "CacheUnavailableError",
+    "CaptureLostError",
     "Change",
     "ConstraintViolatedError",
     "DatabaseError",

@@ -6,6 +6,7 @@
     ├── InstallError
     ├── NotInstalledError
     ├── DatabaseError
+    │   ├── CaptureLostError
     │   ├── DatabaseUnavailableError
     │   └── PrivilegeError
     ├── CacheUnavailableError
@@ -84,6 +85,10 @@ class NotInstalledError(CacheSyncError):
 
 class DatabaseError(CacheSyncError):
     """PostgreSQL rejected a statement for a reason other than the caller's data."""
+
+
+class CaptureLostError(DatabaseError):
+    """A write would reach no cache, because the triggers of its table are missing; it was rolled back."""
 
 
 class DatabaseUnavailableError(DatabaseError):

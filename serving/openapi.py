@@ -51,6 +51,10 @@ _HEADERS: Final[Part] = {
         "schema": {**_TAG, "pattern": '^"[0-9]+"$'},
     },
     "Location": {"description": "Path of the created row", "required": True, "schema": {"type": "string"}},
+    "Content-Location": {
+        "description": "Path of the row if the database has changed its key",
+        "schema": {"type": "string"},
+    },
     "Link": {"description": 'The next page, rel="next", if there is one', "schema": {"type": "string"}},
     "Retry-After": {
         "description": "Seconds to wait before a retry",
@@ -244,7 +248,7 @@ def _one_row(cache: EntityCache) -> Part:
             "parameters": [_parameter("Create-Only"), *guarded],
             "requestBody": _request_body({JSON: f"{name}.replace"}, _writable_example(cache)),
             "responses": {
-                "200": _row_answer(cache, "The replaced row", "X-Cache"),
+                "200": _row_answer(cache, "The replaced row", "X-Cache", "Content-Location"),
                 "201": _row_answer(cache, "The created row", "X-Cache", "Location"),
                 **_problems(400, *only_replaces, 408, 409, 412, 413, 415, 422, 503),
             },
@@ -256,7 +260,7 @@ def _one_row(cache: EntityCache) -> Part:
             "parameters": guarded,
             "requestBody": merge,
             "responses": {
-                "200": _row_answer(cache, "The patched row", "X-Cache"),
+                "200": _row_answer(cache, "The patched row", "X-Cache", "Content-Location"),
                 **_problems(400, 404, 408, 409, 412, 413, 415, 422, 503),
             },
         },

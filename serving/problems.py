@@ -10,6 +10,7 @@ import orjson
 import structlog
 
 from cachesync.errors import (
+    CaptureLostError,
     ConstraintViolatedError,
     DatabaseUnavailableError,
     DuplicateRowError,
@@ -85,6 +86,7 @@ KEY_MISMATCH: Final = Kind(422, "key-mismatch", "The key in the body differs fro
 CONSTRAINT_VIOLATED: Final = Kind(422, "constraint-violated", "The row violates a constraint")
 INTERNAL: Final = Kind(500, "internal-error", "An internal error occurred")
 DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database is unavailable")
+CAPTURE_LOST: Final = Kind(503, "capture-lost", "The change would not reach the caches")
 NOT_READY: Final = Kind(503, "not-ready", "The service is not ready")
 
 KINDS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
@@ -168,6 +170,7 @@ def add_handlers(app: App[Any, Any]) -> None:
     """Respond to every error of the application with a problem."""
     app.set_error_serializer(_serialize)
     app.add_error_handler(DatabaseUnavailableError, _database_unavailable)
+    app.add_error_handler(CaptureLostError, _capture_lost)
     app.add_error_handler(RowNotFoundError, _row_not_found)
     app.add_error_handler(DuplicateRowError, _duplicate_row)
     app.add_error_handler(VersionMismatchError, _version_mismatch)
@@ -193,6 +196,13 @@ async def _database_unavailable(
 ) -> NoReturn:
     detail = "the request needs the database, which is unavailable; try again"
     raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": _RETRY_SECONDS})
+
+
+async def _capture_lost(
+    req: Request, _resp: Response, error: CaptureLostError, _params: dict[str, Any]
+) -> NoReturn:
+    _log.error("capture lost", path=req.target, request_id=req.request_id, error=str(error))
+    raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": _RETRY_SECONDS})
 
 
 async def _row_not_found(

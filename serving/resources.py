@@ -47,14 +47,11 @@ class Rows:
         """Respond with a page of rows in key order, read from the database."""
         parameters = _parameters(req)
         limit = self._limit(parameters.get("limit"))
-        after = parameters.get("after")
-        if after is not None:
-            try:
-                after = self._cache.key_column.canonical_key(after)
-            except InvalidValueError as error:
-                raise field_problem(problems.INVALID_PARAMETER, FieldError("after", error.message)) from None
         req.outcome = Outcome.BYPASS
-        rows = await self._cache.page(after, limit + 1)
+        try:
+            rows = await self._cache.page(parameters.get("after"), limit + 1)
+        except InvalidValueError as error:
+            raise field_problem(problems.INVALID_PARAMETER, FieldError("after", error.message)) from None
         following = None
         if len(rows) > limit:
             del rows[limit:]
@@ -105,7 +102,10 @@ class OneRow:
 
         A cached payload is sent as is, neither decoded nor encoded.
         """
-        read = await self._cache.read(self._key(key))
+        try:
+            read = await self._cache.read(self._text(key))
+        except InvalidValueError as error:
+            raise self._invalid_key(error.message) from None
         req.outcome = read.outcome
         row = read.row
         if row is None:
@@ -132,7 +132,7 @@ class OneRow:
             written = await self._create(row)
         else:
             written = await self._replace(key, row, expected)
-        _answer(req, resp, written, self._path)
+        _answer(req, resp, written, self._path, key)
 
     async def on_patch(self, req: Request, resp: Response, key: str) -> None:
         """Apply a JSON merge patch to the row."""
@@ -141,7 +141,7 @@ class OneRow:
         expected = expected_versions(req)
         row = await self._bodies.to_merge(req, key)
         written = await self._cache.merge(key, row, expected)
-        _answer(req, resp, written, self._path)
+        _answer(req, resp, written, self._path, key)
 
     async def on_delete(self, req: Request, resp: Response, key: str) -> None:
         """Delete the row."""
@@ -171,27 +171,46 @@ class OneRow:
     def _not_found(self) -> Problem:
         return Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
 
-    def _key(self, segment: str) -> str:
+    def _text(self, segment: str) -> str:
         try:
-            return self._key_column.canonical_key(segment_text(segment))
-        except InvalidValueError as error:
-            message = error.message
+            return segment_text(segment)
         except UnicodeEncodeError:
             message = "is not valid UTF-8"
-        raise field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))
+            raise self._invalid_key(message) from None
+
+    def _key(self, segment: str) -> str:
+        try:
+            return self._key_column.canonical_key(self._text(segment))
+        except InvalidValueError as error:
+            raise self._invalid_key(error.message) from None
+
+    def _invalid_key(self, message: str) -> Problem:
+        return field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))
 
 
-def _answer(req: Request, resp: Response, written: Written, path: str) -> None:
-    """Respond to a write other than a delete."""
+def _answer(req: Request, resp: Response, written: Written, path: str, key: str | None = None) -> None:
+    """Respond to a write other than a delete.
+
+    Args:
+        req: the request.
+        resp: the response.
+        written: the write.
+        path: the path of the entity.
+        key: the key in the path of the request, if there is one.
+    """
     row = written.row
     if row is None:
         raise AssertionError
     _report_bypass(req, written)
     resp.set_header("ETag", etag(row.version))
     resp.data = row.payload
+    own_path = f"{path}/{quote(row.key, safe='')}"
     if written.created:
         resp.status = 201
-        resp.set_header("Location", f"{path}/{quote(row.key, safe='')}")
+        resp.set_header("Location", own_path)
+    elif row.key != key:
+        # A trigger of the table has changed the key.
+        resp.set_header("Content-Location", own_path)
 
 
 def _report_bypass(req: Request, written: Written) -> None:

@@ -72,7 +72,7 @@ class Column:
         """The minimum and maximum of an integer type; None for other types."""
         return _INTEGER_RANGES.get(self.base_type)
 
-    def canonical_key(self, text: str) -> str:
+    def canonical_key(self, text: object) -> str:
         """Return the canonical form of a key, which names the slot and the messages of the row.
 
         Args:
@@ -81,6 +81,9 @@ class Column:
         Raises:
             InvalidValueError: the text is not a valid key of this column's type.
         """
+        if not isinstance(text, str):
+            message = f"a key is text, not {type(text).__name__}"
+            raise InvalidValueError(self.name, message)
         bounds = _INTEGER_RANGES.get(self.base_type)
         if bounds is not None:
             low, high = bounds

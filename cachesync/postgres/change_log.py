@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cachesync.change import Change, Operation
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from cachesync.postgres.connect import Connection
 
@@ -21,3 +24,17 @@ async def mark_published(connection: Connection, versions: Sequence[int]) -> Non
         versions: the row versions of the changes.
     """
     await connection.execute(statement("postgres/mark_published"), versions)
+
+
+def change_of(line: asyncpg.Record) -> Change:
+    """Return the change in a line of the change log; without its payload if the line was read without it."""
+    return Change(
+        entity=line["entity"],
+        key=line["key"],
+        version=line["version"],
+        operation=Operation(line["operation"]),
+        fingerprint=None if line["fingerprint"] is None else line["fingerprint"].encode(),
+        payload=None if line["payload"] is None else line["payload"].encode(),
+        source=line["source"],
+        changed_at=line["changed_at"],
+    )

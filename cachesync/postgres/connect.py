@@ -39,6 +39,11 @@ _UNAVAILABLE: Final = (
 )
 
 
+def is_unavailable(error: Exception) -> bool:
+    """Return whether an error of asyncpg is not about the statement, so that a retry can help."""
+    return isinstance(error, _UNAVAILABLE)
+
+
 async def connect(
     dsn: str | None,
     name: str,

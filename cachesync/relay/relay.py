@@ -15,11 +15,10 @@ from confluent_kafka import KafkaError
 
 from cachesync import metrics
 from cachesync.backoff import Backoff
-from cachesync.change import Change, Operation
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.kafka.errors import UNKNOWN_PARTITION, UNKNOWN_TOPIC
 from cachesync.kafka.producer import Sender, producer_settings
-from cachesync.postgres.change_log import mark_published
+from cachesync.postgres.change_log import change_of, mark_published
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Mapping
     from datetime import datetime, timedelta
 
+    from cachesync.change import Change
     from cachesync.entity import Entity
 
 _log = structlog.get_logger(__name__)
@@ -234,7 +234,7 @@ class Relay:
                 _NEWEST_LINES,
                 _MAX_BYTES,
             )
-            changes = {line["version"]: _change(line) for line in lines}
+            changes = {line["version"]: change_of(line) for line in lines}
             outcomes = await self._deliver(list(changes.values()))
             acknowledged = [version for version, error in outcomes.items() if error is None]
             if acknowledged:
@@ -364,16 +364,3 @@ class _Outage:
             _log.info(f"relay resumed: {self._system} available")
         self.ongoing = False
         self._failures = 0
-
-
-def _change(line: asyncpg.Record) -> Change:
-    return Change(
-        entity=line["entity"],
-        key=line["key"],
-        version=line["version"],
-        operation=Operation(line["operation"]),
-        fingerprint=None if line["fingerprint"] is None else line["fingerprint"].encode(),
-        payload=None if line["payload"] is None else line["payload"].encode(),
-        source=line["source"],
-        changed_at=line["changed_at"],
-    )

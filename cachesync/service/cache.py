@@ -11,15 +11,17 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec
 
 from cachesync import metrics
-from cachesync.change import Change, Operation
+from cachesync.change import Change, Operation, Row
 from cachesync.errors import (
     CacheUnavailableError,
+    ConstraintViolatedError,
+    DatabaseError,
     DuplicateRowError,
     InvalidValueError,
     RowNotFoundError,
+    SettingsError,
     VersionMismatchError,
 )
-from cachesync.postgres.catalog import is_storable
 from cachesync.slots.layout import (
     ABSENT,
     decode_value,
@@ -30,22 +32,27 @@ from cachesync.slots.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 
-    from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.service.publisher import Publisher
     from cachesync.service.row_input import RowInput
     from cachesync.service.settings import ServiceSettings
-    from cachesync.service.table import Table
+    from cachesync.service.table import Commit, Table, Transaction
     from cachesync.slots.single import Slots
 
 # Between two reads of a slot whose lease another process holds.
 _POLL_SECONDS: Final = 0.003
 # Maximum number of reads that wait for loads in one process; further reads queue for the database instead.
 _MAX_WAITERS: Final = 2000
+# Maximum number of rows in a page.
+_MAX_PAGE: Final = 1_000_000
 # Maximum attempts to replace or insert a row that others delete and insert at the same time.
 _REPLACE_ATTEMPTS: Final = 5
+# How long the relay leaves the changes of a service to it; see `relay_at` in `schema.sql`.
+_RESERVED_SECONDS: Final = 2.0
+# Maximum number of slots that a write changes in one round trip.
+_SLOTS_AT_ONCE: Final = 100
 
 
 class Outcome(StrEnum):
@@ -80,11 +87,12 @@ class Written:
     """An acknowledged write.
 
     Attributes:
-        row: the row after the write; None after a delete.
+        row: the row after the write; None after a delete. Its key can differ from the given one, if a trigger
+            of the table has changed it.
         version: the row version that the write drew.
         created: whether the write inserted the row.
-        cached: whether the change was applied to the slot. If not, reads can be older than the write until
-            the stream has applied it.
+        cached: whether the slots of all rows that the write changed have it. If not, reads can be older than
+            the write until the stream has applied it.
     """
 
     row: Row | None
@@ -132,6 +140,8 @@ def _uninterrupted(
 class EntityCache:
     """Reads and writes the rows of one entity through the cache of this service.
 
+    Keys can have any spelling that `Column.canonical_key` accepts.
+
     Writes can have a precondition, `expected`: None means no precondition; an empty set means that the row
     must exist; any other set means that the row must have one of the given versions.
 
@@ -143,9 +153,14 @@ class EntityCache:
     """
 
     def __init__(
-        self, settings: ServiceSettings, entity: Entity, table: Table, slots: Slots, publisher: Publisher
+        self,
+        settings: ServiceSettings,
+        entities: Mapping[str, Entity],
+        table: Table,
+        slots: Slots,
+        publisher: Publisher,
     ) -> None:
-        self.entity = entity
+        self.entity = table.entity
         self.columns = table.columns
         self.key_column = table.key_column
         self._service = settings.service
@@ -154,6 +169,7 @@ class EntityCache:
         self._table = table
         self._slots = slots
         self._publisher = publisher
+        self._entities = entities
         # One load per key and process. Other reads wait until it ends, but do not use its row, which can be
         # older than a write that has been acknowledged since; the slot never is.
         self._loads: dict[str, asyncio.Event] = {}
@@ -164,12 +180,13 @@ class EntityCache:
         """Read a row.
 
         Args:
-            key: the key, in canonical form.
+            key: the key.
 
         Raises:
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the row is not cached, and the database did not respond.
         """
+        key = self.key_column.canonical_key(key)
         name = self._name(key)
         try:
             answer = self._served(await self._slots.get(name), key)
@@ -185,13 +202,19 @@ class EntityCache:
         """Read a page of rows in key order from the database.
 
         Args:
-            after: the key that precedes the page, in canonical form; None for the first page.
+            after: the key that precedes the page; None for the first page.
             limit: maximum number of rows.
 
         Raises:
+            SettingsError: the limit is not a positive number, or is excessive.
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
+        if not 0 < limit <= _MAX_PAGE:
+            message = f"the limit of a page must be from 1 to {_MAX_PAGE}"
+            raise SettingsError(message)
+        if after is not None:
+            after = self.key_column.canonical_key(after)
         return await self._table.page(after, limit)
 
     @_uninterrupted
@@ -210,16 +233,15 @@ class EntityCache:
         # If the database generates the key, there is no slot to lease yet. If a reader has guessed the key
         # and found it absent, the change that is applied after the commit empties that slot.
         key = self._key_of(row)
-        async with self._leased(key) if key is not None else nullcontext(None) as lease:
-            inserted = await self._table.insert(row)
-            return await self._complete(lease or _Lease(self._name(inserted.key), ""), inserted, created=True)
+        async with self._leased(key) if key is not None else nullcontext(_Lease("", "")) as lease:
+            return await self._complete(lease, await self._table.insert(row), created=True)
 
     @_uninterrupted
     async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
         """Replace a row, or insert it if it does not exist and there is no precondition.
 
         Args:
-            key: the key, in canonical form.
+            key: the key.
             row: the values of the row; columns that are not given get their default. The key may be omitted
                 only if the row exists.
             expected: the precondition.
@@ -231,6 +253,7 @@ class EntityCache:
             InvalidValueError: a value is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
+        key = self._key_for(key, row)
         async with self._leased(key) as lease:
             for attempt in range(1, _REPLACE_ATTEMPTS + 1):
                 replaced = await self._table.replace(key, row, _versions(expected))
@@ -252,7 +275,7 @@ class EntityCache:
         """Apply a JSON merge patch (RFC 7396) to a row.
 
         Args:
-            key: the key, in canonical form.
+            key: the key.
             patch: the values to change.
             expected: the precondition.
 
@@ -264,18 +287,19 @@ class EntityCache:
             InvalidValueError: a value is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
+        key = self._key_for(key, patch)
         async with self._leased(key) as lease:
-            row = await self._table.merge(key, patch, _versions(expected))
-            if row is None:
+            merged = await self._table.merge(key, patch, _versions(expected))
+            if merged is None:
                 await self._raise_refusal(key, expected)
-            return await self._complete(lease, row, created=False)
+            return await self._complete(lease, merged, created=False)
 
     @_uninterrupted
     async def delete(self, key: str, expected: frozenset[int] | None) -> Written:
         """Delete a row.
 
         Args:
-            key: the key, in canonical form.
+            key: the key.
             expected: the precondition.
 
         Raises:
@@ -285,24 +309,18 @@ class EntityCache:
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
+        key = self.key_column.canonical_key(key)
         async with self._leased(key) as lease:
-            version = await self._table.delete(key, _versions(expected))
-            if version is None:
+            deleted = await self._table.delete(key, _versions(expected))
+            if deleted is None:
                 await self._raise_refusal(key, expected)
-            change = self._change(key, version, Operation.DELETE, None)
-            cached = await self._apply(lease, change)
-            self._publisher.publish(self.entity.topic, change)
-            return Written(None, version, created=False, cached=cached)
+            return await self._complete(lease, deleted, created=False)
 
     async def close(self) -> None:
         """Wait for the writes in progress."""
         await asyncio.gather(*self.writes, return_exceptions=True)
 
     def _name(self, key: str) -> str:
-        # Redis and PostgreSQL would fail on it, each in its own way.
-        if not (key.isascii() or is_storable(key)):
-            message = f"{key[:80]!r} cannot be a key: it contains an unpaired surrogate or NUL"
-            raise InvalidValueError(self.entity.key, message)
         return slot_name(self._service, self.entity.name, key)
 
     def _served(self, slot: bytes | None, key: str) -> Read | None:
@@ -392,36 +410,122 @@ class EntityCache:
                 with suppress(CacheUnavailableError):
                     await self._slots.release(lease.name, lease.token)
 
-    async def _complete(self, lease: _Lease, row: Row, *, created: bool) -> Written:
-        """Apply a committed row to its slot, and publish it."""
-        change = self._change(row.key, row.version, Operation.UPSERT, row)
-        cached = await self._apply(lease, change)
-        self._publisher.publish(self.entity.topic, change)
+    async def _complete(self, lease: _Lease, commit: Commit, *, created: bool) -> Written:
+        """Apply a committed write to the slots of all rows that it changed, and publish it."""
+        change = self._change(commit)
+        if commit.transaction is None:
+            cached = await self._apply(lease, [change])
+            self._publish([change])
+        else:
+            change, cached = await self._complete_transaction(lease, change, commit.transaction)
+        if commit.row is None:
+            return Written(None, change.version, created=False, cached=cached)
+        row = commit.row
+        if change.payload is not None and change.fingerprint is not None:
+            row = Row(row.key, change.version, change.fingerprint, change.payload)
         return Written(row, row.version, created=created, cached=cached)
 
-    async def _apply(self, lease: _Lease, change: Change) -> bool:
-        """Apply a committed change to its slot; return whether Redis confirmed that."""
-        slot_change = slot_change_of(self._service, self.entity, change)
-        # A trigger of the table can give the row another key than the one whose slot was leased.
-        is_leased = slot_change.name == lease.name
-        try:
-            await self._slots.change(slot_change, lease.token if is_leased else "")
-        except CacheUnavailableError:
-            return False
-        lease.applied = is_leased
-        return True
+    async def _complete_transaction(
+        self, lease: _Lease, change: Change, transaction: Transaction
+    ) -> tuple[Change, bool]:
+        """Apply and publish everything that the transaction of a write changed.
 
-    def _change(self, key: str, version: int, operation: Operation, row: Row | None) -> Change:
+        Args:
+            lease: the lease of the write.
+            change: the change that the write itself made.
+            transaction: the transaction of the write.
+
+        Returns:
+            The last change that the transaction made to the row of the write, and whether all slots have all
+            changes.
+        """
+        newest = change
+        cached = logged = False
+        try:
+            # The relay publishes what follows the first part.
+            publish = True
+            applied = True
+            async for changes in self._table.own_changes(transaction):
+                applied &= await self._apply(lease, changes)
+                if publish:
+                    self._publish(changes)
+                    publish = False
+                for other in changes:
+                    if (other.entity, other.key) == (change.entity, change.key):
+                        logged |= other.version == change.version
+                        if other.version > newest.version and other.operation == change.operation:
+                            newest = other
+            # Later, the relay could have published changes already, which are then missing here.
+            cached = applied and asyncio.get_running_loop().time() < transaction.started + _RESERVED_SECONDS
+        except DatabaseError:
+            # The change log has the other changes; the relay publishes them.
+            pass
+        if not logged:
+            cached &= await self._apply(lease, [change])
+            self._publish([change])
+        return newest, cached
+
+    async def _apply(self, lease: _Lease, changes: Iterable[Change]) -> bool:
+        """Apply committed changes to their slots; return whether Redis confirmed that."""
+        newest: dict[tuple[str, str], Change] = {}
+        applied = True
+        for change in changes:
+            if change.entity not in self._entities:
+                continue
+            if change.key is None:
+                # A truncate, by a trigger: only the stream looks for the slots of an entity.
+                applied = False
+                continue
+            other = newest.setdefault((change.entity, change.key), change)
+            if other.version < change.version:
+                newest[change.entity, change.key] = change
+        slot_changes = [
+            slot_change_of(self._service, self._entities[change.entity], change) for change in newest.values()
+        ]
+        for start in range(0, len(slot_changes), _SLOTS_AT_ONCE):
+            results = await asyncio.gather(
+                *(
+                    # A trigger of the table can give the row another key than the one whose slot was leased.
+                    self._slots.change(one, lease.token if one.name == lease.name else "")
+                    for one in slot_changes[start : start + _SLOTS_AT_ONCE]
+                ),
+                return_exceptions=True,
+            )
+            for one, result in zip(slot_changes[start:], results, strict=False):
+                if isinstance(result, CacheUnavailableError):
+                    applied = False
+                elif isinstance(result, BaseException):
+                    raise result
+                elif one.name == lease.name:
+                    lease.applied = True
+        return applied
+
+    def _publish(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            is_whole = change.operation is not Operation.UPSERT or change.payload is not None
+            if is_whole and change.entity in self._entities:
+                self._publisher.publish(self._entities[change.entity].topic, change)
+
+    def _change(self, commit: Commit) -> Change:
+        row = commit.row
         return Change(
             entity=self.entity.name,
-            key=key,
-            version=version,
-            operation=operation,
+            key=commit.key,
+            version=commit.version,
+            operation=Operation.DELETE if row is None else Operation.UPSERT,
             fingerprint=None if row is None else row.fingerprint,
             payload=None if row is None else row.payload,
             source=self._service,
             changed_at=datetime.now(UTC),
         )
+
+    def _key_for(self, key: str, row: RowInput) -> str:
+        """Return the canonical form of a key, which must be that of the row if the row has one."""
+        key = self.key_column.canonical_key(key)
+        text = row.key_text(self.entity.key)
+        if text is not None and self.key_column.canonical_key(text) != key:
+            raise InvalidValueError(self.entity.key, f"must be {key!r}, the key of the row, or omitted")
+        return key
 
     def _key_of(self, row: RowInput) -> str | None:
         """Return the canonical key of a row; None if it is not given or if PostgreSQL will reject it."""
@@ -435,8 +539,12 @@ class EntityCache:
 
     async def _raise_refusal(self, key: str, expected: frozenset[int] | None) -> NoReturn:
         """Raise the error for a write that found no row to change."""
-        if expected and await self._table.read(key) is not None:
+        row = await self._table.read(key)
+        if row is not None and expected and row.version not in expected:
             raise VersionMismatchError(_MISMATCH)
+        if row is not None:
+            message = "the row was not changed; a trigger of the table may have discarded the change"
+            raise ConstraintViolatedError(None, (), message)
         message = f"no {self.entity.name} has the key {key!r}"
         raise RowNotFoundError(message)
 

@@ -56,13 +56,13 @@ class Service:
         async with AsyncExitStack() as opened:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
-            tables = [(entity, await Table.open(database, entity)) for entity in entities.values()]
+            tables = [await Table.open(database, entity) for entity in entities.values()]
             slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000)
             opened.push_async_callback(slots.close)
             publisher = Publisher(settings.kafka, database.mark_published)
             opened.pop_all()
         caches = {
-            entity.name: EntityCache(settings, entity, table, slots, publisher) for entity, table in tables
+            table.entity.name: EntityCache(settings, entities, table, slots, publisher) for table in tables
         }
         return cls(database, slots, publisher, caches)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
 from cachesync.change import Row
 from cachesync.errors import (
+    CaptureLostError,
     ConstraintViolatedError,
     DuplicateRowError,
     InvalidValueError,
@@ -17,15 +20,19 @@ from cachesync.errors import (
     ReferenceViolatedError,
     RowError,
 )
-from cachesync.postgres.catalog import describe_relation
+from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
+from cachesync.postgres.change_log import change_of
+from cachesync.postgres.connect import is_unavailable
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.registry import read_registry
-from cachesync.postgres.statements import identifier, statement
+from cachesync.postgres.statements import identifier, literal, statement
 from cachesync.service.row_input import RowInput
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
+    from datetime import datetime
 
+    from cachesync.change import Change
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
     from cachesync.postgres.connect import Connection
@@ -33,8 +40,45 @@ if TYPE_CHECKING:
 
 _NO_VALUES: Final = RowInput.from_mapping({})
 
-# Errors of converting the text of a value: some types look up names, and some are not in every server build.
-_INVALID_VALUE: Final = (asyncpg.DataError, asyncpg.SyntaxOrAccessError, asyncpg.FeatureNotSupportedError)
+# The bits of the writes in pg_trigger.tgtype.
+_EVENTS: Final = {"insert": 4, "delete": 8, "update": 16}
+# Raised by the function `cachesync.drawn`.
+_DREW_NO_VERSION: Final = "CS001"
+# Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
+_OWN_CHANGES: Final = 1000
+_OWN_PAYLOAD_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A committed transaction that can have changed more than the row that it wrote.
+
+    Attributes:
+        name: its ID in the change log.
+        began: when it began, according to the database.
+        started: when it was started, according to the event loop.
+    """
+
+    name: str
+    began: datetime
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A committed write.
+
+    Attributes:
+        key: the key of the row.
+        version: the row version that the write drew.
+        row: the row as the statement returned it; None after a delete.
+        transaction: the transaction; None if it can have changed nothing else.
+    """
+
+    key: str
+    version: int
+    row: Row | None
+    transaction: Transaction | None
 
 
 class Table:
@@ -51,6 +95,7 @@ class Table:
         constraints: the columns of each constraint and unique index of the table, by its name.
 
     Attributes:
+        entity: the entity.
         columns: the served columns.
         key_column: the key column.
         fingerprint: the schema fingerprint of the payloads that are read.
@@ -65,7 +110,7 @@ class Table:
         constraints: dict[str, tuple[str, ...]],
     ) -> None:
         self._database = database
-        self._entity = entity
+        self.entity = entity
         self._constraints = constraints
         self._columns = {column.name: column for column in columns}
         self.columns = columns
@@ -74,12 +119,13 @@ class Table:
         self._fragments = {
             "table": identifier(*entity.schema_and_table),
             "key": identifier(entity.key),
-            "key_type": self.key_column.declared_type,
+            # Not a domain, nor a type with a length: what they exclude is the key of no row, not an error.
+            "key_type": f"pg_catalog.{self.key_column.base_type}",
             "payload": payload_expression("t", [column.name for column in columns]),
         }
         self._read = statement("service/read", **self._fragments)
         self._page = statement("service/page", **self._fragments)
-        self._delete = statement("service/delete", **self._fragments)
+        self._delete = statement("service/delete", spreads=self._spreads("delete"), **self._fragments)
         # One entry per set of columns that clients send, which bounds their number.
         self._writes: dict[tuple[str, ...], str] = {}
 
@@ -132,13 +178,13 @@ class Table:
         )
 
     async def read(self, key: str) -> Row | None:
-        """Return the row with a key; None if there is none.
-
-        Raises:
-            InvalidValueError: the key is not valid for its column.
-        """
-        async with self._reading() as connection:
-            record = await connection.fetchrow(self._read, key)
+        """Return the row with a key in canonical form; None if there is none."""
+        async with self._database.connection() as connection:
+            try:
+                record = await connection.fetchrow(self._read, key)
+            except asyncpg.DataError:
+                # The encoding of the database lacks a character of the key.
+                return None
         return None if record is None else self._row(key, record)
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
@@ -147,28 +193,35 @@ class Table:
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
-        async with self._reading() as connection:
-            records = await connection.fetch(self._page, after, limit)
+        async with self._database.connection() as connection:
+            try:
+                records = await connection.fetch(self._page, after, limit)
+            except asyncpg.DataError as error:
+                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
         return [self._row(record["key"], record) for record in records]
 
-    async def insert(self, row: RowInput) -> Row:
-        """Insert a row and return it.
+    async def insert(self, row: RowInput) -> Commit:
+        """Insert a row.
 
         Args:
             row: the values of the row; columns that are not given get their default.
         """
         query = self._insert_statement(row.columns)
         arguments = [row.text] if row.values else []
+        started = _now()
         async with self._translated(row) as connection, connection.transaction():
-            key = await connection.fetchval(query, *arguments)
+            inserted = await connection.fetchrow(query, *arguments)
             # The AFTER INSERT trigger can draw a new version, which RETURNING does not show.
-            record = await connection.fetchrow(self._read, key)
-        if record is None:
-            message = "a trigger of the table discarded the new row"
-            raise ConstraintViolatedError(None, (), message)
-        return self._row(key, record)
+            record = None if inserted is None else await connection.fetchrow(self._read, inserted["key"])
+            if inserted is None or record is None:
+                message = "a trigger of the table discarded the new row"
+                raise ConstraintViolatedError(None, (), message)
+            if not record["version"]:
+                raise self._capture_lost()
+        found = self._row(inserted["key"], record)
+        return Commit(found.key, found.version, found, _transaction(inserted, started))
 
-    async def replace(self, key: str, row: RowInput, expected: Sequence[int] | None) -> Row | None:
+    async def replace(self, key: str, row: RowInput, expected: Sequence[int] | None) -> Commit | None:
         """Assign every column except the key.
 
         Args:
@@ -177,11 +230,12 @@ class Table:
             expected: the versions that the row may have; None for any.
 
         Returns:
-            The row after the update; None if no row has the key and an expected version.
+            The update, or the row as it is if there was nothing to assign; None if no row has the key and an
+            expected version.
         """
         return await self._update("replace", key, row, expected)
 
-    async def merge(self, key: str, patch: RowInput, expected: Sequence[int] | None) -> Row | None:
+    async def merge(self, key: str, patch: RowInput, expected: Sequence[int] | None) -> Commit | None:
         """Apply a JSON merge patch (RFC 7396).
 
         Args:
@@ -190,11 +244,12 @@ class Table:
             expected: the versions that the row may have; None for any.
 
         Returns:
-            The row after the update; None if no row has the key and an expected version.
+            The update, or the row as it is if there was nothing to assign; None if no row has the key and an
+            expected version.
         """
         return await self._update("merge", key, patch, expected)
 
-    async def delete(self, key: str, expected: Sequence[int] | None) -> int | None:
+    async def delete(self, key: str, expected: Sequence[int] | None) -> Commit | None:
         """Delete a row.
 
         Args:
@@ -202,26 +257,70 @@ class Table:
             expected: the versions that the row may have; None for any.
 
         Returns:
-            The version that the delete drew; None if no row has the key and an expected version.
+            The delete; None if no row has the key and an expected version.
         """
+        started = _now()
         async with self._translated(_NO_VALUES) as connection, connection.transaction():
-            if await connection.fetchval(self._delete, key, expected) is None:
+            deleted = await connection.fetchrow(self._delete, key, expected)
+            if deleted is None:
                 return None
-            version: int = await connection.fetchval(
-                "SELECT cachesync.latest_version($1, $2)", self._entity.name, key
+            version = await connection.fetchval(
+                "SELECT cachesync.latest_version($1, $2)", self.entity.name, key
             )
-            return version
+            if version is None:
+                raise self._capture_lost()
+        return Commit(key, version, None, _transaction(deleted, started))
+
+    async def own_changes(self, transaction: Transaction) -> AsyncIterator[list[Change]]:
+        """Yield the changes that a transaction made according to the change log, in no particular order.
+
+        The changes are those of all entities. If they are many or large, some lack their payloads.
+
+        Raises:
+            DatabaseError: PostgreSQL did not respond.
+        """
+        position = (transaction.began, 0)
+        payload_bytes = _OWN_PAYLOAD_BYTES
+        more = True
+        while more:
+            async with self._database.connection() as connection:
+                lines = await connection.fetch(
+                    statement("service/own_changes"), transaction.name, *position, payload_bytes
+                )
+            yield [change_of(line) for line in lines]
+            more = len(lines) == _OWN_CHANGES
+            if more:
+                position = (lines[-1]["relay_at"], lines[-1]["version"])
+                payload_bytes = 0
 
     async def _update(
         self, kind: str, key: str, given: RowInput, expected: Sequence[int] | None
-    ) -> Row | None:
+    ) -> Commit | None:
         query = self._update_statement(kind, given.columns)
         if query is None:
             row = await self.read(key)
-            return row if row is not None and (expected is None or row.version in expected) else None
+            if row is None or (expected is not None and row.version not in expected):
+                return None
+            return Commit(key, row.version, row, None)
+        started = _now()
         async with self._translated(given) as connection:
             record = await connection.fetchrow(query, key, given.text, expected)
-        return None if record is None else self._row(key, record)
+        if record is None:
+            return None
+        row = self._row(record["key"], record)
+        return Commit(row.key, row.version, row, _transaction(record, started))
+
+    def _spreads(self, write: str) -> str:
+        """Return the condition under which a write can change more than the row that it returns."""
+        return statement(
+            "service/spreads", relation=literal(self._fragments["table"]), event=str(_EVENTS[write])
+        )
+
+    def _capture_lost(self) -> CaptureLostError:
+        return CaptureLostError(
+            f"the triggers of the table {self.entity.table} that make its changes known are missing or "
+            "disabled, so the write was rolled back; run `cachesync install`"
+        )
 
     def _row(self, key: str, record: asyncpg.Record) -> Row:
         return Row(key, record["version"], self.fingerprint, record["payload"].encode())
@@ -236,6 +335,7 @@ class Table:
                 columns=", ".join(names),
                 values=", ".join(f"p.{name}" for name in names),
                 definitions=_definitions(self._given_columns(cached[1:])),
+                spreads=self._spreads("insert"),
                 **self._fragments,
             )
         return self._writes[cached]
@@ -252,6 +352,7 @@ class Table:
                 "service/update",
                 assignments=assignments,
                 definitions=_definitions(given or [self.key_column]),
+                spreads=self._spreads("update"),
                 **self._fragments,
             )
         return self._writes[cached]
@@ -259,7 +360,7 @@ class Table:
     def _given_columns(self, names: Iterable[str]) -> list[Column]:
         for name in names:
             if name not in self._columns:
-                raise InvalidValueError(name, f"is not a column of the entity {self._entity.name}")
+                raise InvalidValueError(name, f"is not a column of the entity {self.entity.name}")
         return [self._columns[name] for name in names]
 
     def _assignments(self, kind: str, given: Sequence[Column]) -> Iterable[str]:
@@ -276,20 +377,13 @@ class Table:
                 yield f"{name} = p.{name}"
 
     @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[Connection]:
-        """Provide a connection for reading by key; if PostgreSQL rejects a value, it is the key."""
-        async with self._database.connection() as connection:
-            try:
-                yield connection
-            except asyncpg.DataError as error:
-                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
-
-    @asynccontextmanager
     async def _translated(self, given: RowInput) -> AsyncIterator[Connection]:
         async with self._database.connection() as connection:
             try:
                 yield connection
             except asyncpg.PostgresError as error:
+                if error.sqlstate == _DREW_NO_VERSION or _lacks_version(error):
+                    raise self._capture_lost() from error
                 row_error = self._row_error_for(error)
                 if row_error is None or _lacks_column(row_error):
                     row_error = await self._locate(connection, given) or row_error
@@ -311,7 +405,8 @@ class Table:
                 row_error = ReferenceViolatedError(error.constraint_name, columns, error.message)
             case asyncpg.IntegrityConstraintViolationError():
                 row_error = ConstraintViolatedError(error.constraint_name, columns, error.message)
-            case asyncpg.RaiseError():
+            case asyncpg.RaiseError() | asyncpg.UnknownPostgresError():
+                # From a trigger of the user, with a code of its own or without one.
                 row_error = ConstraintViolatedError(None, (), error.message)
             case asyncpg.DataError() | asyncpg.ProgramLimitExceededError() | asyncpg.GeneratedAlwaysError():
                 row_error = InvalidValueError(error.column_name, _text_of(error))
@@ -325,11 +420,29 @@ class Table:
             query = statement("service/locate", column=identifier(name), definition=_definitions([column]))
             try:
                 await connection.fetchval(query, given.only(name))
-            except _INVALID_VALUE as error:
-                return InvalidValueError(name, _text_of(error))
             except asyncpg.IntegrityConstraintViolationError as error:
                 return ConstraintViolatedError(error.constraint_name, (name,), error.message)
+            except asyncpg.PostgresError as error:
+                # Input functions report an invalid value with codes of every class: `regclass` with that of
+                # a missing table, `hstore` with that of an internal error.
+                if is_unavailable(error):
+                    raise
+                return InvalidValueError(name, _text_of(error))
         return None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _transaction(record: asyncpg.Record, started: float) -> Transaction | None:
+    name = record["transaction"]
+    return None if name is None else Transaction(name, record["began"], started)
+
+
+def _lacks_version(error: asyncpg.PostgresError) -> bool:
+    # Tables that an earlier version has installed have no default for the row version.
+    return isinstance(error, asyncpg.NotNullViolationError) and error.column_name == VERSION_COLUMN
 
 
 def _text_of(error: asyncpg.PostgresError) -> str:

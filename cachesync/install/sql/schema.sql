@@ -192,17 +192,67 @@ BEGIN ATOMIC
         );
 END;
 
--- The version of the newest change of a key. Reads the log backwards from its end, which is fast only for recent
--- changes: a transaction calls it for the version that its own delete has just drawn.
+-- The version of the newest change of a key that this transaction has made; null if it has made none. Reads only the
+-- lines that were written since the transaction began, and the sum prevents the planner from reading the log backwards
+-- instead, which would not end if there is no such line.
 CREATE OR REPLACE FUNCTION cachesync.latest_version(entity text, key text) RETURNS bigint
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
 BEGIN ATOMIC
-    SELECT l.version
+    SELECT max(l.version + 0)
     FROM cachesync.change_log AS l
-    WHERE l.entity = latest_version.entity AND l.key = latest_version.key
-    ORDER BY l.version DESC
-    LIMIT 1;
+    WHERE
+        l.published_at IS NULL AND l.relay_at >= transaction_timestamp() AND l.transaction = pg_current_xact_id()
+        AND l.entity = latest_version.entity AND l.key = latest_version.key;
 END;
+
+-- The unpublished changes that a committed transaction of this login has made, after a position in the log, up to 1,000
+-- at a time. Payloads are left out as soon as the lines before them, and their own, have `payload_bytes`. The first
+-- position is the beginning of the transaction, whose lines are due later than that.
+CREATE OR REPLACE FUNCTION cachesync.own_changes(
+    made_by xid8, after_relay_at timestamptz, after_version bigint, payload_bytes bigint
+)
+RETURNS TABLE (
+    version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
+    changed_at timestamptz, relay_at timestamptz
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
+BEGIN ATOMIC
+    SELECT
+        m.version, m.entity, m.key, m.operation, m.fingerprint,
+        CASE
+            WHEN
+                sum(octet_length(m.payload)) OVER (ORDER BY m.relay_at, m.version)
+                <= own_changes.payload_bytes
+                THEN m.payload
+        END,
+        m.source, m.changed_at, m.relay_at
+    FROM (
+        SELECT l.*
+        FROM cachesync.change_log AS l
+        WHERE
+            l.published_at IS NULL
+            AND (l.relay_at, l.version) > (own_changes.after_relay_at, own_changes.after_version)
+            AND l.transaction = own_changes.made_by AND l.login = session_user
+        ORDER BY l.relay_at, l.version
+        LIMIT 1000
+    ) AS m
+    ORDER BY m.relay_at, m.version;
+END;
+
+-- The version that a write of a row has drawn. Fails if it has drawn none: the triggers that make every change known are
+-- missing or disabled, so that no cache would follow.
+CREATE OR REPLACE FUNCTION cachesync.drawn(old_version bigint, new_version bigint) RETURNS bigint
+LANGUAGE plpgsql
+AS $cachesync$
+BEGIN
+    IF new_version > 0 AND new_version IS DISTINCT FROM old_version THEN
+        RETURN new_version;
+    END IF;
+    RAISE EXCEPTION 'the write drew no row version' USING ERRCODE = 'CS001';
+END
+$cachesync$;
 
 -- A service marks only the lines that its own login wrote; the background work marks all lines. Uses the primary key,
 -- whatever the statistics are. With IS NULL, the planner could instead read all unpublished lines, which can be a
@@ -245,7 +295,8 @@ REVOKE ALL ON FUNCTION
 cachesync.draw_version(),
 cachesync.overtaken(text, text [], bigint []),
 cachesync.mark_published(bigint []),
-cachesync.latest_version(text, text)
+cachesync.latest_version(text, text),
+cachesync.own_changes(xid8, timestamptz, bigint, bigint)
 FROM public;
 
 DO $cachesync$
@@ -276,5 +327,7 @@ GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION cachesync.mark_published(bigint []) TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
+cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.drawn(bigint, bigint),
 cachesync.merge_patch(jsonb, jsonb)
 TO cachesync_service;

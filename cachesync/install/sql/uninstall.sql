@@ -1,5 +1,8 @@
 -- First without CASCADE, after the functions that depend on the tables, so that views of others are not dropped.
-DROP FUNCTION IF EXISTS cachesync.latest_version(text, text), cachesync.mark_published(bigint []);
+DROP FUNCTION IF EXISTS
+cachesync.latest_version(text, text),
+cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.mark_published(bigint []);
 DROP TABLE IF EXISTS
 cachesync.entity, cachesync.change_log, cachesync.dead_letter_action,
 cachesync.reconciliation, cachesync.reconciliation_chunk;

@@ -2,4 +2,7 @@
 INSERT INTO {{table}} AS t ({{columns}})
 SELECT {{values}}
 FROM jsonb_to_record($1::text::jsonb) AS p ({{definitions}})
-RETURNING t.{{key}}::text AS key;
+RETURNING
+    t.{{key}}::text AS key,
+    CASE WHEN {{spreads}} THEN pg_current_xact_id()::text END AS transaction,
+    transaction_timestamp() AS began;

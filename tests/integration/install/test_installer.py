@@ -396,8 +396,10 @@ async def test_service_role_has_only_the_rights_that_services_need(
     await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE cachesync_service")
     service = await asyncpg.connect(database, user=role, password="x")
     await service.execute("INSERT INTO thing (id, name) VALUES (1, 'a')")
-    version = await service.fetchval("UPDATE thing SET name = 'b' WHERE id = 1 RETURNING row_version")
-    assert await service.fetchval("SELECT cachesync.latest_version('thing', '1')") == version
+    async with service.transaction():
+        version = await service.fetchval("UPDATE thing SET name = 'b' WHERE id = 1 RETURNING row_version")
+        assert await service.fetchval("SELECT cachesync.latest_version('thing', '1')") == version
+    assert await service.fetchval("SELECT cachesync.latest_version('thing', '1')") is None
     await service.execute("SELECT cachesync.mark_published($1)", [version])
     assert await service.fetchval("SELECT cachesync.merge_patch('{\"a\": 1}', '{\"a\": null}')") == "{}"
     await service.execute("SELECT name FROM cachesync.entity")
@@ -469,8 +471,7 @@ async def test_lines_of_an_earlier_version_are_not_rewritten_and_belong_to_no_lo
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
     await install(owner, thing(), Silent())
     await owner.execute(
-        "DROP FUNCTION cachesync.mark_published;"
-        "ALTER TABLE cachesync.change_log DROP COLUMN transaction, DROP COLUMN login"
+        "ALTER TABLE cachesync.change_log DROP COLUMN transaction CASCADE, DROP COLUMN login CASCADE"
     )
     await owner.execute("INSERT INTO thing VALUES (1)")
     file = await owner.fetchval("SELECT pg_relation_filenode('cachesync.change_log')")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis as redis_client
@@ -19,6 +19,7 @@ from cachesync.errors import (
     NotInstalledError,
     ReferenceViolatedError,
     RowNotFoundError,
+    SettingsError,
     VersionMismatchError,
 )
 from cachesync.install.installer import install
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from cachesync.change import Row
     from cachesync.service.service import Service
+    from cachesync.service.table import Commit
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -481,7 +482,7 @@ async def test_writer_does_not_fill_a_lease_that_redis_executed_late(
         tokens.append(token)
         raise CacheUnavailableError
 
-    async def commit_then_late_lease(*arguments: object) -> Row | None:
+    async def commit_then_late_lease(*arguments: object) -> Commit | None:
         row = await replace(*arguments)  # type: ignore[arg-type]
         slots.set("sa:student:1", b"L0000000000000000000" + tokens[0].encode(), px=60_000)
         return row
@@ -512,11 +513,57 @@ async def test_a_key_with_an_unpaired_surrogate_is_rejected_and_disturbs_no_one(
     assert all(str(result) for result in results)
 
 
-async def test_a_key_of_another_type_is_rejected(students: EntityCache) -> None:
-    with pytest.raises(InvalidValueError, match=r"^id: .*abc"):
-        await students.read("abc")
-    with pytest.raises(InvalidValueError, match=r"^id: .*abc"):
-        await students.page("abc", 10)
+@pytest.mark.parametrize("key", ["abc", "007", "9" * 4301, "", 7, None, b"7"])
+async def test_a_key_that_no_row_can_have_is_rejected(
+    students: EntityCache, slots: redis_client.Redis, key: Any
+) -> None:
+    """PostgreSQL reads 007 as 7, but no event has that key."""
+    for call in (
+        lambda: students.read(key),
+        lambda: students.replace(key, RowInput.from_json(ANN), None),
+        lambda: students.merge(key, RowInput.from_json(b'{"age":1}'), None),
+        lambda: students.delete(key, None),
+    ):
+        with pytest.raises(InvalidValueError, match=r"^id: "):
+            await call()
+    if key is not None:
+        with pytest.raises(InvalidValueError, match=r"^id: "):
+            await students.page(key, 10)
+    assert slots.keys() == []
+
+
+async def test_every_spelling_of_a_key_names_the_same_slot_and_message(
+    courses: EntityCache, admin: asyncpg.Connection, slots: redis_client.Redis
+) -> None:
+    key = "6f1c2a34-90ab-4cde-8f01-23456789abcd"
+    spelled = "{6F1C2A34-90AB-4CDE-8F01-23456789ABCD}"
+    assert (await courses.read(spelled)).row is None
+    replaced = await courses.replace(spelled, RowInput.from_mapping({"id": key, "title": "Logic"}), None)
+    await courses.merge(spelled, RowInput.from_json(b'{"title":"Sets"}'), None)
+    assert (await courses.read(spelled)).outcome is Outcome.MISS
+    read = await courses.read(key)
+    assert (read.outcome, replaced.row is not None and replaced.row.key) == (Outcome.HIT, key)
+    assert read.row is not None
+    assert read.row.key == key
+    assert await courses.page(spelled, 10) == []
+    await courses.delete(spelled, None)
+    assert slots.keys() == []
+    keys = await admin.fetchval("SELECT array_agg(DISTINCT key) FROM cachesync.change_log")
+    assert keys == [key]
+
+
+@pytest.mark.parametrize("write", ["replace", "merge"])
+async def test_a_row_with_another_key_is_rejected(students: EntityCache, write: str) -> None:
+    await put(students, 1, "Ann")
+    row = RowInput.from_json(b'{"id":2,"name":"Bea"}')
+    with pytest.raises(InvalidValueError, match=r"^id: must be '1'"):
+        await (students.replace if write == "replace" else students.merge)("1", row, None)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10**30])
+async def test_a_page_of_an_impossible_size_is_rejected(students: EntityCache, limit: int) -> None:
+    with pytest.raises(SettingsError, match="limit"):
+        await students.page(None, limit)
 
 
 async def test_a_version_that_no_row_can_have_is_rejected_with_a_text(students: EntityCache) -> None:

@@ -70,6 +70,7 @@ class MemoryCache:
         given: the rows that the services have written, as they passed them on.
         outcome: how reads are answered.
         cached: whether the cache step of writes succeeds.
+        stored_key: the key that a trigger gives every row; None if there is no such trigger.
     """
 
     def __init__(self, name: str, columns: tuple[Column, ...]) -> None:
@@ -87,15 +88,18 @@ class MemoryCache:
         self.given: list[RowInput] = []
         self.outcome = Outcome.HIT
         self.cached = True
+        self.stored_key: str | None = None
         self._rows: dict[str, Row] = {}
         self._version = 41
 
     async def read(self, key: str) -> Read:
         self._fail()
-        return Read(self.outcome, self._rows.get(key))
+        return Read(self.outcome, self._rows.get(self.key_column.canonical_key(key)))
 
     async def page(self, after: str | None, limit: int) -> list[Row]:
         self._fail()
+        if after is not None:
+            after = self.key_column.canonical_key(after)
         keys = sorted(self._rows, key=self._order)
         following = [key for key in keys if after is None or self._order(key) > self._order(after)]
         return [self._rows[key] for key in following[:limit]]
@@ -154,6 +158,7 @@ class MemoryCache:
 
     def _store(self, key: str, members: dict[str, Any], *, created: bool) -> Written:
         self._version += 1
+        key = self.stored_key or key
         whole = {column.name: members.get(column.name) for column in self.columns}
         row = self._rows[key] = Row(key, self._version, b"01234567", json.dumps(whole).encode())
         return Written(row, row.version, created=created, cached=self.cached)

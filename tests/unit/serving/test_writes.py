@@ -10,6 +10,7 @@ import pytest
 from falcon.testing import ASGIConductor
 
 from cachesync.errors import (
+    CaptureLostError,
     ConstraintViolatedError,
     DatabaseUnavailableError,
     DuplicateRowError,
@@ -86,6 +87,26 @@ async def test_patch_merges_into_the_row(client: ASGIConductor) -> None:
     for kind in ("application/merge-patch+json", "application/json"):
         answer = await write(client, "PATCH", "/students/1", b'{"age": null}', {"Content-Type": kind})
         assert (answer.status_code, answer.json) == (200, {"id": 1, "name": "Ada", "age": None})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header"),
+    [
+        ("POST", "/students", "Location"),
+        ("PUT", "/students/1", "Location"),
+        ("PUT", "/students/2", "Content-Location"),
+        ("PATCH", "/students/2", "Content-Location"),
+    ],
+)
+async def test_response_names_the_key_that_the_database_gave_the_row(
+    client: ASGIConductor, service: MemoryService, method: str, path: str, header: str
+) -> None:
+    await write(client, "PUT", "/students/2", b'{"name":"Bo","age":1}')
+    service.student.stored_key = "7001"
+    body = ADA if method == "POST" else b'{"name":"Ada","age":36}'
+    answer = await write(client, method, path, body)
+    assert answer.headers[header] == "/students/7001"
+    assert ("Location" in answer.headers) == (header == "Location")
 
 
 async def test_delete_removes_the_row(client: ASGIConductor) -> None:
@@ -400,6 +421,7 @@ async def test_body_over_the_limit_is_rejected_without_a_content_length(
         (InvalidValueError("name", "is not a string"), (422, "invalid-value", ["name"])),
         (InvalidValueError(None, "is not a string"), (422, "invalid-value", [])),
         (DatabaseUnavailableError("no response"), (503, "database-unavailable", [])),
+        (CaptureLostError("no triggers"), (503, "capture-lost", [])),
     ],
 )
 async def test_each_error_of_the_database_has_its_own_problem(
