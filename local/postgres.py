@@ -102,6 +102,7 @@ class Postgres(Process):
             "port": str(self.port),
             "unix_socket_directories": "",
             "max_connections": "200",
+            "max_prepared_transactions": "10",
             "shared_buffers": "128MB",
         }
         arguments = [item for option, value in options.items() for item in ("-c", f"{option}={value}")]

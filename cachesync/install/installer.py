@@ -19,7 +19,7 @@ from cachesync.install.checks import (
 )
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation
-from cachesync.postgres.connect import translate_postgres_errors
+from cachesync.postgres.connect import SEARCH_PATH, translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
 from cachesync.postgres.registry import Registration, fingerprint, read_registry
 from cachesync.postgres.statements import identifier, literal, statement
@@ -35,7 +35,8 @@ _LOCK_TIMEOUT: Final = "2s"
 _LOCK_ATTEMPTS: Final = 15
 # An arbitrary number, the same for every installation, so that two of them do not run concurrently.
 _ADVISORY_LOCK: Final = 0x64_62_63_73
-_SEARCH_PATH: Final = "pg_catalog, pg_temp"
+# Of a function, so that the texts that it makes do not depend on the session.
+_SETTINGS: Final = " ".join(f"SET {name} = {literal(value)}" for name, value in PAYLOAD_SETTINGS.items())
 
 
 class Progress(Protocol):
@@ -79,7 +80,7 @@ async def install(
         before = await _registry(connection)
         progress.step("schema cachesync")
         # In one transaction, so that nobody compares the new functions with the registry's old digests.
-        script = statement("install/schema") + statement("install/snapshot")
+        script = statement("install/schema") + statement("install/snapshot", settings=_SETTINGS)
         await _execute(connection, script, "cachesync.change_log", lock_attempts)
         await _execute(
             connection, statement("install/dead_letters"), "cachesync.dead_letter_action", lock_attempts
@@ -89,6 +90,9 @@ async def install(
         refuse_moved_entities(registered, entities)
         for entity in entities.values():
             progress.step(f"entity {entity.name}, table {entity.table}")
+            if relations[entity.name].has_version and entity.name not in {one["name"] for one in registered}:
+                table = identifier(*entity.schema_and_table)
+                await connection.execute(statement("install/restored", table=table))
             await _bypass_row_security(connection, entity, lock_attempts)
             await _install_entity(connection, entity, relations[entity.name], before, lock_attempts)
             await _grant(connection, entity, relations[entity.name])
@@ -154,7 +158,7 @@ async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """
     with translate_postgres_errors():
         search_path = await connection.fetchval("SELECT pg_catalog.current_setting('search_path')")
-        await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", _SEARCH_PATH)
+        await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", SEARCH_PATH)
         await connection.execute("SELECT pg_advisory_lock($1)", _ADVISORY_LOCK)
         try:
             yield
@@ -211,6 +215,7 @@ async def _install_entity(
     columns = relation.served(entity)
     key = next(column for column in columns if column.name == entity.key)
     names = [column.name for column in columns]
+    session_text = any(column.session_text for column in columns)
     schema, table = entity.schema_and_table
     shape = await connection.fetchval(
         "SELECT cachesync.shape($1::regclass, $2)", identifier(schema, table), names
@@ -239,9 +244,9 @@ async def _install_entity(
         draw_again=statement("install/draw_again", **row),
         hint=literal(f"Grant the role {privileges}."),
         fingerprint=literal(installed_fingerprint),
-        payload=payload_expression("t", names),
-        new_payload=payload_expression("n", names),
-        settings=" ".join(f"SET {name} = {literal(value)}" for name, value in PAYLOAD_SETTINGS.items()),
+        payload=payload_expression("t", names, session_text=session_text),
+        new_payload=payload_expression("n", names, session_text=session_text),
+        settings=_SETTINGS,
         view=identifier("cachesync", entity.name),
         **_functions(entity.name),
     )

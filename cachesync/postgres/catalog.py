@@ -52,6 +52,8 @@ class Column:
         scale: number of those digits after the decimal point; None if there is no limit.
         labels: the values of an enum; None for other types.
         deterministic: whether the collation treats texts as equal only if their bytes are the same.
+        session_text: whether the text of a value depends on the session in a way that `PAYLOAD_SETTINGS`
+            cannot determine for a service, such as on its search_path.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Column:
     scale: int | None
     labels: tuple[str, ...] | None
     deterministic: bool
+    session_text: bool
 
     @property
     def integer_range(self) -> tuple[int, int] | None:
@@ -178,9 +181,8 @@ async def describe_tables(
 async def describe_relation(connection: Connection, entity: Entity) -> Relation | None:
     """Read the description of an entity's table; None if the table does not exist."""
     async with connection.transaction():
-        # Types are qualified with their schema, so that statements do not depend on the session's
-        # search_path.
-        await connection.execute("SET LOCAL search_path = pg_catalog")
+        # The names of types, with which statements are made, must not depend on the session's settings.
+        await connection.execute("SET LOCAL search_path = pg_catalog; SET LOCAL quote_all_identifiers = off")
         described = await describe_tables(connection, [entity.schema_and_table])
         columns = await connection.fetch(statement("postgres/columns"), *entity.schema_and_table)
     properties = described.get(entity.schema_and_table)

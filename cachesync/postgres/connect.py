@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Connection = asyncpg.Connection | PoolConnectionProxy
 
+SEARCH_PATH: Final = "pg_catalog, pg_temp"
+"""A search_path with which names without a schema cannot refer to objects of other users."""
+
 _CONNECT_SECONDS: Final = 10.0
 
 _P = ParamSpec("_P")
@@ -69,7 +72,12 @@ async def connect(
             dsn,
             timeout=_CONNECT_SECONDS,
             command_timeout=command_timeout,
-            server_settings={**PAYLOAD_SETTINGS, "application_name": name, **(settings or {})},
+            server_settings={
+                **PAYLOAD_SETTINGS,
+                "search_path": SEARCH_PATH,
+                "application_name": name,
+                **(settings or {}),
+            },
         )
 
 

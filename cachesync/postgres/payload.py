@@ -16,15 +16,19 @@ PAYLOAD_SETTINGS: Final = {
     "bytea_output": "hex",
     "extra_float_digits": "1",
 }
-"""The settings that determine how PostgreSQL converts values to text; the triggers set the same values."""
+"""The settings that determine how PostgreSQL converts values of most types to text.
+
+The triggers set the same values. For the other types, see `Column.session_text`."""
 
 
-def payload_expression(row: str, columns: Collection[str]) -> str:
+def payload_expression(row: str, columns: Collection[str], *, session_text: bool) -> str:
     """Return the SQL expression for the payload of a row.
 
     Args:
         row: the alias of the row in the statement, unquoted.
-        columns: the served columns.
+        columns: the names of the served columns.
+        session_text: whether this holds for one of them, as in `Column`.
     """
     members = ", ".join(f"{row}.{identifier(column)}" for column in columns)
-    return statement("postgres/payload", columns=members).strip()
+    schema = "cachesync" if session_text else "pg_catalog"
+    return statement("postgres/payload", columns=members, schema=schema).strip()

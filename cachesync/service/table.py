@@ -121,7 +121,11 @@ class Table:
             "key": identifier(entity.key),
             # Not a domain, nor a type with a length: what they exclude is the key of no row, not an error.
             "key_type": f"pg_catalog.{self.key_column.base_type}",
-            "payload": payload_expression("t", [column.name for column in columns]),
+            "payload": payload_expression(
+                "t",
+                [column.name for column in columns],
+                session_text=any(column.session_text for column in columns),
+            ),
         }
         self._read = statement("service/read", **self._fragments)
         self._page = statement("service/page", **self._fragments)

@@ -74,12 +74,16 @@ RETURN clock_timestamp()
 + CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
 
 -- Notifies the relay of changes that nobody else publishes, once per transaction. If a rollback to a savepoint
--- discards the notification, it also resets the setting.
+-- discards the notification, it also resets the setting. PostgreSQL cannot prepare a transaction that notifies, so
+-- that databases and roles with two-phase commits turn it off; the relay then finds their changes when it next sweeps.
 CREATE OR REPLACE FUNCTION cachesync.announce() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $cachesync$
 BEGIN
-    PERFORM pg_notify('cachesync_change', ''), set_config('cachesync.announced', 'on', true);
+    IF coalesce(lower(current_setting('cachesync.notify', true)), '') NOT IN ('off', 'false', 'no', '0') THEN
+        PERFORM pg_notify('cachesync_change', '');
+    END IF;
+    PERFORM set_config('cachesync.announced', 'on', true);
     RETURN NULL;
 END
 $cachesync$;
@@ -268,6 +272,17 @@ BEGIN ATOMIC
         AND (l.login = session_user OR (SELECT pg_has_role(session_user, 'cachesync_worker', 'MEMBER')));
 END;
 
+-- The JSON of a row with types whose text depends on the search_path or the locale of the session. The services' own
+-- sessions keep their search_path, on which functions of triggers may rely.
+CREATE OR REPLACE FUNCTION cachesync.row_to_json("row" record) RETURNS json
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off SET lc_monetary FROM CURRENT
+AS $cachesync$
+BEGIN
+    RETURN row_to_json("row");
+END
+$cachesync$;
+
 -- Applies a JSON merge patch (RFC 7396).
 CREATE OR REPLACE FUNCTION cachesync.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -324,7 +339,10 @@ GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
 GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
 GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
 GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_worker;
-GRANT EXECUTE ON FUNCTION cachesync.mark_published(bigint []) TO cachesync_service, cachesync_worker;
+GRANT EXECUTE ON FUNCTION
+cachesync.mark_published(bigint []),
+cachesync.row_to_json(record)
+TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),

@@ -20,7 +20,7 @@ $cachesync$;
 
 -- Everything that decides the JSON text of a type's values.
 CREATE OR REPLACE FUNCTION cachesync.type_shape(type oid, modifier integer) RETURNS jsonb
-LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE STRICT SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
 AS $cachesync$
 DECLARE
     t pg_catalog.pg_type := (SELECT y FROM pg_catalog.pg_type AS y WHERE y.oid = type_shape.type);
@@ -65,7 +65,7 @@ $cachesync$;
 -- Everything that decides the JSON text of these columns: the fingerprint depends on it. A column without a type no
 -- longer exists.
 CREATE OR REPLACE FUNCTION cachesync.shape(relation oid, columns text []) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off {{settings}}
 AS $cachesync$
 SELECT jsonb_agg(
     jsonb_strip_nulls(jsonb_build_object(
@@ -86,7 +86,7 @@ $cachesync$;
 
 -- The objects that the installation made for all entities, by name. `does` is a digest of what the object does.
 CREATE OR REPLACE FUNCTION cachesync.shared_objects() RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
 AS $cachesync$
 SELECT coalesce(jsonb_object_agg(o.name, o.properties), '{}')
 FROM (
@@ -98,7 +98,7 @@ FROM (
     WHERE
         f.pronamespace = 'cachesync'::regnamespace
         AND f.proname IN (
-            'announce', 'draw_version', 'overtaken', 'relay_at', 'runs_code_of_its_owner', 'source'
+            'announce', 'draw_version', 'overtaken', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
         )
     UNION ALL
     SELECT
@@ -117,7 +117,7 @@ $cachesync$;
 
 -- The objects that the installation made for one entity, by name, and the properties of its table that must stay.
 CREATE OR REPLACE FUNCTION cachesync.objects(entity text, relation oid, columns text []) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
 AS $cachesync$
 SELECT coalesce(jsonb_object_agg(o.name, o.properties), '{}')
 FROM (

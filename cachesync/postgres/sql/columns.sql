@@ -25,7 +25,39 @@ SELECT
     -- The scale is a signed 11-bit field: numeric(3, -2) stores hundreds.
     CASE WHEN t.typname = 'numeric' AND r.modifier >= 4 THEN (((r.modifier - 4) & 2047) # 1024) - 1024 END AS scale,
     (SELECT array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid) AS labels,
-    coalesce(l.collisdeterministic, true) AS deterministic
+    coalesce(l.collisdeterministic, true) AS deterministic,
+    EXISTS (
+        -- The type and all types that are part of it.
+        WITH RECURSIVE parts AS (
+            SELECT a.atttypid AS oid
+            UNION
+            SELECT x.oid
+            FROM parts AS p
+            JOIN pg_type AS e ON e.oid = p.oid
+            CROSS JOIN LATERAL (
+                SELECT e.typbasetype
+                UNION ALL
+                SELECT e.typelem
+                UNION ALL
+                SELECT m.atttypid
+                FROM pg_attribute AS m
+                WHERE m.attrelid = e.typrelid AND m.attnum > 0 AND NOT m.attisdropped
+                UNION ALL
+                SELECT g.rngsubtype FROM pg_range AS g WHERE e.oid IN (g.rngtypid, g.rngmultitypid)
+            ) AS x (oid)
+        )
+        SELECT FROM parts AS p
+        JOIN pg_type AS e ON e.oid = p.oid
+        WHERE
+            -- Names of objects are qualified as the search_path requires, and quoted as quote_all_identifiers says.
+            e.typnamespace = 'pg_catalog'::regnamespace AND (e.typname ~ '^reg' OR e.typname = 'money')
+            -- A cast of the user.
+            OR EXISTS (
+                SELECT FROM pg_cast AS s
+                JOIN pg_proc AS f ON f.oid = s.castfunc AND f.pronamespace <> 'pg_catalog'::regnamespace
+                WHERE s.castsource = e.oid AND s.casttarget = 'json'::regtype
+            )
+    ) AS session_text
 FROM resolved AS r
 JOIN pg_type AS t ON t.oid = r.type_oid AND t.typtype <> 'd'
 JOIN pg_class AS c ON c.relname = $2

@@ -1,1 +1,1 @@
-(SELECT pg_catalog.row_to_json(p.*)::text FROM (SELECT {{columns}}) AS p)
+(SELECT {{schema}}.row_to_json(p.*)::text FROM (SELECT {{columns}}) AS p)

@@ -10,6 +10,8 @@ import pytest
 from cachesync.entity import load_entities
 from cachesync.errors import ConstraintViolatedError, InvalidValueError
 from cachesync.install.installer import install
+from cachesync.postgres.rows import Rows
+from cachesync.reconcile.rows import connect_for_rows
 from cachesync.service.row_input import RowInput
 from local.silent import Silent
 
@@ -68,3 +70,42 @@ async def test_unknown_name_in_a_regclass_column_is_reported_with_its_column(
         with pytest.raises(InvalidValueError) as caught:
             await service.caches["odd"].insert(RowInput.from_json(body))
     assert caught.value.column == "relation"
+
+
+async def test_services_triggers_and_the_reconciliation_make_the_same_text_of_every_type(
+    admin: asyncpg.Connection,
+    worker_dsn: str,
+    open_service: Callable[..., AbstractAsyncContextManager[Service]],
+    tmp_path: Path,
+) -> None:
+    await admin.execute(
+        "CREATE TABLE odd (key int PRIMARY KEY, relation regclass, kinds regtype [], amount money, day date)"
+    )
+    database = await admin.fetchval("SELECT current_database()")
+    await admin.execute(
+        f"ALTER DATABASE {database} SET search_path = public;"
+        f"ALTER DATABASE {database} SET datestyle = 'SQL, DMY';"
+        f"ALTER DATABASE {database} SET quote_all_identifiers = on"
+    )
+    entities = declare_odd(tmp_path)
+    declared = load_entities(entities)
+    await install(admin, declared, Silent())
+    body = {"key": 1, "relation": "odd", "kinds": "{odd}", "amount": "12.50", "day": "2024-02-03"}
+    texts = set()
+    async with open_service("sa", cachesync_entities=entities) as service:
+        written = await service.caches["odd"].insert(RowInput.from_mapping(body))
+        read = await service.caches["odd"].read("1")
+        page = await service.caches["odd"].page(None, 1)
+        merged = await service.caches["odd"].merge(
+            "1", RowInput.from_mapping({"amount": "12.50"}), expected=None
+        )
+        for row in (written.row, read.row, *page, merged.row):
+            assert row is not None
+            texts.add(row.payload)
+    worker = await connect_for_rows(worker_dsn)
+    texts.add((await (await Rows.open(worker, declared["odd"])).read(["1"]))["1"].payload)
+    await worker.close()
+    logged = await admin.fetch("SELECT payload FROM cachesync.change_log WHERE entity = 'odd'")
+    texts.update(record["payload"].encode() for record in logged)
+    assert len(texts) == 1
+    assert b'"relation":"public.odd","kinds":["public.odd"]' in texts.pop()

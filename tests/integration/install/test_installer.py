@@ -796,9 +796,18 @@ def test_command_reports_why_it_cannot_connect(dsn: str, reason: str, entities_f
     assert reason in output
 
 
-def dump(dsn: str) -> str:
-    command, environment = client("pg_dump", dsn)
+def run_client(program: str, dsn: str, *arguments: str) -> str:
+    command, environment = client(program, dsn, *arguments)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def restore(dsn: str, script: str) -> str:
+    """Run a script as psql does, which continues after errors, and return these errors."""
+    command, environment = client("psql", dsn, "--quiet", "--file=-")
+    finished = subprocess.run(
+        command, env=environment, input=script, capture_output=True, text=True, check=True
+    )
+    return finished.stderr
 
 
 async def test_restored_dump_needs_no_installation(
@@ -809,7 +818,7 @@ async def test_restored_dump_needs_no_installation(
     await owner.execute("INSERT INTO thing VALUES (1, 'a'), (2, 'b'); DELETE FROM thing WHERE id = 2")
     name = f"install_{secrets.token_hex(4)}"
     restored = await asyncpg.connect(postgres.create_database(name))
-    postgres.sql(dump(database), name)
+    postgres.sql(run_client("pg_dump", database), name)
     everything = "SELECT version, operation, payload FROM cachesync.change_log ORDER BY version"
     assert await restored.fetch(everything) == await owner.fetch(everything)
     assert await restored.fetchval(CATALOGUE) == await owner.fetchval(CATALOGUE)
@@ -900,3 +909,79 @@ async def test_database_of_unknown_encoding_is_rejected(postgres: Postgres) -> N
     assert await connection.fetchval("SELECT to_regnamespace('cachesync')") is None
     await connection.close()
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def test_transaction_can_be_prepared_where_notifications_are_off(
+    owner: asyncpg.Connection, database: str
+) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    await install(owner, thing(), Silent())
+    with pytest.raises(asyncpg.FeatureNotSupportedError, match="PREPARE a transaction that has executed"):
+        await owner.execute("BEGIN; INSERT INTO thing VALUES (1); PREPARE TRANSACTION 'first'")
+    name = database.rpartition("/")[2]
+    await owner.execute(f"ALTER DATABASE {name} SET cachesync.notify = off")
+    other = await asyncpg.connect(database)
+    await other.execute("BEGIN; INSERT INTO thing VALUES (1), (2); UPDATE thing SET id = 3 WHERE id = 1")
+    await other.execute(f"DELETE FROM thing WHERE id = 2; PREPARE TRANSACTION '{name}'")
+    await other.close()
+    await owner.execute(f"COMMIT PREPARED '{name}'")
+    logged = "SELECT array_agg(key ORDER BY version) FROM cachesync.change_log WHERE relay_at <= now()"
+    assert await owner.fetchval(logged) == ["1", "2", "3", "1", "2"]
+
+
+async def test_table_restored_without_the_library_accepts_rows_and_can_be_installed(
+    owner: asyncpg.Connection, postgres: Postgres, database: str
+) -> None:
+    await owner.execute("CREATE SCHEMA app; CREATE TABLE app.thing (id int PRIMARY KEY, name text)")
+    declared = thing(table="app.thing")
+    await install(owner, declared, Silent())
+    # As if this server had drawn versions faster than one per millisecond.
+    await owner.execute("SELECT setval('cachesync.row_version', 9000000000000)")
+    await owner.execute("INSERT INTO app.thing VALUES (1, 'a')")
+    script = run_client("pg_dump", database, "--schema=app")
+    name = f"install_{secrets.token_hex(4)}"
+    restored = await asyncpg.connect(postgres.create_database(name))
+    # The functions of the triggers are missing.
+    errors = restore(postgres.dsn_of(name), script)
+    assert errors
+    assert all("cachesync" in line for line in errors.splitlines() if "ERROR" in line)
+    await restored.execute("INSERT INTO app.thing VALUES (2, 'b'); INSERT INTO app.thing (id) VALUES (3)")
+    versions = await restored.fetch("SELECT row_version FROM app.thing ORDER BY id")
+    assert [record["row_version"] for record in versions] == [9000000000001, 0, 0]
+    await install(restored, declared, Silent())
+    version = await restored.fetchval("UPDATE app.thing SET name = 'c' WHERE id = 1 RETURNING row_version")
+    assert version > 9000000000001
+    await restored.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def test_table_can_be_restored_without_its_triggers(
+    owner: asyncpg.Connection, postgres: Postgres, database: str, tmp_path: Path
+) -> None:
+    """The commands in docs/database.md."""
+    await owner.execute("CREATE SCHEMA app; CREATE TABLE app.thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(table="app.thing"), Silent())
+    await owner.execute("INSERT INTO app.thing VALUES (1, 'a')")
+    file, contents = tmp_path / "app.dump", tmp_path / "contents"
+    run_client("pg_dump", database, "--format=custom", "--schema=app", f"--file={file}")
+    listed = run_client("pg_restore", database, "--list", str(file))
+    contents.write_text("".join(one for one in listed.splitlines(keepends=True) if "cachesync" not in one))
+    name = f"install_{secrets.token_hex(4)}"
+    restored = await asyncpg.connect(postgres.create_database(name))
+    target = postgres.dsn_of(name)
+    run_client("pg_restore", target, f"--use-list={contents}", "--exit-on-error", str(file))
+    await restored.execute("INSERT INTO app.thing VALUES (2, 'b')")
+    await restored.close()
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+async def test_upgrade_gives_the_row_version_a_default(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
+    await install(owner, thing(), Silent())
+    await owner.execute(
+        "ALTER TABLE thing ALTER COLUMN row_version DROP DEFAULT;"
+        "UPDATE cachesync.entity SET definition = 'old'"
+    )
+    await install(owner, thing(), Silent())
+    default = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'thing'::regclass"
+    assert await owner.fetchval(default) == "0"

@@ -706,11 +706,31 @@ async def test_payload_does_not_depend_on_the_settings_of_the_session(
         "words": ("text", "E'\\u00e9 \\n \"'"),
         "document": ("jsonb", """'{"b": [1, 2.50], "a": null}'"""),
         "verbatim": ("json", """'{ "b": 1,\n"b": 2 }'"""),
+        "relation": ("regclass", "'public.item'"),
+        "relations": ("regclass []", "'{public.item, public.part}'"),
+        "routine": ("regprocedure", "'public.plus(integer, integer)'"),
+        "operator": ("regoper", "'public.+@'"),
+        "kind": ("regtype", "'public.pair'"),
+        "owner": ("regrole", "'postgres'"),
+        "home": ("regnamespace", "'public'"),
+        "search": ("regconfig", "'public.plain'"),
+        "inside": ("public.pair", "ROW('public.item', '1 day')"),
+        "insides": ("public.pair []", "ARRAY[ROW('public.item', '1 day')]::public.pair []"),
+        "named": ("public.named", "'public.item'"),
+        "amount": ("money", "'12.50'"),
+        "place": ("point", "'(0.1, 0.2)'"),
         "none": ("text", "NULL"),
     }
+    objects = """
+        CREATE TYPE pair AS (relation regclass, long interval);
+        CREATE DOMAIN named AS regclass;
+        CREATE TEXT SEARCH CONFIGURATION plain (COPY = pg_catalog.simple);
+        CREATE FUNCTION plus(a int, b int) RETURNS int LANGUAGE sql RETURN a + b;
+        CREATE OPERATOR +@ (FUNCTION = plus, LEFTARG = int, RIGHTARG = int);
+    """
     owner = await asyncpg.connect(dsn, server_settings=dict(PAYLOAD_SETTINGS))
     definitions = ", ".join(f"{name} {declared}" for name, (declared, _) in types.items())
-    await owner.execute(f"CREATE TABLE wide (id int PRIMARY KEY, {definitions})")
+    await owner.execute(f"{objects} CREATE TABLE wide (id int PRIMARY KEY, {definitions})")
     entity = Entity(name="wide", table="wide", key="id", ttl="1h", absent_ttl="1s", path="/wide")
     await install(owner, {**ENTITIES, "wide": entity}, Silent())
     strange = {
@@ -719,7 +739,8 @@ async def test_payload_does_not_depend_on_the_settings_of_the_session(
         "intervalstyle": "sql_standard",
         "bytea_output": "escape",
         "extra_float_digits": "-15",
-        "search_path": "",
+        "search_path": "public",
+        "quote_all_identifiers": "on",
     }
     other = await asyncpg.connect(dsn, server_settings=strange)
     values = ", ".join(literal for _, literal in types.values())
@@ -729,7 +750,12 @@ async def test_payload_does_not_depend_on_the_settings_of_the_session(
         await connection.execute("UPDATE public.wide SET id = id WHERE id = $1", key)
     payloads = await owner.fetch("SELECT payload FROM cachesync.change_log WHERE entity = 'wide'")
     shown = await owner.fetch("SELECT payload FROM cachesync.wide")
-    assert len({record["payload"].partition(",")[2] for record in (*payloads, *shown)}) == 1
+    # The search_path and the like of another session, with the settings of a service.
+    await other.execute("; ".join(f"SET {name} = '{value}'" for name, value in PAYLOAD_SETTINGS.items()))
+    shown += await other.fetch("SELECT payload FROM cachesync.wide")
+    texts = {record["payload"].partition(",")[2] for record in (*payloads, *shown)}
+    assert len(texts) == 1
+    assert '"relation":"public.item","relations":["public.item","public.part"]' in texts.pop()
     assert len(payloads) == 4
     await owner.close()
     await other.close()

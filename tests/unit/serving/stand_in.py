@@ -40,6 +40,7 @@ def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
         "scale": None,
         "labels": None,
         "deterministic": True,
+        "session_text": False,
     }
     return Column(name=name, base_type=base_type, category=category, **(usual | changed))
 
