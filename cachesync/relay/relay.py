@@ -24,6 +24,7 @@ from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
 from cachesync.relay.capture import CaptureCheck
 from cachesync.relay.pruning import Pruner
+from cachesync.relay.sessions import SESSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Mapping
@@ -175,7 +176,7 @@ class Relay:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[asyncpg.Connection]:
         connection = await connect(
-            self._dsn, "cachesync-relay", settings=_SESSION, command_timeout=_STATEMENT_SECONDS
+            self._dsn, SESSION_NAME, settings=_SESSION, command_timeout=_STATEMENT_SECONDS
         )
         try:
             await connection.add_listener(CHANNEL, lambda *_: self._changed.set())

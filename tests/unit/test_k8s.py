@@ -26,7 +26,7 @@ SERVICES = ("sa", "sb")
 NAME = "app.kubernetes.io/name"
 SECRET = re.compile(r"PASSWORD|DSN|AUTH|_URL|SECRET|TOKEN")
 # docs/connections.md
-AIRFLOWS_SESSIONS = {"outbox_relay": 2, "dead_letter_retry": 1, "reconcile": 32}
+AIRFLOWS_SESSIONS = {"outbox_relay": 2, "dead_letter_retry": 1, "stream_check": 1, "reconcile": 32}
 INSTALL_SESSIONS = 1
 RESERVED = {"superuser_reserved_connections": 3, "psql": 5}
 FLOWS = {
