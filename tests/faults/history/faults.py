@@ -22,9 +22,11 @@ from cachesync.kafka.event import headers_of
 from cachesync.slots.batch import Applier
 from cachesync.stream.stream import Stream
 from local.command import ENTITIES
-from local.errors import LocalError
+from local.errors import CommandError, LocalError
+from local.postgres import run_sql
 from tests.faults.history.record import Fault
 from tests.faults.history.rest import reconcile
+from tests.faults.supervisor import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +44,11 @@ _POISON: tuple[dict[str, bytes], ...] = (
     {},
     {"ce_specversion": b"1.0", "ce_type": b"cachesync.nonsense"},
     {"ce_specversion": b"1.0", "ce_type": b"cachesync.upsert", "ce_rowversion": b"-1"},
+)
+# Deletes their task instances as well.
+_DELETE_TRIGGERS = (
+    "DELETE FROM trigger USING task_instance AS task "
+    "WHERE task.trigger_id = trigger.id AND starts_with(task.task_id, :'tasks')"
 )
 _MAX_POISON = 6
 _MAX_REPLAYED = 300
@@ -139,6 +146,8 @@ class Faults:
                 self._messages(planned)
             elif planned.kind == "join":
                 self._join(planned)
+            elif planned.kind == "delete trigger":
+                self._delete_triggers(planned)
             else:
                 user, _, part = planned.part.partition(" to ")
                 self._way(planned, self._links.proxies[user, part])
@@ -225,6 +234,12 @@ class Faults:
             with suppress(StreamError):
                 stream.run()
             leave.join()
+
+    def _delete_triggers(self, planned: Planned) -> None:
+        """Delete the deferred tasks of a cache or of the relay, as `airflow db clean` does with old ones."""
+        # PostgreSQL can have a fault at the same time.
+        with suppress(CommandError):
+            run_sql(metadata(self._system), _DELETE_TRIGGERS, tasks=planned.part)
 
     def _messages(self, planned: Planned) -> None:
         producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})

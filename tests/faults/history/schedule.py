@@ -26,6 +26,8 @@ _WAYS = tuple(
 _CACHES = ("redis-sa", "redis-sb")
 _TOPICS = ("cachesync.student", "cachesync.course")
 _GROUPS = ("cachesync-sa", "cachesync-sb")
+# The tasks whose names begin like this.
+_TASKS = ("apply_sa", "apply_sb", "relay")
 #: By kind of fault: the possible targets, and the minimum and maximum duration in seconds.
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (_PARTS, 0.0, 4.0),
@@ -41,6 +43,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "replay": (_TOPICS, 0.0, 0.0),
     "poison": (_TOPICS, 0.0, 0.0),
     "join": (_GROUPS, 2.0, 9.0),
+    "delete trigger": (_TASKS, 0.0, 0.0),
 }
 
 
