@@ -3,7 +3,9 @@
 One deferred sensor per cache, or several with `CACHESYNC_CONSUMERS_PER_CACHE`, consumes the changes of all
 entities from Kafka and applies them to the cache within milliseconds. The work runs in the triggerer.
 
-The sensors run indefinitely. If a stream cannot continue, its task fails with the reason and is retried.
+If a stream cannot continue, its task fails with the reason and is retried. A run ends after
+`CACHESYNC_HANDOVER_HOURS`, or when one of its tasks has been deleted from Airflow's database. The stream
+continues without interruption in the next run.
 
 Pausing this DAG does not stop a running stream. Marking its run as failed does.
 """

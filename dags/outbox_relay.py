@@ -6,7 +6,9 @@ but did not publish, because it was killed or Kafka was unavailable, are publish
 The relay also removes lines from the change log that were published more than
 `CACHESYNC_CHANGE_LOG_RETENTION_DAYS` ago.
 
-The sensor runs indefinitely. If the relay cannot continue, its task fails with the reason and is retried.
+If the relay cannot continue, its task fails with the reason and is retried. A run ends after
+`CACHESYNC_HANDOVER_HOURS`, or when one of its tasks has been deleted from Airflow's database. The relay
+continues without interruption in the next run.
 
 Pausing this DAG does not stop a running relay. Marking its run as failed does.
 """

@@ -25,6 +25,7 @@ class AirflowSettings(BaseSettings):
             `redis_{service}` and `kafka_{service}` configure each service's Redis and consumer group.
         entities: the entities file.
         consumers_per_cache: the number of consumers that share the load of each cache.
+        handover_hours: how long a run of `cache_sync` or `outbox_relay` lasts before the next one, in hours.
         change_log_retention_days: how long the change log keeps published lines, in days.
         dead_letter_attempts: the number of failures, including the first, after which a letter is parked.
         dead_letter_backoff_seconds: the maximum delay after the first failure, in seconds. It doubles with
@@ -36,6 +37,7 @@ class AirflowSettings(BaseSettings):
     caches: Annotated[tuple[ServiceName, ...], NoDecode]
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
+    handover_hours: Annotated[float, Field(gt=0, le=24)] = 12
     change_log_retention_days: Annotated[int, Field(ge=1, le=3650)] = 7
     dead_letter_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     dead_letter_backoff_seconds: Annotated[float, Field(gt=0, le=3600)] = 30

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import httpx
+import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from local.postgres import run_sql
+from local.service import credentials
+from tests.acceptance.dag_runs import run_dag
+from tests.faults.supervisor import metadata
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from local.system import System
@@ -18,7 +24,13 @@ if TYPE_CHECKING:
 def test_all_dags_load_without_errors(api: httpx.Client) -> None:
     assert api.get("/api/v2/importErrors").json()["import_errors"] == []
     dags = api.get("/api/v2/dags").json()["dags"]
-    assert {dag["dag_id"] for dag in dags} == {"cache_sync", "dead_letter_retry", "outbox_relay", "reconcile"}
+    assert {dag["dag_id"] for dag in dags} == {
+        "cache_sync",
+        "dead_letter_retry",
+        "outbox_relay",
+        "reconcile",
+        "stream_check",
+    }
     assert all(dag["is_paused"] is False for dag in dags)
 
 
@@ -34,6 +46,53 @@ def test_each_consumer_of_each_cache_is_a_deferred_sensor(api: httpx.Client) -> 
             instances = api.get(url).json()["task_instances"]
             states = {one["task_id"]: one["state"] for one in instances if one["state"] != "removed"}
     assert set(states) == {f"apply_{service}_{member}" for service in ("sa", "sb") for member in range(3)}
+
+
+def deferred(system: System) -> dict[str, int]:
+    """Return the newest trigger of each deferred task of the streams and the relay."""
+    lines = run_sql(
+        metadata(system),
+        "SELECT task_id, max(trigger_id) FROM task_instance "
+        "WHERE state = 'deferred' AND dag_id IN ('cache_sync', 'outbox_relay') GROUP BY task_id",
+    )
+    return {task: int(trigger) for task, trigger in (line.split("|") for line in lines.splitlines())}
+
+
+@pytest.mark.parametrize("tasks", ["apply_sb", "apply_sb_1", "relay"])
+def test_deleted_tasks_are_replaced_and_the_caches_keep_following(system: System, tasks: str) -> None:
+    """`airflow db clean` deletes deferred tasks that are older than its cut-off."""
+    wait_until(lambda: len(deferred(system)) == 7, "all tasks are deferred")
+    before = deferred(system)
+    run_sql(
+        metadata(system),
+        "DELETE FROM trigger USING task_instance AS task "
+        "WHERE task.trigger_id = trigger.id AND starts_with(task.task_id, :'tasks')",
+        tasks=tasks,
+    )
+    replaced = {task for task in before if task.startswith("apply") == tasks.startswith("apply")}
+
+    def recovered() -> bool:
+        now = deferred(system)
+        return now.keys() == before.keys() and all(now[task] > before[task] for task in replaced)
+
+    wait_until(recovered, "all tasks of the run are deferred again", 120)
+    test_row_changed_with_psql_is_updated_in_a_cache_that_holds_it(system)
+    test_three_consumers_of_a_cache_share_its_six_partitions(system)
+
+
+def test_check_of_the_streams_succeeds(api: httpx.Client) -> None:
+    dag = httpx.Client(base_url=f"{api.base_url}/api/v2/dags/stream_check", headers=api.headers, timeout=30)
+    with dag:
+        assert run_dag(dag, "check")[1] == "success"
+
+
+def test_no_process_has_a_password_in_its_command_line(system: System) -> None:
+    assert system.postgres is not None
+    secrets = [system.postgres.password, system.airflow.password, system.airflow.jenkins_password]
+    secrets += [unquote(str(urlsplit(system.worker_dsn).password)), credentials("sa").password]
+    lines = [" ".join(member.cmdline()) for process in system.processes for member in process.tree()]
+    assert any("gunicorn" in line for line in lines)
+    assert not [line for line in lines if any(secret in line for secret in secrets)]
 
 
 def test_three_consumers_of_a_cache_share_its_six_partitions(system: System) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import threading
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ DAG_FILES = {
     "dead_letter_retry.py": {"dead_letter_retry"},
     "outbox_relay.py": {"outbox_relay"},
     "reconcile.py": {"reconcile"},
+    "stream_check.py": {"stream_check"},
 }
 
 
@@ -162,6 +164,7 @@ def test_task_that_cannot_succeed_is_not_retried(
         assert text in failure(dag.get_task(task_id), context)
 
 
+@pytest.mark.usefixtures("_environment")
 @pytest.mark.parametrize("dag_id", ["cache_sync", "outbox_relay"])
 def test_sensor_defers_to_a_trigger_that_survives_serialization(dag_id: str) -> None:
     from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
@@ -178,7 +181,35 @@ def test_sensor_defers_to_a_trigger_that_survives_serialization(dag_id: str) -> 
     module, _, name = path.rpartition(".")
     again: Any = getattr(import_module(module), name)(**arguments)
     assert again.serialize() == (path, arguments)
-    assert deferred.value.timeout is None
+    # Airflow fails a task whose trigger has not handed over, which is retried in the next run.
+    assert timedelta(hours=12) < deferred.value.timeout < timedelta(hours=13)
+
+
+@pytest.mark.usefixtures("_environment")
+def test_sensors_hand_over_at_least_daily(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
+    from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
+
+    sensor = CacheSyncSensor(task_id="apply", service="sb", member=1)
+    started = datetime.now(UTC) - timedelta(hours=11)
+    context: Any = {"dag_run": SimpleNamespace(start_date=started)}
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute(context)
+    _, arguments = deferred.value.trigger.serialize()
+    assert datetime.fromisoformat(arguments["until"]) == started + timedelta(hours=12)
+    monkeypatch.setenv("CACHESYNC_HANDOVER_HOURS", "24.1")
+    with pytest.raises(SettingsError, match="CACHESYNC_HANDOVER_HOURS must be at most 24"):
+        sensor.execute(context)
+
+
+@pytest.mark.usefixtures("_environment")
+def test_sensor_that_is_retried_after_the_end_of_its_run_succeeds() -> None:
+    """Its siblings have handed over, and the next run begins only when all tasks of this one have ended."""
+    from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
+
+    context: Any = {"dag_run": SimpleNamespace(start_date=datetime.now(UTC) - timedelta(hours=13))}
+    CacheSyncSensor(task_id="apply", service="sb").execute(context)
+    CacheSyncSensor(task_id="apply", service="sb").ended(context, {"handover": "the run's time is over"})
 
 
 def test_sensor_fails_with_the_error_of_its_trigger() -> None:

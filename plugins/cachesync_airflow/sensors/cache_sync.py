@@ -24,9 +24,9 @@ class CacheSyncSensor(ThreadSensor):
         self.service = service
         self.member = member
 
-    def trigger(self) -> CacheSyncTrigger:
+    def trigger(self, **run: Any) -> CacheSyncTrigger:
         """Return the trigger that runs the stream."""
-        return CacheSyncTrigger(self.service, self.member)
+        return CacheSyncTrigger(self.service, self.member, **run)
 
 
 def consumers(settings: AirflowSettings) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachesync_airflow.sensors.thread import ThreadSensor
 from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger
 
@@ -9,6 +11,6 @@ from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger
 class OutboxRelaySensor(ThreadSensor):
     """Runs the relay, which publishes the changes that no service publishes."""
 
-    def trigger(self) -> OutboxRelayTrigger:
+    def trigger(self, **run: Any) -> OutboxRelayTrigger:
         """Return the trigger that runs the relay."""
-        return OutboxRelayTrigger()
+        return OutboxRelayTrigger(**run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from airflow.providers.apache.kafka.hooks.consume import KafkaConsumerHook
 from airflow.providers.apache.kafka.hooks.produce import KafkaProducerHook
@@ -25,10 +25,11 @@ class CacheSyncTrigger(ThreadTrigger):
     Args:
         service: the service that owns the cache.
         member: the number of the consumer, from 0.
+        run: when the run ends, and its tasks; see `ThreadTrigger`.
     """
 
-    def __init__(self, service: str, member: int) -> None:
-        super().__init__(service=service, member=member)
+    def __init__(self, service: str, member: int, **run: Any) -> None:
+        super().__init__(service=service, member=member, **run)
         self.service = service
 
     def open(self) -> Stream:
