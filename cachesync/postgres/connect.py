@@ -21,6 +21,10 @@ SEARCH_PATH: Final = "pg_catalog, pg_temp"
 """A search_path with which names without a schema cannot refer to objects of other users."""
 
 _CONNECT_SECONDS: Final = 10.0
+_POOLER: Final = (
+    "the database address leads to a connection pooler such as PgBouncer; use the address of PostgreSQL "
+    "itself, because a session's settings and prepared statements must not be shared"
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -65,10 +69,10 @@ async def connect(
     Raises:
         DatabaseUnavailableError: the database did not respond or rejected the login.
         DatabaseError: the database rejected one of the settings.
-        SettingsError: the address is invalid.
+        SettingsError: the address is invalid, or leads to a connection pooler.
     """
     with translate_postgres_errors(), check_address():
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             dsn,
             timeout=_CONNECT_SECONDS,
             command_timeout=command_timeout,
@@ -79,6 +83,26 @@ async def connect(
                 **(settings or {}),
             },
         )
+        try:
+            await refuse_pooler(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+async def refuse_pooler(connection: Connection) -> None:
+    """Check that a connection leads to PostgreSQL itself.
+
+    A pooler can ignore the settings of a session, on which the text of payloads depends, and give its
+    prepared statements, its locks and its notifications to another.
+
+    Raises:
+        SettingsError: there is a connection pooler in between.
+    """
+    # A pooler responds to the login itself, with a process number of its own.
+    if await connection.fetchval("SELECT pg_catalog.pg_backend_pid()") != connection.get_server_pid():
+        raise SettingsError(_POOLER)
 
 
 @asynccontextmanager
@@ -117,7 +141,7 @@ def with_translated_postgres_errors(
 def check_address(
     remedy: str = "check the host and the port, and percent-encode special characters in a DSN's password",
 ) -> Iterator[None]:
-    """Raise the errors of an invalid address as a SettingsError.
+    """Raise the errors of an invalid address, or of one that leads to a pooler, as a SettingsError.
 
     Args:
         remedy: what to check, for the text of the error.
@@ -127,6 +151,11 @@ def check_address(
     """
     try:
         yield
+    except asyncpg.ProtocolViolationError as error:
+        if "startup parameter" not in str(error):
+            raise
+        # PgBouncer rejects the settings of a session that it would have to ignore.
+        raise SettingsError(_POOLER) from error
     except asyncpg.ClientConfigurationError as error:
         message = f"invalid database address: {error}"
         raise SettingsError(message) from None

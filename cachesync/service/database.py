@@ -10,7 +10,7 @@ import asyncpg
 
 from cachesync.errors import DatabaseUnavailableError
 from cachesync.postgres.change_log import mark_published
-from cachesync.postgres.connect import check_address, translate_postgres_errors
+from cachesync.postgres.connect import check_address, refuse_pooler, translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Database:
 
         Raises:
             DatabaseUnavailableError: the database did not respond or rejected the login.
-            SettingsError: the address is invalid.
+            SettingsError: the address is invalid, or leads to a connection pooler.
         """
         timeout = settings.db_timeout_ms / 1000
         database = f"{settings.db_host}:{settings.db_port}/{settings.db_name}"
@@ -62,6 +62,12 @@ class Database:
                     "cachesync.source": settings.service,
                 },
             )
+            try:
+                async with pool.acquire() as connection:
+                    await refuse_pooler(connection)
+            except BaseException:
+                pool.terminate()
+                raise
         return cls(pool, timeout)
 
     @asynccontextmanager

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from cachesync.errors import DatabaseError, DatabaseUnavailableError
+from cachesync.errors import DatabaseError, DatabaseUnavailableError, SettingsError
 from cachesync.postgres.connect import connect, connected
+from tests.integration.pooler import pooler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from cachesync.service.service import Service
     from local.postgres import Postgres
 
 
@@ -46,6 +51,23 @@ async def test_unreachable_database_is_unavailable(worker_dsn: str, postgres: Po
     with pytest.raises(DatabaseUnavailableError) as unavailable:
         await connect(dsn, "test")
     assert isinstance(unavailable.value.__cause__, OSError | asyncpg.PostgresError)
+
+
+@pytest.mark.parametrize("ignores_settings", [False, True])
+async def test_pooler_is_refused_in_one_line(
+    postgres: Postgres,
+    worker_dsn: str,
+    open_service: Callable[..., AbstractAsyncContextManager[Service]],
+    *,
+    ignores_settings: bool,
+) -> None:
+    refused = r"^the database address leads to a connection pooler such as PgBouncer; use the address of .*$"
+    async with pooler(postgres.host, postgres.port, ignores_settings=ignores_settings) as port:
+        with pytest.raises(SettingsError, match=refused):
+            await connect(worker_dsn.replace(f":{postgres.port}/", f":{port}/"), "test")
+        with pytest.raises(SettingsError, match=refused):
+            async with open_service("sa", db_port=port):
+                pass
 
 
 async def test_broken_connection_is_unavailable(sample: str, admin: asyncpg.Connection) -> None:
