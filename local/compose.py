@@ -53,7 +53,7 @@ class _Redis(NamedTuple):
                     client.ping()
                     return
                 time.sleep(0.05)
-        message = f"Docker did not restart {self.url} within {_START_SECONDS:.0f} s"
+        message = f"Docker did not restart sb's Redis within {_START_SECONDS:.0f} s"
         raise LocalError(message)
 
 
@@ -63,7 +63,7 @@ class Compose:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.services = {"sa": _Service("http://sa:8090"), "sb": _Service("http://balancer:8085")}
-        self.redis = {"sb": _Redis("redis://redis-sb:6379/0")}
+        self.redis = {"sb": _Redis(os.environ["REDIS_SB_URL"])}
         self.redis_urls = {name: server.url for name, server in self.redis.items()}
         self.bootstrap_servers = "kafka:9092"
         self.worker_dsn = os.environ["WORKER_DSN"]

@@ -30,6 +30,11 @@ def pins(file: Path) -> set[str]:
     return set(re.findall(r"^[a-z0-9.-]+==[^ ;\\]+", file.read_text(), re.MULTILINE))
 
 
+def secrets_of(text: str) -> str:
+    """Return a text of docker-compose.yml with each required secret filled in."""
+    return re.sub(r"\$\{\w+:\?[^}]+\}", "secret", text)
+
+
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.parent.name)
 def test_dockerfile_passes_the_linter(file: Path) -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
@@ -58,6 +63,49 @@ def test_long_running_service_has_a_health_check(name: str) -> None:
     assert built_in or service["healthcheck"]["test"][0] == "CMD"
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_container_has_no_capabilities_and_bounded_memory_and_processes(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert 0 < service["pids_limit"] <= 512
+    assert re.fullmatch(r"\d+m|1g", service["mem_limit"])
+
+
+@pytest.mark.parametrize("name", ["sa", "sb"])
+def test_each_cache_has_a_password_of_its_own(name: str) -> None:
+    password = SERVICES[f"redis-{name}"]["environment"]["REDISCLI_AUTH"]
+    assert SERVICES[name]["environment"]["REDIS_URL"] == f"redis://:{password}@redis-{name}:6379/0"
+    assert AIRFLOW[f"AIRFLOW_CONN_REDIS_{name.upper()}"] == f"redis://:{password}@redis-{name}:6379/0"
+    (script,) = SERVICES[f"redis-{name}"]["command"]
+    assert "requirepass $$REDISCLI_AUTH" in script
+
+
+def test_kafka_requires_a_login_of_every_other_container() -> None:
+    broker = SERVICES["kafka"]["environment"]
+    listeners = dict(one.split("://") for one in broker["KAFKA_LISTENERS"].split(","))
+    protocols = dict(one.split(":") for one in broker["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
+    for name, address in listeners.items():
+        assert address.startswith("127.0.0.1:") or protocols[name] == "SASL_PLAINTEXT"
+    users = dict(
+        re.findall(r'user_(\w+)="([^"]+)"', broker["KAFKA_LISTENER_NAME_CLIENT_PLAIN_SASL_JAAS_CONFIG"])
+    )
+    for name in ("sa", "sb", "topics", "story"):
+        client = SERVICES[name]["environment"]
+        assert client["KAFKA_SASL_PASSWORD"] == users[client["KAFKA_SASL_USERNAME"]]
+    for name, value in AIRFLOW.items():
+        if name.startswith("AIRFLOW_CONN_KAFKA_"):
+            extra = json.loads(value)["extra"]
+            assert extra["sasl.password"] == users[extra["sasl.username"]]
+
+
+def test_prometheus_reads_the_metrics_port_of_each_service() -> None:
+    configuration = yaml.safe_load((REPOSITORY / "compose" / "prometheus.yml").read_text())
+    ports = {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in configuration["scrape_configs"]}
+    code = {name: (REPOSITORY / "serving" / name / "__init__.py").read_text() for name in ("sa", "sb")}
+    assert all(f"metrics_port: Port = {port}\n" in code[name] for name, port in ports.items())
+
+
 def test_only_user_facing_ports_are_published_and_only_on_localhost() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert published.keys() == {"sa", "balancer", "airflow-api-server", "grafana"}
@@ -77,7 +125,7 @@ def test_every_image_is_pinned() -> None:
         base for file in DOCKERFILES for base in re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)
     }
     for image in bases | {service["image"] for service in SERVICES.values()}:
-        assert re.search(r":v?\d+\.\d+(\.\d+)?(-\S+)?$", image), image
+        assert re.search(r":v?\d+\.\d+(\.\d+)?(-[^@\s]+)?(@sha256:[0-9a-f]{64})?$", image), image
 
 
 def test_kafka_version_matches_the_local_system() -> None:
@@ -129,14 +177,16 @@ def test_airflow_configuration_matches_the_local_system(tmp_path: Path) -> None:
 
 
 def test_airflow_connections_match_the_local_system() -> None:
-    expected = connections(
-        {"sa": "redis://redis-sa:6379/0", "sb": "redis://redis-sb:6379/0"}, "kafka:9092", "postgresql://"
-    )
-    for name, value in expected.items():
+    urls = {name: secrets_of(AIRFLOW[f"AIRFLOW_CONN_REDIS_{name.upper()}"]) for name in ("sa", "sb")}
+    assert urls == {"sa": "redis://:secret@redis-sa:6379/0", "sb": "redis://:secret@redis-sb:6379/0"}
+    for name, value in connections(urls, "kafka:9092", "postgresql://").items():
         if value.startswith("{"):
-            assert json.loads(AIRFLOW[name]) == json.loads(value)
+            ours, local = json.loads(secrets_of(AIRFLOW[name])), json.loads(value)
+            login = {key for key in ours["extra"] if key.startswith(("sasl.", "security."))}
+            assert login == {"security.protocol", "sasl.mechanism", "sasl.username", "sasl.password"}
+            assert {key: text for key, text in ours["extra"].items() if key not in login} == local["extra"]
         else:
-            assert AIRFLOW[name].startswith(value)
+            assert secrets_of(AIRFLOW[name]).startswith(value)
 
 
 def test_balancer_has_enough_servers_for_the_replicas() -> None:

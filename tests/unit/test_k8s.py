@@ -24,6 +24,7 @@ PROGRAMS = Path(sys.executable).parent
 OVERLAYS = ("minikube", "production")
 SERVICES = ("sa", "sb")
 NAME = "app.kubernetes.io/name"
+NAMESPACE = "kubernetes.io/metadata.name"
 SECRET = re.compile(r"PASSWORD|DSN|AUTH|_URL|SECRET|TOKEN")
 # docs/connections.md
 AIRFLOWS_SESSIONS = {"outbox_relay": 2, "dead_letter_retry": 1, "stream_check": 1, "reconcile": 32}
@@ -218,7 +219,7 @@ def test_selectors_match_the_pods_they_are_meant_for(manifests: Manifests) -> No
         [workload] = [
             one for one in manifests.of("Deployment", "StatefulSet") if one["metadata"]["name"] == name
         ]
-        [named] = container(workload)["ports"]
+        [named] = [one for one in container(workload)["ports"] if one["name"] != "metrics"]
         assert (port["targetPort"], port["port"]) == (named["name"], named["containerPort"])
 
 
@@ -277,19 +278,39 @@ def test_policies_allow_exactly_the_expected_ingress(rendered: dict[str, Manifes
     assert named_flows(rendered["minikube"], "Ingress") == FLOWS
 
 
-def test_clients_can_reach_only_the_services(manifests: Manifests) -> None:
-    open_to_all = [
-        one["spec"]
-        for one in manifests.of("NetworkPolicy")
-        if any("from" not in rule for rule in one["spec"].get("ingress", []))
-    ]
-    assert open_to_all == [
-        {
+def test_clients_can_reach_only_the_services(rendered: dict[str, Manifests]) -> None:
+    gateway = {"from": [{"namespaceSelector": {"matchLabels": {NAMESPACE: "gateway"}}}]}
+    for overlay, source in (("minikube", {}), ("production", gateway)):
+        manifests = rendered[overlay]
+        assert manifests.one("NetworkPolicy", "clients")["spec"] == {
             "podSelector": {"matchLabels": {"app.kubernetes.io/component": "service"}},
             "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"port": "http"}]}],
+            "ingress": [{**source, "ports": [{"port": "http"}]}],
         }
-    ]
+        open_to_all = [
+            one["metadata"]["name"]
+            for one in manifests.of("NetworkPolicy")
+            if any("from" not in rule for rule in one["spec"].get("ingress", []))
+        ]
+        assert open_to_all == ([] if source else ["clients"])
+
+
+def test_only_the_monitoring_namespace_can_reach_the_metrics(manifests: Manifests) -> None:
+    assert manifests.one("NetworkPolicy", "metrics")["spec"] == {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "service"}},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {
+                "from": [{"namespaceSelector": {"matchLabels": {NAMESPACE: "monitoring"}}}],
+                "ports": [{"port": "metrics"}],
+            }
+        ],
+    }
+    for service in SERVICES:
+        only = container(manifests.one("Deployment", service))
+        ports = {one["name"]: str(one["containerPort"]) for one in only["ports"]}
+        variables = manifests.environment(only)
+        assert ports == {"http": variables["PORT"], "metrics": variables["METRICS_PORT"]}
 
 
 def test_sum_of_all_connections_is_within_the_limit_of_postgresql(rendered: dict[str, Manifests]) -> None:
