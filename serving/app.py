@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import falcon.asgi
 import structlog
 from falcon.asgi import Response
 
-from cachesync.errors import CacheSyncError, DatabaseUnavailableError, DeclarationError
+from cachesync.errors import CacheSyncError, DeclarationError
 from cachesync.service.service import Service
 from serving import metrics, problems
 from serving.body import Bodies
 from serving.health import Live, Ready
 from serving.openapi import OpenApi
-from serving.request import Request, begin_request_ids
+from serving.overload import Admission
+from serving.problems import OVERLOADED, Problem
+from serving.request import Request, begin_request_ids, request_id, target
 from serving.resources import OneRow, Rows
+from serving.uvicorn_internals import connections
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from serving.request import Message, Receive, Send
     from serving.settings import Settings
 
-# If a worker process exits with this code, gunicorn exits, too, instead of replacing it forever.
-_CANNOT_START: Final = 3
-_RESTART_PAUSE_SECONDS: Final = 1
+_OVERLOADED_DETAIL: Final = "the service has more requests than it can answer in time; try again"
+_REPORT_SECONDS: Final = 5
 _FIRST_ERROR: Final = 400
 _NOT_FOUND: Final = 404
 _READS: Final = frozenset({"GET", "HEAD"})
@@ -36,60 +38,91 @@ _log: Final = structlog.stdlib.get_logger(__name__)
 
 
 class App(falcon.asgi.App[Request, Response]):
-    """A Falcon application that handles requests to which Falcon or gunicorn would respond with a 5xx.
+    """A Falcon application with limits to the time and the number of requests.
 
     Args:
-        metrics_port: port of the connections whose requests `internal` handles instead.
+        settings: the settings of the service.
 
     Attributes:
         internal: the application for the metrics port.
+        reads: the admission of reads.
+        writes: the admission of writes; separate, so that writes that wait for a lock do not stop the reads.
+        start_error: the reason why the application could not start.
     """
 
-    def __init__(self, metrics_port: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(media_type="application/json", request_type=Request, middleware=_Record())
         self.internal = falcon.asgi.App(request_type=Request, middleware=_Record())
         for each in (self, self.internal):
             each.req_options.strip_url_path_trailing_slash = False
             problems.add_handlers(each)
-        self._metrics_port = metrics_port
+        seconds = settings.queue_ms / 1000
+        self.reads = Admission(seconds, settings.connection_limit)
+        self.writes = Admission(seconds, settings.connection_limit)
+        self.start_error: Exception | None = None
+        self._body_seconds = settings.client_timeout_ms / 1000
+        self._metrics_port = settings.metrics_port
 
-    def __call__(  # type: ignore[override]
+    async def __call__(  # type: ignore[override]
         self, scope: dict[str, Any], receive: Receive, send: Send
-    ) -> Coroutine[Any, Any, None]:
-        """Handle an ASGI connection; returns Falcon's own coroutine, as wrapping it would slow down reads."""
-        if scope["type"] == "http":
-            if scope["server"][1] == self._metrics_port:
-                return self.internal(scope, _no_body, send)
-            reads = scope["method"] in _READS
-            return super().__call__(scope, _no_body if reads else _Body(scope, receive, send), send)
-        if scope["type"] == "websocket":
-            return _refuse_websocket()
-        return super().__call__(scope, receive, send)
+    ) -> None:
+        """Handle a request, or the lifespan of the worker process."""
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, _without_message(send))
+            return
+        if scope["server"][1] == self._metrics_port:
+            await self.internal(scope, _no_body, send)
+            return
+        if scope["method"] in _READS:
+            admission, receive = self.reads, _no_body
+        else:
+            admission, receive = self.writes, _Body(receive, self._body_seconds)
+        if admission.in_flight >= admission.limit and not scope["path"].startswith("/health/"):
+            admission.refused += 1
+            await _overloaded(scope, send)
+            return
+        admission.in_flight += 1
+        try:
+            await super().__call__(scope, receive, send)
+        except asyncio.CancelledError:
+            # The client has left, or the process must exit: nobody waits for the response.
+            pass
+        finally:
+            admission.in_flight -= 1
+            admission.finished += 1
 
 
 class _Body:
     """Receives the body of a request only when the application reads it.
 
     Falcon asks for the first part of the body before it routes the request, and gets an empty one. A request
-    that can be rejected without its body is therefore rejected immediately. A client that never sends the
-    body gets a response from the application; without one, gunicorn would respond with a 500.
+    that can be rejected without its body is therefore rejected immediately, and a client that waits for `100
+    Continue` gets it only if its body is wanted.
+
+    Args:
+        receive: receives a part of the body.
+        seconds: maximum time for the whole body.
     """
 
-    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        headers = scope["headers"] = [(name, value) for name, value in scope["headers"]]
-        self._continue = any(name == b"expect" for name, _ in headers)
-        self._asked = False
+    def __init__(self, receive: Receive, seconds: float) -> None:
+        self._deadline: float | None = None
         self._receive = receive
-        self._send = send
+        self._seconds = seconds
 
     async def __call__(self) -> Message:
-        if not self._asked:
-            self._asked = True
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._seconds
             return {"type": "http.request", "body": b"", "more_body": True}
-        if self._continue:
-            self._continue = False
-            await self._send({"type": "http.response.informational", "status": 100, "headers": []})
-        return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"the body did not arrive within {self._seconds:g} s"
+            raise Problem(problems.REQUEST_TIMEOUT, detail) from None
+        if message["type"] == "http.disconnect":
+            # Falcon would take what has arrived for the whole body.
+            raise Problem(problems.REQUEST_TIMEOUT, "the connection was closed before the end of the body")
+        return message
 
 
 async def _no_body() -> Message:
@@ -97,8 +130,37 @@ async def _no_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _refuse_websocket() -> None:
-    """Return without a message: on `websocket.close`, gunicorn would send a frame before the handshake."""
+def _without_message(send: Send) -> Send:
+    """Return a function that sends lifespan events without the traceback that Falcon adds to them."""
+
+    async def send_type(event: dict[str, Any]) -> None:
+        await send({"type": event["type"]})
+
+    return send_type
+
+
+async def _overloaded(scope: dict[str, Any], send: Send) -> None:
+    """Refuse a request at a tenth of the cost of a response from Falcon."""
+    body = problems.document(OVERLOADED, _OVERLOADED_DETAIL, target(scope))
+    headers = [
+        (b"content-type", problems.MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", problems.RETRY_SECONDS.encode()),
+        (b"x-request-id", request_id(scope["headers"]).encode()),
+    ]
+    await send({"type": "http.response.start", "status": OVERLOADED.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _keep_reporting(app: App) -> NoReturn:
+    """Log how many requests were refused, until canceled; an entry for each would be one more load."""
+    refused = 0
+    while True:
+        await asyncio.sleep(_REPORT_SECONDS)
+        total = app.reads.refused + app.writes.refused
+        if total > refused:
+            _log.warning("overloaded", refused=total - refused)
+        refused = total
 
 
 class _Lifecycle:
@@ -111,29 +173,33 @@ class _Lifecycle:
         self._settings = settings
         self._open_service = open_service
         self._service: Service | None = None
-        self._counting: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    async def process_startup(self, scope: dict[str, Any], _event: object) -> None:
-        """Open the service and add the routes of its entities.
-
-        Raises:
-            SystemExit: the service cannot be opened; the log contains the reason.
-        """
+    async def process_startup(self, _scope: object, _event: object) -> None:
+        """Open the service and add the routes of its entities; if that fails, log the reason."""
         try:
             service = await self._open_service(self._settings)
             _add_routes(self._app, service, self._settings)
         except CacheSyncError as error:
+            self._app.start_error = error
             _log.critical("cannot start", error=str(error))
-            if isinstance(error, DatabaseUnavailableError) and scope.get("state", {}).get("replaces_another"):
-                # The other worker processes can still serve cached rows, and gunicorn replaces this one.
-                await asyncio.sleep(_RESTART_PAUSE_SECONDS)
-                raise SystemExit(1) from error
-            raise SystemExit(_CANNOT_START) from error
+            raise
         except Exception as error:
             _log.critical("cannot start", exc_info=error)
-            raise SystemExit(_CANNOT_START) from error
+            raise
         self._service = service
-        self._counting = asyncio.create_task(metrics.keep_flushing())
+        connections.limit = self._settings.connection_limit
+        connections.timeout = self._settings.client_timeout_ms / 1000
+        self._tasks = [
+            asyncio.create_task(work)
+            for work in (
+                metrics.keep_flushing(),
+                connections.keep_sweeping(),
+                self._app.reads.keep_adapting(),
+                self._app.writes.keep_adapting(),
+                _keep_reporting(self._app),
+            )
+        ]
         begin_request_ids()
         # The objects so far live as long as the process. Traversing them took an eighth of a hit's time.
         gc.collect()
@@ -141,8 +207,8 @@ class _Lifecycle:
 
     async def process_shutdown(self, _scope: object, _event: object) -> None:
         """Close the service after the last request."""
-        if self._counting is not None:
-            self._counting.cancel()
+        for task in self._tasks:
+            task.cancel()
         metrics.flush()
         if self._service is not None:
             await self._service.close()
@@ -185,7 +251,7 @@ def create_app(
         settings: the settings of the service.
         open_service: opens the service; tests replace it.
     """
-    app = App(settings.metrics_port)
+    app = App(settings)
     app.add_middleware(_Lifecycle(app, settings, open_service))
     return app
 

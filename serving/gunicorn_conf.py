@@ -10,8 +10,6 @@ import tempfile
 from importlib import import_module
 from typing import Any
 
-from serving.gunicorn_internals import answer_parse_errors, close_idle_connections, read_settings_once
-
 
 def _share_metrics() -> None:
     """Give the processes of this service a directory for their shared counts."""
@@ -37,14 +35,7 @@ except ImportError as error:  # such as that of a package whose version was not 
 bind = [f"{_settings.listen_address}:{port}" for port in (_settings.port, _settings.metrics_port)]
 workers = _settings.workers
 
-worker_class = "asgi"
-asgi_lifespan = "on"
-# Together, these two serve 1.47 times as many constant responses per second as asyncio with the parser in
-# Python; uvloop alone 1.08 times, the fast parser alone 1.10 times as many.
-asgi_loop = "uvloop"
-http_parser = "fast"
-# PostgreSQL can index a text key of 2.7 kB, which is up to three times as long when percent-encoded.
-limit_request_line = 8190
+worker_class = "serving.worker.Worker"
 
 logger_class = "serving.logs.GunicornLogger"
 control_socket_disable = True
@@ -56,15 +47,5 @@ graceful_timeout = 30
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Prepare a worker process with information that only the master has."""
-    # gunicorn kills a worker process after the graceful timeout, which is also how long the process waits for
-    # its clients. It must wait less, or it is killed before it has closed the service.
-    worker.cfg.set("graceful_timeout", 20)
-    worker.state["replaces_another"] = worker.age > server.num_workers
-
-
-def post_worker_init(worker: Any) -> None:
-    """Patch gunicorn before the worker process accepts connections."""
-    read_settings_once(worker.cfg)
-    answer_parse_errors()
-    close_idle_connections()
+    """Tell a worker process what only the master knows."""
+    worker.replaces_another = worker.age > server.num_workers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from serving import problems
@@ -24,14 +23,7 @@ if TYPE_CHECKING:
 Part = dict[str, Any]
 
 # Any request can fail with these.
-_ALWAYS: Final = (500,)
-# gunicorn responds with these before the application sees the request.
-_BY_THE_SERVER: Final = {
-    "400": "The request is not valid HTTP",
-    "414": "The request line is too long",
-    "431": "The headers are too long",
-}
-_PLAIN: Final = {"text/plain": {"schema": {"type": "string"}}}
+_ALWAYS: Final = (400, 414, 431, 500, 501, 503, 505)
 
 _TAG: Final = {"type": "string", "examples": ['"42"']}
 _TAGS: Final = {**_TAG, "pattern": '^(\\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$'}
@@ -308,7 +300,7 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
         ("/openapi.json", "Get this document", {"200": _answer("This document", {"type": "object"}, None)}),
     ):
         name = path.strip("/").replace("/", "_").removesuffix(".json")
-        responses = {**answers, **_problems()}
+        responses = {**_problems(), **answers}
         shared = {"summary": summary, "tags": ["service"], "parameters": [_parameter("X-Request-ID")]}
         yield (
             path,
@@ -371,13 +363,9 @@ def _problems(*statuses: int) -> Part:
                 problems.MEDIA_TYPE: {
                     "schema": _schema("problem"),
                     "examples": {kind.name: {"value": _problem_example(kind)} for kind in kinds},
-                },
-                # From gunicorn, if the request is not valid HTTP.
-                **(_PLAIN if status == HTTPStatus.BAD_REQUEST else {}),
+                }
             },
         }
-    for code, description in _BY_THE_SERVER.items():
-        answers.setdefault(code, {"description": description, "content": _PLAIN})
     return answers
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from serving.request import Request
 
 MEDIA_TYPE: Final = "application/problem+json"
-_RETRY_SECONDS: Final = "1"
+RETRY_SECONDS: Final = "1"
 _MAX_MESSAGE_LENGTH: Final = 300
 # For errors that Falcon raises without a description.
 _OWN_DETAILS: Final = {
@@ -55,6 +55,7 @@ class Kind:
     title: str
 
 
+MALFORMED_REQUEST: Final = Kind(400, "malformed-request", "The request is not valid HTTP")
 INVALID_KEY: Final = Kind(400, "invalid-key", "The key in the path is invalid")
 INVALID_PARAMETER: Final = Kind(400, "invalid-parameter", "A query parameter is invalid")
 INVALID_HEADER: Final = Kind(400, "invalid-header", "A header is invalid")
@@ -63,13 +64,14 @@ MALFORMED_JSON: Final = Kind(400, "malformed-json", "The body is not valid JSON"
 DUPLICATE_MEMBER: Final = Kind(400, "duplicate-member", "An object in the body has a duplicate member")
 TOO_DEEP: Final = Kind(400, "too-deep", "The body is nested too deeply")
 ROW_NOT_FOUND: Final = Kind(404, "row-not-found", "No row has this key")
-REQUEST_TIMEOUT: Final = Kind(408, "request-timeout", "The body did not arrive in time")
+REQUEST_TIMEOUT: Final = Kind(408, "request-timeout", "The request did not arrive in time")
 DUPLICATE_ROW: Final = Kind(409, "duplicate-row", "A row with these values already exists")
 REFERENCE_VIOLATED: Final = Kind(409, "reference-violated", "The write violates a foreign key")
 PRECONDITION_FAILED: Final = Kind(
     412, "precondition-failed", "The row does not meet a precondition of the request"
 )
 BODY_TOO_LARGE: Final = Kind(413, "body-too-large", "The body is too large")
+TARGET_TOO_LONG: Final = Kind(414, "target-too-long", "The path and query are too long")
 UNSUPPORTED_MEDIA_TYPE: Final = Kind(
     415, "unsupported-media-type", "The media type of the body is not supported"
 )
@@ -84,10 +86,14 @@ INVALID_TEXT: Final = Kind(422, "invalid-text", "A string contains a character t
 INVALID_VALUE: Final = Kind(422, "invalid-value", "A value is invalid")
 KEY_MISMATCH: Final = Kind(422, "key-mismatch", "The key in the body differs from the key in the path")
 CONSTRAINT_VIOLATED: Final = Kind(422, "constraint-violated", "The row violates a constraint")
+HEAD_TOO_LARGE: Final = Kind(431, "head-too-large", "The headers are too large")
 INTERNAL: Final = Kind(500, "internal-error", "An internal error occurred")
+UNSUPPORTED_CODING: Final = Kind(501, "unsupported-coding", "The transfer coding is not supported")
 DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database is unavailable")
 CAPTURE_LOST: Final = Kind(503, "capture-lost", "The change would not reach the caches")
+OVERLOADED: Final = Kind(503, "overloaded", "The service is overloaded")
 NOT_READY: Final = Kind(503, "not-ready", "The service is not ready")
+UNSUPPORTED_VERSION: Final = Kind(505, "unsupported-version", "The HTTP version is not supported")
 
 KINDS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Kind))
 
@@ -195,14 +201,14 @@ async def _database_unavailable(
     _req: Request, _resp: Response, _error: DatabaseUnavailableError, _params: dict[str, Any]
 ) -> NoReturn:
     detail = "the request needs the database, which is unavailable; try again"
-    raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": _RETRY_SECONDS})
+    raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": RETRY_SECONDS})
 
 
 async def _capture_lost(
     req: Request, _resp: Response, error: CaptureLostError, _params: dict[str, Any]
 ) -> NoReturn:
     _log.error("capture lost", path=req.target, request_id=req.request_id, error=str(error))
-    raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": _RETRY_SECONDS})
+    raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": RETRY_SECONDS})
 
 
 async def _row_not_found(

@@ -13,7 +13,7 @@ import falcon.asgi
 from falcon.constants import COMBINED_METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     Message = Mapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -62,17 +62,34 @@ class Request(falcon.asgi.Request):
     def request_id(self) -> str:
         """The client's `X-Request-ID` if it is well-formed, else an ID that is unique to this request."""
         if not self._request_id:
-            given = self.get_header("X-Request-ID")
-            if given is not None and _SANE_ID.fullmatch(given):
-                self._request_id = given
-            else:
-                self._request_id = f"{_prefix}-{next(_counter):x}"
+            self._request_id = _request_id(self.get_header("X-Request-ID"))
         return self._request_id
 
     @property
     def target(self) -> str:
         """The request path as a URI reference."""
-        return quote_from_bytes(self.scope["raw_path"], safe=_TARGET)
+        return target(self.scope)
+
+
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the ID of a request that is refused before it becomes a `Request`.
+
+    Args:
+        headers: the headers of the request.
+    """
+    given = next((value for name, value in headers if name == b"x-request-id"), None)
+    return _request_id(None if given is None else given.decode("latin-1"))
+
+
+def target(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request as a URI reference."""
+    return quote_from_bytes(scope["raw_path"], safe=_TARGET)
+
+
+def _request_id(given: str | None) -> str:
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given
+    return f"{_prefix}-{next(_counter):x}"
 
 
 def begin_request_ids() -> None:

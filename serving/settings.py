@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field, field_validator
 
 from cachesync.errors import SettingsError
-from cachesync.service.settings import Port, ServiceSettings
+from cachesync.service.settings import Milliseconds, Port, ServiceSettings
 
 if TYPE_CHECKING:
     from pydantic import ValidationInfo
@@ -21,6 +21,10 @@ class Settings(ServiceSettings):
         port: port to listen on.
         metrics_port: second port, for `/metrics` and the health checks only.
         workers: number of worker processes.
+        connection_limit: maximum number of connections per worker process.
+        client_timeout_ms: maximum time for a client to send the head or the body of a request, and to read a
+            response, in milliseconds.
+        queue_ms: how long requests may take under overload before others are refused, in milliseconds.
         body_limit: maximum size of a request body in bytes.
         page_limit: maximum number of rows per page.
     """
@@ -29,6 +33,9 @@ class Settings(ServiceSettings):
     port: Port
     metrics_port: Port
     workers: Annotated[int, Field(gt=0, le=256)] = 1
+    connection_limit: Annotated[int, Field(gt=0, le=100_000)] = 1000
+    client_timeout_ms: Milliseconds = 20_000
+    queue_ms: Milliseconds = 400
     body_limit: Annotated[int, Field(gt=0, le=2**26)] = 2**18
     page_limit: Annotated[int, Field(gt=0, le=10_000)] = 1000
 

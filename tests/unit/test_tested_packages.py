@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 
 from cachesync.slots import redis_py_internals
 from cachesync.tested_packages import require_tested
-from serving import gunicorn_internals, prometheus_internals
+from serving import prometheus_internals, uvicorn_internals
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -25,7 +25,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
     ("package", "module"),
     [
         ("redis", redis_py_internals),
-        ("gunicorn", gunicorn_internals),
+        ("uvicorn", uvicorn_internals),
         ("prometheus-client", prometheus_internals),
     ],
 )

@@ -214,8 +214,15 @@ def settings(**changed: Any) -> Settings:
     return Settings.model_validate({**usual, **changed})
 
 
-def app_on(service: MemoryService) -> App:
+def app_on(service: MemoryService, **changed: Any) -> App:
+    """Return the application of a service.
+
+    Args:
+        service: the stand-in for the library.
+        changed: settings that differ from the usual ones.
+    """
+
     async def open_service(_settings: Settings) -> Service:
         return cast("Service", service)
 
-    return create_app(settings(), open_service)
+    return create_app(settings(**changed), open_service)

@@ -12,11 +12,13 @@ import orjson
 import pytest
 import structlog
 from falcon.testing import ASGIConductor
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
 from cachesync.entity import Entity
 from cachesync.errors import DatabaseUnavailableError, NotInstalledError
 from serving import logs
 from serving.app import create_app
+from serving.worker import Worker
 from tests.unit.serving.stand_in import WORD, MemoryService, app_on, served, settings
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from cachesync.service.service import Service
     from serving.app import App
+    from serving.request import Message, Receive
     from serving.settings import Settings
 
 
@@ -129,37 +132,71 @@ async def test_service_is_closed_after_the_last_request() -> None:
     assert service.closed
 
 
-async def start(app: App, state: dict[str, bool]) -> tuple[int, str | None]:
-    """Start an application that cannot start; return the exit code and the error in the only log entry."""
+async def start(app: App) -> tuple[list[dict[str, Any]], str | None]:
+    """Start an application that cannot start; return its events and the error in the only log entry."""
     events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     await events.put({"type": "lifespan.startup"})
-    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
-    with structlog.testing.capture_logs() as lines, pytest.raises(SystemExit) as caught:
-        await app(scope, events.get, cast("Any", events.put))
+    scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+    sent: list[dict[str, Any]] = []
+
+    async def send(event: dict[str, Any]) -> None:
+        sent.append(event)
+
+    with structlog.testing.capture_logs() as lines:
+        await app(scope, events.get, send)
     (line,) = lines
     assert (line["log_level"], line["event"]) == ("critical", "cannot start")
-    return cast("int", caught.value.code), line.get("error")
+    return sent, line.get("error")
+
+
+# Without Falcon's message, which is a traceback: the reason is in the log already.
+FAILED = [{"type": "lifespan.startup.failed"}]
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "code"),
+    "error",
     [
-        (NotInstalledError("run `cachesync install`"), {"replaces_another": False}, 3),
-        (NotInstalledError("run `cachesync install`"), {"replaces_another": True}, 3),
-        (DatabaseUnavailableError("no response"), {}, 3),
-        (DatabaseUnavailableError("no response"), {"replaces_another": True}, 1),
-        (RuntimeError("a bug"), {}, 3),
+        NotInstalledError("run `cachesync install`"),
+        DatabaseUnavailableError("no response"),
+        RuntimeError("a bug"),
     ],
 )
-async def test_service_that_cannot_start_exits_with_the_reason(
-    error: Exception, state: dict[str, bool], code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_service_that_cannot_start_logs_the_reason(error: Exception) -> None:
     async def fail(_settings: Settings) -> Service:
         raise error
 
-    monkeypatch.setattr("serving.app._RESTART_PAUSE_SECONDS", 0)
     reason = None if isinstance(error, RuntimeError) else str(error)
-    assert await start(create_app(settings(), fail), state) == (code, reason)
+    assert await start(create_app(settings(), fail)) == (FAILED, reason)
+
+
+@pytest.mark.parametrize(
+    ("error", "replaces_another", "code"),
+    [
+        (NotInstalledError("run `cachesync install`"), False, 3),
+        (NotInstalledError("run `cachesync install`"), True, 3),
+        (DatabaseUnavailableError("no response"), False, 3),
+        (DatabaseUnavailableError("no response"), True, 1),
+        (RuntimeError("a bug"), True, 3),
+    ],
+)
+async def test_gunicorn_replaces_only_a_process_without_a_database_whose_predecessor_had_one(
+    error: Exception,
+    replaces_another: bool,  # noqa: FBT001 - pytest passes it by name
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def serve(_: Worker) -> None:
+        raise SystemExit(3)
+
+    monkeypatch.setattr("serving.worker._RESTART_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(UvicornWorker, "_serve", serve)
+    worker = Worker.__new__(Worker)
+    worker.wsgi = create_app(settings())
+    worker.wsgi.start_error = error
+    worker.replaces_another = replaces_another
+    with pytest.raises(SystemExit) as caught:
+        await worker._serve()  # noqa: SLF001 - uvicorn-worker calls it
+    assert caught.value.code == code
 
 
 async def test_entity_cannot_use_a_path_of_the_service_itself() -> None:
@@ -167,16 +204,25 @@ async def test_entity_cannot_use_a_path_of_the_service_itself() -> None:
     taken = service.word.entity.model_dump() | {"path": "/openapi.json", "ttl": "1h", "absent_ttl": "1m"}
     service.word.entity = Entity.model_validate(taken)
     reason = "entity 'word' cannot use the path /openapi.json, which the service itself uses"
-    assert await start(app_on(service), {}) == (3, reason)
+    assert await start(app_on(service)) == (FAILED, reason)
 
 
 async def answer_to(
-    app: App, method: str, headers: dict[str, str], received: list[dict[str, Any]]
+    app: App, method: str, headers: dict[str, str], received: list[dict[str, Any]] | Receive
 ) -> list[dict[str, Any]]:
-    """Return the messages that the application sends, if the client disconnects after these messages."""
+    """Return the messages that the application sends.
+
+    Args:
+        app: the application.
+        method: the method of the request.
+        headers: its headers.
+        received: the messages that the application receives before the client disconnects, or what to call.
+    """
     sent: list[dict[str, Any]] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Message:
+        if not isinstance(received, list):
+            return await received()
         return received.pop(0) if received else {"type": "http.disconnect"}
 
     async def send(event: Any) -> None:
@@ -208,15 +254,33 @@ async def test_body_that_never_arrives_returns_408(service: MemoryService) -> No
     assert orjson.loads(sent[1]["body"])["type"] == "/problems/request-timeout"
 
 
-async def test_client_that_expects_100_continue_gets_it_only_if_the_body_is_read(
-    service: MemoryService,
-) -> None:
+async def test_body_whose_connection_is_closed_is_not_taken_for_a_whole_one(service: MemoryService) -> None:
+    row = b'{"id": 1, "name": "Ada"}'
+    events = [{"type": "http.request", "body": row, "more_body": True}]
+    sent = await answer_to(app_on(service), "POST", JSON | {"transfer-encoding": "chunked"}, events)
+    assert sent[0]["status"] == 408
+    assert service.student.given == []
+
+
+async def test_body_that_takes_too_long_returns_408(service: MemoryService) -> None:
+    app = app_on(service, client_timeout_ms=50)
+
+    async def silence() -> dict[str, Any]:
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
+
+    sent = await answer_to(app, "POST", JSON | {"content-length": "30"}, silence)
+    assert sent[0]["status"] == 408
+    assert orjson.loads(sent[1]["body"])["detail"] == "the body did not arrive within 0.05 s"
+
+
+async def test_body_is_received_only_if_it_is_wanted(service: MemoryService) -> None:
+    """The server sends 100 Continue when the application receives the body."""
     body = b'{"id": 1, "name": "Ada"}'
-    for length, statuses in ((str(len(body)), [100, 201, None]), ("5000", [413, None])):
-        headers = JSON | {"expect": "100-continue", "content-length": length}
+    for length, status, remaining in ((str(len(body)), 201, 0), ("5000", 413, 1)):
         events = [{"type": "http.request", "body": body, "more_body": False}]
-        sent = await answer_to(app_on(service), "POST", headers, events)
-        assert [event.get("status") for event in sent] == statuses
+        sent = await answer_to(app_on(service), "POST", JSON | {"content-length": length}, events)
+        assert (sent[0]["status"], len(events)) == (status, remaining)
 
 
 async def test_response_does_not_wait_for_a_body_that_is_not_read(service: MemoryService) -> None:
@@ -224,13 +288,6 @@ async def test_response_does_not_wait_for_a_body_that_is_not_read(service: Memor
     assert sent[0]["status"] == 200
     sent = await answer_to(app_on(service), "PUT", {"content-length": "30"}, [])
     assert sent[0]["status"] == 405
-
-
-async def test_websocket_is_refused_without_a_message(service: MemoryService) -> None:
-    async def unused(*_: object) -> Any:
-        raise AssertionError
-
-    await app_on(service)({"type": "websocket", "path": "/students"}, unused, unused)
 
 
 def test_logs_have_one_json_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,65 @@
+"""Admission: how many requests are worked on at once, so that an overloaded service stays fast."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, NoReturn
+
+_SECONDS: Final = 0.1
+# Of the new rate, in the moving average.
+_WEIGHT: Final = 0.5
+# Always admitted: more than the requests that can be slow at once because they wait for the same row.
+_FLOOR: Final = 32
+_GROWTH: Final = 1.25
+
+
+class Admission:
+    """Limits the requests in flight to those that the process can finish in time.
+
+    The number in flight divided by the number finished per second is the time that a request takes (Little's
+    law). When this exceeds the target, new requests are refused until it no longer does. Unlike a fixed
+    number, this fits hits as well as pages, which take fifty times as long, and allows bursts.
+
+    Args:
+        seconds: the target.
+        limit: maximum number in flight in any case.
+
+    Attributes:
+        limit: the current limit.
+        in_flight: the number of requests in flight.
+        finished: the number of requests that have finished.
+        refused: the number of requests that were refused.
+    """
+
+    def __init__(self, seconds: float, limit: int) -> None:
+        self._seconds = seconds
+        self._maximum = limit
+        self._rate = 0.0
+        self.limit = limit
+        self.in_flight = 0
+        self.finished = 0
+        self.refused = 0
+
+    def adapt(self, finished: int, seconds: float) -> None:
+        """Adapt the limit.
+
+        Args:
+            finished: the number of requests that have finished in this time.
+            seconds: the time since the last call.
+        """
+        self._rate += _WEIGHT * (finished / seconds - self._rate)
+        sustainable = int(self._rate * self._seconds)
+        if self.in_flight > max(_FLOOR, sustainable):
+            self.limit = min(self._maximum, max(_FLOOR, sustainable))
+        else:
+            self.limit = min(self._maximum, int(self.limit * _GROWTH) + 1)
+
+    async def keep_adapting(self) -> NoReturn:
+        """Adapt the limit until canceled."""
+        loop = asyncio.get_running_loop()
+        then, finished = loop.time(), self.finished
+        while True:
+            await asyncio.sleep(_SECONDS)
+            now = loop.time()
+            self.adapt(self.finished - finished, now - then)
+            then, finished = now, self.finished

@@ -1,0 +1,369 @@
+"""Connections of the HTTP server: uvicorn's protocol with the checks and limits that it lacks.
+
+It builds on uvicorn's internals, and names the versions that it was tested with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from cachesync.tested_packages import require_tested
+from serving import problems
+from serving.request import request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serving.problems import Kind
+
+TESTED: Final = ">=0.54,<0.55"
+
+require_tested("uvicorn", TESTED)
+
+# PostgreSQL can index a text key of 2.7 kB, which is up to three times as long when percent-encoded.
+_MAX_TARGET_BYTES: Final = 8190
+_MAX_FIELDS: Final = 100
+_MAX_HEAD_BYTES: Final = 2**14
+# A client may use this many bytes to send one byte of a body in chunks.
+_MAX_BYTES_PER_BYTE: Final = 8
+# What is left of a body whose response has been sent is read, because many clients send the whole body before
+# they read the response. Closing the connection earlier could make them lose it.
+_MAX_UNUSED_BYTES: Final = 2**20
+# The answers that clients have not read yet are kept in memory.
+_MAX_UNREAD_BYTES: Final = 2**26
+# Connections beyond the limit, on which a worker process answers only health checks and `/metrics`.
+_RESERVED: Final = 32
+_MAX_PIPELINED: Final = 100
+# A client has this long to close its side of a connection that the service has closed, in seconds.
+_CLOSING_SECONDS: Final = 2.0
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+_CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
+_ALWAYS_ANSWERED: Final = (b"/health/", b"/metrics")
+
+
+class _RefusedError(Exception):
+    """A request that is not carried out, and ends its connection."""
+
+    def __init__(self, kind: Kind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class Connections:
+    """The open connections of a worker process, and the limits that they share.
+
+    Attributes:
+        limit: maximum number of connections.
+        timeout: maximum time for a client to send a request or to read a response, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 1000
+        self.timeout = 20.0
+        # In the order in which they were opened.
+        self._open: dict[Connection, None] = {}
+        # The connections whose clients read too slowly, with the bytes that wait for each.
+        self._unread: dict[Connection, int] = {}
+        self._unread_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection) -> None:
+        """Add a connection; if there are too many, close one that has been waiting for a request."""
+        if len(self._open) >= self.limit:
+            stale = next((other for other in self._open if other.is_stale), None)
+            if stale is not None:
+                stale.transport.abort()
+                self.remove(stale)
+        self._open[connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that has been closed."""
+        self._open.pop(connection, None)
+        self.read(connection)
+
+    def unread(self, connection: Connection, size: int) -> None:
+        """Note that a client does not read its response; if too much is waiting, close the oldest of them.
+
+        Args:
+            connection: the client's connection.
+            size: the bytes that wait for the client.
+        """
+        self.read(connection)
+        self._unread[connection] = size
+        self._unread_bytes += size
+        while self._unread_bytes > _MAX_UNREAD_BYTES and len(self._unread) > 1:
+            oldest = next(iter(self._unread))
+            oldest.transport.abort()
+            self.read(oldest)
+
+    def read(self, connection: Connection) -> None:
+        """Note that a client has read its response, or is gone."""
+        self._unread_bytes -= self._unread.pop(connection, 0)
+
+    async def keep_sweeping(self) -> NoReturn:
+        """Close the connections of clients that take too long, until canceled."""
+        seconds = min(1.0, self.timeout / 4)
+        while True:
+            await asyncio.sleep(seconds)
+            for connection in list(self._open):
+                connection.sweep(seconds)
+
+
+#: Those of this worker process.
+connections: Final = Connections()
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that does not outlast its client's patience, and accepts only unambiguous requests.
+
+    Beyond uvicorn's protocol, it limits the head of a request, the time that a client takes, and what it
+    leaves unread, requires a valid Host and no transfer coding other than chunked, sends problem details, and
+    cancels the request of a client that has left.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Bytes of the current request other than its body.
+        self._head_bytes = 0
+        self._unused_bytes = 0
+        self._field_bytes = 0
+        self._in_head = False
+        self._host: bytes | None = None
+        self._coded = False
+        # Responds to a malformed request once the requests before it have been answered.
+        self._refusal: bytes | None = None
+        self._finished = False
+        self._running: RequestResponseCycle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_surplus = False
+        # What the client is being waited for, and for how long.
+        self._wait: tuple[str, RequestResponseCycle | None] | None = None
+        self._waited = 0.0
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it has been waiting for a request for a while."""
+        return self._wait is not None and self._wait[0] == "request" and self._waited > 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Register the connection."""
+        super().connection_made(transport)
+        connections.add(self)
+        self._is_surplus = len(connections) > connections.limit
+        if len(connections) > connections.limit + _RESERVED:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the request in progress, whose response nobody would receive."""
+        connections.remove(self)
+        super().connection_lost(exc)
+        if self.cycle is not None and not self.cycle.response_complete and self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what the client sent."""
+        self._unset_keepalive_if_required()
+        while data:
+            if self._finished or self._refusal is not None:
+                return
+            self._head_bytes += len(data)
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                # To any other protocol than HTTP/1.1, which a server may ignore (RFC 9110, section 7.8).
+                data = data[upgrade.args[0] :]
+                continue
+            except HttpParserError as error:
+                cause = error.__context__
+                if isinstance(cause, _RefusedError):
+                    self._refuse(cause.kind, str(cause))
+                else:
+                    self._refuse(problems.MALFORMED_REQUEST, "the request is not valid HTTP/1.1")
+            else:
+                if self._head_bytes > _MAX_HEAD_BYTES:
+                    self._refuse(*_too_large(self._in_head and not self.headers))
+            return
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._in_head = True
+        self._field_bytes = 0
+        self._host = None
+        self._coded = False
+
+    def on_url(self, url: bytes) -> None:
+        """Add a part of the target."""
+        super().on_url(url)
+        if len(self.url) > _MAX_TARGET_BYTES:
+            raise _RefusedError(*_too_large(target=True))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a field of the head; those of a trailer are ignored."""
+        if not self._in_head:
+            return
+        name = name.lower()
+        if name in _CHECKED:
+            self._check(name, value)
+        self._field_bytes += len(name) + len(value)
+        self.headers.append((name, value))
+        if self._field_bytes > _MAX_HEAD_BYTES or len(self.headers) > _MAX_FIELDS:
+            raise _RefusedError(*_too_large(target=False))
+
+    def _check(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            if self._host is not None:
+                raise _RefusedError(problems.MALFORMED_REQUEST, "the request has more than one Host")
+            if not _HOST.fullmatch(value):
+                raise _RefusedError(problems.MALFORMED_REQUEST, "Host is invalid")
+            self._host = value
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        else:
+            if self._coded or value.lower() != b"chunked":
+                raise _RefusedError(
+                    problems.UNSUPPORTED_CODING, "the only supported transfer coding is chunked"
+                )
+            self._coded = True
+
+    def on_headers_complete(self) -> None:
+        """Begin to answer the request, unless its head is invalid."""
+        self._in_head = False
+        version = self.parser.get_http_version()
+        if version == "1.1":
+            if self._host is None:
+                raise _RefusedError(problems.MALFORMED_REQUEST, "the request has no Host")
+        elif version != "1.0" or self._coded:
+            raise _RefusedError(problems.UNSUPPORTED_VERSION, "the supported HTTP version is 1.1")
+        if self._is_surplus and not self.url.startswith(_ALWAYS_ANSWERED):
+            raise _RefusedError(problems.OVERLOADED, "the service has too many connections; try again")
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise _RefusedError(problems.OVERLOADED, "too many requests wait on this connection; try again")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Add a part of the body."""
+        self._head_bytes -= (_MAX_BYTES_PER_BYTE + 1) * len(body)
+        if self.cycle.response_complete:
+            self._unused_bytes += len(body)
+            if self._unused_bytes > _MAX_UNUSED_BYTES:
+                self._finish()
+            return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request."""
+        self.cycle.more_body = False
+        self._head_bytes = 0
+        self._unused_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Continue with the next request, or refuse it."""
+        super().on_response_complete()
+        if self._refusal is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self._write_refusal(self._refusal)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
+        self._running = cycle
+        self._task = task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def pause_writing(self) -> None:
+        """Note that the client does not read its response."""
+        super().pause_writing()
+        connections.unread(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Note that the client has read its response."""
+        super().resume_writing()
+        connections.read(self)
+
+    def sweep(self, seconds: float) -> None:
+        """Close the connection if its client has taken too long.
+
+        Args:
+            seconds: the time since the last call.
+        """
+        wait = self._awaited()
+        if wait is None or wait != self._wait:
+            self._wait = wait
+            self._waited = 0.0
+            return
+        self._waited += seconds
+        if self._waited < (_CLOSING_SECONDS if wait[0] == "end" else connections.timeout):
+            return
+        if wait[0] == "request" and self._head_bytes > 0:
+            self._refuse(problems.REQUEST_TIMEOUT, "the request did not arrive in time")
+        else:
+            self.transport.abort()
+
+    def _awaited(self) -> tuple[str, RequestResponseCycle | None] | None:
+        """Return what the client is being waited for; None if it is not."""
+        if self.flow.write_paused or (self.transport.is_closing() and self.transport.get_write_buffer_size()):
+            return "reading", self.cycle
+        if self._finished:
+            return "end", None
+        if self.cycle is None or self.cycle.response_complete:
+            return "request", self.cycle
+        # The application limits the time for the body.
+        return None
+
+    def _refuse(self, kind: Kind, detail: str) -> None:
+        """Respond with a problem after the responses to earlier requests, then close the connection."""
+        body = problems.document(kind, detail, "")
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", problems.MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            (b"x-request-id", request_id(self.headers or ()).encode()),
+        ]
+        if kind is problems.OVERLOADED:
+            fields.append((b"retry-after", problems.RETRY_SECONDS.encode()))
+        head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self._refusal = STATUS_LINE[kind.status] + head + b"\r\n" + body
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._write_refusal(self._refusal)
+        elif cycle.more_body:
+            # The error is in the body of this request, which must not be carried out.
+            if self.pipeline:
+                self.pipeline.popleft()
+                self.cycle = self.pipeline[0][0] if self.pipeline else self._running  # type: ignore[assignment]
+            elif not cycle.response_started:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self._write_refusal(self._refusal)
+
+    def _write_refusal(self, refusal: bytes) -> None:
+        self.transport.write(refusal)
+        self._finish()
+
+    def _finish(self) -> None:
+        """Close this side of the connection, and ignore what still arrives until the client closes its side.
+
+        Closing both at once would reset the connection of a client that is still sending, and could make it
+        lose the response.
+        """
+        self._finished = True
+        self._wait = None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+def _too_large(target: bool) -> tuple[Kind, str]:  # noqa: FBT001
+    if target:
+        return problems.TARGET_TOO_LONG, f"the target must not exceed {_MAX_TARGET_BYTES} bytes"
+    return (
+        problems.HEAD_TOO_LARGE,
+        f"the head must not exceed {_MAX_FIELDS} fields and {_MAX_HEAD_BYTES} bytes",
+    )
