@@ -38,9 +38,9 @@ class Constant(Process):
         super().__init__("constant", folder, {"constant": self.port})
 
     def command(self) -> list[str]:
-        """Return the `gunicorn` command line: one `asgi` worker process with uvloop and the fast parser."""
+        """Return the `gunicorn` command line: one worker process with uvicorn's own protocol."""
         gunicorn = Path(sys.executable).with_name("gunicorn")
-        options = ["--worker-class", "asgi", "--asgi-loop", "uvloop", "--http-parser", "fast"]
+        options = ["--worker-class", "uvicorn_worker.UvicornWorker", "--no-control-socket"]
         return [str(gunicorn), *options, "--bind", f"{HOST}:{self.port}", "benchmarks.constant:app"]
 
     def working_folder(self) -> Path:
