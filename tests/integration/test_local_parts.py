@@ -154,7 +154,7 @@ def test_data_and_logs_can_be_read_by_their_owner_only(state_folder: Path) -> No
     folder = state_folder / "own"
     server = Kafka(folder, jars=REPOSITORY / ".local" / "kafka")
     # As an earlier version created them.
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "kafka-data").mkdir(parents=True)
     server.log.touch()
     with server, Postgres(folder) as database, Redis(folder):
