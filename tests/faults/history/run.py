@@ -172,7 +172,7 @@ def _print(console: Console, faults: list[Fault], system: System, watch: rest.Wa
     for fault in faults:
         fault.in_step = in_step
         console.print(
-            f"{fault.kind:<13}{fault.part:<22}{fault.repaired - fault.begin:6.1f} s, "
+            f"{fault.kind:<15}{fault.part:<22}{fault.repaired - fault.begin:6.1f} s, "
             f"in step after {fault.in_step - fault.repaired:6.1f} s",
             highlight=False,
         )
