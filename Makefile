@@ -7,7 +7,7 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up unit test faults compose docker images containers check format lock clean
+.PHONY: help setup demo up unit test faults compose docker images containers check format lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ lock: setup ## upgrade all dependencies and pin them in each requirements.txt
 	$(PIN) --constraint requirements.txt --group jenkins -o jenkins-job/requirements.txt
 	$(PIN) --constraint requirements.txt pyproject.toml --extra serving -o serving/requirements.txt
 	$(PIN) --constraint requirements.txt pyproject.toml --extra airflow -o plugins/requirements.txt
+
+audit: setup ## check the pinned packages for known vulnerabilities, and list those behind their newest release
+	$(PYTHON) -m local.audit
 
 clean: ## remove the environment and all local state
 	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* /var/tmp/db-cache-sync-$$(id -u)
