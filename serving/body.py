@@ -37,6 +37,12 @@ _MAX_DEPTH: Final = 64
 _MAX_DIGITS: Final = 131_072
 _MAX_DECIMALS: Final = 16_383
 _MAX_ERRORS: Final = 20
+# Shorter numbers can be written with all of their digits.
+_SHORT_DIGITS: Final = 40
+_EXPONENT: Final = re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,6})(?![0-9])")
+# Arrays, composite values and ranges, whose numbers can be strings.
+_WITH_NUMBERS: Final = frozenset("ACR")
+_WITHOUT_NUMBERS: Final = frozenset({"_text", "_varchar", "_bpchar", "_jsonb"})
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
 _KINDS: Final = {
@@ -68,6 +74,11 @@ class Bodies:
             column.name for column in cache.columns if column.integer_range is not None
         )
         self._generated = frozenset(column.name for column in cache.columns if column.generated)
+        self._texts_of_numbers = frozenset(
+            column.name
+            for column in cache.columns
+            if column.category in _WITH_NUMBERS and column.base_type not in _WITHOUT_NUMBERS
+        )
         self._insert = _validator(insert_schema(cache))
         self._replace = _validator(replace_schema(cache))
         self._patch = _validator(patch_schema(cache))
@@ -125,14 +136,36 @@ class Bodies:
         except UnicodeDecodeError as error:
             detail = f"invalid UTF-8 at byte offset {error.start}"
             raise Problem(problems.INVALID_ENCODING, detail) from None
-        return text, _parse(text)
+        return text, self._parse(text)
 
     def _refuse_length(self) -> NoReturn:
         detail = f"the body must not exceed {self._limit} bytes"
         raise Problem(problems.BODY_TOO_LARGE, detail)
 
+    def _parse(self, text: str) -> dict[str, Any]:
+        """Return the members of a JSON object with exact numbers."""
+        members = _decode(text)
+        size = len(text)
+        for name, value in members.items():
+            try:
+                _require_text(name)
+                size += _growth(value, 1, texts=name in self._texts_of_numbers)
+            except _UnstorableError as error:
+                raise field_problem(error.kind, FieldError(name, error.message)) from None
+        # 1e131071 has eight characters, and in PostgreSQL's JSON 131,072.
+        if size > self._limit:
+            detail = (
+                f"with its numbers written out, the body would have {size} characters; at most {self._limit}"
+            )
+            raise Problem(problems.BODY_TOO_LARGE, detail)
+        return members
+
     def _validate(self, validator: Draft202012Validator, members: dict[str, Any]) -> None:
-        errors = validator.iter_errors(members)
+        try:
+            errors = list(validator.iter_errors(members))
+        except ValueError:
+            # The validator converts integers, which Python refuses for more than 4,300 digits.
+            errors = list(validator.iter_errors({name: _rounded(value) for name, value in members.items()}))
         found = list(islice((finding for error in errors for finding in self._findings(error)), _MAX_ERRORS))
         if found:
             raise field_problem(found[0][0], *(finding for _, finding in found))
@@ -199,8 +232,19 @@ def _require_media_type(request: Request, accepted: tuple[str, ...]) -> None:
         )
 
 
-def _parse(text: str) -> dict[str, Any]:
-    """Return the members of a JSON object with exact numbers."""
+def _rounded(value: object) -> object:
+    """Return a value that the schema accepts or rejects for the same reason, without long integers."""
+    match value:
+        case Decimal():
+            return Decimal(f"{'-' if value.is_signed() else ''}1E{value.adjusted()}")
+        case dict():
+            return {}
+        case list():
+            return []
+    return value
+
+
+def _decode(text: str) -> dict[str, Any]:
     try:
         members = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -210,12 +254,6 @@ def _parse(text: str) -> dict[str, Any]:
         raise _too_deep() from None
     if not isinstance(members, dict):
         raise Problem(problems.NOT_AN_OBJECT, "the body must be an object whose members are the row's fields")
-    for name, value in members.items():
-        try:
-            _require_text(name)
-            _require_storable(value, 1)
-        except _UnstorableError as error:
-            raise field_problem(error.kind, FieldError(name, error.message)) from None
     return members
 
 
@@ -228,11 +266,24 @@ class _UnstorableError(Exception):
         self.message = message
 
 
-def _require_storable(value: object, depth: int) -> None:
+def _growth(value: object, depth: int, *, texts: bool) -> int:
+    """Return how many characters a value grows by if PostgreSQL writes its numbers out in full.
+
+    Args:
+        value: the value.
+        depth: the number of objects and arrays that contain it.
+        texts: whether its strings can be numbers.
+
+    Raises:
+        _UnstorableError: PostgreSQL cannot store the value.
+    """
+    growth = 0
     if isinstance(value, str):
         _require_text(value)
+        if texts:
+            growth = sum(_zeros(int(exponent[1])) for exponent in _EXPONENT.finditer(value))
     elif isinstance(value, Decimal):
-        _require_number(value)
+        growth = _require_number(value)
     elif isinstance(value, dict | list):
         if depth == _MAX_DEPTH:
             raise _too_deep()
@@ -240,8 +291,8 @@ def _require_storable(value: object, depth: int) -> None:
             for name in value:
                 _require_text(name)
             value = list(value.values())
-        for item in value:
-            _require_storable(item, depth + 1)
+        growth = sum(_growth(item, depth + 1, texts=texts) for item in value)
+    return growth
 
 
 def _require_text(text: str) -> None:
@@ -253,10 +304,17 @@ def _require_text(text: str) -> None:
         raise _UnstorableError(problems.INVALID_TEXT, "must not contain an unpaired surrogate") from None
 
 
-def _require_number(number: Decimal) -> None:
-    exponent = number.as_tuple().exponent
+def _require_number(number: Decimal) -> int:
+    _, digits, exponent = number.as_tuple()
     if not isinstance(exponent, int) or number.adjusted() >= _MAX_DIGITS or -exponent > _MAX_DECIMALS:
         raise _UnstorableError(problems.OUT_OF_RANGE, "is a number that PostgreSQL cannot store")
+    return _zeros(exponent if exponent > 0 else min(0, exponent + len(digits)))
+
+
+def _zeros(exponent: int) -> int:
+    """Return how many zeros replace an exponent; 0 if they are few, or if PostgreSQL refuses the number."""
+    most = _MAX_DIGITS if exponent > 0 else _MAX_DECIMALS
+    return abs(exponent) if _SHORT_DIGITS < abs(exponent) <= most else 0
 
 
 def _too_deep() -> Problem:

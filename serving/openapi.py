@@ -157,7 +157,7 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
         {
             "name": "limit",
             "in": "query",
-            "description": "Maximum number of rows per page",
+            "description": "Maximum number of rows per page; a page of large rows ends earlier",
             "schema": {**limit, "default": min(DEFAULT_PAGE, settings.page_limit)},
         },
         _parameter("X-Request-ID"),
@@ -248,6 +248,10 @@ def _one_row(cache: EntityCache) -> Part:
         "patch": {
             "operationId": f"merge_{name}",
             "summary": f"Apply a JSON merge patch (RFC 7396) to a row of {name}",
+            "description": (
+                "Objects in json, jsonb and composite columns are merged member by member; "
+                "null removes a member, or sets that of a composite value to null. Arrays are replaced."
+            ),
             "tags": [name],
             "parameters": guarded,
             "requestBody": merge,

@@ -49,16 +49,15 @@ class Rows:
         limit = self._limit(parameters.get("limit"))
         req.outcome = Outcome.BYPASS
         try:
-            rows = await self._cache.page(parameters.get("after"), limit + 1)
+            page = await self._cache.page(parameters.get("after"), limit)
         except InvalidValueError as error:
             raise field_problem(problems.INVALID_PARAMETER, FieldError("after", error.message)) from None
         following = None
-        if len(rows) > limit:
-            del rows[limit:]
-            following = f"{self._path}?{urlencode({'after': rows[-1].key, 'limit': limit})}"
+        if page.more:
+            following = f"{self._path}?{urlencode({'after': page[-1].key, 'limit': limit})}"
             resp.set_header("Link", f'<{following}>; rel="next"')
         resp.data = b'{"items": [%b], "next": %b}' % (
-            b", ".join([row.payload for row in rows]),
+            b", ".join([row.payload for row in page]),
             orjson.dumps(following),
         )
 

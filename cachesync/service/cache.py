@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cachesync.service.publisher import Publisher
     from cachesync.service.row_input import RowInput
     from cachesync.service.settings import ServiceSettings
-    from cachesync.service.table import Commit, Table, Transaction
+    from cachesync.service.table import Commit, Page, Table, Transaction
     from cachesync.slots.single import Slots
 
 # Between two reads of a slot whose lease another process holds.
@@ -169,6 +169,7 @@ class EntityCache:
         self._table = table
         self._slots = slots
         self._publisher = publisher
+        self._page_bytes = settings.page_bytes
         self._entities = entities
         # One load per key and process. Other reads wait until it ends, but do not use its row, which can be
         # older than a write that has been acknowledged since; the slot never is.
@@ -198,8 +199,10 @@ class EntityCache:
             answer = Read(Outcome.BYPASS, await self._from_database(key))
         return answer
 
-    async def page(self, after: str | None, limit: int) -> list[Row]:
+    async def page(self, after: str | None, limit: int) -> Page:
         """Read a page of rows in key order from the database.
+
+        A page of large rows ends early, at `ServiceSettings.page_bytes`.
 
         Args:
             after: the key that precedes the page; None for the first page.
@@ -215,7 +218,7 @@ class EntityCache:
             raise SettingsError(message)
         if after is not None:
             after = self.key_column.canonical_key(after)
-        return await self._table.page(after, limit)
+        return await self._table.page(after, limit, self._page_bytes)
 
     @_uninterrupted
     async def insert(self, row: RowInput) -> Written:

@@ -56,7 +56,7 @@ class Service:
         async with AsyncExitStack() as opened:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
-            tables = [await Table.open(database, entity) for entity in entities.values()]
+            tables = [await Table.open(database, entity, settings.row_limit) for entity in entities.values()]
             slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000)
             opened.push_async_callback(slots.close)
             publisher = Publisher(settings.kafka, database.mark_published)

@@ -32,6 +32,8 @@ class ServiceSettings(KafkaSettings):
         db_password: the password of that login.
         db_pool: maximum number of database connections per process.
         db_timeout_ms: timeout for a connection and for a statement, in milliseconds.
+        row_limit: maximum size of the payload of a row that this service writes, in bytes.
+        page_bytes: total size of the payloads of a page, in bytes; a row that reaches it is the last one.
         redis_url: the URL of this service's own Redis or Redis Cluster.
         redis_timeout_ms: timeout for a reply from that Redis, in milliseconds.
         lease_ms: lifetime of a lease, in milliseconds; must be longer than a load or a commit takes.
@@ -48,6 +50,9 @@ class ServiceSettings(KafkaSettings):
     db_password: SecretStr
     db_pool: Annotated[int, Field(gt=0, le=1000)] = 10
     db_timeout_ms: Milliseconds = 2000
+    # Kafka's own limit for a message is 1 MB.
+    row_limit: Annotated[int, Field(gt=0, le=2**30)] = 900_000
+    page_bytes: Annotated[int, Field(gt=0, le=2**30)] = 2**22
     # Not in the repr: it can contain a password.
     redis_url: Annotated[str, Field(repr=False)] = "redis://127.0.0.1:6379/0"
     redis_timeout_ms: Milliseconds = 100

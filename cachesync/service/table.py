@@ -44,9 +44,27 @@ _NO_VALUES: Final = RowInput.from_mapping({})
 _EVENTS: Final = {"insert": 4, "delete": 8, "update": 16}
 # Raised by the function `cachesync.drawn`.
 _DREW_NO_VERSION: Final = "CS001"
+# Raised by the function `cachesync.bounded`.
+_TOO_LARGE: Final = "CS002"
 # Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
 _OWN_CHANGES: Final = 1000
 _OWN_PAYLOAD_BYTES: Final = 4 << 20
+
+
+class Page(list[Row]):
+    """Rows in key order.
+
+    Args:
+        rows: the rows.
+        more: whether other rows follow.
+
+    Attributes:
+        more: whether other rows follow.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, more: bool) -> None:
+        super().__init__(rows)
+        self.more = more
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +111,7 @@ class Table:
         columns: the served columns.
         fingerprint: the schema fingerprint of the entity.
         constraints: the columns of each constraint and unique index of the table, by its name.
+        row_limit: maximum size of the payload of a written row, in bytes.
 
     Attributes:
         entity: the entity.
@@ -107,11 +126,14 @@ class Table:
         entity: Entity,
         columns: tuple[Column, ...],
         fingerprint: bytes,
+        *,
         constraints: dict[str, tuple[str, ...]],
+        row_limit: int,
     ) -> None:
         self._database = database
         self.entity = entity
         self._constraints = constraints
+        self._row_limit = row_limit
         self._columns = {column.name: column for column in columns}
         self.columns = columns
         self.key_column = self._columns[entity.key]
@@ -128,18 +150,21 @@ class Table:
             ),
         }
         self._read = statement("service/read", **self._fragments)
-        self._page = statement("service/page", **self._fragments)
+        follows = f"t.{self._fragments['key']} > $1::text::{self._fragments['key_type']}"
+        self._first_page = statement("service/page", follows="$1::text IS NULL", **self._fragments)
+        self._page = statement("service/page", follows=follows, **self._fragments)
         self._delete = statement("service/delete", spreads=self._spreads("delete"), **self._fragments)
         # One entry per set of columns that clients send, which bounds their number.
         self._writes: dict[tuple[str, ...], str] = {}
 
     @classmethod
-    async def open(cls, database: Database, entity: Entity) -> Table:
+    async def open(cls, database: Database, entity: Entity, row_limit: int) -> Table:
         """Check that the entity is installed as declared, and return its table.
 
         Args:
             database: the database.
             entity: the entity.
+            row_limit: maximum size of the payload of a written row, in bytes.
 
         Raises:
             NotInstalledError: the entity is not installed, or is declared differently.
@@ -178,7 +203,8 @@ class Table:
             entity,
             columns,
             registered.fingerprint.encode(),
-            {record["name"]: tuple(record["columns"] or ()) for record in constraints},
+            constraints={record["name"]: tuple(record["columns"] or ()) for record in constraints},
+            row_limit=row_limit,
         )
 
     async def read(self, key: str) -> Row | None:
@@ -191,18 +217,28 @@ class Table:
                 return None
         return None if record is None else self._row(key, record)
 
-    async def page(self, after: str | None, limit: int) -> list[Row]:
-        """Return at most `limit` rows in key order, starting after the key `after`.
+    async def page(self, after: str | None, limit: int, size: int) -> Page:
+        """Return rows in key order.
+
+        Args:
+            after: the key that precedes the page; None for the first page.
+            limit: maximum number of rows.
+            size: total size of the payloads in bytes; a row that reaches it is the last one.
 
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
         async with self._database.connection() as connection:
             try:
-                records = await connection.fetch(self._page, after, limit)
+                records = await connection.fetch(
+                    self._first_page if after is None else self._page, after, limit, size
+                )
             except asyncpg.DataError as error:
                 raise InvalidValueError(self.key_column.name, _text_of(error)) from error
-        return [self._row(record["key"], record) for record in records]
+        more = bool(records) and records[-1]["payload"] is None
+        if more:
+            records.pop()
+        return Page((self._row(record["key"], record) for record in records), more=more)
 
     async def insert(self, row: RowInput) -> Commit:
         """Insert a row.
@@ -222,7 +258,10 @@ class Table:
                 raise ConstraintViolatedError(None, (), message)
             if not record["version"]:
                 raise self._capture_lost()
-        found = self._row(inserted["key"], record)
+            found = self._row(inserted["key"], record)
+            if len(found.payload) > self._row_limit:
+                size = f"{len(found.payload)} bytes"
+                raise self._too_large(size)
         return Commit(found.key, found.version, found, _transaction(inserted, started))
 
     async def replace(self, key: str, row: RowInput, expected: Sequence[int] | None) -> Commit | None:
@@ -320,6 +359,11 @@ class Table:
             "service/spreads", relation=literal(self._fragments["table"]), event=str(_EVENTS[write])
         )
 
+    def _too_large(self, size: str) -> InvalidValueError:
+        return InvalidValueError(
+            None, f"the row has {size} when it is written out; the maximum is {self._row_limit} bytes"
+        )
+
     def _capture_lost(self) -> CaptureLostError:
         return CaptureLostError(
             f"the triggers of the table {self.entity.table} that make its changes known are missing or "
@@ -355,8 +399,9 @@ class Table:
             self._writes[cached] = statement(
                 "service/update",
                 assignments=assignments,
-                definitions=_definitions(given or [self.key_column]),
+                definitions=_definitions(given or [self.key_column], merged=kind == "merge"),
                 spreads=self._spreads("update"),
+                row_limit=str(self._row_limit),
                 **self._fragments,
             )
         return self._writes[cached]
@@ -375,8 +420,8 @@ class Table:
                 continue
             if column.name not in names:
                 yield f"{name} = DEFAULT"
-            elif kind == "merge" and column.base_type == "jsonb":
-                yield f"{name} = cachesync.merge_patch(t.{name}, p.{name})"
+            elif kind == "merge":
+                yield f"{name} = {_merged(column)}"
             else:
                 yield f"{name} = p.{name}"
 
@@ -388,6 +433,8 @@ class Table:
             except asyncpg.PostgresError as error:
                 if error.sqlstate == _DREW_NO_VERSION or _lacks_version(error):
                     raise self._capture_lost() from error
+                if error.sqlstate == _TOO_LARGE:
+                    raise self._too_large(error.message) from error
                 row_error = self._row_error_for(error)
                 if row_error is None or _lacks_column(row_error):
                     row_error = await self._locate(connection, given) or row_error
@@ -462,5 +509,26 @@ def _lacks_column(row_error: RowError) -> bool:
     return False
 
 
-def _definitions(columns: Iterable[Column]) -> str:
-    return ", ".join(f"{identifier(column.name)} {column.declared_type}" for column in columns)
+def _definitions(columns: Iterable[Column], *, merged: bool = False) -> str:
+    """Return the columns of a record as which PostgreSQL reads a JSON object.
+
+    Args:
+        columns: the columns.
+        merged: whether objects for composite columns stay JSON, to be merged with the stored ones.
+    """
+    return ", ".join(
+        f"{identifier(column.name)} {'jsonb' if merged and column.category == 'C' else column.declared_type}"
+        for column in columns
+    )
+
+
+def _merged(column: Column) -> str:
+    """Return the expression for the value of a column after a merge patch (RFC 7396)."""
+    name = identifier(column.name)
+    if column.base_type == "jsonb":
+        return f"cachesync.merge_patch(t.{name}, p.{name})"
+    if column.base_type == "json":
+        return f"cachesync.merge_patch(t.{name}::jsonb, p.{name}::jsonb)::json"
+    if column.category == "C":
+        return statement("service/merge_record", column=name, type=column.declared_type)
+    return f"p.{name}"

@@ -258,6 +258,18 @@ BEGIN
 END
 $cachesync$;
 
+-- A payload that a service may write. Fails if it is larger than that.
+CREATE OR REPLACE FUNCTION cachesync.bounded(payload text, bytes integer) RETURNS text
+LANGUAGE plpgsql
+AS $cachesync$
+BEGIN
+    IF octet_length(payload) > bytes THEN
+        RAISE EXCEPTION '% bytes', octet_length(payload) USING ERRCODE = 'CS002';
+    END IF;
+    RETURN payload;
+END
+$cachesync$;
+
 -- A service marks only the lines that its own login wrote; the background work marks all lines. Uses the primary key,
 -- whatever the statistics are. With IS NULL, the planner could instead read all unpublished lines, which can be a
 -- million after a bulk change.
@@ -347,5 +359,6 @@ GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
 cachesync.drawn(bigint, bigint),
+cachesync.bounded(text, integer),
 cachesync.merge_patch(jsonb, jsonb)
 TO cachesync_service;

@@ -8,6 +8,6 @@ RETURNING
     cachesync.drawn(
         (SELECT o.row_version FROM {{table}} AS o WHERE o.{{key}} = $1::text::{{key_type}}), t.row_version
     ) AS version,
-    {{payload}} AS payload,
+    cachesync.bounded({{payload}}, {{row_limit}}) AS payload,
     CASE WHEN {{spreads}} THEN pg_current_xact_id()::text END AS transaction,
     transaction_timestamp() AS began;

@@ -31,7 +31,7 @@ from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -180,6 +180,152 @@ async def test_merge_patches_a_jsonb_column_by_member(courses: EntityCache) -> N
         "lab": {"seats": 10, "open": True},
         "new": [1],
     }
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ({"place": {"city": "Ulm"}}, {"place": {"street": "A", "city": "Ulm", "at": {"x": 1, "y": 2}}}),
+        ({"place": {"street": None}}, {"place": {"street": None, "city": "B", "at": {"x": 1, "y": 2}}}),
+        ({"place": {"at": {"y": 3}}}, {"place": {"street": "A", "city": "B", "at": {"x": 1, "y": 3}}}),
+        ({"place": None}, {"place": None}),
+        ({"doc": {"a": None, "b": {"c": 2}}}, {"doc": {"b": {"c": 2, "d": 1.10}}}),
+        ({"doc": [1]}, {"doc": [1]}),
+        ({"doc": None}, {"doc": None}),
+    ],
+)
+async def test_merge_patches_composite_and_json_columns_by_member(
+    places: EntityCache, patch: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    stored = {
+        "id": 1,
+        "place": {"street": "A", "city": "B", "at": {"x": 1, "y": 2}},
+        "doc": {"a": 1, "b": {"c": 1, "d": 1.10}},
+    }
+    await places.insert(RowInput.from_mapping(stored))
+    merged = (await places.merge("1", RowInput.from_mapping(patch), None)).row
+    assert merged is not None
+    assert json.loads(merged.payload) == stored | expected
+    # In an unset column, there is nothing to keep.
+    await places.replace("1", RowInput.from_mapping({"id": 1}), None)
+    merged = (await places.merge("1", RowInput.from_json(b'{"place":{"at":{"x":7}}}'), None)).row
+    assert merged is not None
+    assert json.loads(merged.payload)["place"] == {"street": None, "city": None, "at": {"x": 7, "y": None}}
+
+
+async def test_row_that_grows_too_large_is_rejected(open_service: OpenService) -> None:
+    async with open_service("sa", row_limit=1000) as service:
+        courses = service.caches["course"]
+        key = "6f1c2a34-90ab-4cde-8f01-23456789abcd"
+        # Ten characters, which are a thousand when they are written out.
+        large = RowInput.from_json(f'{{"id":"{key}","title":"x","details":1e1000}}')
+        writes: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: courses.insert(large),
+            lambda: courses.replace(key, large, None),
+            lambda: courses.merge(key, large, None),
+        )
+        for write in writes:
+            with pytest.raises(InvalidValueError, match=r"1\d\d\d bytes .* maximum is 1000 bytes"):
+                await write()
+            # There is no row to replace the first time, and one to update the second time.
+            await courses.replace(key, RowInput.from_mapping({"id": key, "title": "x"}), None)
+
+
+async def test_page_of_large_rows_ends_early(open_service: OpenService, admin: asyncpg.Connection) -> None:
+    await admin.execute(
+        "INSERT INTO student SELECT g, repeat('x', 100 * g), 1 FROM generate_series(1, 9) AS g"
+    )
+    async with open_service("sa", page_bytes=1000) as service:
+        students = service.caches["student"]
+        after, sizes, keys = None, [], []
+        while True:
+            page = await students.page(after, 5)
+            sizes.append(len(page))
+            keys += [row.key for row in page]
+            if not page.more:
+                break
+            after = page[-1].key
+    assert keys == [str(key) for key in range(1, 10)]
+    assert sizes == [4, 2, 2, 1]
+
+
+async def test_page_says_whether_rows_follow(students: EntityCache) -> None:
+    assert (await students.page(None, 2)).more is False
+    for key in (1, 2, 3):
+        await put(students, key, "x")
+    assert [(await students.page(None, limit)).more for limit in (2, 3, 4)] == [True, False, False]
+    assert (await students.page("3", 2)).more is False
+
+
+# A value of each kind that an input function or a constraint rejects, with an error code of its own.
+INVALID = {
+    "int4": "1.5",
+    "numeric(4,2)": 1000,
+    "date": "2026-02-30",
+    "timestamptz": "infinity and beyond",
+    "interval": "1 fortnight",
+    "uuid": "6f1c",
+    "bytea": "\\xz",
+    "xml": "<a",
+    "jsonpath": "$.",
+    "tsquery": "a &",
+    "int4range": "[2,1]",
+    "nummultirange": "{[1,2}",
+    "regclass": "missing",
+    "regproc": "now.now.now.now",
+    "regprocedure": "lower(missing)",
+    "regtype": "missing",
+    "regrole": "missing",
+    "inet": "1.2.3",
+    "macaddr": "x",
+    "point": "(1",
+    "bit(3)": "12",
+    "pg_lsn": "x",
+    "varchar(3)": "four",
+    "vector(3)": [1],
+    "int[]": [[1], [2, 3]],
+    "positive": -1,
+    "word": "two words",
+    "positive[]": [1, -1],
+    "pair": {"x": "a"},
+    "checked_pair": {"x": -1},
+    "color": "blue",
+}
+
+
+@pytest.mark.parametrize("kind", INVALID)
+async def test_every_error_of_an_input_function_names_its_column(
+    open_service: OpenService, admin: asyncpg.Connection, tmp_path: Path, kind: str
+) -> None:
+    await admin.execute(
+        "CREATE EXTENSION vector; CREATE DOMAIN positive AS int CHECK (VALUE > 0);"
+        "CREATE DOMAIN word AS text CHECK (VALUE ~ '^\\w+$'); CREATE TYPE pair AS (x int, y int);"
+        "CREATE TYPE color AS ENUM ('red'); CREATE DOMAIN checked_pair AS pair CHECK ((VALUE).x > 0);"
+        f"CREATE TABLE odd (id positive PRIMARY KEY, v {kind})"
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text('[odd]\ntable = "odd"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/odds"\n')
+    await install(admin, load_entities(file), Silent())
+    await admin.execute("INSERT INTO odd VALUES (1)")
+    async with open_service("sa", cachesync_entities=file) as service:
+        odd = service.caches["odd"]
+        row = RowInput.from_mapping({"id": 2, "v": INVALID[kind]})
+        patch = RowInput.from_mapping({"v": INVALID[kind]})
+        writes: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: odd.insert(row),
+            lambda: odd.replace("2", row, None),
+            lambda: odd.replace("1", patch, None),
+            lambda: odd.merge("1", patch, None),
+        )
+        for write in writes:
+            with pytest.raises((InvalidValueError, ConstraintViolatedError)) as refused:
+                await write()
+            assert str(refused.value).startswith("v: ")
+        # A key that the domain excludes is the key of no row.
+        assert (await odd.read("-1")).row is None
+        assert [row.key for row in await odd.page("-1", 10)] == ["1"]
+        with pytest.raises(RowNotFoundError):
+            await odd.delete("-1", None)
 
 
 async def test_numbers_keep_every_digit(courses: EntityCache) -> None:
@@ -582,6 +728,22 @@ async def test_decimals_in_json_columns_stay_numbers(words: EntityCache) -> None
     written = await words.insert(RowInput.from_mapping({"word": "one", "details": details}))
     assert written.row is not None
     assert b'"details":{"rates": [1.10]}' in written.row.payload
+
+
+@pytest.fixture
+async def places(
+    open_service: OpenService, admin: asyncpg.Connection, tmp_path: Path
+) -> AsyncIterator[EntityCache]:
+    """The cache of a table with a composite and a json column."""
+    await admin.execute(
+        "CREATE TYPE spot AS (x int, y int); CREATE TYPE place AS (street text, city text, at spot);"
+        "CREATE TABLE place_of (id int PRIMARY KEY, place place, doc json)"
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text('[place]\ntable = "place_of"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/p"\n')
+    await install(admin, load_entities(file), Silent())
+    async with open_service("sa", cachesync_entities=file) as service:
+        yield service.caches["place"]
 
 
 @pytest.fixture

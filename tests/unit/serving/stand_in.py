@@ -14,6 +14,7 @@ from cachesync.entity import Entity
 from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
 from cachesync.postgres.catalog import Column
 from cachesync.service.cache import EntityCache, Outcome, Read, Written
+from cachesync.service.table import Page
 from serving.app import create_app
 from serving.settings import Settings
 
@@ -97,13 +98,13 @@ class MemoryCache:
         self._fail()
         return Read(self.outcome, self._rows.get(self.key_column.canonical_key(key)))
 
-    async def page(self, after: str | None, limit: int) -> list[Row]:
+    async def page(self, after: str | None, limit: int) -> Page:
         self._fail()
         if after is not None:
             after = self.key_column.canonical_key(after)
         keys = sorted(self._rows, key=self._order)
         following = [key for key in keys if after is None or self._order(key) > self._order(after)]
-        return [self._rows[key] for key in following[:limit]]
+        return Page((self._rows[key] for key in following[:limit]), more=len(following) > limit)
 
     async def insert(self, row: RowInput) -> Written:
         members = self._members(row)

@@ -19,7 +19,7 @@ from cachesync.errors import (
 )
 from cachesync.service.row_input import RowInput
 from serving.problems import KINDS
-from tests.unit.serving.stand_in import STUDENT, MemoryCache, MemoryService, app_on, served
+from tests.unit.serving.stand_in import STUDENT, MemoryCache, MemoryService, app_on, column, served
 
 if TYPE_CHECKING:
     from falcon.testing import Result
@@ -345,6 +345,64 @@ async def test_value_that_does_not_fit_an_integer_column_is_rejected(
 ) -> None:
     body = f'{{"id": 1, "name": "Ada", "age": {age}}}'.encode()
     assert problem(await write(client, "POST", "/students", body)) == (422, kind, ["age"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/words", '{{"word": "a", "details": [{0}, {0}]}}'),
+        ("/words", '{{"word": "a", "details": {{"rate": -{0}, "other": {1}}}}}'),
+        ("/words", '{{"word": "a", "spans": ["[{0},{0}]"]}}'),
+        ("/words", '{{"word": "a", "spans": ["[{1},{1}]", "{1}"]}}'),
+        ("/words", '{{"word": "a", "span": "[{0},)"}}'),
+    ],
+)
+async def test_numbers_count_with_the_digits_that_postgresql_writes(
+    service: MemoryService, path: str, body: str
+) -> None:
+    service.word.columns = (
+        *service.word.columns,
+        column("spans", "_numrange", "A", nullable=True),
+        column("span", "numrange", "R", nullable=True),
+    )
+    async with ASGIConductor(served(app_on(service))) as client:
+        small = await write(client, "POST", path, body.format("1e90", "1e-90"))
+        assert small.status_code == 201
+        large = await write(client, "POST", path, body.format("1e1000", "1e-1000"))
+        assert problem(large) == (413, "body-too-large", [])
+
+
+async def test_texts_do_not_count_as_numbers(client: ASGIConductor) -> None:
+    answer = await write(client, "POST", "/words", b'{"word": "1e99999", "details": ["1e99999"]}')
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize("digits", [4300, 4301, 131_072, 131_073])
+@pytest.mark.parametrize(
+    ("target", "body", "field"),
+    [
+        ("POST /students", '{{"id": {}, "name": "x"}}', "id"),
+        ("POST /students", '{{"id": 2, "name": "x", "age": -{}}}', "age"),
+        ("POST /students", '{{"id": 2, "name": {}}}', "name"),
+        ("PUT /students/1", '{{"id": {}, "name": "x"}}', "id"),
+        ("PATCH /students/1", '{{"id": {}}}', "id"),
+        ("POST /words", '{{"word": {}}}', "word"),
+        ("POST /words", '{{"word": "a", "score": {}}}', "score"),
+        ("POST /words", '{{"word": "a", "score": -{}}}', "score"),
+        ("POST /words", '{{"word": "a", "details": [{0}, {{"b": {0}}}], "mood": {0}}}', "mood"),
+        ("POST /things", '{{"id": {}}}', "id"),
+    ],
+)
+async def test_integer_of_any_length_gets_a_response(
+    service: MemoryService, target: str, body: str, field: str, digits: int
+) -> None:
+    method, path = target.split(" ")
+    async with ASGIConductor(served(app_on(service, body_limit=10**6))) as client:
+        await write(client, "PUT", "/students/1", ADA)
+        answer = await write(client, method, path, body.format("9" * digits))
+    if "details" in body and digits > 131_072:
+        field = "details"
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, field)
 
 
 async def test_invalid_fields_are_named_up_to_a_limit(client: ASGIConductor) -> None:
