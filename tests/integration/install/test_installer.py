@@ -778,6 +778,8 @@ def test_command_installs_and_uninstalls(postgres: Postgres, database: str, enti
         1,
         "cachesync: other: not installed; installed entities: thing\n",
     )
+    denied = (0, "schema cachesync\nentity thing, table thing\ntemporary objects\ninstalled: thing\n")
+    assert run(*install, "--revoke-temporary") == denied
     entities_file.write_text(entities_file.read_text().replace("thing", "other"))
     postgres.sql("CREATE TABLE other (id int PRIMARY KEY)", database.rpartition("/")[2])
     assert "thing is installed but not declared; `cachesync uninstall thing` removes it\n" in run(*install)[1]
