@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from serving.request import Message, Receive, Send
     from serving.settings import Settings
 
-_OVERLOADED_DETAIL: Final = "the service has more requests than it can answer in time; try again"
 _REPORT_SECONDS: Final = 5
 _FIRST_ERROR: Final = 400
 _NOT_FOUND: Final = 404
@@ -77,7 +76,7 @@ class App(falcon.asgi.App[Request, Response]):
             admission, receive = self.reads, _no_body
         else:
             admission, receive = self.writes, _Body(receive, self._body_seconds)
-        if admission.in_flight >= admission.limit and not scope["path"].startswith("/health/"):
+        if admission.is_full and not scope["path"].startswith("/health/"):
             admission.refused += 1
             await _overloaded(scope, send)
             return
@@ -90,6 +89,17 @@ class App(falcon.asgi.App[Request, Response]):
         finally:
             admission.in_flight -= 1
             admission.finished += 1
+
+    def refuses(self, method: str) -> bool:
+        """Return whether a request must be refused, and count it; a server can then spare the call.
+
+        Args:
+            method: the method of the request.
+        """
+        admission = self.reads if method in _READS else self.writes
+        if admission.is_full:
+            admission.refused += 1
+        return admission.is_full
 
 
 class _Body:
@@ -140,8 +150,8 @@ def _without_message(send: Send) -> Send:
 
 
 async def _overloaded(scope: dict[str, Any], send: Send) -> None:
-    """Refuse a request at a tenth of the cost of a response from Falcon."""
-    body = problems.document(OVERLOADED, _OVERLOADED_DETAIL, target(scope))
+    """Refuse a request without Falcon."""
+    body = problems.document(OVERLOADED, problems.OVERLOADED_DETAIL, target(scope))
     headers = [
         (b"content-type", problems.MEDIA_TYPE.encode()),
         (b"content-length", str(len(body)).encode()),
@@ -190,6 +200,7 @@ class _Lifecycle:
         self._service = service
         connections.limit = self._settings.connection_limit
         connections.timeout = self._settings.client_timeout_ms / 1000
+        connections.refuses = self._app.refuses
         self._tasks = [
             asyncio.create_task(work)
             for work in (

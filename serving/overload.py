@@ -40,6 +40,11 @@ class Admission:
         self.finished = 0
         self.refused = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request must be refused."""
+        return self.in_flight >= self.limit
+
     def adapt(self, finished: int, seconds: float) -> None:
         """Adapt the limit.
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
+OVERLOADED_DETAIL: Final = "the service has more requests than it can answer in time; try again"
 _MAX_MESSAGE_LENGTH: Final = 300
 # For errors that Falcon raises without a description.
 _OWN_DETAILS: Final = {

@@ -54,17 +54,27 @@ class _RefusedError(Exception):
         self.kind = kind
 
 
+class _Refused:
+    """Stands in for the cycle of a request that is refused before the application sees it."""
+
+    response_complete = True
+    more_body = False
+    message_event = asyncio.Event()
+
+
 class Connections:
     """The open connections of a worker process, and the limits that they share.
 
     Attributes:
         limit: maximum number of connections.
         timeout: maximum time for a client to send a request or to read a response, in seconds.
+        refuses: whether the application would refuse a request with this method.
     """
 
     def __init__(self) -> None:
         self.limit = 1000
         self.timeout = 20.0
+        self.refuses: Callable[[str], bool] = lambda _method: False
         # In the order in which they were opened.
         self._open: dict[Connection, None] = {}
         # The connections whose clients read too slowly, with the bytes that wait for each.
@@ -246,7 +256,25 @@ class Connection(HttpToolsProtocol):
             raise _RefusedError(problems.OVERLOADED, "the service has too many connections; try again")
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise _RefusedError(problems.OVERLOADED, "too many requests wait on this connection; try again")
+        if (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.url.startswith(_ALWAYS_ANSWERED)
+            and connections.refuses(self.parser.get_method().decode())
+        ):
+            self._shed(keep_alive=version == "1.1" and self.parser.should_keep_alive())
+            return
         super().on_headers_complete()
+
+    def _shed(self, *, keep_alive: bool) -> None:
+        """Refuse a request at half the cost of passing it to the application."""
+        self.cycle = _Refused()  # type: ignore[assignment]
+        path = self.url.partition(b"?")[0].decode("ascii")
+        response = self._response(problems.OVERLOADED, problems.OVERLOADED_DETAIL, path, close=not keep_alive)
+        self.transport.write(response)
+        if keep_alive:
+            self.on_response_complete()
+        else:
+            self._finish()
 
     def on_body(self, body: bytes) -> None:
         """Add a part of the body."""
@@ -319,18 +347,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, kind: Kind, detail: str) -> None:
         """Respond with a problem after the responses to earlier requests, then close the connection."""
-        body = problems.document(kind, detail, "")
-        fields = [
-            *self.server_state.default_headers,
-            (b"content-type", problems.MEDIA_TYPE.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-            (b"x-request-id", request_id(self.headers or ()).encode()),
-        ]
-        if kind is problems.OVERLOADED:
-            fields.append((b"retry-after", problems.RETRY_SECONDS.encode()))
-        head = b"".join(b"%b: %b\r\n" % field for field in fields)
-        self._refusal = STATUS_LINE[kind.status] + head + b"\r\n" + body
+        self._refusal = self._response(kind, detail, "", close=True)
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self._write_refusal(self._refusal)
@@ -343,6 +360,21 @@ class Connection(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
                 self._write_refusal(self._refusal)
+
+    def _response(self, kind: Kind, detail: str, instance: str, *, close: bool) -> bytes:
+        body = problems.document(kind, detail, instance)
+        fields = [
+            *self.server_state.default_headers,
+            (b"content-type", problems.MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+            (b"x-request-id", request_id(self.headers or ()).encode()),
+        ]
+        if close:
+            fields.append((b"connection", b"close"))
+        if kind is problems.OVERLOADED:
+            fields.append((b"retry-after", problems.RETRY_SECONDS.encode()))
+        head = b"".join([b"%b: %b\r\n" % field for field in fields])
+        return b"%b%b\r\n%b" % (STATUS_LINE[kind.status], head, body)
 
     def _write_refusal(self, refusal: bytes) -> None:
         self.transport.write(refusal)
