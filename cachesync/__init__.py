@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cachesync.change import Change, Operation, Row
     from cachesync.entity import Entity, load_entities
     from cachesync.errors import (
+        CacheRefusedError,
         CacheSyncError,
         CacheUnavailableError,
         CaptureLostError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheRefusedError",
     "CacheSyncError",
     "CacheUnavailableError",
     "CaptureLostError",

@@ -10,6 +10,7 @@
     │   ├── DatabaseUnavailableError
     │   └── PrivilegeError
     ├── CacheUnavailableError
+    │   └── CacheRefusedError
     ├── KafkaUnavailableError
     ├── TopicError
     ├── RowError
@@ -101,6 +102,10 @@ class PrivilegeError(DatabaseError):
 
 class CacheUnavailableError(CacheSyncError):
     """Redis did not respond in time, rejected a command, or has been unavailable for a while."""
+
+
+class CacheRefusedError(CacheUnavailableError):
+    """Redis responded, but rejected a command, for example because it is full or read-only."""
 
 
 class KafkaUnavailableError(CacheSyncError):

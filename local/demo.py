@@ -254,10 +254,7 @@ class Story:
 
     def _poisoned_retried_and_parked(self) -> None:
         path = "/students/3"
-        with Redis.from_url(self._system.redis_urls["sb"]) as redis:
-            name = slot_name("sb", "student", "3")
-            redis.delete(name)
-            redis.rpush(name, "not a slot")
+        with _denied(self._system.redis_urls["sb"], "3"):
             written = self._sa.put(path, json={"name": "Joe", "age": 40})
             self._expect(written)
             version = written.headers["etag"].strip('"')
@@ -269,11 +266,10 @@ class Story:
                     )
                 self._retry_dead_letters()
             self._say(
-                "sb's Redis rejects a change (its slot has the wrong type); the dead letter is "
+                "sb's Redis denies access to the slot of a change; its dead letter is "
                 f"{', then '.join(done)}",
                 time.monotonic() - started,
             )
-            redis.delete(name)
         started = time.monotonic()
         cachesync(
             *("dead-letters", "replay", "--service", "sb", "--key", "3"),
@@ -408,3 +404,19 @@ def _timed(call: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:
     started = time.monotonic()
     answer = call()
     return answer, time.monotonic() - started
+
+
+@contextmanager
+def _denied(url: str, last: str) -> Iterator[None]:
+    """Deny the login of a Redis access to the keys that end with a character."""
+    with Redis.from_url(url) as redis:
+        send: Any = redis.execute_command
+        user = redis.acl_whoami()
+        # Such as `user default on nopass ~* &* +@all`.
+        (rules,) = (rules for line in redis.acl_list() if (rules := line.split())[1] == user)
+        allowed = [rule for rule in rules if rule.startswith(("~", "%"))]
+        send("ACL SETUSER", user, "resetkeys", f"~*[^{last}]")
+        try:
+            yield
+        finally:
+            send("ACL SETUSER", user, "resetkeys", *allowed)

@@ -63,7 +63,7 @@ class Stage(StrEnum):
     Attributes:
         DECODE: the message is not a change.
         ROW: the row could not be read.
-        CACHE: Redis rejected the change.
+        CACHE: the Redis login may not access the slot.
     """
 
     DECODE = "decode"

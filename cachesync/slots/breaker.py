@@ -21,9 +21,14 @@ class Breaker:
         self._failures = 0
         self._retry_at = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether only probes are allowed."""
+        return self._failures >= self._limit
+
     def allows(self) -> bool:
         """Return whether to make a call now; while open, the caller that gets True makes the probe."""
-        if self._failures < self._limit:
+        if not self.is_open:
             return True
         now = time.monotonic()
         if now < self._retry_at:
@@ -38,5 +43,5 @@ class Breaker:
     def failed(self) -> None:
         """Record that a call failed or timed out."""
         self._failures += 1
-        if self._failures >= self._limit:
+        if self.is_open:
             self._retry_at = time.monotonic() + self._pause

@@ -156,6 +156,8 @@ def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) ->
     Raises:
         CacheUnavailableError: a primary did not respond; some of the commands may have been executed.
     """
+    if not commands:
+        return []
     if isinstance(client, Redis):
         with translate_redis_errors():
             return _pipelined(client, [command for _, command in commands])

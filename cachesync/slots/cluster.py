@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -11,6 +12,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.clients import node_url, service_client
+from cachesync.slots.condition import Condition
 from cachesync.slots.round_trips import RoundTrips
 
 if TYPE_CHECKING:
@@ -31,17 +33,19 @@ class Cluster:
     Args:
         url: the URL of any one node.
         seconds: the timeout for a reply.
+        probe: the beginning of keys that are never slots.
 
     Raises:
         ValueError: the URL is not a Redis Cluster URL.
     """
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, url: str, seconds: float, probe: str) -> None:
         self._url = url
         self._seconds = seconds
+        self._probe = probe
         parts = urlsplit(url)
         self._seed_url = node_url(url, parts.hostname or "", parts.port or 6379)
-        self._seed = self._open(self._seed_url)
+        self._seed = self._open(self._seed_url, probe)
         self._primaries: dict[str, RoundTrips] = {}
         self._owners: list[RoundTrips | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         self._refreshing: asyncio.Task[None] | None = None
@@ -79,10 +83,19 @@ class Cluster:
             _log.warning("no Redis Cluster node returned the hash slot map", error=problem)
         self._refreshed = False
 
-    async def is_available(self) -> bool:
-        """Return whether every primary responds now."""
-        available = await asyncio.gather(*(node.is_available() for node in self._primaries.values()))
-        return bool(available) and all(available)
+    async def problem(self) -> str | None:
+        """Return why some primaries cannot be used as a cache now; None if all can."""
+        if not self._primaries:
+            return "no Redis Cluster node returned the hash slot map"
+        problems = await asyncio.gather(*(node.problem() for node in self._primaries.values()))
+        return (
+            "; ".join(
+                f"{urlsplit(url).netloc.rpartition('@')[2]}: {problem}"
+                for url, problem in zip(self._primaries, problems, strict=True)
+                if problem is not None
+            )
+            or None
+        )
 
     async def close(self) -> None:
         """Wait for the round trips in progress, then disconnect."""
@@ -92,8 +105,9 @@ class Cluster:
             *self._closing, *(node.close() for node in (*self._primaries.values(), self._seed))
         )
 
-    def _open(self, url: str) -> RoundTrips:
-        return RoundTrips(service_client(url, self._seconds), self._refresh_soon)
+    def _open(self, url: str, probe: str) -> RoundTrips:
+        condition = Condition(node=urlsplit(url).netloc.rpartition("@")[2])
+        return RoundTrips(service_client(url, self._seconds), probe, condition, self._refresh_soon)
 
     def _refresh_soon(self) -> None:
         """Refresh the hash slot map in the background, unless a refresh is in progress or has just ended."""
@@ -111,8 +125,16 @@ class Cluster:
         owners: list[RoundTrips | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
         for first, last, (host, port, *_), *_ in ranges:
             url = node_url(self._url, host.decode() if host else queried_host, port)
-            node = self._primaries.get(url) or former.pop(url, None) or self._open(url)
-            self._primaries[url] = node
+            node = self._primaries.get(url)
+            if node is None:
+                probe = next(
+                    key
+                    for key in (f"{self._probe}{number}" for number in count())
+                    if first <= key_slot(key.encode()) <= last
+                )
+                node = former.pop(url) if url in former else self._open(url, probe)
+                node.probe = probe
+                self._primaries[url] = node
             owners[first : last + 1] = [node] * (last + 1 - first)
         self._owners = owners
         for removed in former.values():

@@ -10,7 +10,8 @@ absent  `A`                                                            is a hit:
 ======  =============================================================  ====================
 
 Versions are decimal digits of fixed width, so that they compare as strings: a Lua number would lose the
-low bits of a 64-bit version.
+low bits of a 64-bit version. Anything else under the name of a slot is unreadable: a miss, which the next
+load or change replaces. So is a lease with an impossible lifetime, which only the scripts notice.
 """
 
 from __future__ import annotations
@@ -32,13 +33,20 @@ EMPTY: Final = b""
 _VALUE: Final = ord("V")
 _LEASE: Final = ord("L")
 _DIGITS: Final = 19
-HEAD_BYTES: Final = 1 + _DIGITS
-"""Length of the part of a slot that holds its state and version, in bytes."""
-
-UP_TO_PAYLOAD: Final = HEAD_BYTES + 8
+_VERSION: Final = slice(1, 1 + _DIGITS)
+UP_TO_PAYLOAD: Final = _VERSION.stop + 8
 """Length of the part of a value that precedes its payload, in bytes."""
 
-_FINGERPRINT: Final = slice(HEAD_BYTES, UP_TO_PAYLOAD)
+HEAD_BYTES: Final = UP_TO_PAYLOAD + 1
+"""Length of the part of a slot that shows what it is, in bytes: a value without any payload is unreadable."""
+
+LONGEST_LEASE_MS: Final = 60_000
+"""The longest lease that can be configured, as in `lua/slot.lua`."""
+
+_FINGERPRINT: Final = slice(_VERSION.stop, UP_TO_PAYLOAD)
+
+HIGHEST_VERSION: Final = b"9" * _DIGITS
+"""Higher than every version that a sequence can draw, encoded."""
 
 
 class SlotChange(NamedTuple):
@@ -76,16 +84,44 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     """Decode the row in a slot.
 
     Args:
-        slot: the content of a slot that is not empty.
+        slot: the content of a slot.
         key: the key of the row.
         fingerprint: the schema fingerprint that the caller can serve.
 
     Returns:
         The row; None if the slot is not a value, or has another fingerprint.
     """
-    if slot[0] != _VALUE or slot[_FINGERPRINT] != fingerprint:
+    if slot[_FINGERPRINT] != fingerprint or not is_value(slot):
         return None
-    return Row(key, int(slot[1:HEAD_BYTES]), fingerprint, slot[UP_TO_PAYLOAD:])
+    return Row(key, int(slot[_VERSION]), fingerprint, slot[UP_TO_PAYLOAD:])
+
+
+def is_value(slot: bytes) -> bool:
+    """Return whether a slot, of which the first `HEAD_BYTES` suffice, is a value."""
+    return len(slot) > UP_TO_PAYLOAD and slot[0] == _VALUE and slot[_VERSION].isdigit()
+
+
+def version_of(value: bytes) -> int:
+    """Return the row version of a value."""
+    return int(value[_VERSION])
+
+
+def is_lease(slot: bytes) -> bool:
+    """Return whether a slot, of which the first `HEAD_BYTES` suffice, is a lease.
+
+    A lease whose lifetime is not that of a lease is unreadable all the same; see `is_lease_lifetime`.
+    """
+    return len(slot) > _VERSION.stop and slot[0] == _LEASE and slot[_VERSION].isdigit()
+
+
+def is_lease_lifetime(milliseconds: int) -> bool:
+    """Return whether a lease can have this remaining lifetime, as Redis reports it."""
+    return 0 <= milliseconds <= LONGEST_LEASE_MS
+
+
+def is_readable(slot: bytes) -> bool:
+    """Return whether a slot that is not empty, and of which the first `HEAD_BYTES` suffice, is one."""
+    return slot == ABSENT or is_value(slot) or is_lease(slot)
 
 
 def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
@@ -96,6 +132,25 @@ def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
     return SlotChange(
         slot_name(service, entity.name, change.key or ""),
         encode_version(change.version),
+        changed_content(entity.on_change, row),
+        with_jitter(entity.ttl),
+    )
+
+
+def advance_of(entity: Entity, name: str, row: Row | None) -> SlotChange:
+    """Return the effect of a row that was read from the database on its slot.
+
+    A slot that should be empty, because there is no row, is emptied whatever its version: the version of the
+    delete is unknown.
+
+    Args:
+        entity: the entity.
+        name: the slot's Redis key.
+        row: the row; None if there is none.
+    """
+    return SlotChange(
+        name,
+        HIGHEST_VERSION if row is None else encode_version(row.version),
         changed_content(entity.on_change, row),
         with_jitter(entity.ttl),
     )
@@ -134,7 +189,7 @@ def is_past(head: bytes, version: int) -> bool:
     """
     if not head:
         return True
-    return head[0] in {_VALUE, _LEASE} and head[1:HEAD_BYTES] >= encode_version(version)
+    return (is_value(head) or is_lease(head)) and head[_VERSION] >= encode_version(version)
 
 
 def with_jitter(ttl: timedelta) -> int:

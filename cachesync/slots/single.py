@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from redis.exceptions import NoScriptError
-
+from cachesync.errors import CacheRefusedError, CacheUnavailableError
 from cachesync.slots.clients import check_url, is_cluster, service_client
 from cachesync.slots.cluster import Cluster
+from cachesync.slots.condition import Condition
 from cachesync.slots.round_trips import RoundTrips
-from cachesync.slots.scripts import script_calls
+from cachesync.slots.scripts import call_script, is_emptied
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cachesync.slots.layout import SlotChange
+
+# Redis does nothing else while it runs a script.
+_ADVANCED_TOGETHER: Final = 100
 
 
 class Slots:
@@ -22,20 +29,23 @@ class Slots:
         self._redis = redis
 
     @classmethod
-    async def open(cls, url: str, seconds: float) -> Self:
+    async def open(cls, url: str, seconds: float, prefix: str) -> Self:
         """Open the slots at a URL; the Redis need not be available yet.
 
         Args:
             url: the URL of a Redis or a Redis Cluster.
             seconds: the timeout for a reply.
+            prefix: how the names of an entity's slots begin.
 
         Raises:
             SettingsError: the URL is not a Redis URL.
         """
+        # No key of a row contains NUL.
+        probe = f"{prefix}\0"
         if not is_cluster(url):
-            return cls(RoundTrips(service_client(url, seconds)))
+            return cls(RoundTrips(service_client(url, seconds), probe, Condition()))
         check_url(url)
-        cluster = Cluster(url, seconds)
+        cluster = Cluster(url, seconds, probe)
         await cluster.refresh()
         return cls(cluster)
 
@@ -70,6 +80,8 @@ class Slots:
             CacheUnavailableError: Redis did not respond.
         """
         slot: bytes | None = await self._run("lease", name, token, lease_ms, fingerprint, purpose)
+        if slot is None:
+            self._redis.node_for(name).condition.stored()
         return slot
 
     async def fill(self, name: str, token: str, content: bytes, ttl_ms: int) -> bool:
@@ -89,17 +101,53 @@ class Slots:
         """
         return bool(await self._run("fill", name, token, content, ttl_ms))
 
-    async def change(self, change: SlotChange, token: str) -> None:
-        """Apply a committed change of this service to its slot.
+    async def change(self, change: SlotChange, token: str) -> bool:
+        """Apply a committed change of this service to its slot; if Redis refuses it, empty the slot.
 
         Args:
             change: the change.
             token: the token of the lease that the write took; empty if it did not take one.
 
+        Returns:
+            Whether the slot now has the change or nothing, rather than something newer.
+
         Raises:
-            CacheUnavailableError: Redis did not respond.
+            CacheUnavailableError: Redis did not respond, or refused to empty the slot too.
         """
-        await self._run("change", *change, token)
+        node = self._redis.node_for(change.name)
+        try:
+            effect = await call_script("change", (*change, token), node.call)
+        except CacheRefusedError as error:
+            if is_emptied(error):
+                return True
+        except CacheUnavailableError:
+            node.delete_before_reading(change.name)
+            raise
+        else:
+            return bool(effect != b"older")
+        try:
+            await node.call("DEL", change.name)
+        except CacheUnavailableError:
+            node.delete_before_reading(change.name)
+            raise
+        return True
+
+    async def advance(self, changes: Sequence[SlotChange]) -> None:
+        """Bring what was read past the cache to the slots, if Redis is available.
+
+        Args:
+            changes: what the rows that were read, all of one entity, change.
+        """
+        together = 1 if isinstance(self._redis, Cluster) else _ADVANCED_TOGETHER
+        batches = [changes[start : start + together] for start in range(0, len(changes), together)]
+        await asyncio.gather(*map(self._advance, batches))
+
+    async def _advance(self, changes: Sequence[SlotChange]) -> None:
+        names = [change.name for change in changes]
+        rows = [part for change in changes for part in (change.version, change.content)]
+        with suppress(CacheUnavailableError):
+            node = self._redis.node_for(names[0])
+            await call_script("advance", (*names, changes[0].ttl_ms, *rows), node.call, len(names))
 
     async def release(self, name: str, token: str) -> None:
         """Give up a lease without filling the slot.
@@ -113,24 +161,13 @@ class Slots:
         """
         await self._run("release", name, token)
 
-    async def is_available(self) -> bool:
-        """Return whether the Redis responds now; for a Redis Cluster, whether every primary does."""
-        return await self._redis.is_available()
+    async def problem(self) -> str | None:
+        """Return why the Redis, or a primary of the Redis Cluster, cannot be used now; None if it can."""
+        return await self._redis.problem()
 
     async def close(self) -> None:
         """Wait for the commands in progress, then disconnect."""
         await self._redis.close()
 
     async def _run(self, name: str, slot: str, *arguments: bytes | str | int) -> Any:
-        redis = self._redis.node_for(slot)
-        steps = script_calls(name, [(slot, *arguments)])
-        (command,) = next(steps)
-        while True:
-            try:
-                reply = await redis.call(*command)
-            except NoScriptError as error:
-                reply = error
-            try:
-                (command,) = steps.send([reply])
-            except StopIteration as end:
-                return end.value[0]
+        return await call_script(name, (slot, *arguments), self._redis.node_for(slot).call)

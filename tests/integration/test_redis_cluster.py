@@ -206,7 +206,7 @@ def test_batch_reaches_all_primaries_even_without_loaded_scripts(
         slots.script_flush()
         assert applier.apply([change(key, version) for key in KEYS]) == []
         assert held(slots) == {value(version)}
-    assert set(applier.heads([change(key, 12) for key in KEYS])) == {value(12)[:20]}
+    assert set(applier.heads([change(key, 12) for key in KEYS])) == {value(12)[:29]}
 
 
 def test_truncate_empties_the_slots_of_all_primaries(slots: Client, entities: dict[str, Entity]) -> None:

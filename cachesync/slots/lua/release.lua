@@ -4,8 +4,8 @@
 -- ARGV[1]  the token of the lease
 --
 -- Returns 1 if the slot was emptied, 0 if the lease was no longer held.
-local slot = redis.call('GET', KEYS[1])
-if slot and string.sub(slot, 1, 1) == 'L' and string.sub(slot, 21) == ARGV[1] then
+local state, _, token = read(KEYS[1])
+if state == 'lease' and token == ARGV[1] then
     redis.call('DEL', KEYS[1])
     return 1
 end

@@ -15,6 +15,7 @@ from cachesync.kafka.topics import PARKING_LOT
 from cachesync.slots.layout import encode_value
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
 from tests.integration.post import PAYLOAD, Post, content_headers
+from tests.integration.refusals import denying
 
 if TYPE_CHECKING:
     from cachesync.dead_letters.letter import Letter
@@ -40,21 +41,21 @@ async def test_retry_killed_at_any_step_loses_no_letter(
     version, row = await post.insert(7)
     behind = f"{post.service}:student:7"
     post.slots.set(behind, encode_value(version - 1, b"01234567", b"{}"))
-    post.slots.hset(f"{post.service}:student:8", "not", "a slot")
     post.put(b"7", version)
     post.put(b"8", 20)
     post.put(b"8", 21, attempt="4")
     post.put(b"9", b"junk", stage="decode")
 
-    killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.integration.dead_letters.killed_retry", step, when),
-        *(post.service, post.kafka["bootstrap.servers"], redis_sb.url, str(ENTITIES_FILE)),
-        cwd=REPOSITORY,
-        env=os.environ | {"CACHESYNC_DSN": worker_dsn},
-    )
-    assert await killed.wait() == -signal.SIGKILL
+    with denying(post.slots, "8"):
+        killed = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.integration.dead_letters.killed_retry", step, when),
+            *(post.service, post.kafka["bootstrap.servers"], redis_sb.url, str(ENTITIES_FILE)),
+            cwd=REPOSITORY,
+            env=os.environ | {"CACHESYNC_DSN": worker_dsn},
+        )
+        assert await killed.wait() == -signal.SIGKILL
 
-    await post.retry()
+        await post.retry()
     assert post.slots.get(behind) == row
     firsts, waiting = post.letters()[:4], post.letters()[4:]
     assert await closed(post.worker, firsts) == {letter.id for letter in firsts}

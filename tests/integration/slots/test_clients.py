@@ -65,20 +65,6 @@ def test_reads_fail_while_redis_is_down(client: BlockingRedis, entities: dict[st
         pipelined(client, [("a", ("GET", "a"))])
 
 
-def test_redis_out_of_memory_is_unavailable(redis_sb: Redis, entities: dict[str, Entity]) -> None:
-    with blocking_client(redis_sb.url, 1) as client:
-        client.set("sb:student:1", value(10))
-        usual = client.config_get("maxmemory*")
-        client.config_set("maxmemory-policy", "noeviction")
-        client.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(CacheUnavailableError, match="OOM"):
-                Applier(client, "sb", entities).apply(CHANGES)
-        finally:
-            for name in ("maxmemory", "maxmemory-policy"):
-                client.config_set(name, usual[name])
-
-
 def test_cluster_client_needs_a_node_that_responds() -> None:
     with pytest.raises(CacheUnavailableError) as unavailable:
         blocking_client("redis+cluster://127.0.0.1:1", 1)
@@ -90,4 +76,4 @@ async def test_malformed_url_is_a_settings_error(url: str) -> None:
     with pytest.raises(SettingsError):
         blocking_client(url, 1)
     with pytest.raises(SettingsError):
-        await Slots.open(url, 1)
+        await Slots.open(url, 1, "sa:student:")

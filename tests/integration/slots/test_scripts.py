@@ -23,6 +23,7 @@ from cachesync.change import Row
 from cachesync.slots.clients import BlockingRedis, blocking_client
 from cachesync.slots.layout import decode_value
 from cachesync.slots.scripts import script
+from tests.integration.slots.test_applier import GARBAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ EDGES: Final = (1, 9, 10, 2**53, 2**53 + 1, 10**18 - 1, 10**18, 2**62, 2**62 + 1
 # Far enough apart, and long enough, that the duration of a test cannot make one look like another.
 MINUTE_MS: Final = 60_000
 TTLS_MS: Final = (10 * MINUTE_MS, 20 * MINUTE_MS, 30 * MINUTE_MS)
+LEASE_MS: Final = MINUTE_MS
 
 NO_TOKEN: Final = ""
 # The reply of PTTL for a missing key.
@@ -47,11 +49,14 @@ Drawn = tuple[int, int | None]
 
 VERSIONS = st.tuples(st.sampled_from(EDGES) | st.integers(1, NEWEST), st.sampled_from([None, -1, 0, 1]))
 FINGERPRINTS = st.sampled_from([b"01234567", b"\r\n\x00\xff*1$3"])
-PAYLOADS = st.binary(max_size=40) | st.sampled_from([b"A", b"L0000000000000000001", b"{}\r\n\x00\xff"])
+PAYLOADS = st.binary(min_size=1, max_size=40) | st.sampled_from(
+    [b"A", b"L0000000000000000001", b"{}\r\n\x00\xff"]
+)
 # None stands for the token of the slot's lease. It is frequent because other tokens are only rejected.
 TOKENS = st.sampled_from([None, None, None, "0123456789abcdef", "0123456789abcdee", NO_TOKEN])
 TTLS = st.sampled_from(TTLS_MS)
 PURPOSES = st.sampled_from(["read", "write"])
+UNREADABLE = st.sampled_from(GARBAGE) | st.binary(max_size=40).filter(lambda slot: slot[:1] not in b"ALV")
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,19 @@ class Absent:
         return b"A"
 
 
+@dataclass(frozen=True)
+class Garbage:
+    content: bytes
+
+    def encoded(self) -> bytes:
+        return self.content
+
+
 @dataclass
 class Reference:
     """The slot as the design describes it; `slot` is None if it is empty."""
 
-    slot: Lease | Value | Absent | None = None
+    slot: Lease | Value | Absent | Garbage | None = None
     ttl_ms: int = 0
 
     def lease(self, token: str, length_ms: int, fingerprint: bytes, purpose: str) -> bytes | None:
@@ -112,12 +125,12 @@ class Reference:
         match self.slot:
             case None:
                 return b"empty"
-            case Absent():
+            case Absent() | Garbage():
                 self._hold(None)
                 return b"emptied"
             case Value():
                 if version <= self.slot.version:
-                    return b"older"
+                    return b"older" if version < self.slot.version else b"repeated"
                 self._hold(content, ttl_ms)
                 return b"emptied" if content is None else b"advanced"
             case Lease():
@@ -131,7 +144,7 @@ class Reference:
             self._hold(content if accepted else None, ttl_ms)
             return b"filled" if accepted else b"emptied"
         if version <= lease.floor:
-            return b"older"
+            return b"older" if version < lease.floor else b"repeated"
         self._hold(Lease(lease.token, version), self.ttl_ms)
         return b"raised"
 
@@ -150,7 +163,10 @@ class Reference:
     def lose(self) -> None:
         self._hold(None)
 
-    def _hold(self, slot: Lease | Value | Absent | None, ttl_ms: int = 0) -> None:
+    def spoil(self, content: bytes) -> None:
+        self._hold(Garbage(content))
+
+    def _hold(self, slot: Lease | Value | Absent | Garbage | None, ttl_ms: int = 0) -> None:
         self.slot = slot
         self.ttl_ms = ttl_ms
 
@@ -163,7 +179,7 @@ class Slot:
         self._name = f"test:slot:{secrets.token_hex(4)}"
         self._scripts = {
             name: client.register_script(script(name).source)
-            for name in ("lease", "fill", "change", "release", "repair")
+            for name in ("lease", "fill", "change", "release", "repair", "advance")
         }
 
     def run(self, name: str, *arguments: bytes | str | int) -> Any:
@@ -181,6 +197,9 @@ class Slot:
     def clear(self) -> None:
         self._client.delete(self._name)
 
+    def spoil(self, content: bytes) -> None:
+        self._client.set(self._name, content)
+
 
 # Otherwise most steps would run on an empty slot, where only a lease has an effect.
 if_empty = precondition(lambda comparison: comparison.reference.slot is None)
@@ -197,22 +216,27 @@ class Comparison(RuleBasedStateMachine):
         self._slot.clear()
         self.reference = Reference()
 
-    @rule(token=TOKENS, ttl_ms=TTLS, fingerprint=FINGERPRINTS, purpose=PURPOSES)
-    def lease(self, token: str | None, ttl_ms: int, fingerprint: bytes, purpose: str) -> None:
+    @rule(token=TOKENS, fingerprint=FINGERPRINTS, purpose=PURPOSES)
+    def lease(self, token: str | None, fingerprint: bytes, purpose: str) -> None:
         given = self._token(token) or "fedcba9876543210"
-        answer = self._slot.run("lease", given, ttl_ms, fingerprint, purpose)
-        assert answer == self.reference.lease(given, ttl_ms, fingerprint, purpose)
+        answer = self._slot.run("lease", given, LEASE_MS, fingerprint, purpose)
+        assert answer == self.reference.lease(given, LEASE_MS, fingerprint, purpose)
+
+    @rule(content=UNREADABLE)
+    def spoil(self, content: bytes) -> None:
+        self._slot.spoil(content)
+        self.reference.spoil(content)
 
     @if_empty
     @rule(version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
     def load(self, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int) -> None:
-        self.lease(None, ttl_ms, fingerprint, "read")
+        self.lease(None, fingerprint, "read")
         self.fill(None, version, fingerprint, payload, ttl_ms)
 
     @if_empty
     @rule(fingerprint=FINGERPRINTS, ttl_ms=TTLS)
     def load_absent(self, fingerprint: bytes, ttl_ms: int) -> None:
-        self.lease(None, ttl_ms, fingerprint, "read")
+        self.lease(None, fingerprint, "read")
         self.fill_absent(None, ttl_ms)
 
     @if_empty
@@ -220,7 +244,7 @@ class Comparison(RuleBasedStateMachine):
     def lease_and_raise_its_floor(
         self, version: Drawn, ttl_ms: int, fingerprint: bytes, purpose: str
     ) -> None:
-        self.lease(None, ttl_ms, fingerprint, purpose)
+        self.lease(None, fingerprint, purpose)
         self.change_to_nothing(NO_TOKEN, version, ttl_ms)
 
     @if_empty
@@ -258,6 +282,13 @@ class Comparison(RuleBasedStateMachine):
         given, value = self._token(token), Value(self._version(version), fingerprint, payload)
         answer = self._slot.change(value.version, value.encoded(), ttl_ms, given)
         assert answer == self.reference.change(value.version, value, ttl_ms, given)
+
+    @rule(version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS, ttl_ms=TTLS)
+    def advance(self, version: Drawn, fingerprint: bytes, payload: bytes, ttl_ms: int) -> None:
+        value = Value(self._version(version), fingerprint, payload)
+        number = str(value.version).rjust(DIGITS, "0")
+        assert self._slot.run("advance", ttl_ms, number, value.encoded()) == 1
+        self.reference.change(value.version, value, ttl_ms, NO_TOKEN)
 
     @unless_empty
     @rule(token=TOKENS, version=VERSIONS, ttl_ms=TTLS)
@@ -299,6 +330,8 @@ class Comparison(RuleBasedStateMachine):
         expected = self.reference.slot
         content = self._slot.content()
         assert content == (None if expected is None else expected.encoded())
+        if isinstance(expected, Garbage):
+            assert decode_value(content, "1", b"01234567") is None
         if isinstance(expected, Value):
             row = Row("1", expected.version, expected.fingerprint, expected.payload)
             assert decode_value(content, "1", expected.fingerprint) == row
@@ -308,8 +341,8 @@ class Comparison(RuleBasedStateMachine):
         left = self._slot.ttl_ms()
         if self.reference.slot is None:
             assert left == NO_SLOT
-        else:
-            assert self.reference.ttl_ms - MINUTE_MS < left <= self.reference.ttl_ms
+        elif not isinstance(self.reference.slot, Garbage):
+            assert max(0, self.reference.ttl_ms - MINUTE_MS) < left <= self.reference.ttl_ms
 
     def _token(self, drawn: str | None) -> str:
         if drawn is not None:
@@ -347,7 +380,7 @@ def test_every_operation_follows_the_design(slot: Slot) -> None:
 def test_versions_compare_to_the_last_digit(slot: Slot, older: int, newer: int) -> None:
     ttl_ms = TTLS_MS[0]
     old, new = (Value(version, b"01234567", b"{}") for version in (older, newer))
-    assert slot.run("lease", "token", ttl_ms, old.fingerprint, "read") is None
+    assert slot.run("lease", "token", LEASE_MS, old.fingerprint, "read") is None
     assert slot.run("fill", "token", old.encoded(), ttl_ms) == 1
     assert slot.change(newer, new.encoded(), ttl_ms) == b"advanced"
     assert slot.change(older, old.encoded(), ttl_ms) == b"older"
@@ -361,7 +394,7 @@ def test_floors_compare_to_the_last_digit(slot: Slot, older: int, newer: int) ->
     for writes in (False, True):
         for value, expected in ((old, None), (new, new.encoded())):
             slot.clear()
-            assert slot.run("lease", "token", ttl_ms, value.fingerprint, "read") is None
+            assert slot.run("lease", "token", LEASE_MS, value.fingerprint, "read") is None
             assert slot.change(newer, b"", ttl_ms) == b"raised"
             assert slot.change(older, b"", ttl_ms) == b"older"
             if writes:

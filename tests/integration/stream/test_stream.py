@@ -23,6 +23,7 @@ from cachesync.service.row_input import RowInput
 from cachesync.slots.batch import Applier
 from cachesync.stream.stream import Stream, require_manual_commit
 from tests.integration.changes import change, value
+from tests.integration.refusals import denying
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -257,12 +258,11 @@ def test_message_that_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_con
     } <= fields.keys()
 
 
-def test_change_for_a_key_of_another_redis_type_becomes_a_dead_letter(
+def test_change_of_a_slot_that_the_login_may_not_access_becomes_a_dead_letter(
     run_stream: RunStream, topics: str, slots: redis_client.Redis, group: str
 ) -> None:
-    slots.hset("sb:student:1", "not", "a slot")
     slots.set("sb:student:2", value(10))
-    with run_stream():
+    with denying(slots, "1"), run_stream():
         publish(topics, change("1", 20), change("2", 20))
         wait_until(lambda: slots.get("sb:student:2") == value(20), "the other change is applied")
         wait_until(lambda: bool(dead_letters(topics, group)), "the dead letter is sent")
@@ -274,7 +274,6 @@ def test_change_for_a_key_of_another_redis_type_becomes_a_dead_letter(
 def test_too_many_failing_messages_stop_the_stream_instead_of_becoming_dead_letters(
     topics: str, entities: dict[str, Entity], slots: redis_client.Redis, group: str, poisoned: str
 ) -> None:
-    slots.hset("sb:student:1", "not", "a slot")
     reading = consumer(topics, group)
     places = [TopicPartition("cachesync.student", number) for number in range(6)]
     for place in places:
@@ -292,7 +291,10 @@ def test_too_many_failing_messages_stop_the_stream_instead_of_becoming_dead_lett
         {"student": entities["student"]},
         "sb",
     )
-    with pytest.raises(TooManyDeadLettersError, match=r"101 messages in a row.*cachesync\.student\[3\]@"):
+    with (
+        denying(slots, "1"),
+        pytest.raises(TooManyDeadLettersError, match=r"101 messages in a row.*cachesync\.student\[3\]@"),
+    ):
         stream.run()
     assert len(dead_letters(topics, group)) <= 100
 

@@ -17,13 +17,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from cachesync.change import Row
+from cachesync.entity import Entity
 from cachesync.reconcile.drift import Kind, drift_of, repair_of
-from cachesync.slots.layout import ABSENT, EMPTY, encode_version
+from cachesync.slots.layout import (
+    ABSENT,
+    EMPTY,
+    HIGHEST_VERSION,
+    advance_of,
+    decode_value,
+    encode_version,
+    is_lease,
+    is_readable,
+    is_value,
+    version_of,
+)
 from tests.unit.protocol.faults import NOTHING, Fault
-from tests.unit.protocol.scripts import Scripts
+from tests.unit.protocol.scripts import BLANK, LASTING_LEASE, NO_STRING, Effect, RefusedError, Scripts
 from tests.unit.protocol.world import (
     Elsewhere,
     Event,
@@ -40,8 +52,9 @@ from tests.unit.protocol.world import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
-    from tests.unit.protocol.scripts import Effect
+    from tests.unit.protocol.scripts import Name
 
 _TTL_MS: Final = b"60000"
 _LEASE_MS: Final = b"2000"
@@ -90,7 +103,8 @@ class Model:
     def first(self) -> State:
         """Return the initial state."""
         row = self.scope.row
-        return State(row, row, 0, 0, self.scope.slot, (), (Local("start"),) * len(self.scope.processes))
+        started = (Local("start"),) * len(self.scope.processes)
+        return State(row, row, 0, 0, self.scope.slot, refusing=False, events=(), processes=started)
 
     def representative(self, state: State) -> State:
         """Return the representative of all states that differ only by swapped identical processes."""
@@ -114,7 +128,7 @@ class Model:
         """Return the violations in a state, even if nothing else happens."""
         if self.scope.wrong and any(state.processes[index].at != "done" for index in self._reconcilers):
             return NOTHING
-        version = int(state.slot[_VERSION]) if state.slot[:1] == b"V" else 0
+        version = version_of(state.slot) if is_value(state.slot) else 0
         if version > max(state.row, state.deleted):
             return frozenset({Fault.AHEAD})
         if state.events:
@@ -127,11 +141,8 @@ class Model:
 
     def steps(self, state: State) -> Iterator[Step]:
         """Yield everything that can happen next."""
-        if self.scope.lossy and state.slot:
-            yield Step("the slot is lost", state._replace(slot=EMPTY))
-        if not self.rules.forgets:
-            yield Step("the slot is as it was at first", state._replace(slot=self.scope.slot))
-        for event in state.events:
+        yield from self._disturb(state)
+        for event in () if state.refusing else state.events:
             yield from self._deliver(state, event)
         for index, (process, local) in enumerate(zip(self.scope.processes, state.processes, strict=True)):
             match process:
@@ -144,29 +155,59 @@ class Model:
                 case Reconciler():
                     yield from self._reconcile(state, index, process, local)
             if local.unanswered and isinstance(process, Reader | Writer):
-                slot, _, faults = self._lease(state, index, process)
-                after = _after(state, index, local._replace(unanswered=False), slot)
-                yield Step(f"{index}: its lease is carried out late", after, faults)
+                for but, (slot, _, faults) in self._effects("lease", state, *self._lease(index, process)):
+                    after = _after(state, index, local._replace(unanswered=False), slot)
+                    yield Step(f"{index}: its lease is carried out late{but}", after, faults)
+
+    def _disturb(self, state: State) -> Iterator[Step]:
+        """Yield what can happen to the slot and its Redis at any moment."""
+        if self.scope.lossy and state.slot:
+            yield Step("the slot is lost", state._replace(slot=EMPTY))
+        for garbage in self.scope.garbage:
+            yield Step(f"another program writes {garbage!r}", state._replace(slot=garbage))
+        if self.scope.refuses == "all":
+            yield self._refuse(state)
+        if not self.rules.forgets:
+            yield Step("the slot is as it was at first", state._replace(slot=self.scope.slot))
+
+    def _refuse(self, state: State) -> Step:
+        if not state.refusing:
+            return Step("Redis refuses all writes", state._replace(refusing=True))
+        # What it refused is late now, until the events are delivered.
+        return Step("Redis takes writes again", state._replace(refusing=False, promised=0))
+
+    def _effects(self, name: Name, state: State, *arguments: bytes) -> Iterator[tuple[str, Effect]]:
+        """Yield what a script can do to the slot, and how the steps differ."""
+        if not state.refusing:
+            yield "", self.scripts.run(name, state.slot, *arguments)
+        if self.scope.refuses == "store":
+            effect = self.scripts.run(name, state.slot, *arguments, refuses=True)
+            if isinstance(effect.answer, RefusedError):
+                yield ", but Redis refuses to store", effect
+        if state.refusing:
+            yield ", but Redis refuses", Effect(state.slot, RefusedError(), NOTHING)
 
     def _deliver(self, state: State, event: Event) -> Iterator[Step]:
-        slot, _, faults = self._change(state, event, _NO_TOKEN)
-        what = f"{event.operation} {event.version} is delivered"
-        rest = tuple(other for other in state.events if other is not event)
-        yield Step(f"{what} for the last time", state._replace(slot=slot, events=rest), faults)
-        if slot != state.slot or faults:
-            yield Step(what, state._replace(slot=slot), faults)
+        for but, (slot, _, faults) in self._effects("change", state, *self._change(event, _NO_TOKEN)):
+            what = f"{event.operation} {event.version} is delivered{but}"
+            rest = tuple(other for other in state.events if other is not event)
+            yield Step(f"{what} for the last time", state._replace(slot=slot, events=rest), faults)
+            if slot != state.slot or faults:
+                yield Step(what, state._replace(slot=slot), faults)
 
     def _read(self, state: State, index: int, process: Reader, local: Local) -> Iterator[Step]:
         must_see = local.number
         match local.at:
             case "start":
-                yield self._meet(state, index, process, state.promised, state.slot)
+                yield from self._start(state, index, process)
             case "wait":
                 yield from self._wait(state, index, process, must_see)
             case "lease":
                 yield from self._miss(state, index, process, local)
             case "bypass":
-                yield _answer(state, index, must_see, state.row, local._replace(at="done", number=0))
+                yield _answer(state, index, must_see, state.row, self._bypassed(state, local))
+            case "advance":
+                yield from self._advance(state, index, process, local)
             case "load":
                 yield _answer(state, index, must_see, state.row, local._replace(at="fill", number=state.row))
                 yield Step(
@@ -174,24 +215,61 @@ class Model:
                     _after(state, index, local._replace(at="release", number=0)),
                 )
             case "fill":
-                yield self._fill(state, index, process, local)
+                yield from self._fill(state, index, process, local)
             case "release":
-                yield self._release(state, index, local)
+                yield from self._release(state, index, local)
+
+    def _start(self, state: State, index: int, process: Reader) -> Iterator[Step]:
+        bypassing = _after(state, index, Local("bypass", state.promised))
+        if state.refusing and self.rules.stops_reading:
+            yield Step(f"{index}: does not read the slot", bypassing)
+        else:
+            yield self._meet(state, index, process, state.promised, state.slot)
+        if self.scope.advances:
+            yield Step(f"{index}: Redis does not respond in time", bypassing)
+
+    def _bypassed(self, state: State, local: Local) -> Local:
+        """Return the state of a read after it has read the database past the cache."""
+        if not self.scope.advances:
+            return local._replace(at="done", number=0)
+        return local._replace(at="advance", number=state.row or -state.deleted)
+
+    def _advance(self, state: State, index: int, process: Reader, local: Local) -> Iterator[Step]:
+        row = Row("1", local.number, process.fingerprint, b"{}") if local.number > 0 else None
+        entity = Entity(
+            name="row",
+            table="rows",
+            key="id",
+            ttl=cast("timedelta", "1h"),
+            absent_ttl=cast("timedelta", "1h"),
+            path="/rows",
+            on_change=self.scope.on_change,
+        )
+        change = advance_of(entity, "", row)
+        for but, (slot, answer, faults) in self._effects(
+            "advance", state, _TTL_MS, change.version, change.content
+        ):
+            after = _after(state, index, local._replace(at="done", number=0), slot)
+            if answer == 1:
+                # From now on, no hit may be older than what this read returned.
+                after = after._replace(promised=max(state.promised, abs(local.number)))
+            yield Step(f"{index}: advances the slot to {local.number}{but}", after, faults)
 
     def _meet(self, state: State, index: int, process: Reader, must_see: int, slot: bytes) -> Step:
         """Return the step of a reader that gets this slot from Redis."""
         if slot == ABSENT:
             return _answer(state, index, must_see, 0, Local("done"))
-        if slot[:1] == b"V" and slot[_FINGERPRINT] == process.fingerprint:
-            return _answer(state, index, must_see, int(slot[_VERSION]), Local("done"))
-        if slot[:1] == b"L":
+        row = decode_value(slot, "1", process.fingerprint)
+        if row is not None:
+            return _answer(state, index, must_see, row.version, Local("done"))
+        if is_lease(slot) and slot != LASTING_LEASE:
             return Step(f"{index}: meets a lease", _after(state, index, Local("wait", must_see)))
         return Step(f"{index}: misses", _after(state, index, Local("lease", must_see)))
 
     def _wait(self, state: State, index: int, process: Reader, must_see: int) -> Iterator[Step]:
-        if state.slot[:1] != b"L":
+        if state.slot[:1] != b"L" and not state.refusing:
             yield self._meet(state, index, process, must_see, state.slot)
-        yield _answer(state, index, must_see, state.row, Local("done"))
+        yield _answer(state, index, must_see, state.row, self._bypassed(state, Local("done")))
         if not self.rules.waits:
             for reader in self._readers:
                 beside = state.processes[reader]
@@ -199,13 +277,14 @@ class Model:
                     yield _answer(state, index, must_see, beside.number, Local("done"))
 
     def _miss(self, state: State, index: int, process: Reader, local: Local) -> Iterator[Step]:
-        slot, met, faults = self._lease(state, index, process)
-        if isinstance(met, bytes):
-            step = self._meet(state, index, process, local.number, met)
-            unserved = step.state.processes[index].at == "lease"
-            yield step._replace(faults=frozenset({Fault.UNSERVED})) if unserved else step
-        else:
-            yield Step(f"{index}: leases", _after(state, index, local._replace(at="load"), slot), faults)
+        for but, (slot, met, faults) in self._effects("lease", state, *self._lease(index, process)):
+            if isinstance(met, bytes):
+                step = self._meet(state, index, process, local.number, met)
+                unserved = step.state.processes[index].at == "lease"
+                yield step._replace(faults=frozenset({Fault.UNSERVED})) if unserved else step
+            else:
+                after = local._replace(at="load" if met is None else "bypass")
+                yield Step(f"{index}: leases{but}", _after(state, index, after, slot), faults)
         if self.scope.silent:
             unanswered = local._replace(at="bypass", unanswered=True)
             if not self.rules.asks_once:
@@ -214,32 +293,27 @@ class Model:
                 unanswered = unanswered._replace(at="load")
             yield Step(f"{index}: no longer waits for its lease", _after(state, index, unanswered))
 
-    def _fill(self, state: State, index: int, process: Reader, local: Local) -> Step:
+    def _fill(self, state: State, index: int, process: Reader, local: Local) -> Iterator[Step]:
         content = value(local.number, process.fingerprint) if local.number else ABSENT
-        slot, filled, faults = self.scripts.run("fill", state.slot, _token(index), content, _TTL_MS)
-        if _holds(state, index) and local.number == state.row != 0 and not filled:
-            faults |= {Fault.REFUSED}
-        after = _after(state, index, local._replace(at="done", number=0), slot)
-        return Step(f"{index}: fills with {local.number}", after, faults)
+        for but, (slot, filled, faults) in self._effects("fill", state, _token(index), content, _TTL_MS):
+            # A read that found no row does not know the version from which on there was none.
+            unknown_floor = state.slot[_VERSION] == HIGHEST_VERSION
+            if _holds(state, index) and local.number == state.row != 0 and filled == 0 and not unknown_floor:
+                faults |= {Fault.REFUSED}
+            advances = self.scope.advances and filled == 0 and local.number
+            done = local._replace(at="advance") if advances else local._replace(at="done", number=0)
+            yield Step(f"{index}: fills with {local.number}{but}", _after(state, index, done, slot), faults)
 
     def _write(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
         match local.at:
             case "start":
-                draws = process.write == "insert" or not self.rules.commits_first
-                begun = Local("draw" if draws else "commit")
-                slot, answer, faults = self._lease(state, index, process)
-                after = _after(state, index, begun._replace(leased=answer is None), slot)
-                yield Step(f"{index}: asks for the lease", after, faults)
-                if self.scope.silent:
-                    leased = not self.rules.believes_answers_only
-                    after = _after(state, index, begun._replace(leased=leased, unanswered=True))
-                    yield Step(f"{index}: no longer waits for its lease", after)
+                yield from self._ask_for_the_lease(state, index, process)
             case "draw":
                 drawn = state.drawn + 1
                 after = _after(state, index, local._replace(at="commit", number=drawn))._replace(drawn=drawn)
                 if not self.rules.commits_first:
-                    slot = self._change(state, _event(process, drawn), _token(index)).slot
-                    after = after._replace(slot=slot)
+                    change = self._change(_event(process, drawn), _token(index))
+                    after = after._replace(slot=self.scripts.run("change", state.slot, *change).slot)
                 yield Step(f"{index}: draws {drawn}", after)
             case "commit":
                 given_up = local._replace(at="release" if local.leased else "done", number=0, leased=False)
@@ -252,27 +326,42 @@ class Model:
                         after = after._replace(promised=version)
                     yield Step(f"{index}: commits {process.write} {version}", after)
             case "change":
-                yield self._change_own(state, index, process, local)
+                yield from self._change_own(state, index, process, local)
             case "release":
-                yield self._release(state, index, local)
+                yield from self._release(state, index, local)
 
-    def _change_own(self, state: State, index: int, process: Writer, local: Local) -> Step:
+    def _ask_for_the_lease(self, state: State, index: int, process: Writer) -> Iterator[Step]:
+        draws = process.write == "insert" or not self.rules.commits_first
+        begun = Local("draw" if draws else "commit")
+        for but, (slot, answer, faults) in self._effects("lease", state, *self._lease(index, process)):
+            after = _after(state, index, begun._replace(leased=answer is None), slot)
+            yield Step(f"{index}: asks for the lease{but}", after, faults)
+        if self.scope.silent:
+            leased = not self.rules.believes_answers_only
+            after = _after(state, index, begun._replace(leased=leased, unanswered=True))
+            yield Step(f"{index}: no longer waits for its lease", after)
+
+    def _change_own(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
         event = _event(process, local.number)
-        slot, answer, faults = self._change(state, event, _token(index) if local.leased else _NO_TOKEN)
+        change = self._change(event, _token(index) if local.leased else _NO_TOKEN)
         fills = event.operation == "upsert" and self.scope.on_change == "refresh"
-        if (
-            fills
-            and _holds(state, index)
-            and local.leased
-            and local.number == state.row
-            and answer != b"filled"
-        ):
-            faults |= {Fault.REFUSED}
-        after = _after(state, index, local._replace(at="done", number=0, leased=False), slot)
-        after = after._replace(promised=max(state.promised, local.number))
-        if not self.rules.logs_changes:
-            after = after._replace(events=(*state.events, event))
-        return Step(f"{index}: changes the slot to {local.number}, and acknowledges", after, faults)
+        for but, (slot, answer, faults) in self._effects("change", state, *change):
+            if (
+                fills
+                and _holds(state, index)
+                and local.leased
+                and local.number == state.row
+                and answer != b"filled"
+                and not isinstance(answer, RefusedError)
+                and state.slot[_VERSION] != HIGHEST_VERSION
+            ):
+                faults |= {Fault.REFUSED}
+            after = _after(state, index, local._replace(at="done", number=0, leased=False), slot)
+            after = after._replace(promised=max(state.promised, local.number))
+            if not self.rules.logs_changes:
+                after = after._replace(events=(*state.events, event))
+            what = f"{index}: changes the slot to {local.number}, and acknowledges{but}"
+            yield Step(what, after, faults)
 
     def _write_elsewhere(self, state: State, index: int, process: Elsewhere, local: Local) -> Iterator[Step]:
         match local.at:
@@ -289,7 +378,7 @@ class Model:
     def _reconcile(self, state: State, index: int, process: Reconciler, local: Local) -> Iterator[Step]:
         match local.at:
             case "start":
-                looks = state.slot[:1] not in {b"", b"L"}
+                looks = state.slot == LASTING_LEASE or (state.slot != EMPTY and not is_lease(state.slot))
                 after = Local("compare", seen=state.slot) if looks else Local("done")
                 yield Step(f"{index}: reads the slot", _after(state, index, after))
             case "compare":
@@ -301,12 +390,15 @@ class Model:
                 if kind is Kind.AHEAD and not self.rules.empties:
                     kind = Kind.STALE
                 assert kind is not None
+                seen = EMPTY if local.seen == NO_STRING else local.seen.removeprefix(BLANK)
                 content = repair_of(kind, _row(process, local.number), self.scope.on_change)
-                slot, _, faults = self.scripts.run("repair", state.slot, local.seen, content, _TTL_MS)
-                yield Step(f"{index}: repairs", _after(state, index, Local("done"), slot), faults)
+                for but, (slot, _, faults) in self._effects("repair", state, seen, content, _TTL_MS):
+                    yield Step(f"{index}: repairs{but}", _after(state, index, Local("done"), slot), faults)
 
     @staticmethod
     def _drift(process: Reconciler, local: Local, version: int) -> Kind | None:
+        if local.seen == LASTING_LEASE or not is_readable(local.seen):
+            return Kind.UNREADABLE
         return drift_of(local.seen, _row(process, version), deep=True)
 
     def _commit(self, state: State, process: Writer | Elsewhere, drawn: int) -> State | None:
@@ -332,19 +424,23 @@ class Model:
             events=tuple(sorted((*state.events, *logged))),
         )
 
-    def _lease(self, state: State, index: int, process: Reader | Writer) -> Effect:
+    def _lease(self, index: int, process: Reader | Writer) -> tuple[bytes, ...]:
+        """Return the arguments of the script `lease`."""
         purpose = b"read" if isinstance(process, Reader) else b"write"
-        return self.scripts.run("lease", state.slot, _token(index), _LEASE_MS, process.fingerprint, purpose)
+        return _token(index), _LEASE_MS, process.fingerprint, purpose
 
-    def _change(self, state: State, event: Event, token: bytes) -> Effect:
+    def _change(self, event: Event, token: bytes) -> tuple[bytes, ...]:
+        """Return the arguments of the script `change`."""
         content = EMPTY
         if event.operation == "upsert" and self.scope.on_change == "refresh":
             content = value(event.version, event.fingerprint)
-        return self.scripts.run("change", state.slot, encode_version(event.version), content, _TTL_MS, token)
+        return encode_version(event.version), content, _TTL_MS, token
 
-    def _release(self, state: State, index: int, local: Local) -> Step:
-        slot, _, faults = self.scripts.run("release", state.slot, _token(index))
-        return Step(f"{index}: releases", _after(state, index, local._replace(at="done"), slot), faults)
+    def _release(self, state: State, index: int, local: Local) -> Iterator[Step]:
+        for but, (slot, _, faults) in self._effects("release", state, _token(index)):
+            yield Step(
+                f"{index}: releases{but}", _after(state, index, local._replace(at="done"), slot), faults
+            )
 
 
 def _row(process: Reconciler, version: int) -> Row | None:

@@ -4,7 +4,8 @@ R1 a slow load meets a newer write; R2 the same after an eviction or a flush; R3
 start and its commit; R4 a crash between commit and publication; R5 reordered and repeated events; R6 a late
 update after a delete; R7 *absent* hides an insert; R8 a read joins a load that began before it; R10 a write
 that bypasses the service; R11 two schemas at the same time; R13 versions that do not grow in commit order.
-The last scopes have a reconciler, during normal operation and with a slot that is wrong from the start.
+The last scopes have a reconciler, during normal operation and with a slot that is wrong from the start;
+unreadable content; a Redis that refuses writes; and reads that bring to the slot what they read past it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import Final
 
 from cachesync.slots.layout import ABSENT
+from tests.unit.protocol.scripts import BLANK, LASTING_LEASE, NO_STRING
 from tests.unit.protocol.world import OLD, Elsewhere, Reader, Reconciler, Scope, Writer, value
 
 _READ: Final = Reader()
@@ -75,6 +77,42 @@ _SCOPES: Final = (
     Scope("stale", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), row=2, slot=value(1), wrong=True),
     Scope("ahead", (_READ, _UPDATE, _UPDATE_ELSEWHERE, _RECONCILER), slot=value(9), wrong=True),
     Scope("orphan", (_READ, _INSERT, _UPDATE_ELSEWHERE, _RECONCILER), row=0, slot=value(9), wrong=True),
+    Scope(
+        "garbage",
+        (_READ, _UPDATE, _UPDATE_ELSEWHERE, _RECONCILER),
+        slot=value(1),
+        garbage=(BLANK, NO_STRING, b"V" + b"z" * 30, LASTING_LEASE),
+    ),
+    Scope(
+        "garbage-over-a-missing-row",
+        (_READ, _READ, _INSERT, _DELETE_ELSEWHERE),
+        row=0,
+        slot=ABSENT,
+        garbage=(b"AA", LASTING_LEASE),
+    ),
+    Scope("refused-stores", (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE), slot=value(1), refuses="store"),
+    Scope(
+        "refused-stores-over-absent",
+        (_READ, _READ, _INSERT, _DELETE_ELSEWHERE),
+        row=0,
+        slot=ABSENT,
+        refuses="store",
+    ),
+    Scope("refused-writes", (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE), slot=value(1), refuses="all"),
+    Scope("advances", (_READ, _READ, _UPDATE_ELSEWHERE, _UPDATE), slot=value(1), advances=True),
+    Scope(
+        "advances-after-deletes-and-inserts",
+        (_READ, _READ, _DELETE_ELSEWHERE, _INSERT_ELSEWHERE, _UPDATE_ELSEWHERE),
+        slot=value(1),
+        advances=True,
+    ),
+    Scope(
+        "advances-invalidate",
+        (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE),
+        slot=value(1),
+        on_change="invalidate",
+        advances=True,
+    ),
     Scope("false-absent", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), slot=ABSENT, wrong=True),
 )
 

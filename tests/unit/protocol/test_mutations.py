@@ -31,7 +31,13 @@ class Mutation:
     fault: Fault
 
 
-_RAISE = "redis.call('SET', KEYS[1], 'L' .. version .. token, 'KEEPTTL')"
+_RAISE = "store(name, 'L' .. version .. held, 'KEEPTTL') or"
+_OLDER = "        if version < current then\n            return 'older'\n        end\n"
+_REPEATED = "        if version == current then\n            return 'repeated'\n        end\n"
+_RAISED = f"{_OLDER}        return store(name, 'L'"
+_ADVANCED = f"{_OLDER}        if content == ''"
+_EMPTIED = "        if content == '' then\n            redis.call('DEL', name)"
+_STORES = "store(KEYS[1], ARGV[2], 'PX', ARGV[3]) or 1"
 
 _MUTATIONS = (
     Mutation(
@@ -61,7 +67,7 @@ _MUTATIONS = (
     Mutation(
         "fill-under-anyone's-lease",
         "fill",
-        " or string.sub(slot, 21) ~= ARGV[1]",
+        " or token ~= ARGV[1]",
         "",
         "R1-R2-R10-loads-and-updates",
         Fault.STALE,
@@ -69,9 +75,8 @@ _MUTATIONS = (
     Mutation(
         "fill-without-a-lease",
         "fill",
-        "    return 0\nend\nlocal floor = string.sub(slot, 2, 20)",
-        "    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n    return 1\nend\n"
-        "local floor = string.sub(slot, 2, 20)",
+        "ARGV[1] then\n    return 0\nend",
+        f"ARGV[1] then\n    return {_STORES}\nend",
         "R5-updates-elsewhere",
         Fault.BACKWARDS,
     ),
@@ -79,12 +84,19 @@ _MUTATIONS = (
     Mutation(
         "raise-no-floor-over-absent", "change", _RAISE, "", "R7-inserts-over-absent", Fault.FALSE_ABSENT
     ),
-    Mutation("lower-a-floor", "change", "version <= floor", "false", "R5-updates-elsewhere", Fault.STALE),
+    Mutation(
+        "lower-a-floor",
+        "change",
+        _RAISED,
+        _RAISED.replace("version < current", "false"),
+        "R5-updates-elsewhere",
+        Fault.STALE,
+    ),
     Mutation(
         "raise-a-floor-to-itself",
         "change",
-        "version <= floor",
-        "version < floor",
+        _REPEATED + _RAISED,
+        _RAISED,
         "R5-updates-elsewhere",
         Fault.REWRITTEN,
     ),
@@ -92,56 +104,56 @@ _MUTATIONS = (
     Mutation(
         "go-back-to-an-older-change",
         "change",
-        "version <= string.sub(slot, 2, 20)",
-        "false",
+        _ADVANCED,
+        _ADVANCED.replace("version < current", "false"),
         "R5-updates-elsewhere",
         Fault.STALE,
     ),
     Mutation(
         "apply-an-equal-change",
         "change",
-        "version <= string.sub(slot, 2, 20)",
-        "version < string.sub(slot, 2, 20)",
+        _REPEATED + _ADVANCED,
+        _ADVANCED,
         "R11-two-schemas",
         Fault.REWRITTEN,
     ),
     Mutation(
         "keep-a-deleted-row",
         "change",
-        "    if ARGV[2] == '' then\n        redis.call('DEL', KEYS[1])",
-        "    if ARGV[2] == '' then",
+        _EMPTIED,
+        "        if content == '' then",
         "R6-R13-update-delete-and-insert-elsewhere",
         Fault.ORPHAN,
     ),
     Mutation(
         "keep-an-invalidated-row",
         "change",
-        "    if ARGV[2] == '' then\n        redis.call('DEL', KEYS[1])",
-        "    if ARGV[2] == '' then",
+        _EMPTIED,
+        "        if content == '' then",
         "R1-R6-invalidate",
         Fault.STALE,
     ),
     Mutation(
         "keep-absent",
         "change",
-        "    return 'raised'\nend\nredis.call('DEL', KEYS[1])",
-        "    return 'raised'\nend",
+        "'raised'\n    end\n    redis.call('DEL', name)",
+        "'raised'\n    end",
         "R7-inserts-over-absent",
         Fault.FALSE_ABSENT,
     ),
     Mutation(
         "fill-an-empty-slot-from-an-event",
         "change",
-        "if not slot then\n    return 'empty'",
-        "if not slot and ARGV[2] ~= '' then\n    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\nend\n"
-        "if not slot then\n    return 'empty'",
+        "if state == 'empty' then\n        return 'empty'",
+        "if state == 'empty' and content ~= '' then\n        store(name, content, 'PX', lifetime)\n    end\n"
+        "    if state == 'empty' then\n        return 'empty'",
         "R5-updates-elsewhere",
         Fault.STALE,
     ),
     Mutation(
         "fill-any-lease-from-a-change",
         "change",
-        "token == ARGV[4]",
+        "held == token",
         "true",
         "R5-updates-elsewhere",
         Fault.STALE,
@@ -149,7 +161,7 @@ _MUTATIONS = (
     Mutation(
         "write-below-the-floor",
         "change",
-        " and version >= floor",
+        " and version >= current",
         "",
         "R1-R2-R10-loads-and-updates",
         Fault.STALE,
@@ -157,15 +169,15 @@ _MUTATIONS = (
     Mutation(
         "refuse-a-write-at-the-floor",
         "change",
-        "version >= floor",
-        "version > floor",
+        "version >= current",
+        "version > current",
         "R4-crashing-updates",
         Fault.REFUSED,
     ),
     Mutation(
         "lease-nothing-over-absent",
         "lease",
-        "state == 'A' and ARGV[4] == 'write'",
+        "state == 'absent' and ARGV[4] == 'write'",
         "false",
         "R7-insert-under-its-lease",
         Fault.OLDER,
@@ -173,31 +185,31 @@ _MUTATIONS = (
     Mutation(
         "lease-over-absent-for-a-read",
         "lease",
-        "state == 'A' and ARGV[4] == 'write'",
-        "state == 'A'",
+        "state == 'absent' and ARGV[4] == 'write'",
+        "state == 'absent'",
         "R7-inserts-over-absent",
         Fault.TAKEN,
     ),
     Mutation(
         "lease-over-a-lease",
         "lease",
-        "state == 'A' and ARGV[4] == 'write'",
-        "state == 'L' or state == 'A' and ARGV[4] == 'write'",
+        "state == 'absent' and ARGV[4] == 'write'",
+        "state == 'lease' or state == 'absent' and ARGV[4] == 'write'",
         "R8-waiting-reads",
         Fault.STOLEN,
     ),
     Mutation(
         "lease-over-a-value",
         "lease",
-        "state == 'V' and string.sub(slot, 21, 28) ~= ARGV[3]",
-        "state == 'V'",
+        "state == 'value' and fingerprint ~= ARGV[3]",
+        "state == 'value'",
         "R1-R2-R10-loads-and-updates",
         Fault.TAKEN,
     ),
     Mutation(
         "lease-nothing-over-another-schema",
         "lease",
-        "state == 'V' and string.sub(slot, 21, 28) ~= ARGV[3]",
+        "state == 'value' and fingerprint ~= ARGV[3]",
         "false",
         "R11-two-schemas",
         Fault.UNSERVED,
@@ -206,7 +218,7 @@ _MUTATIONS = (
     Mutation(
         "release-anyone's-lease",
         "release",
-        " and string.sub(slot, 21) == ARGV[1]",
+        " and token == ARGV[1]",
         "",
         "R8-waiting-reads",
         Fault.STOLEN,
@@ -214,10 +226,76 @@ _MUTATIONS = (
     Mutation(
         "repair-what-has-changed",
         "repair",
-        "redis.call('GET', KEYS[1]) ~= ARGV[1]",
+        "slot ~= ARGV[1]",
         "false",
         "reconciled-updates",
         Fault.STALE,
+    ),
+    Mutation(
+        "keep-what-cannot-be-replaced",
+        "change",
+        "        redis.call('DEL', name)\n        return redis.error_reply",
+        "        return redis.error_reply",
+        "refused-stores",
+        Fault.STALE,
+    ),
+    Mutation(
+        "keep-a-floor-that-cannot-be-raised",
+        "change",
+        "        redis.call('DEL', name)\n        return redis.error_reply",
+        "        return redis.error_reply",
+        "refused-stores-over-absent",
+        Fault.FALSE_ABSENT,
+    ),
+    Mutation(
+        "lease-nothing-over-garbage",
+        "lease",
+        "state == 'empty' or state == 'unreadable'",
+        "state == 'empty'",
+        "garbage",
+        Fault.UNSERVED,
+    ),
+    Mutation(
+        "wait-for-a-lease-that-never-ends",
+        "lease",
+        "left >= 0 and left <= LONGEST_LEASE",
+        "true",
+        "garbage",
+        Fault.UNSERVED,
+    ),
+    Mutation(
+        "read-any-version",
+        "lease",
+        "'^([VL])(%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d%d)'",
+        "'^([VL])(...................)'",
+        "garbage",
+        Fault.REFUSED,
+    ),
+    Mutation(
+        "fill-an-empty-slot-from-a-read",
+        "advance",
+        "if state == 'empty' then\n        return 'empty'",
+        "if state == 'empty' and content ~= '' then\n        store(name, content, 'PX', lifetime)\n    end\n"
+        "    if state == 'empty' then\n        return 'empty'",
+        "advances",
+        Fault.STALE,
+    ),
+    Mutation(
+        "go-back-to-an-older-read",
+        "advance",
+        _ADVANCED,
+        _ADVANCED.replace("version < current", "false"),
+        "advances",
+        Fault.BACKWARDS,
+    ),
+    Mutation("raise-no-floor-to-a-read", "advance", _RAISE, "", "advances", Fault.OLDER),
+    Mutation(
+        "keep-a-row-that-a-read-did-not-find",
+        "advance",
+        _EMPTIED,
+        "        if content == '' then",
+        "advances-after-deletes-and-inserts",
+        Fault.OLDER,
     ),
     Mutation("repair-for-good", "repair", ", 'PX', ARGV[3]", "", "stale", Fault.LASTING),
 )
@@ -254,6 +332,7 @@ def test_edited_script_breaks_the_protocol(mutation: Mutation) -> None:
         ),
         pytest.param(Rules(waits=False), "R8-waiting-reads", Fault.OLDER, id="R8"),
         pytest.param(Rules(forgets=False), "R5-updates-elsewhere", Fault.STALE, id="R2-restored-cache"),
+        pytest.param(Rules(stops_reading=False), "refused-writes", Fault.OLDER, id="refused-writes-read"),
         pytest.param(Rules(empties=False), "ahead", Fault.STALE, id="ahead-filled-with-the-row"),
     ],
 )

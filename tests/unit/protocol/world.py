@@ -38,6 +38,7 @@ class Local(NamedTuple):
         "load",
         "fill",
         "bypass",
+        "advance",
         "draw",
         "commit",
         "change",
@@ -61,6 +62,7 @@ class State(NamedTuple):
         deleted: the version of the last delete.
         promised: the oldest version that a read that starts now may return.
         slot: the content of the slot.
+        refusing: whether Redis refuses all writes.
         events: the committed changes before their last delivery, in version order.
         processes: the states of the processes, in the order of the scope.
     """
@@ -70,6 +72,7 @@ class State(NamedTuple):
     deleted: int
     promised: int
     slot: bytes
+    refusing: bool
     events: tuple[Event, ...]
     processes: tuple[Local, ...]
 
@@ -119,6 +122,7 @@ class Rules:
         believes_answers_only: only a process whose lease was confirmed acts as its holder.
         waits: a read that meets a lease waits instead of joining a load that may have begun before it.
         forgets: a cache is empty after a failure, never in a former state.
+        stops_reading: a cache that refuses all writes is not read.
         empties: a reconciler empties a slot that is ahead of the row instead of filling it with the row.
     """
 
@@ -129,6 +133,7 @@ class Rules:
     believes_answers_only: bool = True
     waits: bool = True
     forgets: bool = True
+    stops_reading: bool = True
     empties: bool = True
 
 
@@ -146,6 +151,9 @@ class Scope:
         on_change: as declared for the entity.
         promised_at: the moment from which later reads must see a write.
         wrong: whether the slot is wrong initially, which only a reconciler must correct.
+        garbage: what other programs can replace the content of the slot with at any moment.
+        refuses: whether Redis can refuse, at any moment, to `store` anything, or `all` writes for a while.
+        advances: whether reads that went past the cache bring what they read to the slot.
     """
 
     name: str
@@ -157,6 +165,9 @@ class Scope:
     on_change: Literal["refresh", "invalidate"] = "refresh"
     promised_at: Literal["acknowledgement", "commit"] = "acknowledgement"
     wrong: bool = False
+    garbage: tuple[bytes, ...] = ()
+    refuses: Literal["store", "all"] | None = None
+    advances: bool = False
 
 
 def value(version: int, fingerprint: bytes = NEW) -> bytes:
