@@ -275,14 +275,20 @@ def _one_row(cache: EntityCache) -> Part:
 
 def _own_paths() -> Iterable[tuple[str, Part]]:
     parts = {"postgresql": True, "redis": True, "kafka": True}
-    booleans = {part: {"type": "boolean"} for part in parts}
+    members = {part: {"type": "boolean"} for part in parts} | {
+        "redis_reason": {
+            "type": "string",
+            "description": "If `redis` is false: why. Redis does not respond, rejects the login, or refuses "
+            "commands that the cache needs",
+        }
+    }
     live = {"type": "object", "properties": {"status": {"const": "live"}}, "required": ["status"]}
     ready = {
         "type": "object",
-        "properties": {"status": {"const": "ready"}, **booleans},
+        "properties": {"status": {"const": "ready"}, **members},
         "required": ["status", *parts],
     }
-    not_ready = {"allOf": [_schema("problem"), {"type": "object", "properties": booleans}]}
+    not_ready = {"allOf": [_schema("problem"), {"type": "object", "properties": members}]}
     for path, summary, answers in (
         (
             "/health/live",

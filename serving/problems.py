@@ -148,7 +148,7 @@ def document(
     detail: str,
     instance: str,
     errors: Sequence[FieldError] = (),
-    extension: Mapping[str, bool] | None = None,
+    extension: Mapping[str, bool | str] | None = None,
 ) -> bytes:
     """Return a problem as JSON.
 

@@ -24,6 +24,7 @@ from cachesync.errors import (
 )
 from cachesync.slots.layout import (
     ABSENT,
+    advance_of,
     decode_value,
     filled_content,
     new_token,
@@ -32,7 +33,7 @@ from cachesync.slots.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from cachesync.entity import Entity
     from cachesync.service.publisher import Publisher
@@ -47,6 +48,8 @@ _POLL_SECONDS: Final = 0.003
 _MAX_WAITERS: Final = 2000
 # Maximum number of rows in a page.
 _MAX_PAGE: Final = 1_000_000
+# Maximum number of reads per process whose rows are on their way to the slots.
+_MAX_ADVANCES: Final = 100
 # Maximum attempts to replace or insert a row that others delete and insert at the same time.
 _REPLACE_ATTEMPTS: Final = 5
 # How long the relay leaves the changes of a service to it; see `relay_at` in `schema.sql`.
@@ -91,8 +94,9 @@ class Written:
             of the table has changed it.
         version: the row version that the write drew.
         created: whether the write inserted the row.
-        cached: whether the slots of all rows that the write changed have it. If not, reads can be older than
-            the write until the stream has applied it.
+        cached: whether the slots of all rows that the write changed have it, or nothing. If not, because
+            Redis did not confirm it or a slot has a higher version, reads can be older than the write until
+            the stream has applied it.
     """
 
     row: Row | None
@@ -175,6 +179,7 @@ class EntityCache:
         # older than a write that has been acknowledged since; the slot never is.
         self._loads: dict[str, asyncio.Event] = {}
         self._waiters = 0
+        self._advances: set[asyncio.Task[None]] = set()
         self.writes: set[asyncio.Task[Written]] = set()
 
     async def read(self, key: str) -> Read:
@@ -196,7 +201,9 @@ class EntityCache:
         except CacheUnavailableError:
             answer = None
         if answer is None:
-            answer = Read(Outcome.BYPASS, await self._from_database(key))
+            row = await self._from_database(key)
+            self._advance([(name, row)])
+            answer = Read(Outcome.BYPASS, row)
         return answer
 
     async def page(self, after: str | None, limit: int) -> Page:
@@ -218,7 +225,9 @@ class EntityCache:
             raise SettingsError(message)
         if after is not None:
             after = self.key_column.canonical_key(after)
-        return await self._table.page(after, limit, self._page_bytes)
+        page = await self._table.page(after, limit, self._page_bytes)
+        self._advance([(self._name(row.key), row) for row in page])
+        return page
 
     @_uninterrupted
     async def insert(self, row: RowInput) -> Written:
@@ -320,8 +329,8 @@ class EntityCache:
             return await self._complete(lease, deleted, created=False)
 
     async def close(self) -> None:
-        """Wait for the writes in progress."""
-        await asyncio.gather(*self.writes, return_exceptions=True)
+        """Wait for the writes in progress, and for what reads bring to the slots."""
+        await asyncio.gather(*self.writes, *self._advances, return_exceptions=True)
 
     def _name(self, key: str) -> str:
         return slot_name(self._service, self.entity.name, key)
@@ -386,8 +395,25 @@ class EntityCache:
                 await self._slots.release(name, token)
             raise
         with suppress(CacheUnavailableError):
-            await self._slots.fill(name, token, *filled_content(self.entity, row))
+            filled = await self._slots.fill(name, token, *filled_content(self.entity, row))
+            # The lease may have ended, and an earlier load may be about to fill the slot. Without a row, this
+            # would end the lease of the next load too, and so on.
+            if not filled and row is not None:
+                self._advance([(name, row)])
         return Read(Outcome.MISS, row)
+
+    def _advance(self, rows: Sequence[tuple[str, Row | None]]) -> None:
+        """Bring rows that were read past the cache to their slots, so that the next hit is not older.
+
+        The read does not wait for it, and if Redis is slow, most reads go without.
+        """
+        if not rows or len(self._advances) >= _MAX_ADVANCES:
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._slots.advance([advance_of(self.entity, name, row) for name, row in rows])
+        )
+        self._advances.add(task)
+        task.add_done_callback(self._advances.discard)
 
     async def _from_database(self, key: str) -> Row | None:
         metrics.loads.labels(self.entity.name).inc()
@@ -499,8 +525,9 @@ class EntityCache:
                     applied = False
                 elif isinstance(result, BaseException):
                     raise result
-                elif one.name == lease.name:
-                    lease.applied = True
+                else:
+                    applied &= result
+                    lease.applied |= one.name == lease.name
         return applied
 
     def _publish(self, changes: Iterable[Change]) -> None:

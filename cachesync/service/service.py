@@ -11,6 +11,7 @@ from cachesync.service.cache import EntityCache
 from cachesync.service.database import Database
 from cachesync.service.publisher import Publisher
 from cachesync.service.table import Table
+from cachesync.slots.layout import slot_name
 from cachesync.slots.single import Slots
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Service:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
             tables = [await Table.open(database, entity, settings.row_limit) for entity in entities.values()]
-            slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000)
+            prefix = slot_name(settings.service, next(iter(entities), ""), "")
+            slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
             opened.push_async_callback(slots.close)
             publisher = Publisher(settings.kafka, database.mark_published)
             opened.pop_all()
@@ -74,11 +76,21 @@ class Service:
         await self._slots.close()
         await self._database.close()
 
-    async def health(self) -> dict[str, bool]:
-        """Return whether `postgresql`, `redis` and `kafka` respond within a short timeout."""
-        postgresql, redis, kafka = await asyncio.gather(
+    async def health(self) -> dict[str, bool | str]:
+        """Return whether `postgresql`, `redis` and `kafka` can be used, as checked within a short timeout.
+
+        If Redis cannot, `redis_reason` is why: it does not respond, or refuses what the cache needs.
+        """
+        postgresql, redis_reason, kafka = await asyncio.gather(
             self._database.is_available(),
-            self._slots.is_available(),
+            self._slots.problem(),
             self._publisher.is_available(_HEALTH_SECONDS),
         )
-        return {"postgresql": postgresql, "redis": redis, "kafka": kafka}
+        health: dict[str, bool | str] = {
+            "postgresql": postgresql,
+            "redis": redis_reason is None,
+            "kafka": kafka,
+        }
+        if redis_reason is not None:
+            health["redis_reason"] = redis_reason
+        return health
