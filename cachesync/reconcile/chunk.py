@@ -13,8 +13,18 @@ import structlog
 from hiredis import ReplyError
 
 from cachesync.reconcile.drift import Findings, Kind, drift_of, repair_of
-from cachesync.slots.layout import UP_TO_PAYLOAD, encode_value, slot_name, with_jitter
-from cachesync.slots.scripts import run_script
+from cachesync.reconcile.source import UNREADABLE
+from cachesync.slots.layout import (
+    EMPTY,
+    UP_TO_PAYLOAD,
+    encode_value,
+    is_lease,
+    is_lease_lifetime,
+    is_readable,
+    slot_name,
+    with_jitter,
+)
+from cachesync.slots.scripts import is_emptied, run_script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -43,7 +53,6 @@ _FIRST_ROUND: Final = 10_000
 _MAX_CANDIDATES: Final = 100_000
 # Small, because these slots are read in full and their payloads can be large.
 _RECHECK_BATCH: Final = 500
-_LEASE: Final = ord("L")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,8 @@ class Candidate:
     Attributes:
         entity: the entity's name.
         key: the row's key.
-        before_payload: the slot up to its payload.
-        version: the row's version; None if there is no row.
+        before_payload: the slot up to its payload; empty if it was not compared: unreadable, or a lease.
+        version: the row's version; None if there is no row, or if it was not compared.
     """
 
     entity: str
@@ -69,14 +78,14 @@ class Drift(NamedTuple):
     Attributes:
         key: the row's key.
         name: the slot's name.
-        slot: the slot's content, read before the row; an error if its name holds another Redis type.
+        slot: the slot's content, read before the row; empty if its name holds another Redis type.
         row: the row; None if there is none.
         kind: the kind of drift.
     """
 
     key: str
     name: bytes
-    slot: bytes | ReplyError
+    slot: bytes
     row: Row | None
     kind: Kind
 
@@ -215,16 +224,23 @@ class Chunk:
     async def _compare(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
         """Compare slots with their rows, which are read after the slots."""
         for prefix, entity in self._prefixes.items():
-            # An empty slot has been emptied since it was listed; a lease is about to become something else.
-            compared = [
-                slot != b"" and slot[0] != _LEASE and name.startswith(prefix)
-                for name, slot in zip(names, slots, strict=True)
+            # An empty slot has been emptied since it was listed.
+            examined = [
+                slot != b"" and name.startswith(prefix) for name, slot in zip(names, slots, strict=True)
             ]
-            keys = [name[len(prefix) :] for name in compress(names, compared)]
+            keys = [name[len(prefix) :] for name in compress(names, examined)]
             if not keys:
                 continue
-            found = list(compress(slots, compared))
-            current.findings[entity] = Findings(examined=len(keys))
+            found = list(compress(slots, examined))
+            unlike_rows = [slot == UNREADABLE or is_lease(slot) for slot in found]
+            # A lease is about to become something else, unless it never ends.
+            current.candidates += [
+                Candidate(entity, unlike.decode(errors="surrogateescape"), EMPTY, None)
+                for unlike in compress(keys, unlike_rows)
+            ]
+            current.findings[entity] = Findings(examined=len(keys) - sum(map(is_lease, found)))
+            keys = [key for key, unlike in zip(keys, unlike_rows, strict=True) if not unlike]
+            found = [slot for slot, unlike in zip(found, unlike_rows, strict=True) if not unlike]
             for index, version in await self._rows[entity].mismatches(keys, found, deep=self._deep):
                 key = keys[index].decode(errors="surrogateescape")
                 current.candidates.append(Candidate(entity, key, found[index][:UP_TO_PAYLOAD], version))
@@ -244,21 +260,26 @@ class Chunk:
                 await self._recheck_batch(entity, batch, current.findings[entity])
 
     async def _recheck_batch(self, entity: str, candidates: list[Candidate], findings: Findings) -> None:
-        slots = await self._in_thread(self._bulk.call, [(b"GET", self._name(one)) for one in candidates])
+        names = [self._name(one) for one in candidates]
+        replies = await self._in_thread(
+            self._bulk.call, [command for name in names for command in ((b"GET", name), (b"PTTL", name))]
+        )
         rows = await self._rows[entity].read(one.key for one in candidates)
         wrong: list[Drift] = []
-        for one, slot in zip(candidates, slots, strict=True):
+        for one, name, slot, left in zip(candidates, names, replies[::2], replies[1::2], strict=True):
             row = rows.get(one.key)
-            if slot is None or (None if row is None else row.version) != one.version:
+            version = None if row is None else row.version
+            if slot is None:
                 continue
             kind: Kind | None = None
-            if isinstance(slot, ReplyError):
-                # Another Redis type, which no script can change.
-                kind = Kind.ORPHAN if row is None else Kind.STALE
-            elif slot[:UP_TO_PAYLOAD] == one.before_payload:
+            if _is_unreadable(slot, left):
+                kind = Kind.UNREADABLE
+                # Leases were not counted, because most of them end by themselves.
+                findings.examined += isinstance(slot, bytes) and is_lease(slot)
+            elif slot[:UP_TO_PAYLOAD] == one.before_payload and one.version == version:
                 kind = drift_of(slot, row, deep=self._deep)
             if kind is not None:
-                wrong.append(Drift(one.key, self._name(one), slot, row, kind))
+                wrong.append(Drift(one.key, name, slot if isinstance(slot, bytes) else EMPTY, row, kind))
         wrong = await self._without_changes_in_flight(entity, wrong)
         for drift in wrong:
             findings.add_drift(drift.kind, drift.key)
@@ -273,12 +294,13 @@ class Chunk:
         changing, deleting = await self._rows[entity].in_flight(versions, gone)
 
         def is_in_flight(one: Drift) -> bool:
+            if one.kind is Kind.UNREADABLE:
+                return False
             if one.row is None:
                 return deleting is None or one.key in deleting
             # A change in flight can only explain a slot that is older than it.
             return (
                 one.kind is not Kind.AHEAD
-                and not isinstance(one.slot, ReplyError)
                 and not one.slot.startswith(encode_value(one.row.version, b"", b""))
                 and one.row.version in changing
             )
@@ -287,23 +309,33 @@ class Chunk:
 
     async def _repair(self, entity: str, wrong: list[Drift], findings: Findings) -> None:
         declared = self._entities[entity]
-        repairs: list[tuple[Drift, Command]] = []
-        for one in wrong:
-            if isinstance(one.slot, ReplyError):
-                _log.warning("slot name holds another Redis type", slot=one.name, error=str(one.slot))
-                findings.add_failure(one.key)
-                continue
-            content = repair_of(one.kind, one.row, declared.on_change)
-            repairs.append((one, (one.name, one.slot, content, with_jitter(declared.ttl))))
-        replies = await self._in_thread(run_script, "repair", [call for _, call in repairs], self._bulk.call)
-        for (one, _), reply in zip(repairs, replies, strict=True):
-            if isinstance(reply, ReplyError):
+        repairs: list[Command] = [
+            (
+                one.name,
+                one.slot,
+                repair_of(one.kind, one.row, declared.on_change),
+                with_jitter(declared.ttl),
+            )
+            for one in wrong
+        ]
+        replies = await self._in_thread(run_script, "repair", repairs, self._bulk.call)
+        failed = [
+            (one, reply)
+            for one, reply in zip(wrong, replies, strict=True)
+            if isinstance(reply, ReplyError) and not is_emptied(reply)
+        ]
+        deleted = await self._in_thread(self._bulk.call, [(b"DEL", one.name) for one, _ in failed])
+        for (one, reply), delete in zip(failed, deleted, strict=True):
+            if isinstance(delete, ReplyError):
                 _log.warning("slot repair failed", slot=one.name, error=str(reply))
                 findings.add_failure(one.key)
-            elif reply:
-                findings.repaired += 1
             else:
+                findings.repaired += 1
+        for reply in replies:
+            if reply == 0:
                 findings.refused += 1
+            elif not isinstance(reply, ReplyError) or is_emptied(reply):
+                findings.repaired += 1
 
     def _name(self, candidate: Candidate) -> bytes:
         name = slot_name(self._service, candidate.entity, candidate.key)
@@ -313,3 +345,15 @@ class Chunk:
         """Call a function that uses the connection, in a thread, while no one else uses it."""
         async with self._redis:
             return await asyncio.to_thread(call, *arguments)
+
+
+def _is_unreadable(slot: bytes | ReplyError, left: int | ReplyError) -> bool:
+    """Return whether the content of a slot is not that of a slot.
+
+    Args:
+        slot: the content; an error if the name of the slot holds another Redis type.
+        left: its remaining lifetime in milliseconds.
+    """
+    if isinstance(slot, ReplyError):
+        return str(slot).startswith("WRONGTYPE")
+    return not is_readable(slot) or (is_lease(slot) and isinstance(left, int) and not is_lease_lifetime(left))

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slots.layout import ABSENT, HEAD_BYTES, UP_TO_PAYLOAD, changed_content, encode_value
+from cachesync.slots.layout import (
+    ABSENT,
+    UP_TO_PAYLOAD,
+    changed_content,
+    encode_value,
+    is_readable,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +24,6 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES: Final = 10
 """Maximum number of keys of each kind in a report."""
-
-_VERSION: Final = slice(1, HEAD_BYTES)
 
 
 class Kind(StrEnum):
@@ -30,12 +35,14 @@ class Kind(StrEnum):
         ORPHAN: there is a value, but no row.
         AHEAD: the value's version is higher than the row's.
         FALSE_ABSENT: the slot says *absent*, but the row exists.
+        UNREADABLE: the content is not that of a slot, and reads treat it as a miss.
     """
 
     STALE = "stale"
     ORPHAN = "orphan"
     AHEAD = "ahead"
     FALSE_ABSENT = "false_absent"
+    UNREADABLE = "unreadable"
 
 
 class Findings(BaseModel):
@@ -43,7 +50,8 @@ class Findings(BaseModel):
 
     Attributes:
         examined: the number of slots that were compared with their rows.
-        stale, orphan, ahead, false_absent: the number of slots with that kind of drift; see `Kind`.
+        stale, orphan, ahead, false_absent, unreadable: the number of slots with that kind of drift; see
+            `Kind`.
         repaired: of those, the number that were repaired.
         refused: of those, the number that a concurrent change had replaced first.
         failed: of those, the number whose repair Redis rejected.
@@ -55,6 +63,7 @@ class Findings(BaseModel):
     orphan: int = 0
     ahead: int = 0
     false_absent: int = 0
+    unreadable: int = 0
     repaired: int = 0
     refused: int = 0
     failed: int = 0
@@ -63,7 +72,7 @@ class Findings(BaseModel):
     @property
     def drift(self) -> int:
         """The number of slots that were wrong."""
-        return self.stale + self.orphan + self.ahead + self.false_absent
+        return self.stale + self.orphan + self.ahead + self.false_absent + self.unreadable
 
     def add_drift(self, kind: Kind, key: str) -> None:
         """Count a slot that is wrong."""
@@ -107,12 +116,13 @@ def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:
         row: the row, read after the slot; None if there is none.
         deep: whether to compare the payloads too.
     """
+    if not is_readable(slot):
+        return Kind.UNREADABLE
     if slot == ABSENT:
         return None if row is None else Kind.FALSE_ABSENT
     if row is None:
         return Kind.ORPHAN
-    digits = slot[_VERSION]
-    if slot[:1] == b"V" and digits.isdigit() and int(digits) > row.version:
+    if version_of(slot) > row.version:
         return Kind.AHEAD
     current = encode_value(row.version, row.fingerprint, b"")
     if slot[: len(current)] != current or (deep and slot[UP_TO_PAYLOAD:] != row.payload):
@@ -124,7 +134,7 @@ def repair_of(kind: Kind, row: Row | None, on_change: OnChange) -> bytes:
     """Return the content with which to repair a slot; empty to empty it.
 
     A slot that is ahead or a false absent may have rejected a change that is newer than the row as read, or
-    may be about to. Such a slot is emptied, because an empty slot cannot be wrong.
+    may be about to. Such a slot is emptied, because an empty slot cannot be wrong. So is an unreadable one.
 
     Args:
         kind: the kind of drift.

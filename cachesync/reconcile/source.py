@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from hiredis import ReplyError
 
 from cachesync.errors import CacheUnavailableError
-from cachesync.slots.layout import UP_TO_PAYLOAD, slot_name
+from cachesync.slots.layout import HEAD_BYTES, UP_TO_PAYLOAD, is_readable, is_value, slot_name
 
 if TYPE_CHECKING:
     import asyncpg
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cachesync.slots.bulk import Bulk
 
 Names = list[bytes]
+
+UNREADABLE: Final = b"unreadable"
+"""What a source returns for a slot whose content is not that of a slot."""
 
 # Redis does nothing else while it executes a SCAN, which takes about half a millisecond with this count.
 _SCAN: Final = 1000
@@ -85,12 +88,12 @@ class Keyspace:
             reply, *found = self._bulk.send(self._bulk.pack([scan]) + packed, reads + 1)
             if isinstance(reply, ReplyError):
                 raise CacheUnavailableError(str(reply))
+            slots += _compared(self._bulk, unread, found, deep=self._deep)
             names += unread
-            slots += _compared(found, deep=self._deep)
             unread = reply[1]
             self._move(int(reply[0]), count)
         found = self._bulk.send(*_packed_reads(unread, deep=self._deep))
-        return names + unread, slots + _compared(found, deep=self._deep)
+        return names + unread, slots + _compared(self._bulk, unread, found, deep=self._deep)
 
     def _move(self, cursor: int, count: int) -> None:
         before, self.share = self.share, self._part.share(cursor)
@@ -133,9 +136,11 @@ class ChangedKeys:
             self.share = self._count / records[-1]["total"]
         self.ended = len(records) < min(size, _SCAN)
         names = [slot_name(self._service, one["entity"], one["key"]).encode() for one in records]
-        packed, count = _packed_reads(names, deep=self._deep)
-        replies = await asyncio.to_thread(self._bulk.send, packed, count)
-        return names, _compared(replies, deep=self._deep)
+        return names, await asyncio.to_thread(self._read, names)
+
+    def _read(self, names: Names) -> list[bytes]:
+        replies = self._bulk.send(*_packed_reads(names, deep=self._deep))
+        return _compared(self._bulk, names, replies, deep=self._deep)
 
 
 def _packed_reads(names: Names, *, deep: bool) -> tuple[bytes, int]:
@@ -143,21 +148,34 @@ def _packed_reads(names: Names, *, deep: bool) -> tuple[bytes, int]:
     if deep:
         packed = [b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names]
     else:
-        last = b"%d" % (UP_TO_PAYLOAD - 1)
+        last = b"%d" % (HEAD_BYTES - 1)
         command = b"*4\r\n$8\r\nGETRANGE\r\n$%%d\r\n%%b\r\n$1\r\n0\r\n$%d\r\n%b\r\n" % (len(last), last)
         packed = [command % (len(name), name) for name in names]
     return b"".join(packed), len(names)
 
 
-def _compared(replies: list[Any], *, deep: bool) -> list[bytes]:
-    """Return the compared part of each slot, from the replies to `_packed_reads`; empty for an empty slot."""
-    slots = [
-        reply if type(reply) is bytes else b"" if reply is None else b"not a string" for reply in replies
-    ]
+def _compared(bulk: Bulk, names: Names, replies: list[Any], *, deep: bool) -> list[bytes]:
+    """Return the compared part of each slot, from the replies to `_packed_reads`.
+
+    That is empty for an empty slot, and `UNREADABLE` for an unreadable one.
+    """
+    slots = [_compared_part(reply, deep=deep) for reply in replies]
+    # GETRANGE replies with nothing both to a slot that does not exist and to one that holds an empty string.
+    blank = [] if deep else [index for index, reply in enumerate(replies) if reply == b""]
+    for index, exists in zip(blank, bulk.call([(b"EXISTS", names[index]) for index in blank]), strict=True):
+        if exists == 1:
+            slots[index] = UNREADABLE
+    return slots
+
+
+def _compared_part(reply: Any, *, deep: bool) -> bytes:
+    if reply is None or (reply == b"" and not deep):
+        return b""
+    if type(reply) is not bytes or not is_readable(reply):
+        return UNREADABLE
+    if not is_value(reply):
+        return reply
+    before_payload = reply[:UP_TO_PAYLOAD]
     if not deep:
-        return slots
-    return [
-        slot[:UP_TO_PAYLOAD]
-        + md5(slot[UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest().encode() * slot.startswith(b"V")
-        for slot in slots
-    ]
+        return before_payload
+    return before_payload + md5(reply[UP_TO_PAYLOAD:], usedforsecurity=False).hexdigest().encode()

@@ -31,6 +31,8 @@ from cachesync.service.row_input import RowInput
 from cachesync.slots.bulk import Bulk
 from local.silent import Silent
 from tests.integration.reconcile.live import KEYS, live_writes
+from tests.integration.refusals import DELETES, refusing
+from tests.integration.slots.test_applier import GARBAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -260,7 +262,57 @@ async def test_unpublished_and_recently_published_changes_are_not_drift(
     assert (await reconcile()).outcome == "clean"
 
 
-async def test_foreign_strings_are_emptied_and_other_redis_types_reported(
+@pytest.mark.parametrize("asked", [{}, {"deep": True}, {"mode": "delta"}], ids=["full", "deep", "delta"])
+async def test_every_unreadable_slot_is_emptied(
+    admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile, asked: dict[str, Any]
+) -> None:
+    rows = len(GARBAGE) + 4
+    await fill(admin, slots, rows)
+    assert (await reconcile()).outcome == "clean"
+    await admin.execute("UPDATE student SET age = 1")
+    await admin.execute("UPDATE cachesync.change_log SET published_at = clock_timestamp()")
+    slots.flushall()
+    right = await expected(admin)
+    held = [f"sb:student:{key}" for key in range(1, rows + 1)]
+    slots.mset(dict(zip(held, GARBAGE, strict=False)))
+    wrong_type, long_lease, lease, value = held[len(GARBAGE) :]
+    slots.rpush(wrong_type, "not a slot")
+    slots.set(long_lease, b"L" + b"0" * 19 + b"token", px=86_400_000)
+    slots.set(lease, b"L" + b"0" * 19 + b"token", px=60_000)
+    slots.set(value, right[value], px=60_000)
+    report = await reconcile(**asked)
+    counts = (report.unreadable, report.repaired, report.drift, report.failed)
+    assert counts == (len(GARBAGE) + 2, len(GARBAGE) + 2, len(GARBAGE) + 2, 0)
+    assert (report.outcome, report.examined) == ("repaired", len(GARBAGE) + 3)
+    assert {name.decode() for name in slots.scan_iter()} == {lease, value}
+
+
+@pytest.mark.parametrize("how", DELETES)
+async def test_slot_that_cannot_be_replaced_is_emptied(
+    admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile, how: str
+) -> None:
+    await fill(admin, slots, 10)
+    await admin.execute("UPDATE student SET age = 1")
+    await publish_all(admin)
+    with refusing(slots, how):
+        report = await reconcile()
+    assert (report.outcome, report.stale, report.repaired) == ("repaired", 10, 10)
+    assert slots.dbsize() == 0
+
+
+async def test_slots_that_redis_does_not_even_delete_are_reported(
+    admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile
+) -> None:
+    await fill(admin, slots, 10)
+    await admin.execute("UPDATE student SET age = 1")
+    await publish_all(admin)
+    with refusing(slots, "no deletes"):
+        report = await reconcile()
+    assert (report.outcome, report.stale, report.failed) == ("unrepaired", 10, 10)
+    assert len(report.samples["failed"]) == 10
+
+
+async def test_foreign_strings_and_other_redis_types_are_emptied(
     admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile
 ) -> None:
     await fill(admin, slots, 100)
@@ -269,11 +321,10 @@ async def test_foreign_strings_are_emptied_and_other_redis_types_reported(
     slots.delete("sb:student:6")
     slots.rpush("sb:student:6", "x")
     report = await reconcile()
-    assert (report.outcome, report.orphan, report.stale, report.failed) == ("unrepaired", 2, 2, 1)
-    assert report.samples["failed"] == ["sb:student:6"]
+    assert (report.outcome, report.unreadable, report.drift, report.repaired) == ("repaired", 4, 4, 4)
     assert slots.exists("sb:student:none", b"sb:student:\xff\x00") == 0
     assert slots.get("sb:nobody:1") == b"x"
-    assert slots.get("sb:student:5") == (await expected(admin))["sb:student:5"]
+    assert slots.exists("sb:student:5", "sb:student:6") == 0
 
 
 async def test_keys_and_payloads_of_every_type_compare_equal_to_what_services_write(
