@@ -27,6 +27,7 @@ from local.postgres import run_sql
 from tests.faults.history.record import Fault
 from tests.faults.history.rest import reconcile
 from tests.faults.supervisor import metadata
+from tests.integration.refusals import DELETES, READS_ONLY, refusing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,6 +206,11 @@ class Faults:
         with redis_client.Redis.from_url(url) as client:
             if planned.kind == "flush":
                 client.flushall()
+                return
+            if planned.kind == "refuse":
+                ways = (*DELETES, *READS_ONLY)
+                with refusing(client, ways[int(planned.strength * len(ways))]):
+                    time.sleep(planned.seconds)
                 return
             until = time.monotonic() + planned.seconds
             while time.monotonic() < until:

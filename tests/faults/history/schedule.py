@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "evict": (_CACHES, 1.0, 3.0),
     "flush": (_CACHES, 0.0, 0.0),
     "restore": (_CACHES, 2.0, 8.0),
+    "refuse": (_CACHES, 1.0, 8.0),
     "replay": (_TOPICS, 0.0, 0.0),
     "poison": (_TOPICS, 0.0, 0.0),
     "join": (_GROUPS, 2.0, 9.0),
