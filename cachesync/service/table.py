@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
     from datetime import datetime
 
+    from asyncpg.cursor import Cursor
+
     from cachesync.change import Change
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
@@ -46,6 +48,10 @@ _EVENTS: Final = {"insert": 4, "delete": 8, "update": 16}
 _DREW_NO_VERSION: Final = "CS001"
 # Raised by the function `cachesync.bounded`.
 _TOO_LARGE: Final = "CS002"
+# Number of rows of a page that are read first, and maximum number that are read at once. They limit how much
+# is read in vain if the rows turn out to be large.
+_FIRST_ROWS: Final = 10
+_ROWS_AT_ONCE: Final = 50
 # Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
 _OWN_CHANGES: Final = 1000
 _OWN_PAYLOAD_BYTES: Final = 4 << 20
@@ -228,17 +234,31 @@ class Table:
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
-        async with self._database.connection() as connection:
+        query = self._first_page if after is None else self._page
+        async with self._database.connection() as connection, connection.transaction(readonly=True):
             try:
-                records = await connection.fetch(
-                    self._first_page if after is None else self._page, after, limit, size
-                )
+                cursor = await connection.cursor(query, after, limit + 1)
+                return await self._read_page(cursor, limit, size)
             except asyncpg.DataError as error:
                 raise InvalidValueError(self.key_column.name, _text_of(error)) from error
-        more = bool(records) and records[-1]["payload"] is None
-        if more:
-            records.pop()
-        return Page((self._row(record["key"], record) for record in records), more=more)
+
+    async def _read_page(self, cursor: Cursor, limit: int, size: int) -> Page:
+        """Read the rows of a page a few at a time, in case they are large."""
+        rows: list[Row] = []
+        bytes_read = 0
+        count = _FIRST_ROWS
+        while True:
+            records = await cursor.fetch(count)
+            for record in records:
+                if len(rows) == limit or bytes_read >= size:
+                    return Page(rows, more=True)
+                row = self._row(record["key"], record)
+                rows.append(row)
+                bytes_read += len(row.payload)
+            if len(records) < count:
+                return Page(rows, more=False)
+            fitting = max(0, size - bytes_read) * len(rows) // bytes_read
+            count = min(fitting + 1, limit + 1 - len(rows), _ROWS_AT_ONCE)
 
     async def insert(self, row: RowInput) -> Commit:
         """Insert a row.
