@@ -8,6 +8,7 @@ from airflow.providers.redis.hooks.redis import RedisHook
 from airflow.sdk import BaseHook
 from redis import Redis
 
+from cachesync.errors import SettingsError
 from cachesync.slots.clients import translate_redis_errors
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ def database() -> str:
 def brokers() -> dict[str, Any]:
     """Return librdkafka's settings for connecting to the brokers, from the connection `kafka_cachesync`."""
     return BaseHook.get_connection("kafka_cachesync").extra_dejson
+
+
+def consumer(service: str) -> dict[str, Any]:
+    """Return librdkafka's settings for a service's consumers, from the connection `kafka_{service}`.
+
+    Raises:
+        SettingsError: the connection does not name the consumer group.
+    """
+    settings: dict[str, Any] = BaseHook.get_connection(f"kafka_{service}").extra_dejson
+    if not settings.get("group.id"):
+        message = (
+            f"the extra of the connection kafka_{service} must set group.id, such as cachesync-{service}"
+        )
+        raise SettingsError(message)
+    return settings
 
 
 def redis(service: str, seconds: float) -> BlockingRedis:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from airflow.sdk import BaseHook, BaseOperator
+from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from cachesync.entity import load_entities
@@ -14,7 +14,7 @@ from cachesync.errors import CacheSyncError
 from cachesync.kafka.groups import unconsumed
 from cachesync.postgres.connect import connected
 from cachesync.relay.sessions import connected_relays
-from cachesync_airflow.connections import database
+from cachesync_airflow.connections import consumer, database
 from cachesync_airflow.failures import final_failures
 from cachesync_airflow.settings import AirflowSettings
 
@@ -55,8 +55,8 @@ def _problems(services: Collection[str], topics: Collection[str]) -> list[str]:
 
 
 def _stream_problem(service: str, topics: Collection[str]) -> str:
-    kafka = BaseHook.get_connection(f"kafka_{service}").extra_dejson
-    group = str(kafka["group.id"])
+    kafka = consumer(service)
+    group = kafka["group.id"]
     try:
         left = unconsumed(kafka, group, topics)
     except CacheSyncError as error:

@@ -11,7 +11,7 @@ from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
 from cachesync.slots.batch import Applier
 from cachesync.stream.stream import Stream, require_manual_commit
-from cachesync_airflow.connections import redis
+from cachesync_airflow.connections import consumer, redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
 
@@ -36,14 +36,15 @@ class CacheSyncTrigger(ThreadTrigger):
         """Create the stream, with the connections `redis_{service}` and `kafka_{service}`.
 
         Raises:
+            SettingsError: a setting or the consumer group is missing or invalid.
             StreamError: the consumer would commit offsets by itself.
         """
         airflow_settings = AirflowSettings.load()
         entities = load_entities(airflow_settings.entities)
+        settings = consumer(self.service)
+        require_manual_commit(settings)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
-        settings = consumer_hook.get_connection(connection).extra_dejson
-        require_manual_commit(settings)
         client = redis(self.service, _REDIS_SECONDS)
         return Stream(
             consumer_hook.get_consumer(),

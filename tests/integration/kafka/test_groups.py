@@ -96,6 +96,8 @@ def test_check_names_each_cache_that_is_not_followed_and_a_missing_relay(
     monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_CACHESYNC", "postgresql://127.0.0.1:1/none")
     assert check().startswith("cannot look whether the relay is running: ")
     joined.close()
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_SA", '{"conn_type": "kafka", "extra": {}}')
+    assert check() == "the extra of the connection kafka_sa must set group.id, such as cachesync-sa"
 
 
 async def test_relay_is_seen_by_every_login(postgres: Postgres) -> None:
