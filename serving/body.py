@@ -68,7 +68,13 @@ class Bodies:
     """
 
     def __init__(self, cache: EntityCache, limit: int) -> None:
+        self._cache = cache
         self._limit = limit
+        self._describe()
+
+    def _describe(self) -> None:
+        cache = self._cache
+        self._columns = cache.columns
         self._key = cache.key_column
         self._integers = frozenset(
             column.name for column in cache.columns if column.integer_range is not None
@@ -122,6 +128,8 @@ class Bodies:
         return self._exact(text, members)
 
     async def _read(self, request: Request, *media_types: str) -> tuple[str, dict[str, Any]]:
+        if self._cache.columns is not self._columns:
+            self._describe()
         _require_media_type(request, media_types)
         declared = request.content_length
         if declared is not None and declared > self._limit:

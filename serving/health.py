@@ -29,7 +29,11 @@ class Live:
 
 
 class Ready:
-    """`/health/ready`: the database responds. A service without Redis or Kafka is still ready."""
+    """`/health/ready`: the database responds.
+
+    A service without Redis or Kafka is still ready, as is one that refuses the writes of some entities
+    because their tables are not as they were installed.
+    """
 
     entity = "health"
 
@@ -37,10 +41,12 @@ class Ready:
         self._service = service
 
     async def on_get(self, req: Request, resp: Response) -> None:
-        """Check PostgreSQL, Redis and Kafka, and report each."""
+        """Check PostgreSQL, Redis and Kafka, and report each, and the entities with a problem."""
         parts = await self._service.health()
         if parts["postgresql"]:
-            resp.data = orjson.dumps({"status": "ready", **parts})
+            problems_by_entity = self._service.problems()
+            entities = {"entities": problems_by_entity} if problems_by_entity else {}
+            resp.data = orjson.dumps({"status": "ready", **parts, **entities})
             return
         resp.status = NOT_READY.status
         resp.content_type = MEDIA_TYPE

@@ -93,12 +93,22 @@ class OpenApi:
     entity = "openapi"
 
     def __init__(self, caches: Iterable[EntityCache], settings: Settings) -> None:
-        # Not orjson, because the bounds of numeric columns can be integers of more than 64 bits.
-        self._document = json.dumps(document(list(caches), settings), ensure_ascii=False).encode()
+        self._caches = list(caches)
+        self._settings = settings
+        self._render()
 
     async def on_get(self, _req: Request, resp: Response) -> None:
-        """Respond with the document, which is rendered once."""
+        """Respond with the document, which is rendered again only after columns have changed."""
+        if any(
+            cache.columns is not columns for cache, columns in zip(self._caches, self._columns, strict=True)
+        ):
+            self._render()
         resp.data = self._document
+
+    def _render(self) -> None:
+        self._columns = [cache.columns for cache in self._caches]
+        # Not orjson, because the bounds of numeric columns can be integers of more than 64 bits.
+        self._document = json.dumps(document(self._caches, self._settings), ensure_ascii=False).encode()
 
     on_head = on_get
 
@@ -280,7 +290,12 @@ def _own_paths() -> Iterable[tuple[str, Part]]:
             "type": "string",
             "description": "If `redis` is false: why. Redis does not respond, rejects the login, or refuses "
             "commands that the cache needs",
-        }
+        },
+        "entities": {
+            "type": "object",
+            "description": "Why writes of an entity are refused, and what to run; omitted if none are",
+            "additionalProperties": {"type": "string"},
+        },
     }
     live = {"type": "object", "properties": {"status": {"const": "live"}}, "required": ["status"]}
     ready = {

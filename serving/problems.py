@@ -15,6 +15,7 @@ from cachesync.errors import (
     DatabaseUnavailableError,
     DuplicateRowError,
     InvalidValueError,
+    NotInstalledError,
     ReferenceViolatedError,
     RowNotFoundError,
     VersionMismatchError,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = "1"
 OVERLOADED_DETAIL: Final = "the service has more requests than it can answer in time; try again"
+# Somebody must do something first.
+_INSTALL_SECONDS: Final = "10"
 _MAX_MESSAGE_LENGTH: Final = 300
 # For errors that Falcon raises without a description.
 _OWN_DETAILS: Final = {
@@ -92,6 +95,7 @@ INTERNAL: Final = Kind(500, "internal-error", "An internal error occurred")
 UNSUPPORTED_CODING: Final = Kind(501, "unsupported-coding", "The transfer coding is not supported")
 DATABASE_UNAVAILABLE: Final = Kind(503, "database-unavailable", "The database is unavailable")
 CAPTURE_LOST: Final = Kind(503, "capture-lost", "The change would not reach the caches")
+NOT_INSTALLED: Final = Kind(503, "not-installed", "The table is not as it was installed")
 OVERLOADED: Final = Kind(503, "overloaded", "The service is overloaded")
 NOT_READY: Final = Kind(503, "not-ready", "The service is not ready")
 UNSUPPORTED_VERSION: Final = Kind(505, "unsupported-version", "The HTTP version is not supported")
@@ -178,6 +182,7 @@ def add_handlers(app: App[Any, Any]) -> None:
     app.set_error_serializer(_serialize)
     app.add_error_handler(DatabaseUnavailableError, _database_unavailable)
     app.add_error_handler(CaptureLostError, _capture_lost)
+    app.add_error_handler(NotInstalledError, _not_installed)
     app.add_error_handler(RowNotFoundError, _row_not_found)
     app.add_error_handler(DuplicateRowError, _duplicate_row)
     app.add_error_handler(VersionMismatchError, _version_mismatch)
@@ -210,6 +215,12 @@ async def _capture_lost(
 ) -> NoReturn:
     _log.error("capture lost", path=req.target, request_id=req.request_id, error=str(error))
     raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": RETRY_SECONDS})
+
+
+async def _not_installed(
+    _req: Request, _resp: Response, error: NotInstalledError, _params: dict[str, Any]
+) -> NoReturn:
+    raise Problem(NOT_INSTALLED, str(error), headers={"Retry-After": _INSTALL_SECONDS})
 
 
 async def _row_not_found(

@@ -94,7 +94,6 @@ class OneRow:
         self._cache = cache
         self._bodies = bodies
         self._path = cache.entity.path
-        self._key_column = cache.key_column
 
     async def on_get(self, req: Request, resp: Response, key: str) -> None:
         """Read the row through the cache.
@@ -122,7 +121,7 @@ class OneRow:
     async def on_put(self, req: Request, resp: Response, key: str) -> None:
         """Replace the row, or create it if it does not exist."""
         key = self._key(key)
-        if self._key_column.generated:
+        if self._cache.key_column.generated:
             refuse(req, "If-None-Match")
         create = creates_only(req)
         expected = expected_versions(req)
@@ -154,12 +153,12 @@ class OneRow:
         try:
             return await self._cache.insert(row)
         except DuplicateRowError as error:
-            if error.columns == (self._key_column.name,):
+            if error.columns == (self._cache.key_column.name,):
                 raise Problem(problems.PRECONDITION_FAILED, "a row with this key already exists") from None
             raise
 
     async def _replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
-        if expected is not None or not self._key_column.generated:
+        if expected is not None or not self._cache.key_column.generated:
             return await self._cache.replace(key, row, expected)
         try:
             # The database generates the keys, so a new row would get a different one.
@@ -179,12 +178,12 @@ class OneRow:
 
     def _key(self, segment: str) -> str:
         try:
-            return self._key_column.canonical_key(self._text(segment))
+            return self._cache.key_column.canonical_key(self._text(segment))
         except InvalidValueError as error:
             raise self._invalid_key(error.message) from None
 
     def _invalid_key(self, message: str) -> Problem:
-        return field_problem(problems.INVALID_KEY, FieldError(self._key_column.name, message))
+        return field_problem(problems.INVALID_KEY, FieldError(self._cache.key_column.name, message))
 
 
 def _answer(req: Request, resp: Response, written: Written, path: str, key: str | None = None) -> None:

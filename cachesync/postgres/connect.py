@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
+from enum import Enum, auto
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
@@ -49,6 +50,32 @@ _UNAVAILABLE: Final = (
 def is_unavailable(error: Exception) -> bool:
     """Return whether an error of asyncpg is not about the statement, so that a retry can help."""
     return isinstance(error, _UNAVAILABLE)
+
+
+class SchemaSuspicion(Enum):
+    """How an error can be the effect of a change of the schema.
+
+    Attributes:
+        PLAN: asyncpg or PostgreSQL had prepared the statement for the schema as it was.
+        NAME: the statement, or a trigger, refers to something that does not exist or has another type.
+        VALUE: a value is not valid for the type of its column.
+    """
+
+    PLAN = auto()
+    NAME = auto()
+    VALUE = auto()
+
+
+def schema_suspicion(error: BaseException | None) -> SchemaSuspicion | None:
+    """Return how an error of asyncpg can be the effect of a change of the schema; None if it cannot."""
+    match error:
+        case asyncpg.InvalidCachedStatementError() | asyncpg.OutdatedSchemaCacheError():
+            return SchemaSuspicion.PLAN
+        case asyncpg.SyntaxOrAccessError() | asyncpg.InternalServerError():
+            return SchemaSuspicion.NAME
+        case asyncpg.DataError():
+            return SchemaSuspicion.VALUE
+    return None
 
 
 async def connect(

@@ -31,7 +31,7 @@ _ENABLED: Final = {
     "O": "does not fire if session_replication_role is replica (it was enabled without ALWAYS)",
     "R": "fires only if session_replication_role is replica",
 }
-# Of the objects with the same finding.
+# Of the findings, and of the objects with the same finding, so that the text stays readable.
 _MAX_NAMES: Final = 2
 
 
@@ -68,7 +68,9 @@ class Registration:
         """The findings, and what to run; None if there are no findings."""
         if not self.findings:
             return None
-        return f"entity {self.name!r}: {'; '.join(self.findings)}; run `cachesync install`"
+        findings = "; ".join(self.findings[:_MAX_NAMES])
+        more = "; and more" * (len(self.findings) > _MAX_NAMES)
+        return f"entity {self.name!r}: {findings}{more}; run `cachesync install`"
 
 
 async def read_registry(connection: Connection) -> dict[str, Registration]:

@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, TypeVar
 
 from cachesync import metrics
 from cachesync.change import Change, Operation, Row
 from cachesync.errors import (
+    CacheSyncError,
     CacheUnavailableError,
+    CaptureLostError,
     ConstraintViolatedError,
     DatabaseError,
     DuplicateRowError,
     InvalidValueError,
+    NotInstalledError,
     RowNotFoundError,
     SettingsError,
     VersionMismatchError,
 )
+from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
 from cachesync.slots.layout import (
     ABSENT,
     advance_of,
@@ -33,9 +37,10 @@ from cachesync.slots.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from cachesync.entity import Entity
+    from cachesync.postgres.registry import Registration
     from cachesync.service.publisher import Publisher
     from cachesync.service.row_input import RowInput
     from cachesync.service.settings import ServiceSettings
@@ -123,16 +128,25 @@ class _Lease:
 _HIT_ABSENT: Final = Read(Outcome.HIT, None)
 _MISMATCH: Final = "the row does not have the expected version"
 
+# A client can cause invalid values as often as it likes, and each makes the service look at the catalog.
+_LOOK_SECONDS: Final = 1.0
+
 _P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def _uninterrupted(
     write: Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]],
 ) -> Callable[Concatenate[EntityCache, _P], Coroutine[None, None, Written]]:
-    """Run a write to completion even if its caller is canceled, so that every commit reaches the cache."""
+    """Run a write to completion even if its caller is canceled, so that every commit reaches the cache.
+
+    While changes of the entity may not be captured, refuse it.
+    """
 
     @wraps(write)
     async def wrapped(cache: EntityCache, /, *args: _P.args, **kwargs: _P.kwargs) -> Written:
+        if cache.problem is not None:
+            raise CaptureLostError(cache.problem)
         task = asyncio.get_running_loop().create_task(write(cache, *args, **kwargs))
         cache.writes.add(task)
         task.add_done_callback(cache.writes.discard)
@@ -154,6 +168,8 @@ class EntityCache:
         columns: the served columns.
         key_column: the key column.
         writes: the writes in progress.
+        problem: why changes of the entity may not be captured, and what to run; None if they are. While it is
+            set, reads go past the cache, and writes are refused.
     """
 
     def __init__(
@@ -165,12 +181,12 @@ class EntityCache:
         publisher: Publisher,
     ) -> None:
         self.entity = table.entity
-        self.columns = table.columns
-        self.key_column = table.key_column
+        self.problem: str | None = None
+        self.look: Callable[[float], Awaitable[None]] = _keep
+        self.adopt(table)
         self._service = settings.service
         self._lease_ms = settings.lease_ms
         self._wait_seconds = settings.lease_wait_ms / 1000
-        self._table = table
         self._slots = slots
         self._publisher = publisher
         self._page_bytes = settings.page_bytes
@@ -181,6 +197,24 @@ class EntityCache:
         self._waiters = 0
         self._advances: set[asyncio.Task[None]] = set()
         self.writes: set[asyncio.Task[Written]] = set()
+
+    def adopt(self, table: Table) -> None:
+        """Use another description of the table from now on."""
+        self._table = table
+        self.columns = table.columns
+        self.key_column = table.key_column
+
+    async def reload(self) -> None:
+        """Read the description of the table again.
+
+        Raises:
+            NotInstalledError: the entity is no longer installed as declared.
+        """
+        self.adopt(await self._table.reopened())
+
+    def describes(self, registration: Registration) -> bool:
+        """Return whether the description of the table is still the registered one."""
+        return self._table.registration == registration
 
     async def read(self, key: str) -> Read:
         """Read a row.
@@ -194,6 +228,8 @@ class EntityCache:
         """
         key = self.key_column.canonical_key(key)
         name = self._name(key)
+        if self.problem is not None:
+            return Read(Outcome.BYPASS, await self._from_database(key))
         try:
             answer = self._served(await self._slots.get(name), key)
             if answer is None:
@@ -225,7 +261,7 @@ class EntityCache:
             raise SettingsError(message)
         if after is not None:
             after = self.key_column.canonical_key(after)
-        page = await self._table.page(after, limit, self._page_bytes)
+        page = await self._following_schema(lambda: self._table.page(after, limit, self._page_bytes))
         self._advance([(self._name(row.key), row) for row in page])
         return page
 
@@ -246,7 +282,7 @@ class EntityCache:
         # and found it absent, the change that is applied after the commit empties that slot.
         key = self._key_of(row)
         async with self._leased(key) if key is not None else nullcontext(_Lease("", "")) as lease:
-            return await self._complete(lease, await self._table.insert(row), created=True)
+            return await self._complete(lease, await self._insert(row), created=True)
 
     @_uninterrupted
     async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
@@ -268,13 +304,15 @@ class EntityCache:
         key = self._key_for(key, row)
         async with self._leased(key) as lease:
             for attempt in range(1, _REPLACE_ATTEMPTS + 1):
-                replaced = await self._table.replace(key, row, _versions(expected))
+                replaced = await self._following_schema(
+                    lambda: self._table.replace(key, row, _versions(expected))
+                )
                 if replaced is not None:
                     return await self._complete(lease, replaced, created=False)
                 if expected is not None:
                     raise VersionMismatchError(_MISMATCH)
                 try:
-                    inserted = await self._table.insert(row)
+                    inserted = await self._insert(row)
                 except DuplicateRowError as error:
                     if error.columns != (self.entity.key,) or attempt == _REPLACE_ATTEMPTS:
                         raise
@@ -301,7 +339,7 @@ class EntityCache:
         """
         key = self._key_for(key, patch)
         async with self._leased(key) as lease:
-            merged = await self._table.merge(key, patch, _versions(expected))
+            merged = await self._following_schema(lambda: self._table.merge(key, patch, _versions(expected)))
             if merged is None:
                 await self._raise_refusal(key, expected)
             return await self._complete(lease, merged, created=False)
@@ -323,7 +361,7 @@ class EntityCache:
         """
         key = self.key_column.canonical_key(key)
         async with self._leased(key) as lease:
-            deleted = await self._table.delete(key, _versions(expected))
+            deleted = await self._following_schema(lambda: self._table.delete(key, _versions(expected)))
             if deleted is None:
                 await self._raise_refusal(key, expected)
             return await self._complete(lease, deleted, created=False)
@@ -407,7 +445,7 @@ class EntityCache:
 
         The read does not wait for it, and if Redis is slow, most reads go without.
         """
-        if not rows or len(self._advances) >= _MAX_ADVANCES:
+        if not rows or self.problem is not None or len(self._advances) >= _MAX_ADVANCES:
             return
         task = asyncio.get_running_loop().create_task(
             self._slots.advance([advance_of(self.entity, name, row) for name, row in rows])
@@ -417,7 +455,29 @@ class EntityCache:
 
     async def _from_database(self, key: str) -> Row | None:
         metrics.loads.labels(self.entity.name).inc()
-        return await self._table.read(key)
+        return await self._following_schema(lambda: self._table.read(key))
+
+    async def _insert(self, row: RowInput) -> Commit:
+        return await self._following_schema(lambda: self._table.insert(row))
+
+    async def _following_schema(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Use the table, and do so again with its new description if it failed because the schema changed."""
+        table = self._table
+        try:
+            return await attempt()
+        except CaptureLostError:
+            await self.look(0)
+            raise
+        except CacheSyncError as error:
+            suspicion = schema_suspicion(error.__cause__)
+            if suspicion is None:
+                raise
+            await self.look(_LOOK_SECONDS if suspicion is SchemaSuspicion.VALUE else 0)
+            if suspicion is not SchemaSuspicion.PLAN and self._table is table:
+                if self.problem is not None:
+                    raise NotInstalledError(self.problem) from error
+                raise
+        return await attempt()
 
     @asynccontextmanager
     async def _leased(self, key: str) -> AsyncIterator[_Lease]:
@@ -577,6 +637,10 @@ class EntityCache:
             raise ConstraintViolatedError(None, (), message)
         message = f"no {self.entity.name} has the key {key!r}"
         raise RowNotFoundError(message)
+
+
+async def _keep(_max_age: float) -> None:
+    """Keep the description of the table that the cache was opened with."""
 
 
 def _versions(expected: frozenset[int] | None) -> list[int] | None:

@@ -91,6 +91,10 @@ class Database:
             return False
         return True
 
+    async def renew(self) -> None:
+        """Replace each connection before its next use."""
+        await self._pool.expire_connections()
+
     async def mark_published(self, versions: list[int]) -> None:
         """Mark changes as published in the change log.
 

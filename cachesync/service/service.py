@@ -7,10 +7,12 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from cachesync.entity import load_entities
+from cachesync.errors import NotInstalledError
 from cachesync.service.cache import EntityCache
 from cachesync.service.database import Database
 from cachesync.service.publisher import Publisher
 from cachesync.service.table import Table
+from cachesync.service.watch import Watch
 from cachesync.slots.layout import slot_name
 from cachesync.slots.single import Slots
 
@@ -30,8 +32,14 @@ class Service:
     """
 
     def __init__(
-        self, database: Database, slots: Slots, publisher: Publisher, caches: Mapping[str, EntityCache]
+        self,
+        database: Database,
+        slots: Slots,
+        publisher: Publisher,
+        caches: Mapping[str, EntityCache],
+        watch: Watch,
     ) -> None:
+        self._watch = watch
         self._database = database
         self._slots = slots
         self._publisher = publisher
@@ -58,6 +66,11 @@ class Service:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
             tables = [await Table.open(database, entity, settings.row_limit) for entity in entities.values()]
+            for table in tables:
+                if table.entity.columns not in {None, table.registration.columns}:
+                    name = table.entity.name
+                    message = f"entity {name!r} is not installed as declared; run `cachesync install`"
+                    raise NotInstalledError(message)
             prefix = slot_name(settings.service, next(iter(entities), ""), "")
             slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
             opened.push_async_callback(slots.close)
@@ -66,15 +79,24 @@ class Service:
         caches = {
             table.entity.name: EntityCache(settings, entities, table, slots, publisher) for table in tables
         }
-        return cls(database, slots, publisher, caches)
+        service = cls(
+            database, slots, publisher, caches, Watch(database, caches, settings.schema_check_ms / 1000)
+        )
+        await service._watch.start()
+        return service
 
     async def close(self) -> None:
         """Finish the writes in progress, deliver and mark their changes, and disconnect."""
+        await self._watch.close()
         for cache in self.caches.values():
             await cache.close()
         await self._publisher.close()
         await self._slots.close()
         await self._database.close()
+
+    def problems(self) -> dict[str, str]:
+        """Return why changes may not be captured, and what to run, by entity; empty if all are captured."""
+        return {name: cache.problem for name, cache in self.caches.items() if cache.problem is not None}
 
     async def health(self) -> dict[str, bool | str]:
         """Return whether `postgresql`, `redis` and `kafka` can be used, as checked within a short timeout.

@@ -32,6 +32,7 @@ class ServiceSettings(KafkaSettings):
         db_password: the password of that login.
         db_pool: maximum number of database connections per process.
         db_timeout_ms: timeout for a connection and for a statement, in milliseconds.
+        schema_check_ms: time between two comparisons of the tables with their installation, in milliseconds.
         row_limit: maximum size of the payload of a row that this service writes, in bytes.
         page_bytes: total size of the payloads of a page, in bytes; a row that reaches it is the last one.
         redis_url: the URL of this service's own Redis or Redis Cluster.
@@ -50,6 +51,7 @@ class ServiceSettings(KafkaSettings):
     db_password: SecretStr
     db_pool: Annotated[int, Field(gt=0, le=1000)] = 10
     db_timeout_ms: Milliseconds = 2000
+    schema_check_ms: Milliseconds = 10_000
     # Kafka's own limit for a message is 1 MB.
     row_limit: Annotated[int, Field(gt=0, le=2**30)] = 900_000
     page_bytes: Annotated[int, Field(gt=0, le=2**30)] = 2**22

@@ -29,7 +29,7 @@ from cachesync.postgres.statements import identifier, literal, statement
 from cachesync.service.row_input import RowInput
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from asyncpg.cursor import Cursor
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
     from cachesync.postgres.connect import Connection
+    from cachesync.postgres.registry import Registration
     from cachesync.service.database import Database
 
 _NO_VALUES: Final = RowInput.from_mapping({})
@@ -114,8 +115,8 @@ class Table:
     Args:
         database: the database.
         entity: the entity.
+        registration: the entity as it is registered.
         columns: the served columns.
-        fingerprint: the schema fingerprint of the entity.
         constraints: the columns of each constraint and unique index of the table, by its name.
         row_limit: maximum size of the payload of a written row, in bytes.
 
@@ -123,6 +124,7 @@ class Table:
         entity: the entity.
         columns: the served columns.
         key_column: the key column.
+        registration: the entity as it was registered when the table was opened.
         fingerprint: the schema fingerprint of the payloads that are read.
     """
 
@@ -130,8 +132,8 @@ class Table:
         self,
         database: Database,
         entity: Entity,
+        registration: Registration,
         columns: tuple[Column, ...],
-        fingerprint: bytes,
         *,
         constraints: dict[str, tuple[str, ...]],
         row_limit: int,
@@ -143,7 +145,8 @@ class Table:
         self._columns = {column.name: column for column in columns}
         self.columns = columns
         self.key_column = self._columns[entity.key]
-        self.fingerprint = fingerprint
+        self.registration = registration
+        self.fingerprint = registration.fingerprint.encode()
         self._fragments = {
             "table": identifier(*entity.schema_and_table),
             "key": identifier(entity.key),
@@ -165,7 +168,7 @@ class Table:
 
     @classmethod
     async def open(cls, database: Database, entity: Entity, row_limit: int) -> Table:
-        """Check that the entity is installed as declared, and return its table.
+        """Return the table of an entity as it is registered.
 
         Args:
             database: the database.
@@ -173,16 +176,17 @@ class Table:
             row_limit: maximum size of the payload of a written row, in bytes.
 
         Raises:
-            NotInstalledError: the entity is not installed, or is declared differently.
+            NotInstalledError: the entity is not installed, or on another table, or a served column is
+                missing.
             PrivilegeError: the login does not have the role of a service.
             DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
-            registered = (await read_registry(connection)).get(entity.name)
+            registration = installed(await read_registry(connection), entity)
             relation = await describe_relation(connection, entity)
-            if registered is None or relation is None:
-                message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
-                raise NotInstalledError(message)
+            served = {} if relation is None else {column.name: column for column in relation.columns}
+            if not served.keys() >= set(registration.columns):
+                raise NotInstalledError(registration.problem or _not_as_declared(entity))
             # A worker's login can read the registry, but its requests would all fail.
             table = identifier(*entity.schema_and_table)
             if not await connection.fetchval("SELECT has_table_privilege($1, 'DELETE')", table):
@@ -192,26 +196,19 @@ class Table:
                     f"{login}, or `cachesync install` if it has that role"
                 )
                 raise PrivilegeError(message)
-            served = {column.name: column for column in relation.columns}
-            declared = entity.columns or registered.columns
-            if (
-                declared != registered.columns
-                or registered.schema_and_table != entity.schema_and_table
-                or registered.key != entity.key
-                or not served.keys() >= set(declared)
-            ):
-                message = f"entity {entity.name!r} is not installed as declared; run `cachesync install`"
-                raise NotInstalledError(message)
-            columns = tuple(served[name] for name in registered.columns)
             constraints = await connection.fetch(statement("service/constraints"), *entity.schema_and_table)
         return cls(
             database,
             entity,
-            columns,
-            registered.fingerprint.encode(),
+            registration,
+            tuple(served[name] for name in registration.columns),
             constraints={record["name"]: tuple(record["columns"] or ()) for record in constraints},
             row_limit=row_limit,
         )
+
+    async def reopened(self) -> Table:
+        """Return the table as it is registered now; raises the errors of `open`."""
+        return await Table.open(self._database, self.entity, self._row_limit)
 
     async def read(self, key: str) -> Row | None:
         """Return the row with a key in canonical form; None if there is none."""
@@ -500,6 +497,25 @@ class Table:
                     raise
                 return InvalidValueError(name, _text_of(error))
         return None
+
+
+def installed(registry: Mapping[str, Registration], entity: Entity) -> Registration:
+    """Return the registration of an entity.
+
+    Raises:
+        NotInstalledError: the entity is not installed, or on another table or with another key.
+    """
+    registration = registry.get(entity.name)
+    if registration is None:
+        message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
+        raise NotInstalledError(message)
+    if registration.schema_and_table != entity.schema_and_table or registration.key != entity.key:
+        raise NotInstalledError(_not_as_declared(entity))
+    return registration
+
+
+def _not_as_declared(entity: Entity) -> str:
+    return f"entity {entity.name!r} is not installed as declared; run `cachesync install`"
 
 
 def _now() -> float:

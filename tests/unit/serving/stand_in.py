@@ -174,6 +174,7 @@ class MemoryService:
         self.word = MemoryCache("word", WORD)
         self.thing = MemoryCache("thing", THING)
         self.parts = {"postgresql": True, "redis": True, "kafka": True}
+        self.not_installed: dict[str, str] = {}
         self.closed = False
 
     @property
@@ -181,6 +182,9 @@ class MemoryService:
         return {
             cache.entity.name: cast("EntityCache", cache) for cache in (self.student, self.word, self.thing)
         }
+
+    def problems(self) -> dict[str, str]:
+        return self.not_installed
 
     async def health(self) -> dict[str, bool]:
         return self.parts

@@ -19,7 +19,7 @@ from cachesync.errors import DatabaseUnavailableError, NotInstalledError
 from serving import logs
 from serving.app import create_app
 from serving.worker import Worker
-from tests.unit.serving.stand_in import WORD, MemoryService, app_on, served, settings
+from tests.unit.serving.stand_in import STUDENT, WORD, MemoryService, app_on, column, served, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,35 @@ async def test_service_is_ready_without_redis_and_kafka(
     service.parts = {"postgresql": True, "redis": False, "kafka": False}
     answer = await client.simulate_get("/health/ready")
     assert (answer.status_code, answer.json) == (200, {"status": "ready", **service.parts})
+
+
+async def test_ready_names_the_entities_whose_tables_are_not_as_they_were_installed(
+    client: ASGIConductor, service: MemoryService
+) -> None:
+    service.not_installed = {"word": "entity 'word': its trigger is disabled; run `cachesync install`"}
+    answer = await client.simulate_get("/health/ready")
+    assert (answer.status_code, answer.json["entities"]) == (200, service.not_installed)
+
+
+async def test_columns_that_change_while_the_service_runs_are_validated_and_documented(
+    client: ASGIConductor, service: MemoryService
+) -> None:
+    row = {"id": 1, "name": "Ann", "nickname": "A"}
+    assert (await client.simulate_post("/students", json=row)).status_code == 422
+    service.student.columns = (*STUDENT, column("nickname", "text", "S"))
+    assert (await client.simulate_post("/students", json=row)).status_code == 201
+    document = (await client.simulate_get("/openapi.json")).json
+    assert "nickname" in document["components"]["schemas"]["student"]["properties"]
+
+
+async def test_table_that_is_not_as_it_was_installed_is_a_503_that_says_what_to_run(
+    client: ASGIConductor, service: MemoryService
+) -> None:
+    service.student.fails = NotInstalledError("its trigger is disabled; run `cachesync install`")
+    answer = await client.simulate_get("/students/1")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+    assert answer.json["type"] == "/problems/not-installed"
+    assert answer.json["detail"] == "its trigger is disabled; run `cachesync install`"
 
 
 async def test_service_is_not_ready_without_postgresql(client: ASGIConductor, service: MemoryService) -> None:

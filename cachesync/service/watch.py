@@ -1,0 +1,121 @@
+"""Follows the schema of the registered tables while the service runs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import structlog
+
+from cachesync.errors import DatabaseError, NotInstalledError
+from cachesync.postgres.registry import read_registry
+from cachesync.service.table import installed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cachesync.postgres.registry import Registration
+    from cachesync.service.cache import EntityCache
+    from cachesync.service.database import Database
+
+_log = structlog.get_logger(__name__)
+
+# By this share, the pauses of a service's processes differ.
+_JITTER: Final = 0.2
+
+
+class Watch:
+    """Compares the catalog with the registry from time to time, and changes the caches accordingly.
+
+    While changes of an entity may not be captured, its cache is suspended. After an installation, or after a
+    change of the table that needs none, the cache gets the new description of the table.
+
+    Args:
+        database: the database.
+        caches: the caches by entity.
+        pause: the time between two comparisons, in seconds.
+    """
+
+    def __init__(self, database: Database, caches: Mapping[str, EntityCache], pause: float) -> None:
+        self._database = database
+        self._caches = caches
+        self._pause = pause
+        self._lock = asyncio.Lock()
+        self._compared_at = float("-inf")
+        self._task: asyncio.Task[NoReturn] | None = None
+
+    async def start(self) -> None:
+        """Compare once, then from time to time until `close` is called."""
+        for cache in self._caches.values():
+            cache.look = self.look
+        await self.look()
+        self._task = asyncio.create_task(self._keep_looking())
+
+    async def close(self) -> None:
+        """Stop comparing."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self, max_age: float = 0.0) -> None:
+        """Compare now, unless a comparison has begun since the call.
+
+        If the database does not respond, everything stays as it is.
+
+        Args:
+            max_age: also return if a comparison began less than this long before the call, in seconds.
+        """
+        loop = asyncio.get_running_loop()
+        needed = loop.time() - max_age
+        async with self._lock:
+            if self._compared_at >= needed:
+                return
+            started = loop.time()
+            try:
+                await self._compare()
+            except DatabaseError as error:
+                _log.warning("schema not checked", error=str(error))
+                return
+            self._compared_at = started
+
+    async def _keep_looking(self) -> NoReturn:
+        while True:
+            await asyncio.sleep(self._pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
+            await self.look()
+
+    async def _compare(self) -> None:
+        try:
+            async with self._database.connection() as connection:
+                registry = await read_registry(connection)
+        except NotInstalledError as error:
+            for cache in self._caches.values():
+                _set_problem(cache, str(error))
+            return
+        for cache in self._caches.values():
+            try:
+                problem = await self._follow(cache, registry)
+            except NotInstalledError as error:
+                problem = str(error)
+            _set_problem(cache, problem)
+
+    async def _follow(self, cache: EntityCache, registry: Mapping[str, Registration]) -> str | None:
+        """Give the cache the present description of its table; return why it cannot be used."""
+        registration = installed(registry, cache.entity)
+        if registration.problem is None and not cache.describes(registration):
+            await cache.reload()
+            # A session can have cached plans for the table as it was.
+            await self._database.renew()
+            _log.info("table reloaded", entity=cache.entity.name)
+        return registration.problem
+
+
+def _set_problem(cache: EntityCache, problem: str | None) -> None:
+    """Suspend or resume a cache, and log each change once."""
+    if problem is not None and problem != cache.problem:
+        _log.error("entity suspended", entity=cache.entity.name, problem=problem)
+    elif problem is None and cache.problem is not None:
+        _log.info("entity resumed", entity=cache.entity.name)
+    cache.problem = problem
