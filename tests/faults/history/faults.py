@@ -25,7 +25,7 @@ from local.command import ENTITIES
 from local.errors import CommandError, LocalError
 from local.postgres import run_sql
 from tests.faults.history.record import Fault
-from tests.faults.history.rest import reconcile
+from tests.faults.history.rest import reconcile, run_cachesync, wait_noticed
 from tests.faults.supervisor import metadata
 from tests.integration.refusals import DELETES, READS_ONLY, refusing
 
@@ -149,6 +149,8 @@ class Faults:
                 self._join(planned)
             elif planned.kind == "delete trigger":
                 self._delete_triggers(planned)
+            elif planned.kind == "enable triggers":
+                self._enable_triggers(planned.part)
             else:
                 user, _, part = planned.part.partition(" to ")
                 self._way(planned, self._links.proxies[user, part])
@@ -246,6 +248,20 @@ class Faults:
         # PostgreSQL can have a fault at the same time.
         with suppress(CommandError):
             run_sql(metadata(self._system), _DELETE_TRIGGERS, tasks=planned.part)
+
+    def _enable_triggers(self, table: str) -> None:
+        """Make the triggers of a table ordinary ones, and install them again once every service has noticed.
+
+        Ordinary triggers still fire for every client, so nothing may be lost.
+        """
+        try:
+            run_sql(self._system.dsn, f"ALTER TABLE {table} ENABLE TRIGGER ALL")
+        except CommandError:
+            # PostgreSQL has a fault at the same time.
+            return
+        wait_noticed(self._system, table, noticed=True)
+        run_cachesync(self._system, "install", "--entities", ENTITIES)
+        wait_noticed(self._system, table, noticed=False)
 
     def _messages(self, planned: Planned) -> None:
         producer = Producer({"bootstrap.servers": self._system.bootstrap_servers, "log_level": 0})

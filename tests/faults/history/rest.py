@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from cachesync.dead_letters.letter import Letter
 from cachesync.kafka.topics import DEAD_LETTERS
 from cachesync.postgres.connect import connect
-from local.errors import CommandError
+from local.errors import CommandError, LocalError
 from local.postgres import run_sql
 from local.process import run
 from local.settings import REPOSITORY
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 ENTITIES = ("student", "course")
 _ANSWER_SECONDS = 5.0
-_RECONCILE_SECONDS = 60.0
+_COMMAND_SECONDS = 60.0
+# The services compare their tables with the registry every 10 s.
+_NOTICE_SECONDS = 90.0
+_ANSWERS = 10
 
 
 class Watch:
@@ -190,22 +193,48 @@ def unburied(system: System, poison: set[bytes]) -> list[str]:
 
 
 def reconcile(system: System, *services: str) -> None:
-    """Run `cachesync reconcile` on these services' caches; retry while a server is unavailable."""
-    command = [sys.executable, "-m", "cachesync", "reconcile"]
-    for service in services:
-        command += ["--service", service]
-    urls = ",".join(f"{service}={system.redis_urls[service]}" for service in services)
+    """Run `cachesync reconcile` on these services' caches."""
+    options = [option for service in services for option in ("--service", service)]
+    run_cachesync(system, "reconcile", *options)
+
+
+def run_cachesync(system: System, *arguments: str) -> None:
+    """Run a command of `cachesync`; retry while a server is unavailable."""
+    urls = ",".join(f"{service}={url}" for service, url in system.redis_urls.items())
     environment = os.environ | {"CACHESYNC_DSN": system.dsn, "CACHESYNC_REDIS_URLS": urls}
-    deadline = time.monotonic() + _RECONCILE_SECONDS
+    deadline = time.monotonic() + _COMMAND_SECONDS
     while True:
         try:
-            run(command, cwd=REPOSITORY, environment=environment)
+            run([sys.executable, "-m", "cachesync", *arguments], cwd=REPOSITORY, environment=environment)
         except CommandError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
         else:
             return
+
+
+def wait_noticed(system: System, entity: str, *, noticed: bool) -> None:
+    """Wait until every process of the services refuses the writes of an entity, or no process does.
+
+    Raises:
+        LocalError: some process still has not noticed.
+    """
+    deadline = time.monotonic() + _NOTICE_SECONDS
+    # A service has several processes, any of which may answer.
+    agreeing = dict.fromkeys(system.services, 0)
+    while min(agreeing.values()) < _ANSWERS:
+        if time.monotonic() > deadline:
+            state = "noticed" if noticed else "resumed"
+            message = f"not every process has {state} {entity}: {agreeing}"
+            raise LocalError(message)
+        for name, service in system.services.items():
+            with suppress(httpx.TransportError):
+                answer = httpx.get(f"{service.url}/health/ready", timeout=_ANSWER_SECONDS)
+                if answer.is_success:
+                    agrees = (entity in answer.json().get("entities", {})) == noticed
+                    agreeing[name] = agreeing[name] + 1 if agrees else 0
+        time.sleep(0.1)
 
 
 def differences(dsn: str, redis_urls: Mapping[str, str]) -> list[Difference]:

@@ -28,6 +28,7 @@ _TOPICS = ("cachesync.student", "cachesync.course")
 _GROUPS = ("cachesync-sa", "cachesync-sb")
 # The tasks whose names begin like this.
 _TASKS = ("apply_sa", "apply_sb", "relay")
+_TABLES = ("student", "course")
 #: By kind of fault: the possible targets, and the minimum and maximum duration in seconds.
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (_PARTS, 0.0, 4.0),
@@ -45,6 +46,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "poison": (_TOPICS, 0.0, 0.0),
     "join": (_GROUPS, 2.0, 9.0),
     "delete trigger": (_TASKS, 0.0, 0.0),
+    "enable triggers": (_TABLES, 0.0, 0.0),
 }
 
 
