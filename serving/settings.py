@@ -35,7 +35,7 @@ class Settings(ServiceSettings):
     workers: Annotated[int, Field(gt=0, le=256)] = 1
     connection_limit: Annotated[int, Field(gt=0, le=100_000)] = 1000
     client_timeout_ms: Milliseconds = 20_000
-    queue_ms: Milliseconds = 400
+    queue_ms: Milliseconds = 200
     body_limit: Annotated[int, Field(gt=0, le=2**26)] = 2**18
     page_limit: Annotated[int, Field(gt=0, le=10_000)] = 1000
 

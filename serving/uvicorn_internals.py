@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade
@@ -36,8 +37,10 @@ _MAX_BYTES_PER_BYTE: Final = 8
 _MAX_UNUSED_BYTES: Final = 2**20
 # The answers that clients have not read yet are kept in memory.
 _MAX_UNREAD_BYTES: Final = 2**26
-# Connections beyond the limit, on which a worker process answers only health checks and `/metrics`.
+# Connections beyond the limit. While there are any, only health checks and `/metrics` are answered.
 _RESERVED: Final = 32
+# How many connections are examined, oldest first, for one that can be closed.
+_EXAMINED: Final = 100
 _MAX_PIPELINED: Final = 100
 # A client has this long to close its side of a connection that the service has closed, in seconds.
 _CLOSING_SECONDS: Final = 2.0
@@ -66,7 +69,7 @@ class Connections:
     """The open connections of a worker process, and the limits that they share.
 
     Attributes:
-        limit: maximum number of connections.
+        limit: maximum number of connections whose requests are answered.
         timeout: maximum time for a client to send a request or to read a response, in seconds.
         refuses: whether the application would refuse a request with this method.
     """
@@ -85,12 +88,13 @@ class Connections:
         return len(self._open)
 
     def add(self, connection: Connection) -> None:
-        """Add a connection; if there are too many, close one that has been waiting for a request."""
+        """Add a connection; if there are too many, close the oldest one without a request in progress."""
         if len(self._open) >= self.limit:
-            stale = next((other for other in self._open if other.is_stale), None)
-            if stale is not None:
-                stale.transport.abort()
-                self.remove(stale)
+            oldest = islice(self._open, _EXAMINED)
+            idle = next((other for other in oldest if not other.is_busy), None)
+            if idle is not None:
+                idle.transport.abort()
+                self.remove(idle)
         self._open[connection] = None
 
     def remove(self, connection: Connection) -> None:
@@ -152,21 +156,19 @@ class Connection(HttpToolsProtocol):
         self._finished = False
         self._running: RequestResponseCycle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_surplus = False
         # What the client is being waited for, and for how long.
         self._wait: tuple[str, RequestResponseCycle | None] | None = None
         self._waited = 0.0
 
     @property
-    def is_stale(self) -> bool:
-        """Whether it has been waiting for a request for a while."""
-        return self._wait is not None and self._wait[0] == "request" and self._waited > 0
+    def is_busy(self) -> bool:
+        """Whether a request is in progress."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Register the connection."""
         super().connection_made(transport)
         connections.add(self)
-        self._is_surplus = len(connections) > connections.limit
         if len(connections) > connections.limit + _RESERVED:
             transport.abort()
 
@@ -174,7 +176,9 @@ class Connection(HttpToolsProtocol):
         """Cancel the request in progress, whose response nobody would receive."""
         connections.remove(self)
         super().connection_lost(exc)
-        if self.cycle is not None and not self.cycle.response_complete and self._task is not None:
+        # With pipelining, this is not the newest request, the only one that uvicorn considers.
+        if self._running is not None and not self._running.response_complete and self._task is not None:
+            self._running.disconnected = True
             self._task.cancel()
 
     def data_received(self, data: bytes) -> None:
@@ -252,14 +256,14 @@ class Connection(HttpToolsProtocol):
                 raise _RefusedError(problems.MALFORMED_REQUEST, "the request has no Host")
         elif version != "1.0" or self._coded:
             raise _RefusedError(problems.UNSUPPORTED_VERSION, "the supported HTTP version is 1.1")
-        if self._is_surplus and not self.url.startswith(_ALWAYS_ANSWERED):
-            raise _RefusedError(problems.OVERLOADED, "the service has too many connections; try again")
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise _RefusedError(problems.OVERLOADED, "too many requests wait on this connection; try again")
         if (
             (self.cycle is None or self.cycle.response_complete)
             and not self.url.startswith(_ALWAYS_ANSWERED)
-            and connections.refuses(self.parser.get_method().decode())
+            and (
+                len(connections) > connections.limit or connections.refuses(self.parser.get_method().decode())
+            )
         ):
             self._shed(keep_alive=version == "1.1" and self.parser.should_keep_alive())
             return
