@@ -121,7 +121,11 @@ def test_client_that_sends_byte_by_byte_is_disconnected(strict: Service, sent: b
 def test_client_that_does_not_read_its_responses_is_disconnected(strict: Service) -> None:
     text = "x" * 400_000
     location = httpx.post(f"{strict.url}/every-types", json={"jsonb_": {"text": text}}).headers["location"]
-    with connect(strict) as connection:
+    with socket.socket() as connection:
+        # Otherwise, the kernels' buffers would hold all responses.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        connection.settimeout(30)
+        connection.connect((HOST, strict.port))
         connection.sendall(f"GET {location} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 50)
         address = connection.getsockname()
         wait_until(lambda: not is_open(strict, address), "the service has closed the connection")
