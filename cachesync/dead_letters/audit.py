@@ -86,22 +86,22 @@ async def record(
     """
     rows = [
         (
-            _without_nul(actor),
-            None if reason is None else _without_nul(reason),
+            without_nul(actor),
+            None if reason is None else without_nul(reason),
             entry.action.value,
             entry.letter.id.topic,
             entry.letter.id.partition,
             entry.letter.id.offset,
             entry.letter.id.sent_at,
-            _without_nul(entry.letter.service),
-            _without_nul(entry.letter.original_topic),
+            without_nul(entry.letter.service),
+            without_nul(entry.letter.original_topic),
             entry.letter.original_partition,
             entry.letter.original_offset,
-            _without_nul(entry.letter.entity),
+            without_nul(entry.letter.entity),
             readable(entry.letter.key),
             version_of(entry.letter),
             entry.attempt,
-            _without_nul(entry.error),
+            without_nul(entry.error),
         )
         for entry in entries
     ]
@@ -110,7 +110,7 @@ async def record(
 
 def readable(key: bytes | None) -> str | None:
     """Return a message's key as text; bytes that are not UTF-8 become escape sequences."""
-    return None if key is None else _without_nul(key.decode(errors="backslashreplace"))
+    return None if key is None else without_nul(key.decode(errors="backslashreplace"))
 
 
 def version_of(letter: Letter) -> int | None:
@@ -120,6 +120,6 @@ def version_of(letter: Letter) -> int | None:
     return None
 
 
-def _without_nul(text: str) -> str:
+def without_nul(text: str) -> str:
     """Escape NUL characters, which PostgreSQL's `text` cannot store."""
     return text.replace("\0", "\\0")

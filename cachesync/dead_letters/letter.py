@@ -11,7 +11,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from cachesync.backoff import Backoff
 from cachesync.entity import TOPIC_PREFIX
-from cachesync.kafka.event import decode, headers_of
+from cachesync.kafka.event import decode, headers_of, without_payload
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 
 if TYPE_CHECKING:
@@ -26,8 +26,29 @@ _PREFIX: Final = "dead-letter-"
 # The first of the headers that a letter adds. The last header of this name counts: a message that was itself
 # a letter may contain headers with these names.
 _FIRST_HEADER: Final = _PREFIX + "service"
-_MAX_ERROR_LENGTH: Final = 1000
+_FIELDS: Final = frozenset(
+    {
+        "service",
+        "original-topic",
+        "original-partition",
+        "original-offset",
+        "original-timestamp",
+        "original-group",
+        "stage",
+        "error",
+        "attempt",
+        "maximum",
+        "first-failed-at",
+        "last-failed-at",
+        "not-before",
+    }
+)
+_MAX_FIELD_LENGTH: Final = 1000
+# As in Kafka itself.
+_MAX_TOPIC_LENGTH: Final = 249
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Kafka accepts almost any number as the time of a message.
+_LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 _BACKOFF: Final = Backoff(first=30, longest=3600, jitter=1)
 
 
@@ -134,20 +155,17 @@ class Letter:
         be decoded, so that it is parked as well.
         """
         headers = headers_of(message)
-        names = [name for name, _ in headers]
-        first = len(names)
-        if _FIRST_HEADER in names:
-            first -= 1 + names[::-1].index(_FIRST_HEADER)
+        first = _first_own(headers)
         fields = {
-            name.removeprefix(_PREFIX): value.decode(errors="replace")
+            field: value.decode(errors="replace")[:_MAX_FIELD_LENGTH]
             for name, value in headers[first:]
-            if isinstance(value, bytes)
+            if isinstance(value, bytes) and (field := name.removeprefix(_PREFIX)) in _FIELDS
         }
         letter_id = _id_of(message)
         try:
             parsed = _parsed(fields)
         except (KeyError, ValueError, OverflowError) as error:
-            first = len(names)
+            first = len(headers)
             missing = isinstance(error, KeyError)
             problem = f"header {_PREFIX}{error.args[0]} is missing" if missing else f"invalid header: {error}"
             reason = f"not a dead letter: {problem}"
@@ -191,7 +209,7 @@ class Letter:
         fields = {
             **self.fields,
             "stage": stage.value,
-            "error": error[:_MAX_ERROR_LENGTH],
+            "error": error[:_MAX_FIELD_LENGTH],
             "attempt": str(attempt),
             "last-failed-at": now.isoformat(),
             "not-before": policy.next_attempt(now, attempt).isoformat(),
@@ -227,7 +245,7 @@ def first_fields(  # noqa: PLR0917 - one parameter per header
         "original-timestamp": "" if kind == TIMESTAMP_NOT_AVAILABLE else str(milliseconds),
         "original-group": group,
         "stage": stage.value,
-        "error": error[:_MAX_ERROR_LENGTH],
+        "error": error[:_MAX_FIELD_LENGTH],
         "attempt": "1",
         "maximum": str(policy.max_attempts),
         "first-failed-at": now.isoformat(),
@@ -236,15 +254,35 @@ def first_fields(  # noqa: PLR0917 - one parameter per header
     }
 
 
+def smaller(outgoing: Outgoing) -> Outgoing | None:
+    """Return a smaller message in place of one that is too large; None if nothing can be left out.
+
+    The value is left out first, because a retry reads the row again anyway; then the key and the headers of
+    the failed message. What remains tells where that message is.
+    """
+    topic, key, value, headers = outgoing
+    if value is not None:
+        return topic, key, None, without_payload(headers)
+    own = headers[_first_own(headers) :]
+    return None if key is None and own == headers else (topic, None, None, own)
+
+
 def encoded(fields: Mapping[str, str]) -> Headers:
     """Return a letter's fields as Kafka headers."""
     return [(_PREFIX + name, value.encode()) for name, value in fields.items()]
 
 
+def _first_own(headers: Headers) -> int:
+    """Return the position of the first header that a letter adds to those of its message."""
+    names = [name for name, _ in headers]
+    return len(names) - 1 - names[::-1].index(_FIRST_HEADER) if _FIRST_HEADER in names else len(names)
+
+
 def _id_of(message: Message) -> LetterId:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - only an error message has none
-    return LetterId(topic, partition, offset, _EPOCH + timedelta(milliseconds=message.timestamp()[1]))
+    milliseconds = max(0, min(message.timestamp()[1], _LAST_MILLISECOND))
+    return LetterId(topic, partition, offset, _EPOCH + timedelta(milliseconds=milliseconds))
 
 
 def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -256,7 +294,7 @@ def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
     """
     return {
         "service": fields["service"],
-        "original_topic": fields["original-topic"],
+        "original_topic": _topic_name(fields["original-topic"]),
         "original_partition": _number(fields["original-partition"], 31),
         "original_offset": _number(fields["original-offset"], 63),
         "stage": Stage(fields["stage"]),
@@ -267,6 +305,13 @@ def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
         "last_failed_at": _time(fields["last-failed-at"]),
         "not_before": _time(fields["not-before"]),
     }
+
+
+def _topic_name(text: str) -> str:
+    if len(text) > _MAX_TOPIC_LENGTH:
+        message = f"a topic's name has up to {_MAX_TOPIC_LENGTH} characters"
+        raise ValueError(message)
+    return text
 
 
 def _number(text: str, bits: int) -> int:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from confluent_kafka import KafkaException
 
-from cachesync.dead_letters.letter import DEFAULT_POLICY, encoded, first_fields
+from cachesync.dead_letters.letter import DEFAULT_POLICY, encoded, first_fields, smaller
 from cachesync.errors import KafkaUnavailableError
-from cachesync.kafka.errors import translate_kafka_errors
+from cachesync.kafka.errors import TOO_LARGE, translate_kafka_errors
 from cachesync.kafka.event import headers_of
 from cachesync.kafka.topics import DEAD_LETTERS
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.letter import Outgoing, RetryPolicy, Stage
 
 _FLUSH_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 3.0
 
 
 class DeadLetterSender:
@@ -46,6 +47,14 @@ class DeadLetterSender:
         self._group = group
         self._policy = policy
 
+    def can_connect(self) -> bool:
+        """Return whether a new producer gets a response from Kafka within a few seconds."""
+        try:
+            self._connect().list_topics(timeout=_CONNECT_SECONDS)
+        except KafkaException:
+            return False
+        return True
+
     def send(self, letters: list[tuple[Message, Stage, str]]) -> None:
         """Send messages and wait for Kafka's acknowledgement.
 
@@ -69,7 +78,7 @@ class DeadLetterSender:
 
 
 def deliver(producer: Producer, messages: Iterable[Outgoing]) -> None:
-    """Send messages and wait for Kafka's acknowledgement.
+    """Send messages and wait for Kafka's acknowledgement. A part of a message that is too large is left out.
 
     Args:
         producer: the producer.
@@ -79,17 +88,33 @@ def deliver(producer: Producer, messages: Iterable[Outgoing]) -> None:
         KafkaUnavailableError: the broker did not acknowledge all of them in time.
     """
     failures: list[KafkaError] = []
-
-    def delivered(error: KafkaError | None, _: Message) -> None:
-        if error is not None:
-            failures.append(error)
-
     with translate_kafka_errors():
-        for topic, key, value, headers in messages:
-            producer.produce(topic, key=key, value=value, headers=headers, on_delivery=delivered)
+        for outgoing in messages:
+            _produce(producer, outgoing, failures)
         pending = producer.flush(_FLUSH_SECONDS)
         if failures:
             raise KafkaException(failures[0])
     if pending:
         message = f"Kafka did not acknowledge {pending} dead letters within {_FLUSH_SECONDS:.0f} s"
         raise KafkaUnavailableError(message)
+
+
+def _produce(producer: Producer, outgoing: Outgoing, failures: list[KafkaError]) -> None:
+    """Queue a message; `failures` receives the error that prevents its delivery."""
+
+    def failed(error: KafkaError) -> None:
+        less = smaller(outgoing) if error.code() in TOO_LARGE else None
+        if less is None:
+            failures.append(error)
+        else:
+            _produce(producer, less, failures)
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failed(error)
+
+    topic, key, value, headers = outgoing
+    try:
+        producer.produce(topic, key=key, value=value, headers=headers, on_delivery=delivered)
+    except KafkaException as error:
+        failed(error.args[0])

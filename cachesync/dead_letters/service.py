@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from cachesync.dead_letters.audit import closed, readable, version_of
+from cachesync.dead_letters.audit import closed, readable, version_of, without_nul
 from cachesync.dead_letters.letter import DEFAULT_POLICY
 from cachesync.dead_letters.reader import DeadLetterReader
 from cachesync.dead_letters.request import RequestAction
@@ -172,8 +172,13 @@ async def _show(connection: asyncpg.Connection, reader: DeadLetterReader, reques
     if letter is None:
         message = f"letter {name} does not exist or has expired"
         raise LetterNotFoundError(message)
-    origin = letter.original_topic, letter.original_partition, letter.original_offset
-    history = await connection.fetch(statement("dead_letters/history"), letter.service, *origin)
+    history = await connection.fetch(
+        statement("dead_letters/history"),
+        without_nul(letter.service),
+        without_nul(letter.original_topic),
+        letter.original_partition,
+        letter.original_offset,
+    )
     done = await closed(connection, [letter])
     return {
         **_summary(letter),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _Client = TypeVar("_Client")
 
+_NOT_EMPTY: Final = frozenset({"bootstrap.servers", "group.id"})
 _LOG: Final = logging.getLogger("cachesync.kafka")
 
 
@@ -28,9 +29,30 @@ def open_client(kind: Callable[..., _Client], settings: Mapping[str, Any]) -> _C
         SettingsError: a setting that this kind of client needs is missing.
         KafkaUnavailableError: librdkafka rejected the settings.
     """
+    check_settings(settings)
     with translate_kafka_errors(), _require_settings():
         # Below level 2, librdkafka logs what its calls raise, and every failed connection attempt.
         return kind({"log_level": 2, **settings}, logger=_LOG)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Reject settings with which the client would abort the process, or never find a broker.
+
+    Args:
+        settings: librdkafka's settings.
+
+    Raises:
+        SettingsError: a setting is null or not valid Unicode, or the brokers or the group are empty.
+    """
+    for name, value in settings.items():
+        if value is None or (name in _NOT_EMPTY and not str(value).strip()):
+            message = f"Kafka client settings: {name} has no value"
+            raise SettingsError(message)
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            message = f"Kafka client settings: {name} is not valid Unicode"
+            raise SettingsError(message) from error
 
 
 @contextmanager

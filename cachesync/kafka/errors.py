@@ -16,12 +16,21 @@ if TYPE_CHECKING:
 ALL_BROKERS_DOWN: Final = KafkaError._ALL_BROKERS_DOWN
 AUTHENTICATION: Final = KafkaError._AUTHENTICATION
 FATAL: Final = KafkaError._FATAL
+MSG_TIMED_OUT: Final = KafkaError._MSG_TIMED_OUT
 PARTITION_EOF: Final = KafkaError._PARTITION_EOF
 QUEUE_FULL: Final = KafkaError._QUEUE_FULL
 SSL: Final = KafkaError._SSL
 TIMED_OUT: Final = KafkaError._TIMED_OUT
 UNKNOWN_PARTITION: Final = KafkaError._UNKNOWN_PARTITION
 UNKNOWN_TOPIC: Final = KafkaError._UNKNOWN_TOPIC
+
+MISSING_TOPIC: Final = frozenset({UNKNOWN_TOPIC, UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART})
+"""The codes with which the client or the broker reports a topic or partition that does not exist."""
+
+TOO_LARGE: Final = frozenset(
+    {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE, KafkaError.INVALID_MSG_SIZE}
+)
+"""The codes with which the client, the topic or the broker rejects a message because of its size."""
 
 
 @contextmanager

@@ -93,8 +93,9 @@ class Post:
         return letter.service == self.service
 
     def put(self, key: bytes, version: int | bytes, operation: str = "upsert", **special: Any) -> None:
-        """Send `count` letters to `topic`; the other keywords replace header fields."""
+        """Send `count` letters to `topic` at `timestamp`; the other keywords replace header fields."""
         topic, count = special.pop("topic", DEAD_LETTERS), special.pop("count", 1)
+        timestamp = special.pop("timestamp", 0)
         fields = {
             "service": self.service,
             "original-topic": "cachesync.student",
@@ -116,13 +117,23 @@ class Post:
             key,
             PAYLOAD if operation == "upsert" else None,
             [*content_headers(version, operation), *own],
-            count,
+            count=count,
+            timestamp=timestamp,
         )
 
-    def send(self, topic: str, key: bytes, value: bytes | None, headers: Headers, count: int = 1) -> None:
+    def send(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        headers: Headers,
+        *,
+        count: int = 1,
+        timestamp: int = 0,
+    ) -> None:
         producer = Producer(self.kafka)
         for _ in range(count):
-            producer.produce(topic, key=key, value=value, headers=headers)
+            producer.produce(topic, key=key, value=value, headers=headers, timestamp=timestamp)
         assert producer.flush(30) == 0
 
     def letters(self, topic: str = DEAD_LETTERS, service: str | None = None) -> list[Letter]:

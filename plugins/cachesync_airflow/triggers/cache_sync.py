@@ -9,6 +9,7 @@ from airflow.providers.apache.kafka.hooks.produce import KafkaProducerHook
 
 from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
+from cachesync.kafka.clients import check_settings
 from cachesync.slots.batch import Applier
 from cachesync.stream.stream import Stream, require_manual_commit
 from cachesync_airflow.connections import consumer, redis
@@ -43,6 +44,7 @@ class CacheSyncTrigger(ThreadTrigger):
         entities = load_entities(airflow_settings.entities)
         settings = consumer(self.service)
         require_manual_commit(settings)
+        check_settings(settings)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
         client = redis(self.service, _REDIS_SECONDS)

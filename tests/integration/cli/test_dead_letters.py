@@ -75,6 +75,20 @@ async def test_list_shows_only_open_letters(post: Post, command: Command) -> Non
         assert (await command.json(*mine, "--json", *narrowed))["letters"] == [third]
 
 
+async def test_letters_with_hostile_fields_are_listed_counted_and_shown(post: Post, command: Command) -> None:
+    hostile = f"{post.service}\0\x1b[31m"
+    post.put(b"\xff\0", 20, service=hostile, timestamp=-(2**62), original_topic="\0\x1b", error="\x1b[2J")
+    (letter,) = (await command.json("list", "--service", hostile, "--json"))["letters"]
+    assert letter["service"] == hostile
+    shown = await command.json("show", letter["letter"])
+    assert shown["open"]
+    assert hostile in {group["service"] for group in (await command.json("stats", "--json"))["open"]}
+    for table in (await command("list", "--service", hostile), await command("stats")):
+        assert not {character for character in table.stdout if not character.isprintable()} - {"\n"}
+    await command("discard", letter["letter"], "--reason", "known")
+    assert (await command.json("list", "--service", hostile, "--json"))["open"] == 0
+
+
 async def test_show_prints_a_letter_and_the_actions_on_its_message(post: Post, command: Command) -> None:
     post.put(b"7", 20)
     (letter,) = (await command.json("list", "--service", post.service, "--json"))["letters"]

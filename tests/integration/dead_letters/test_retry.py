@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -22,6 +22,7 @@ from cachesync.errors import CacheUnavailableError
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 from cachesync.slots.layout import encode_value
 from tests.integration.post import LONG_AGO, PAYLOAD, Post, content_headers
+from tests.integration.raw_message import send
 from tests.integration.refusals import denying
 
 if TYPE_CHECKING:
@@ -168,6 +169,40 @@ async def test_message_that_is_not_a_letter_is_parked_with_its_bytes(post: Post)
     assert (parked.value, parked.headers) == (PAYLOAD, headers)
     assert parked.original_topic == DEAD_LETTERS
     assert "not a dead letter: header" in parked.error
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"headers": [(b"\xff", b"x"), (b"dead-letter-service", b"x")]},
+        {"headers": [], "timestamp": -(2**62)},
+        {"headers": [(b"dead-letter-service", b"x" * 999_000)], "key": b"\xff"},
+        {"headers": [(b"dead-letter-service", b"\xff" * 500_000)], "value": b"x" * 400_000},
+        {"headers": [(b"dead-letter-service", b"x"), *[(b"dead-letter-%d" % n, b"x") for n in range(999)]]},
+        {"headers": [(b"dead-letter-service", b"x"), (b"dead-letter-original-topic", b"x" * 9000)]},
+        {"headers": [], "key": b"x" * 999_000},
+    ],
+)
+async def test_nothing_in_a_message_stops_the_retries(post: Post, message: dict[str, Any]) -> None:
+    hostile = message.get("key") or post.service.encode()
+    send(post.kafka["bootstrap.servers"], DEAD_LETTERS, **{"key": hostile, **message})
+    post.put(b"7", 20)
+    with post.open() as (retrying, watching):
+        await retrying.retry(lambda letter: post.mine(letter) or letter.key == hostile)
+    assert sorted(watching.actions) == ["parked", "superseded"]
+    with post.open() as (retrying, watching):
+        await retrying.retry(lambda letter: post.mine(letter) or letter.key == hostile)
+    assert watching.actions == []
+
+
+@pytest.mark.parametrize("timestamp", [-(2**62), -1, -5])
+async def test_letter_with_any_time_is_retried_and_closed(post: Post, timestamp: int) -> None:
+    version, row = await post.insert(7)
+    post.slots.set(f"{post.service}:student:7", value(10))
+    post.put(b"7", version, timestamp=timestamp)
+    assert await post.retry() == ["resolved"]
+    assert post.slots.get(f"{post.service}:student:7") == row
+    assert await post.retry() == []
 
 
 async def test_every_action_is_recorded_in_full(post: Post) -> None:

@@ -17,3 +17,23 @@ def test_a_missing_setting_is_a_settings_error() -> None:
 def test_a_setting_that_librdkafka_rejects_is_an_error_of_this_library() -> None:
     with pytest.raises(KafkaUnavailableError, match=r"no\.such"):
         open_client(Producer, {"no.such.setting": "1"})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"group.id": None},
+        {"group.id": ""},
+        {"group.id": " "},
+        {"group.id": "\ud800"},
+        {"bootstrap.servers": None},
+        {"bootstrap.servers": ""},
+        {"session.timeout.ms": None},
+    ],
+)
+def test_a_setting_that_would_abort_the_process_or_reach_no_broker_is_a_settings_error(
+    settings: dict[str, str | None],
+) -> None:
+    (name,) = settings
+    with pytest.raises(SettingsError, match=rf"Kafka client settings: {name}"):
+        open_client(Consumer, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", **settings})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 
 from cachesync.change import Change, Operation
 from cachesync.errors import UndecodableError
-from cachesync.kafka.event import TRUNCATE_KEY, Headers, decode, encode_headers, message_key
+from cachesync.kafka.event import (
+    TRUNCATE_KEY,
+    Headers,
+    decode,
+    encode_headers,
+    message_key,
+    message_value,
+    without_payload,
+)
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 VERSIONS = st.integers(1, 2**63 - 1)
@@ -26,7 +35,7 @@ UPSERTS = st.builds(
     version=VERSIONS,
     operation=st.just(Operation.UPSERT),
     fingerprint=st.just(b"0123abcd"),
-    payload=st.binary(),
+    payload=st.binary(min_size=1),
     source=SOURCES,
     changed_at=TIMES,
 )
@@ -56,7 +65,16 @@ TRUNCATES = st.builds(
 
 @given(change=UPSERTS | DELETES | TRUNCATES)
 def test_every_change_survives_the_round_trip_through_its_message(change: Change) -> None:
-    assert decode("thing", message_key(change), change.payload, encode_headers(change)) == change
+    assert decode("thing", message_key(change), message_value(change), encode_headers(change)) == change
+
+
+@given(change=UPSERTS)
+def test_upsert_without_its_payload_survives_the_round_trip_and_is_no_tombstone(change: Change) -> None:
+    bare = replace(change, fingerprint=None, payload=None)
+    assert message_value(bare) == b""
+    assert without_payload(encode_headers(change)) == encode_headers(bare)
+    assert decode("thing", message_key(bare), b"", encode_headers(bare)) == bare
+    assert decode("thing", message_key(bare), None, encode_headers(bare)) == bare
 
 
 def test_headers_are_those_of_a_binary_mode_cloudevent() -> None:
@@ -113,6 +131,8 @@ GOOD: dict[str, str | bytes | None] = {
         (b"1", b"{}", {"ce_fingerprint": b"short"}, "ce_fingerprint of 8"),
         (b"1", b"{}", {"ce_fingerprint": None}, "ce_fingerprint is missing"),
         (b"1", None, {}, "must have a value"),
+        (b"1", b"", {}, "must have a value"),
+        (b"1", b"", {"ce_type": b"cachesync.delete"}, "a delete must not have a value"),
         (b"1", b"{}", {"ce_type": b"cachesync.delete"}, "a delete must not have a value"),
         (None, b"{}", {}, "cannot be the key"),
         (TRUNCATE_KEY, b"{}", {}, "cannot be the key"),
