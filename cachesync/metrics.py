@@ -25,6 +25,15 @@ unrelayable: Final = Counter(
     "Attempts of the relay to publish a change that the broker rejected; retried with increasing delays",
     ["entity", "reason"],
 )
+without_payload: Final = Counter(
+    "cachesync_published_without_payload",
+    "Changes published without their payload because the message would be too large",
+    ["entity"],
+)
+superseded: Final = Counter(
+    "cachesync_superseded",
+    "Changes that Kafka rejects, closed because the relay published a newer change of their key",
+)
 backlog: Final = Gauge("cachesync_backlog", "Changes waiting for the relay, counted up to 100,000")
 backlog_age: Final = Gauge("cachesync_backlog_age_seconds", "Age of the oldest change waiting for the relay")
 gap: Final = Counter(

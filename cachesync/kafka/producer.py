@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from cachesync import metrics
+from cachesync.backoff import Backoff
+from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client
-from cachesync.kafka.event import encode_headers, message_key
+from cachesync.kafka.event import encode_headers, message_key, message_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cachesync.change import Change
+    Settled = Callable[[KafkaError | None], None]
 
 _log = structlog.get_logger(__name__)
+
+_MAX_MESSAGE_BYTES: Final = "message.max.bytes"
+# How long a producer may fail before another one is tried; longer after each one that did not help.
+_PATIENCE: Final = Backoff(first=10, longest=600, jitter=0)
+_TRIAL_SECONDS: Final = 5.0
+_TRIAL_TIMEOUT_SECONDS: Final = 1.0
 
 
 def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,12 +37,19 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         kafka: librdkafka's settings for connecting to the brokers; they take precedence.
     """
+    max_bytes = int(kafka.get(_MAX_MESSAGE_BYTES, 1_000_000))
     return {
         "enable.idempotence": True,
         # Single-message batches cost the broker more than this delay costs the readers.
         "linger.ms": 5,
+        # A broker rejects a batch as a whole. Due to this limit, a large message is a batch of its own.
+        "batch.size": 65_536,
         "message.timeout.ms": 30_000,
-        "queue.buffering.max.messages": 100_000,
+        # While Kafka is unavailable, what does not fit waits in the change log. Each message also takes about
+        # two kilobytes that librdkafka does not count.
+        "queue.buffering.max.kbytes": max(32_768, 2 * max_bytes // 1024),
+        "queue.buffering.max.messages": 10_000,
+        _MAX_MESSAGE_BYTES: max_bytes,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
         **kafka,
@@ -40,8 +59,13 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
 class Sender:
     """A producer of changes, which is replaced if it fails permanently.
 
+    A change that is too large for the producer, the topic or the broker is published without its payload.
+
     Args:
         settings: the settings of the producer; see `producer_settings`.
+
+    Attributes:
+        max_bytes: the maximum size of a message; a payload above it is certainly too large.
 
     Raises:
         KafkaUnavailableError: librdkafka rejected the settings.
@@ -49,9 +73,18 @@ class Sender:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
-        self._connect()
+        self._producer = self._open()
+        self._with_omissions: set[str] = set()
+        # Since when no change was delivered although some were sent, and since when no broker responds.
+        self._undelivered_since: float | None = None
+        self._unanswered_since: float | None = None
+        self._successor: Producer | None = None
+        self._successor_answers = False
+        self._next_trial = 0.0
+        self._replacements = 0
+        self.max_bytes = int(settings[_MAX_MESSAGE_BYTES])
 
-    def send(self, topic: str, change: Change, settled: Callable[[KafkaError | None], None]) -> None:
+    def send(self, topic: str, change: Change, settled: Settled) -> None:
         """Queue a change for delivery.
 
         Args:
@@ -60,13 +93,19 @@ class Sender:
             settled: called exactly once, by this method or by `poll` or `flush`, with the
                 error that prevented the delivery, or with None once the broker has acknowledged the change.
         """
+        bare = None
+        if change.payload is not None:
+            # Without the payload, of which librdkafka has its own copy.
+            bare = replace(change, fingerprint=None, payload=None)
+        elif change.operation is Operation.UPSERT:
+            self._count_omission(change.entity)
         try:
             self._producer.produce(
                 topic,
                 key=message_key(change),
-                value=change.payload,
+                value=message_value(change),
                 headers=encode_headers(change),
-                on_delivery=lambda error, _: settled(error),
+                on_delivery=partial(self._delivered, topic, bare, settled),
             )
         except BufferError:
             settled(KafkaError(errors.QUEUE_FULL))
@@ -75,20 +114,21 @@ class Sender:
             if reason.code() == errors.FATAL:
                 # An idempotent producer that has lost track of its sequence numbers stops permanently.
                 _log.error("producer replaced after a fatal error", error=reason.str())
-                self._connect()
-            settled(reason)
+                self._producer = self._open()
+            self._failed(topic, bare, settled, reason)
 
     def is_available(self, timeout: float) -> bool:
         """Return whether a broker responds within a timeout in seconds."""
-        try:
-            self._producer.list_topics(timeout=timeout)
-        except KafkaException:
-            return False
-        return True
+        if _answers(self._producer, timeout):
+            self._unanswered_since = None
+            return True
+        self._unanswered_since = self._unanswered_since or time.monotonic()
+        return False
 
     def poll(self, seconds: float) -> None:
         """Wait up to the given number of seconds for delivery reports, and handle them."""
         self._producer.poll(seconds)
+        self._replace_if_stuck()
 
     def flush(self, seconds: float) -> int:
         """Deliver queued changes for up to the given number of seconds; return how many are left."""
@@ -99,8 +139,68 @@ class Sender:
         self._producer.purge()
         del self._producer
 
-    def _connect(self) -> None:
-        self._producer = open_client(Producer, {**self._settings, "error_cb": _log_outage})
+    def _delivered(
+        self, topic: str, bare: Change | None, settled: Settled, error: KafkaError | None, _: object
+    ) -> None:
+        if error is None:
+            self._undelivered_since = None
+            self._replacements = 0
+            settled(None)
+            return
+        if error.code() == errors.MSG_TIMED_OUT:
+            self._undelivered_since = self._undelivered_since or time.monotonic()
+        self._failed(topic, bare, settled, error)
+
+    def _failed(self, topic: str, bare: Change | None, settled: Settled, error: KafkaError) -> None:
+        """Send a change again without its payload if that was too large; otherwise report the error."""
+        if bare is not None and error.code() in errors.TOO_LARGE:
+            self.send(topic, bare, settled)
+        else:
+            settled(error)
+
+    def _count_omission(self, entity: str) -> None:
+        metrics.without_payload.labels(entity).inc()
+        if entity not in self._with_omissions:
+            self._with_omissions.add(entity)
+            _log.warning("change too large for Kafka: published without its payload", entity=entity)
+
+    def _replace_if_stuck(self) -> None:
+        """Replace a producer that keeps failing while Kafka responds to a new one.
+
+        While Kafka does not respond to the new one either, both wait. The old one can then recover first.
+        """
+        since = min(filter(None, (self._undelivered_since, self._unanswered_since)), default=None)
+        if since is None:
+            self._successor, self._successor_answers = None, False
+            return
+        now = time.monotonic()
+        if now - since < _PATIENCE.delay(self._replacements + 1) or now < self._next_trial:
+            return
+        self._next_trial = now + _TRIAL_SECONDS
+        if self._successor is None:
+            self._successor = self._open()
+        if not _answers(self._successor, _TRIAL_TIMEOUT_SECONDS):
+            self._successor_answers = False
+        elif not self._successor_answers:
+            self._successor_answers = True
+        else:
+            _log.error("producer replaced: it fails although Kafka responds", seconds=round(now - since))
+            stuck, self._producer = self._producer, self._successor
+            self._successor = self._undelivered_since = self._unanswered_since = None
+            self._replacements += 1
+            stuck.purge()
+            stuck.poll(0)
+
+    def _open(self) -> Producer:
+        return open_client(Producer, {**self._settings, "error_cb": _log_outage})
+
+
+def _answers(producer: Producer, timeout: float) -> bool:
+    try:
+        producer.list_topics(timeout=timeout)
+    except KafkaException:
+        return False
+    return True
 
 
 def _log_outage(error: KafkaError) -> None:

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError
 from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
-from cachesync.kafka.errors import UNKNOWN_PARTITION, UNKNOWN_TOPIC
+from cachesync.kafka.errors import MISSING_TOPIC, TOO_LARGE
 from cachesync.kafka.producer import Sender, producer_settings
 from cachesync.postgres.change_log import change_of, mark_published
 from cachesync.postgres.connect import connect, translate_postgres_errors
@@ -68,26 +68,13 @@ _SESSION: Final = {
 }
 
 # Errors that concern the change's topic, and therefore all changes of its entity.
-_TOPIC_ERRORS: Final = frozenset(
-    {
-        UNKNOWN_TOPIC,
-        UNKNOWN_PARTITION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_EXCEPTION,
-    }
-)
+_TOPIC_ERRORS: Final = MISSING_TOPIC | {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.TOPIC_EXCEPTION}
 # Errors that concern the change itself.
-_CHANGE_ERRORS: Final = frozenset(
-    {
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_MSG_SIZE,
-        KafkaError.INVALID_RECORD,
-        KafkaError.INVALID_MSG,
-        KafkaError.POLICY_VIOLATION,
-    }
-)
+_CHANGE_ERRORS: Final = TOO_LARGE | {
+    KafkaError.INVALID_RECORD,
+    KafkaError.INVALID_MSG,
+    KafkaError.POLICY_VIOLATION,
+}
 
 _Key = TypeVar("_Key", bound="Hashable")
 
@@ -117,6 +104,8 @@ class Relay:
             {
                 **producer_settings(kafka),
                 "message.timeout.ms": round(1000 * _ROUND_SECONDS),
+                # The size of a round limits the queue.
+                "queue.buffering.max.kbytes": 1_048_576,
                 # Report a missing topic immediately instead of waiting for it to appear.
                 "topic.metadata.propagation.max.ms": 1000,
             }
@@ -193,6 +182,7 @@ class Relay:
                 await self._sweep(connection)
             await self._maintain(connection)
             if self._kafka.ongoing:
+                self._sender.poll(0)
                 await asyncio.sleep(self._kafka.backoff())
                 continue
             with suppress(TimeoutError):
@@ -206,7 +196,7 @@ class Relay:
             started = time.monotonic()
             lines = await self._publish_round(connection, position)
             oldest = [line for line in lines if line["oldest"]]
-            size = sum(len((line["payload"] or "").encode()) for line in oldest)
+            size = sum(line["size"] for line in oldest)
             if self._kafka.ongoing or (len(oldest) < _OLDEST_LINES and size < _MAX_BYTES):
                 return
             position = oldest[-1]["relay_at"]
@@ -222,7 +212,10 @@ class Relay:
     async def _publish_round(
         self, connection: asyncpg.Connection, position: datetime
     ) -> list[asyncpg.Record]:
-        """Publish some lines and mark the acknowledged ones, in one transaction; return the lines."""
+        """Publish some lines and mark the acknowledged ones, in one transaction; return the lines.
+
+        A superseded line is marked without being published, once the newer change of its key is acknowledged.
+        """
         refused = self._refused_entities.waiting()
         names = [name for name in self._entities if name not in refused]
         async with connection.transaction():
@@ -234,13 +227,24 @@ class Relay:
                 _OLDEST_LINES,
                 _NEWEST_LINES,
                 _MAX_BYTES,
+                self._sender.max_bytes,
+                self._refused_versions.all(),
             )
-            changes = {line["version"]: change_of(line) for line in lines}
+            changes = {line["version"]: change_of(line) for line in lines if not line["superseded"]}
             outcomes = await self._deliver(list(changes.values()))
             acknowledged = [version for version, error in outcomes.items() if error is None]
+            keys = {(changes[version].entity, changes[version].key) for version in acknowledged}
+            superseded = [
+                line["version"]
+                for line in lines
+                if line["superseded"] and (line["entity"], line["key"]) in keys
+            ]
             if acknowledged:
-                await mark_published(connection, acknowledged)
+                await mark_published(connection, [*acknowledged, *superseded])
         metrics.relayed.inc(len(acknowledged))
+        metrics.superseded.inc(len(superseded))
+        for version in superseded:
+            self._refused_versions.forget(version)
         self._evaluate(changes, outcomes, acknowledged)
         return lines
 
@@ -335,6 +339,9 @@ class _Refused(Generic[_Key]):
     def waiting(self) -> set[_Key]:
         now = time.monotonic()
         return {key for key, (until, _) in self._refusals.items() if until > now}
+
+    def all(self) -> list[_Key]:
+        return list(self._refusals)
 
     def __contains__(self, key: _Key) -> bool:
         return key in self._refusals
