@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from cachesync import metrics
 from cachesync.change import Operation
 from cachesync.errors import CacheUnavailableError
-from cachesync.slots.clients import pipelined, scan
+from cachesync.slots.clients import pipelined, primaries, scan, translate_redis_errors
 from cachesync.slots.condition import Condition
 from cachesync.slots.layout import HEAD_BYTES, emptied, slot_change_of, slot_name
 from cachesync.slots.scripts import is_emptied, refusal_of, run_script
@@ -83,6 +83,16 @@ class Applier:
         for change in truncates.values():
             self._truncate(change)
         return denied
+
+    def is_available(self) -> bool:
+        """Return whether Redis responds; for a Redis Cluster, whether every primary does."""
+        try:
+            with translate_redis_errors():
+                for redis in primaries(self._client).values():
+                    redis.ping()
+        except CacheUnavailableError:
+            return False
+        return True
 
     def heads(self, changes: Sequence[Change]) -> list[bytes | str]:
         """Return the first `HEAD_BYTES` of the slot of each change.

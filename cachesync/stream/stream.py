@@ -22,6 +22,7 @@ from cachesync.errors import (
 )
 from cachesync.kafka.event import decode, headers_of
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
+from cachesync.stream.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,6 +96,7 @@ class Stream:
         self._paused_metric = metrics.paused.labels(service)
         self._service = service
         self._limit = DeadLetterLimit()
+        self._watchdog = Watchdog(consumer, self._entities, dead_letters.can_connect, applier.is_available)
         # By topic and partition, the offset after the last message that was applied but not committed.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
@@ -110,7 +112,8 @@ class Stream:
 
         Raises:
             TooManyDeadLettersError: too many messages cannot be applied.
-            StreamError: Kafka failed in a way that the client cannot recover from.
+            StreamError: Kafka failed in a way that the client cannot recover from, or the consumer no longer
+                works.
         """
         self._consumer.subscribe(
             list(self._entities), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -124,6 +127,7 @@ class Stream:
                     self._handle([first, *self._consumer.consume(_BATCH - 1, 0)])
                 if time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
                     self._commit(wait=False)
+                self._watchdog.look()
         except _StoppedError:
             _log.info(
                 "stream stopped while paused; the next consumer applies the batch", service=self._service

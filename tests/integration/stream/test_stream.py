@@ -6,28 +6,45 @@ import asyncio
 import secrets
 import threading
 import time
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 import redis as redis_client
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from cachesync.change import Change, Operation
+from cachesync.dead_letters.letter import Letter
 from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.errors import StreamError, TooManyDeadLettersError
-from cachesync.kafka.event import TRUNCATE_KEY, Headers, encode_headers, headers_of, message_key
+from cachesync.kafka.errors import TIMED_OUT
+from cachesync.kafka.event import (
+    TRUNCATE_KEY,
+    Headers,
+    encode_headers,
+    headers_of,
+    message_key,
+    message_value,
+)
 from cachesync.kafka.producer import producer_settings
-from cachesync.kafka.topics import DEAD_LETTERS
+from cachesync.kafka.topics import DEAD_LETTERS, create_topics
 from cachesync.service.row_input import RowInput
+from cachesync.slots import batch
 from cachesync.slots.batch import Applier
+from cachesync.slots.clients import scan
+from cachesync.stream import watchdog
 from cachesync.stream.stream import Stream, require_manual_commit
 from tests.integration.changes import change, value
+from tests.integration.raw_message import send
 from tests.integration.refusals import denying
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     import asyncpg
 
@@ -41,6 +58,7 @@ if TYPE_CHECKING:
 
 
 Poison = tuple[bytes, bytes, Headers, str]
+RunWatched = Callable[..., AbstractContextManager[tuple["Patient", Stream, list[StreamError]]]]
 
 
 @pytest.fixture
@@ -53,8 +71,20 @@ def group() -> str:
     return f"test-{secrets.token_hex(4)}"
 
 
-def consumer(bootstrap_servers: str, group: str, reset: str = "latest") -> Consumer:
-    return Consumer(
+class Patient(Consumer):
+    """A consumer that a test can harm, in its own thread because calls from another one can deadlock."""
+
+    harm: Callable[[], None] | None = None
+
+    def poll(self, timeout: float = -1) -> Message | None:
+        if self.harm is not None:
+            self.harm()
+            self.harm = None
+        return super().poll(timeout)
+
+
+def consumer(bootstrap_servers: str, group: str, reset: str = "latest") -> Patient:
+    return Patient(
         {
             "bootstrap.servers": bootstrap_servers,
             "group.id": group,
@@ -98,11 +128,14 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) ->
         time.sleep(0.01)
 
 
-def publish(bootstrap_servers: str, *changes: Change) -> None:
+def publish(bootstrap_servers: str, *changes: Change, topic: str = "cachesync.student") -> None:
     producer = Producer({"bootstrap.servers": bootstrap_servers})
     for each in changes:
         producer.produce(
-            "cachesync.student", key=message_key(each), value=each.payload, headers=encode_headers(each)
+            topic,
+            key=message_key(each),
+            value=message_value(each),
+            headers=encode_headers(each),
         )
     assert producer.flush(30) == 0
 
@@ -256,6 +289,198 @@ def test_message_that_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_con
         "dead-letter-not-before",
         "dead-letter-service",
     } <= fields.keys()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reason": "not UTF-8", "headers": [(b"\xff\xfe", b"x"), (b"ce_type", b"cachesync.upsert")]},
+        {"reason": "not UTF-8", "headers": [(b"\xff", b"x")] * 3, "value": None},
+        {"reason": "not UTF-8", "headers": [(b"ce_specversion", b"1.0"), (b"\xff", b"x")]},
+        {"reason": "ce_specversion", "headers": [(b"", b""), (b"x" * 40_000, b"\xff")], "key": b"\xff"},
+        {"reason": "ce_specversion", "headers": [], "timestamp": -(2**62)},
+        {"reason": "ce_specversion", "headers": [], "key": b"", "value": b"", "timestamp": -1},
+        {"reason": "ce_specversion", "headers": [], "value": b"x" * 999_000},
+        {"reason": "ce_specversion", "headers": [(b"x", b"x" * 999_000)]},
+        {"reason": "ce_specversion", "headers": [], "key": b"x" * 999_000},
+    ],
+)
+def test_nothing_in_a_message_stops_the_stream(
+    run_stream: RunStream,
+    topics: str,
+    slots: redis_client.Redis,
+    group: str,
+    message: dict[str, Any],
+) -> None:
+    reason = message.pop("reason")
+    slots.set("sb:student:1", value(10))
+    with run_stream() as stream:
+        send(topics, "cachesync.student", **message)
+        publish(topics, change("1", 20))
+        wait_until(lambda: stream.applied_count == 1, "the next change is applied")
+        wait_until(lambda: bool(dead_letters(topics, group)), "the dead letter is sent")
+    assert slots.get("sb:student:1") == value(20)
+    (letter,) = dead_letters(topics, group)
+    assert reason in Letter.from_message(letter).error
+
+
+def test_change_without_its_payload_empties_the_slot(
+    run_stream: RunStream, topics: str, slots: redis_client.Redis
+) -> None:
+    slots.set("sb:student:1", value(10))
+    slots.set("sb:student:2", value(30))
+    slots.set("sb:student:3", b"L0000000000000000000token", px=60_000)
+    with run_stream() as stream:
+        for key in ("1", "2", "3"):
+            publish(topics, replace(change(key, 20), payload=None, fingerprint=None))
+        wait_until(lambda: stream.applied_count == 3, "the changes are applied")
+    assert slots.get("sb:student:1") is None
+    assert slots.get("sb:student:2") == value(30)
+    assert slots.get("sb:student:3") == b"L0000000000000000020token"
+
+
+async def test_row_that_is_too_large_for_a_message_empties_the_slot_in_the_other_cache(
+    open_service: OpenService, run_stream: RunStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def narrow(kafka: Mapping[str, Any]) -> dict[str, Any]:
+        return producer_settings({**kafka, "message.max.bytes": 10_000})
+
+    monkeypatch.setattr("cachesync.service.publisher.producer_settings", narrow)
+    async with open_service("sa") as sa, open_service("sb") as sb:
+        with run_stream():
+            await sa.caches["student"].insert(RowInput.from_json(b'{"id":1,"name":"Ann"}'))
+            await sb.caches["student"].read("1")
+            large = b'{"name":"%b"}' % (b"x" * 100_000)
+            written = await sa.caches["student"].merge("1", RowInput.from_json(large), None)
+            async with asyncio.timeout(10):
+                while (await sb.caches["student"].read("1")).row != written.row:
+                    await asyncio.sleep(0.01)
+
+
+def test_of_several_truncates_in_a_batch_only_the_newest_scans_the_slots(
+    entities: dict[str, Entity], slots: redis_client.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned = Mock(side_effect=scan)
+    monkeypatch.setattr(batch, "scan", scanned)
+    for name in ("sb:student:1", "sb:course:1"):
+        slots.set(name, value(10))
+    truncates = [change(None, version, Operation.TRUNCATE) for version in (20, 40, 30)]
+    other = replace(change(None, 20, Operation.TRUNCATE), entity="course")
+    assert Applier(slots, "sb", entities).apply([*truncates, other]) == []
+    assert scanned.call_count == 2
+    assert slots.dbsize() == 0
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the watchdog look often, and give up soon."""
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "_PATIENCE_SECONDS", 4.0)
+
+
+@pytest.fixture
+def watched(topics: str, entities: dict[str, Entity], group: str, slots: redis_client.Redis) -> RunWatched:
+    """Runs a stream in a thread, with access to its consumer; the error that ended it is in the list."""
+
+    @contextmanager
+    def run(entity: str = "student") -> Iterator[tuple[Patient, Stream, list[StreamError]]]:
+        declared = {entity: entities["student"].model_copy(update={"name": entity})}
+        create_topics({"bootstrap.servers": topics}, declared.values(), partitions=1, replication=1)
+        errors: list[StreamError] = []
+        reading = consumer(topics, group)
+        letters = DeadLetterSender(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
+        stream = Stream(reading, Applier(slots, "sb", declared), letters, declared, "sb")
+
+        def work() -> None:
+            try:
+                stream.run()
+            except StreamError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, name="stream")
+        thread.start()
+        try:
+            yield reading, stream, errors
+        finally:
+            stream.stop()
+            thread.join(30)
+
+    return run
+
+
+def require_progress(stream: Stream, bootstrap_servers: str) -> None:
+    before = stream.applied_count
+
+    def progressed() -> bool:
+        publish(bootstrap_servers, change("1", 20))
+        return stream.applied_count > before
+
+    wait_until(progressed, "the stream applies a change", 60)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_ends_if_its_consumer_is_out_of_its_group(watched: RunWatched) -> None:
+    with watched() as (reading, stream, errors):
+        assert stream.assigned.wait(30)
+        reading.harm = reading.unsubscribe
+        wait_until(lambda: bool(errors), "the stream ends")
+    assert "has not been in its group" in str(errors[0])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_ends_if_messages_arrive_and_its_consumer_does_not_get_them(
+    watched: RunWatched, topics: str
+) -> None:
+    with watched() as (reading, stream, errors):
+        require_progress(stream, topics)
+        reading.harm = lambda: reading.pause(reading.assignment())
+        wait_until(lambda: reading.harm is None, "the partition is paused")
+        publish(topics, change("1", 30))
+        wait_until(lambda: bool(errors), "the stream ends")
+    assert "no progress in cachesync.student[" in str(errors[0])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_does_not_end_while_it_has_no_partition_because_another_has_it(
+    watched: RunWatched, topics: str
+) -> None:
+    with watched("single") as (_, one, errors), watched("single") as (_, other, more_errors):
+        until = time.monotonic() + 10
+        while time.monotonic() < until or not one.assigned.is_set() ^ other.assigned.is_set():
+            publish(topics, change("1", 20), topic="cachesync.single")
+            time.sleep(0.1)
+            assert not errors
+            assert not more_errors
+    assert one.applied_count + other.applied_count > 0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_does_not_end_while_redis_or_kafka_is_unavailable(
+    watched: RunWatched, topics: str, redis_sb: Redis, kafka: Kafka
+) -> None:
+    with watched() as (_, stream, errors):
+        require_progress(stream, topics)
+        for server in (redis_sb, kafka):
+            server.freeze()
+            try:
+                time.sleep(8)
+            finally:
+                server.thaw()
+            require_progress(stream, topics)
+        assert not errors
+
+
+@pytest.mark.usefixtures("impatient")
+def test_stream_ends_if_only_its_consumer_gets_no_response(watched: RunWatched) -> None:
+    with watched() as (_, stream, errors), pytest.MonkeyPatch.context() as patch:
+        assert stream.assigned.wait(30)
+
+        def no_response(*_: object, **__: object) -> None:
+            raise KafkaException(KafkaError(TIMED_OUT))
+
+        patch.setattr(stream._watchdog, "_consumer", SimpleNamespace(assignment=no_response))  # noqa: SLF001
+        wait_until(lambda: bool(errors), "the stream ends")
+    assert "although Kafka responds" in str(errors[0])
 
 
 def test_change_of_a_slot_that_the_login_may_not_access_becomes_a_dead_letter(

@@ -1,0 +1,186 @@
+"""Detects a consumer that does not work and will not recover by itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from cachesync.errors import StreamError
+from cachesync.kafka import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from confluent_kafka import Consumer
+
+_LOOK_SECONDS: Final = 5.0
+_PATIENCE_SECONDS: Final = 60.0
+# While other partitions make progress, messages can wait behind those that were fetched from them earlier.
+_PATIENCE_AMONG_OTHERS_SECONDS: Final = 600.0
+# After such a gap, the process was frozen or the stream was paused, and what was seen before it says nothing.
+_MAX_GAP_SECONDS: Final = 30.0
+_TIMEOUT_SECONDS: Final = 2.0
+_LATEST: Final = -1
+
+
+@dataclass(slots=True)
+class _Partition:
+    """A partition as it was at the last progress in it.
+
+    Attributes:
+        done: the offset after the last message that was consumed or, if none was, that the group committed.
+        end: the offset after the last message in the partition.
+        lagging_since: since when a message has been waiting.
+    """
+
+    done: int
+    end: int
+    lagging_since: float | None = None
+
+
+class Watchdog:
+    """Detects a consumer that is out of its group, makes no progress, or alone gets no response from Kafka.
+
+    Nothing is expected of a consumer while Kafka is unavailable to others as well, while the cache is
+    unavailable, or if other members of its group have all partitions and make progress.
+
+    A single offset at the end does not prove that a message is waiting: it can be the end of a transaction.
+
+    Args:
+        consumer: the consumer; `look` is called from its thread.
+        topics: the topics that it subscribes to.
+        can_connect: returns whether a new client gets a response from Kafka.
+        is_cache_available: returns whether the cache responds.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        topics: Iterable[str],
+        can_connect: Callable[[], bool],
+        is_cache_available: Callable[[], bool],
+    ) -> None:
+        self._consumer = consumer
+        self._topics = tuple(topics)
+        self._can_connect = can_connect
+        self._is_cache_available = is_cache_available
+        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._has_assignment = False
+        self._outside_since: float | None = None
+        self._unanswered_since: float | None = None
+        self._responds_to_others = False
+        self._looked_at = time.monotonic()
+        self._progressed_at = 0.0
+
+    def look(self) -> None:
+        """Look at the consumer if that is due, and give up on it if it has not worked for about a minute.
+
+        Raises:
+            StreamError: the consumer must be replaced; the text gives the reason.
+        """
+        now = time.monotonic()
+        gap = now - self._looked_at
+        if gap < _LOOK_SECONDS:
+            return
+        if gap > _MAX_GAP_SECONDS:
+            self._forget()
+        self._looked_at = now
+        try:
+            self._look(now)
+        except KafkaException as error:
+            self._forget()
+            if error.args[0].code() not in errors.MISSING_TOPIC:
+                self._require_others_unanswered(now, error)
+        else:
+            self._unanswered_since = None
+            self._responds_to_others = False
+
+    def _look(self, now: float) -> None:
+        assigned = self._consumer.assignment()
+        if bool(assigned) != self._has_assignment:
+            self._has_assignment = bool(assigned)
+            self._forget()
+        places = [
+            TopicPartition(place.topic, place.partition) for place in assigned or self._all_partitions()
+        ]
+        if not places:
+            return
+        committed = self._consumer.committed(places, timeout=_TIMEOUT_SECONDS)
+        done = self._consumer.position(places) if assigned else committed
+        latest = [TopicPartition(place.topic, place.partition, _LATEST) for place in places]
+        ends = self._consumer.offsets_for_times(latest, timeout=_TIMEOUT_SECONDS)
+        self._require_group(now)
+        for place, commit, position, end in zip(places, committed, done, ends, strict=True):
+            if end.error is None:
+                offset = position.offset if position.offset >= 0 else commit.offset
+                if assigned and offset >= 0:
+                    # Messages may have been deleted.
+                    offset = max(offset, self._consumer.get_watermark_offsets(place, cached=True)[0])
+                self._require_progress(now, place, offset, end.offset)
+
+    def _require_group(self, now: float) -> None:
+        """Raise a StreamError if the consumer has been neither in a group nor joining one for too long."""
+        if self._has_assignment or self._consumer.memberid():
+            self._outside_since = None
+        elif self._outside_since is None:
+            self._outside_since = now
+        elif now - self._outside_since >= _PATIENCE_SECONDS:
+            message = f"the consumer has not been in its group for {now - self._outside_since:.0f} s"
+            raise StreamError(message)
+
+    def _require_progress(self, now: float, place: TopicPartition, done: int, end: int) -> None:
+        """Raise a StreamError if messages of a partition have been waiting without progress for too long."""
+        name = place.topic, place.partition
+        seen = self._partitions.get(name)
+        if seen is None or done != seen.done:
+            if seen is not None:
+                self._progressed_at = now
+            seen = self._partitions[name] = _Partition(done, end)
+        # A negative offset means that the group has not consumed anything yet.
+        if done >= end or (end == seen.end and (done < 0 or end - done == 1)):
+            seen.lagging_since = None
+            return
+        if seen.lagging_since is None:
+            seen.lagging_since = now
+        among_others = self._progressed_at > seen.lagging_since
+        patience = _PATIENCE_AMONG_OTHERS_SECONDS if among_others else _PATIENCE_SECONDS
+        waited = now - seen.lagging_since
+        if waited < patience:
+            return
+        if not self._is_cache_available():
+            self._forget()
+            return
+        message = f"no progress in {place.topic}[{place.partition}] for {waited:.0f} s: at {done} of {end}"
+        raise StreamError(message)
+
+    def _require_others_unanswered(self, now: float, error: KafkaException) -> None:
+        """Raise a StreamError if the consumer has gotten no response for too long although Kafka responds."""
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        waited = now - self._unanswered_since
+        if waited < _PATIENCE_SECONDS:
+            return
+        if self._responds_to_others:
+            reason = error.args[0].str()
+            message = f"no response to the consumer for {waited:.0f} s, although Kafka responds: {reason}"
+            raise StreamError(message)
+        # It may have become available just now, so the consumer gets another chance.
+        self._responds_to_others = self._can_connect()
+        if not self._responds_to_others:
+            self._unanswered_since = now
+
+    def _all_partitions(self) -> list[TopicPartition]:
+        known = self._consumer.list_topics(timeout=_TIMEOUT_SECONDS).topics
+        return [
+            TopicPartition(topic, partition)
+            for topic in self._topics
+            if topic in known
+            for partition in known[topic].partitions
+        ]
+
+    def _forget(self) -> None:
+        self._partitions.clear()
+        self._outside_since = None
