@@ -539,6 +539,7 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
     await admin.execute(
         "DROP TRIGGER announce ON cachesync.change_log;"
         "DROP INDEX cachesync.change_log_unpublished;"
+        "DROP FUNCTION cachesync.latest_version, cachesync.own_changes;"
         "ALTER TABLE cachesync.change_log DROP COLUMN relay_at;"
         "ALTER TABLE cachesync.entity DROP COLUMN relation, DROP COLUMN shape, DROP COLUMN objects,"
         " DROP COLUMN lost_at;"
