@@ -24,6 +24,7 @@ from cachesync.stream.stream import Stream
 from local.command import ENTITIES
 from local.errors import CommandError, LocalError
 from local.postgres import run_sql
+from tests.faults.history.groups import delete_group
 from tests.faults.history.record import Fault
 from tests.faults.history.rest import reconcile, run_cachesync, wait_noticed
 from tests.faults.supervisor import metadata
@@ -147,6 +148,8 @@ class Faults:
                 self._messages(planned)
             elif planned.kind == "join":
                 self._join(planned)
+            elif planned.kind == "delete group":
+                delete_group(self._system.bootstrap_servers, planned.part)
             elif planned.kind == "delete trigger":
                 self._delete_triggers(planned)
             elif planned.kind == "enable triggers":

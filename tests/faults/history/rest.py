@@ -15,6 +15,8 @@ import redis as redis_client
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from cachesync.dead_letters.letter import Letter
+from cachesync.errors import KafkaUnavailableError
+from cachesync.kafka.groups import unconsumed
 from cachesync.kafka.topics import DEAD_LETTERS
 from cachesync.postgres.connect import connect
 from local.errors import CommandError, LocalError
@@ -95,6 +97,29 @@ def wait_ready(system: System, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not all(map(_ready, system.services.values())):
         time.sleep(0.1)
+
+
+def wait_consumed(system: System, seconds: float) -> None:
+    """Wait until the streams of all caches have their partitions.
+
+    Raises:
+        LocalError: some partition has no consumer.
+    """
+    deadline = time.monotonic() + seconds
+    topics = [f"cachesync.{entity}" for entity in ENTITIES]
+    kafka = {"bootstrap.servers": system.bootstrap_servers, "log_level": 0}
+    missing = [*system.services]
+    while missing:
+        if time.monotonic() > deadline:
+            message = f"no consumer: {missing}"
+            raise LocalError(message)
+        time.sleep(0.1)
+        with suppress(KafkaUnavailableError):
+            missing = [
+                f"{service} {partition}"
+                for service in system.services
+                for partition in unconsumed(kafka, f"cachesync-{service}", topics)
+            ]
 
 
 def _ready(service: Service) -> bool:

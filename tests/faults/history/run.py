@@ -33,6 +33,8 @@ _CALM_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 # A restarted triggerer resumes its triggers within about 20 s on a busy machine.
 _IN_STEP_SECONDS = 90.0
+# Airflow's first runs begin a while after its components are ready.
+_START_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def run(
     faults = Faults(system, links, clock, seed)
     workload = Workload(system, clock, rate=rate, seed=seed)
     watch = rest.Watch(system)
+    rest.wait_consumed(system, _START_SECONDS)
     watch.wait(_IN_STEP_SECONDS)
     before = rest.row_versions(system.dsn)
     since = rest.last_version(system)

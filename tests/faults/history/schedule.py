@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "replay": (_TOPICS, 0.0, 0.0),
     "poison": (_TOPICS, 0.0, 0.0),
     "join": (_GROUPS, 2.0, 9.0),
+    "delete group": (_GROUPS, 0.0, 0.0),
     "delete trigger": (_TASKS, 0.0, 0.0),
     "enable triggers": (_TABLES, 0.0, 0.0),
 }

@@ -38,6 +38,7 @@ from cachesync.slots.batch import Applier
 from cachesync.slots.clients import scan
 from cachesync.stream import watchdog
 from cachesync.stream.stream import Stream, require_manual_commit
+from tests.faults.history.groups import delete_group
 from tests.integration.changes import change, value
 from tests.integration.raw_message import send
 from tests.integration.refusals import denying
@@ -438,6 +439,15 @@ def test_stream_ends_if_messages_arrive_and_its_consumer_does_not_get_them(
         publish(topics, change("1", 30))
         wait_until(lambda: bool(errors), "the stream ends")
     assert "no progress in cachesync.student[" in str(errors[0])
+
+
+def test_stream_goes_on_after_its_group_was_deleted(watched: RunWatched, topics: str, group: str) -> None:
+    with watched() as (_, stream, errors):
+        require_progress(stream, topics)
+        assert delete_group(topics, group)
+        wait_until(lambda: not stream.assigned.is_set(), "the consumer notices")
+        require_progress(stream, topics)
+        assert not errors
 
 
 @pytest.mark.usefixtures("impatient")
