@@ -75,7 +75,7 @@ class App(falcon.asgi.App[Request, Response]):
         if scope["method"] in _READS:
             admission, receive = self.reads, _no_body
         else:
-            admission, receive = self.writes, _Body(receive, self._body_seconds)
+            admission, receive = self.writes, _Body(receive, self._body_seconds, self.writes)
         if admission.is_full and not scope["path"].startswith("/health/"):
             admission.refused += 1
             await _overloaded(scope, send)
@@ -109,26 +109,37 @@ class _Body:
     that can be rejected without its body is therefore rejected immediately, and a client that waits for `100
     Continue` gets it only if its body is wanted.
 
+    While it waits for the client, the request is not in flight: slow clients would take the places of all
+    others. It must therefore be admitted again when the body has arrived.
+
     Args:
         receive: receives a part of the body.
         seconds: maximum time for the whole body.
+        admission: the admission of the request.
     """
 
-    def __init__(self, receive: Receive, seconds: float) -> None:
+    def __init__(self, receive: Receive, seconds: float, admission: Admission) -> None:
         self._deadline: float | None = None
         self._receive = receive
         self._seconds = seconds
+        self._admission = admission
 
     async def __call__(self) -> Message:
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._seconds
             return {"type": "http.request", "body": b"", "more_body": True}
+        self._admission.in_flight -= 1
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
+            if self._admission.is_full:
+                self._admission.refused += 1
+                raise problems.overloaded()
         except TimeoutError:
             detail = f"the body did not arrive within {self._seconds:g} s"
             raise Problem(problems.REQUEST_TIMEOUT, detail) from None
+        finally:
+            self._admission.in_flight += 1
         if message["type"] == "http.disconnect":
             # Falcon would take what has arrived for the whole body.
             raise Problem(problems.REQUEST_TIMEOUT, "the connection was closed before the end of the body")
@@ -201,6 +212,7 @@ class _Lifecycle:
         connections.limit = self._settings.connection_limit
         connections.timeout = self._settings.client_timeout_ms / 1000
         connections.refuses = self._app.refuses
+        connections.allow_bodies_of(self._settings.body_limit)
         self._tasks = [
             asyncio.create_task(work)
             for work in (

@@ -147,6 +147,11 @@ def field_problem(kind: Kind, *errors: FieldError, headers: Mapping[str, str] | 
     return Problem(kind, f"{errors[0].field}: {errors[0].message}", errors, headers)
 
 
+def overloaded() -> Problem:
+    """Create the problem of a request that an overloaded service refuses."""
+    return Problem(OVERLOADED, OVERLOADED_DETAIL, headers={"Retry-After": RETRY_SECONDS})
+
+
 def document(
     kind: Kind,
     detail: str,

@@ -35,8 +35,11 @@ _MAX_BYTES_PER_BYTE: Final = 8
 # What is left of a body whose response has been sent is read, because many clients send the whole body before
 # they read the response. Closing the connection earlier could make them lose it.
 _MAX_UNUSED_BYTES: Final = 2**20
-# The answers that clients have not read yet are kept in memory.
+# Kept in memory: responses that clients have not read, and bodies that they have not finished.
 _MAX_UNREAD_BYTES: Final = 2**26
+_MAX_UNFINISHED_BYTES: Final = 2**25
+# Of the largest allowed body, so that this many clients can always send one at the same time.
+_MIN_UNFINISHED_BODIES: Final = 8
 # Connections beyond the limit. While there are any, only health checks and `/metrics` are answered.
 _RESERVED: Final = 32
 # How many connections are examined, oldest first, for one that can be closed.
@@ -65,6 +68,43 @@ class _Refused:
     message_event = asyncio.Event()
 
 
+class _Held:
+    """The bytes that are kept in memory for clients; beyond a limit, the slowest client is disconnected.
+
+    Attributes:
+        limit: maximum number of bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # In the order in which the clients became slow.
+        self._sizes: dict[Connection, int] = {}
+        self._total = 0
+
+    def __contains__(self, connection: Connection) -> bool:
+        return connection in self._sizes
+
+    def add(self, connection: Connection, size: int) -> None:
+        """Hold more bytes for a client."""
+        self._sizes[connection] = self._sizes.get(connection, 0) + size
+        self._total += size
+        while self._total > self.limit and len(self._sizes) > 1:
+            slowest = next(iter(self._sizes))
+            slowest.transport.abort()
+            self.drop(slowest)
+
+    def keep(self, connection: Connection, size: int) -> None:
+        """Hold this many bytes for a client."""
+        if size:
+            self.add(connection, size - self._sizes.get(connection, 0))
+        else:
+            self.drop(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Hold nothing for a client any more."""
+        self._total -= self._sizes.pop(connection, 0)
+
+
 class Connections:
     """The open connections of a worker process, and the limits that they share.
 
@@ -72,6 +112,8 @@ class Connections:
         limit: maximum number of connections whose requests are answered.
         timeout: maximum time for a client to send a request or to read a response, in seconds.
         refuses: whether the application would refuse a request with this method.
+        unread: the responses that clients have not read.
+        unfinished: the bodies of requests that have not been answered, which clients may not have finished.
     """
 
     def __init__(self) -> None:
@@ -80,9 +122,12 @@ class Connections:
         self.refuses: Callable[[str], bool] = lambda _method: False
         # In the order in which they were opened.
         self._open: dict[Connection, None] = {}
-        # The connections whose clients read too slowly, with the bytes that wait for each.
-        self._unread: dict[Connection, int] = {}
-        self._unread_bytes = 0
+        self.unread = _Held(_MAX_UNREAD_BYTES)
+        self.unfinished = _Held(_MAX_UNFINISHED_BYTES)
+
+    def allow_bodies_of(self, size: int) -> None:
+        """Allow bodies of this many bytes."""
+        self.unfinished.limit = max(_MAX_UNFINISHED_BYTES, _MIN_UNFINISHED_BODIES * size)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -100,26 +145,8 @@ class Connections:
     def remove(self, connection: Connection) -> None:
         """Forget a connection that has been closed."""
         self._open.pop(connection, None)
-        self.read(connection)
-
-    def unread(self, connection: Connection, size: int) -> None:
-        """Note that a client does not read its response; if too much is waiting, close the oldest of them.
-
-        Args:
-            connection: the client's connection.
-            size: the bytes that wait for the client.
-        """
-        self.read(connection)
-        self._unread[connection] = size
-        self._unread_bytes += size
-        while self._unread_bytes > _MAX_UNREAD_BYTES and len(self._unread) > 1:
-            oldest = next(iter(self._unread))
-            oldest.transport.abort()
-            self.read(oldest)
-
-    def read(self, connection: Connection) -> None:
-        """Note that a client has read its response, or is gone."""
-        self._unread_bytes -= self._unread.pop(connection, 0)
+        self.unread.drop(connection)
+        self.unfinished.drop(connection)
 
     async def keep_sweeping(self) -> NoReturn:
         """Close the connections of clients that take too long, until canceled."""
@@ -156,6 +183,9 @@ class Connection(HttpToolsProtocol):
         self._finished = False
         self._running: RequestResponseCycle | None = None
         self._task: asyncio.Task[None] | None = None
+        # Whether the client has too much left to read, and the request that waits for it.
+        self._is_unread = False
+        self._deferred: tuple[RequestResponseCycle, Callable[..., Any]] | None = None
         # What the client is being waited for, and for how long.
         self._wait: tuple[str, RequestResponseCycle | None] | None = None
         self._waited = 0.0
@@ -260,6 +290,7 @@ class Connection(HttpToolsProtocol):
             raise _RefusedError(problems.OVERLOADED, "too many requests wait on this connection; try again")
         if (
             (self.cycle is None or self.cycle.response_complete)
+            and not self._is_unread
             and not self.url.startswith(_ALWAYS_ANSWERED)
             and (
                 len(connections) > connections.limit or connections.refuses(self.parser.get_method().decode())
@@ -274,6 +305,8 @@ class Connection(HttpToolsProtocol):
         self.cycle = _Refused()  # type: ignore[assignment]
         path = self.url.partition(b"?")[0].decode("ascii")
         response = self._response(problems.OVERLOADED, problems.OVERLOADED_DETAIL, path, close=not keep_alive)
+        if self.parser.get_method() == b"HEAD":
+            response = response[: response.index(b"\r\n\r\n") + 4]
         self.transport.write(response)
         if keep_alive:
             self.on_response_complete()
@@ -289,6 +322,7 @@ class Connection(HttpToolsProtocol):
                 self._finish()
             return
         super().on_body(body)
+        connections.unfinished.add(self, len(body))
 
     def on_message_complete(self) -> None:
         """End the request."""
@@ -299,25 +333,42 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Continue with the next request, or refuse it."""
+        if self._is_unread:
+            connections.unread.keep(self, self.transport.get_write_buffer_size())
         super().on_response_complete()
+        if self in connections.unfinished:
+            following = self._running if self._deferred is None else self._deferred[0]
+            bodies = [cycle.body for cycle in (following, *(one for one, _ in self.pipeline)) if cycle]
+            connections.unfinished.keep(self, sum(map(len, bodies)))
         if self._refusal is not None and self.cycle.response_complete and not self.transport.is_closing():
             self._write_refusal(self._refusal)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable[..., Any]) -> None:
+        if self._is_unread:
+            self._deferred = cycle, app
+            return
         self._running = cycle
         self._task = task = self.loop.create_task(cycle.run_asgi(app))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     def pause_writing(self) -> None:
-        """Note that the client does not read its response."""
-        super().pause_writing()
-        connections.unread(self, self.transport.get_write_buffer_size())
+        """Note that the client does not read its response.
+
+        The next request of the connection waits, rather than the application, which would count it as one in
+        flight.
+        """
+        self._is_unread = True
+        connections.unread.keep(self, self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        """Note that the client has read its response."""
-        super().resume_writing()
-        connections.read(self)
+        """Note that the client has read its response, and begin the next request."""
+        self._is_unread = False
+        connections.unread.drop(self)
+        if self._deferred is not None:
+            cycle, app = self._deferred
+            self._deferred = None
+            self._start_asgi_task(cycle, app)
 
     def sweep(self, seconds: float) -> None:
         """Close the connection if its client has taken too long.
@@ -340,7 +391,7 @@ class Connection(HttpToolsProtocol):
 
     def _awaited(self) -> tuple[str, RequestResponseCycle | None] | None:
         """Return what the client is being waited for; None if it is not."""
-        if self.flow.write_paused or (self.transport.is_closing() and self.transport.get_write_buffer_size()):
+        if self._is_unread or (self.transport.is_closing() and self.transport.get_write_buffer_size()):
             return "reading", self.cycle
         if self._finished:
             return "end", None

@@ -154,3 +154,46 @@ def test_health_checks_are_answered_while_all_connections_are_in_use(strict: Ser
         assert refused.headers["retry-after"] == "1"
         assert httpx.get(f"{strict.url}/health/live").status_code == 200
         assert httpx.get(strict.metrics_url).status_code == 200
+        head = raw_requests.Case("HEAD", b"HEAD /students/7 HTTP/1.1\r\nHost: x\r\n\r\n", (503,))
+        assert raw_requests.run(head, HOST, strict.port).answers(head)
+
+
+def test_clients_that_send_bodies_slowly_do_not_stop_the_writes(sa: Service) -> None:
+    with ExitStack() as stack:
+        for _ in range(50):
+            stack.enter_context(connect(sa)).sendall(HEAD)
+        with httpx.Client(base_url=sa.url, timeout=20) as client:
+            for _ in range(20):
+                assert client.put("/students/8", json={"name": "Ada"}).is_success
+                time.sleep(0.05)  # the limit adapts every 0.1 s
+
+
+def test_clients_that_do_not_read_their_responses_do_not_stop_the_reads(sa: Service) -> None:
+    location = httpx.post(f"{sa.url}/every-types", json={"jsonb_": {"text": "x" * 200_000}}).headers[
+        "location"
+    ]
+    with ExitStack() as stack:
+        for _ in range(50):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect((HOST, sa.port))
+            connection.sendall(f"GET {location} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 90)
+        with httpx.Client(base_url=sa.url, timeout=20) as client:
+            # The responses that fit into the kernel's buffers are work like any other.
+            wait_until(lambda: client.get("/students/7").is_success, "the burst is over")
+            for _ in range(20):
+                assert client.get("/students/7").is_success
+                time.sleep(0.05)
+
+
+def test_memory_for_unfinished_bodies_is_bounded(sa: Service) -> None:
+    head = HEAD.replace(b"Content-Length: 14", b"Content-Length: 262144")
+    [worker] = psutil.Process(sa.pid).children()
+    before = worker.memory_info().rss
+    with ExitStack() as stack:
+        slow = [stack.enter_context(connect(sa)) for _ in range(400)]
+        for connection in slow:
+            connection.sendall(head + b" " * 260_000)
+        assert everything_from(slow[0]) == b""
+        assert httpx.put(f"{sa.url}/students/8", json={"name": "Ada"}, timeout=20).is_success
+        assert worker.memory_info().rss - before < 80 * 2**20
