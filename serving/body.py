@@ -37,12 +37,15 @@ _MAX_DEPTH: Final = 64
 _MAX_DIGITS: Final = 131_072
 _MAX_DECIMALS: Final = 16_383
 _MAX_ERRORS: Final = 20
+_EXPONENT_DIGITS: Final = 6
 # Shorter numbers can be written with all of their digits.
 _SHORT_DIGITS: Final = 40
-_EXPONENT: Final = re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,6})(?![0-9])")
-# Arrays, composite values and ranges, whose numbers can be strings.
-_WITH_NUMBERS: Final = frozenset("ACR")
-_WITHOUT_NUMBERS: Final = frozenset({"_text", "_varchar", "_bpchar", "_jsonb"})
+# With as many zeros and underscores as PostgreSQL accepts.
+_EXPONENT: Final = re.compile(r"(?<=[0-9.])[eE]([+-]?)([0-9_]+)")
+# Arrays, composite values, ranges and JSON paths, whose numbers can be in strings.
+_CATEGORIES_WITH_NUMBERS: Final = frozenset("ACR")
+_TYPES_WITH_NUMBERS: Final = frozenset({"jsonpath"})
+_TYPES_WITHOUT_NUMBERS: Final = frozenset({"_text", "_varchar", "_bpchar", "_jsonb"})
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
 _KINDS: Final = {
@@ -83,7 +86,10 @@ class Bodies:
         self._texts_of_numbers = frozenset(
             column.name
             for column in cache.columns
-            if column.category in _WITH_NUMBERS and column.base_type not in _WITHOUT_NUMBERS
+            if column.base_type in _TYPES_WITH_NUMBERS
+            or (
+                column.category in _CATEGORIES_WITH_NUMBERS and column.base_type not in _TYPES_WITHOUT_NUMBERS
+            )
         )
         self._insert = _validator(insert_schema(cache))
         self._replace = _validator(replace_schema(cache))
@@ -289,7 +295,7 @@ def _growth(value: object, depth: int, *, texts: bool) -> int:
     if isinstance(value, str):
         _require_text(value)
         if texts:
-            growth = sum(_zeros(int(exponent[1])) for exponent in _EXPONENT.finditer(value))
+            growth = sum(_zeros(_exponent(*match.groups())) for match in _EXPONENT.finditer(value))
     elif isinstance(value, Decimal):
         growth = _require_number(value)
     elif isinstance(value, dict | list):
@@ -317,6 +323,12 @@ def _require_number(number: Decimal) -> int:
     if not isinstance(exponent, int) or number.adjusted() >= _MAX_DIGITS or -exponent > _MAX_DECIMALS:
         raise _UnstorableError(problems.OUT_OF_RANGE, "is a number that PostgreSQL cannot store")
     return _zeros(exponent if exponent > 0 else min(0, exponent + len(digits)))
+
+
+def _exponent(sign: str, digits: str) -> int:
+    """Return an exponent; 0 if it is so large that PostgreSQL refuses the number."""
+    significant = digits.replace("_", "").lstrip("0")
+    return int(f"{sign}{significant or 0}") if len(significant) <= _EXPONENT_DIGITS else 0
 
 
 def _zeros(exponent: int) -> int:

@@ -355,6 +355,7 @@ async def test_value_that_does_not_fit_an_integer_column_is_rejected(
         ("/words", '{{"word": "a", "spans": ["[{0},{0}]"]}}'),
         ("/words", '{{"word": "a", "spans": ["[{1},{1}]", "{1}"]}}'),
         ("/words", '{{"word": "a", "span": "[{0},)"}}'),
+        ("/words", '{{"word": "a", "path": "$ ? (@ > {0} || @ < {1})"}}'),
     ],
 )
 async def test_numbers_count_with_the_digits_that_postgresql_writes(
@@ -364,12 +365,21 @@ async def test_numbers_count_with_the_digits_that_postgresql_writes(
         *service.word.columns,
         column("spans", "_numrange", "A", nullable=True),
         column("span", "numrange", "R", nullable=True),
+        column("path", "jsonpath", "U", nullable=True),
     )
     async with ASGIConductor(served(app_on(service))) as client:
         small = await write(client, "POST", path, body.format("1e90", "1e-90"))
         assert small.status_code == 201
         large = await write(client, "POST", path, body.format("1e1000", "1e-1000"))
         assert problem(large) == (413, "body-too-large", [])
+
+
+@pytest.mark.parametrize("exponent", ["1_000", "0000001000", "+0_1_000"])
+async def test_exponents_count_in_every_spelling(service: MemoryService, exponent: str) -> None:
+    service.word.columns = (*service.word.columns, column("span", "numrange", "R", nullable=True))
+    body = f'{{"word": "a", "span": "[0,1e{exponent}]"}}'
+    async with ASGIConductor(served(app_on(service))) as client:
+        assert problem(await write(client, "POST", "/words", body)) == (413, "body-too-large", [])
 
 
 async def test_texts_do_not_count_as_numbers(client: ASGIConductor) -> None:
