@@ -370,10 +370,13 @@ class Table:
         row = self._row(record["key"], record)
         return Commit(row.key, row.version, row, _transaction(record, started))
 
-    def _spreads(self, write: str) -> str:
+    def _spreads(self, write: str, *, defaults: bool = False) -> str:
         """Return the condition under which a write can change more than the row that it returns."""
         return statement(
-            "service/spreads", relation=literal(self._fragments["table"]), event=str(_EVENTS[write])
+            "service/spreads",
+            relation=literal(self._fragments["table"]),
+            event=str(_EVENTS[write]),
+            defaults=str(defaults),
         )
 
     def _too_large(self, size: str) -> InvalidValueError:
@@ -400,7 +403,7 @@ class Table:
                 columns=", ".join(names),
                 values=", ".join(f"p.{name}" for name in names),
                 definitions=_definitions(self._given_columns(cached[1:])),
-                spreads=self._spreads("insert"),
+                spreads=self._spreads("insert", defaults=True),
                 **self._fragments,
             )
         return self._writes[cached]
@@ -417,7 +420,7 @@ class Table:
                 "service/update",
                 assignments=assignments,
                 definitions=_definitions(given or [self.key_column], merged=kind == "merge"),
-                spreads=self._spreads("update"),
+                spreads=self._spreads("update", defaults=kind == "replace"),
                 row_limit=str(self._row_limit),
                 **self._fragments,
             )

@@ -292,6 +292,8 @@ async def test_write_also_reaches_the_rows_that_a_rule_or_a_default_changes(
     await family.cache_all()
     assert (await family.caches["parent"].insert(row(id=9))).cached
     assert await family.stale() == []
+    assert (await family.caches["parent"].replace("9", row(), None)).cached
+    assert await family.stale() == []
     assert (await family.caches["grandchild"].merge("1", row(n=2), None)).cached
     assert await family.stale() == []
     assert (await family.read("child", 1))["n"] == 7
