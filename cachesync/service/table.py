@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from asyncpg.cursor import Cursor
-
     from cachesync.change import Change
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
@@ -49,10 +47,6 @@ _EVENTS: Final = {"insert": 4, "delete": 8, "update": 16}
 _DREW_NO_VERSION: Final = "CS001"
 # Raised by the function `cachesync.bounded`.
 _TOO_LARGE: Final = "CS002"
-# Number of rows of a page that are read first, and maximum number that are read at once. They limit how much
-# is read in vain if the rows turn out to be large.
-_FIRST_ROWS: Final = 10
-_ROWS_AT_ONCE: Final = 50
 # Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
 _OWN_CHANGES: Final = 1000
 _OWN_PAYLOAD_BYTES: Final = 4 << 20
@@ -160,8 +154,8 @@ class Table:
         }
         self._read = statement("service/read", **self._fragments)
         follows = f"t.{self._fragments['key']} > $1::text::{self._fragments['key_type']}"
-        self._first_page = statement("service/page", follows="$1::text IS NULL", **self._fragments)
-        self._page = statement("service/page", follows=follows, **self._fragments)
+        self._first_page = statement("service/following", follows="$1::text IS NULL", **self._fragments)
+        self._page = statement("service/following", follows=follows, **self._fragments)
         self._delete = statement("service/delete", spreads=self._spreads("delete"), **self._fragments)
         # One entry per set of columns that clients send, which bounds their number.
         self._writes: dict[tuple[str, ...], str] = {}
@@ -232,30 +226,14 @@ class Table:
             InvalidValueError: the key is not valid for its column.
         """
         query = self._first_page if after is None else self._page
-        async with self._database.connection() as connection, connection.transaction(readonly=True):
+        async with self._database.connection() as connection:
             try:
-                cursor = await connection.cursor(query, after, limit + 1)
-                return await self._read_page(cursor, limit, size)
+                records = await connection.fetch(statement("service/page"), query, after, limit, size)
             except asyncpg.DataError as error:
                 raise InvalidValueError(self.key_column.name, _text_of(error)) from error
-
-    async def _read_page(self, cursor: Cursor, limit: int, size: int) -> Page:
-        """Read the rows of a page a few at a time, in case they are large."""
-        rows: list[Row] = []
-        bytes_read = 0
-        count = _FIRST_ROWS
-        while True:
-            records = await cursor.fetch(count)
-            for record in records:
-                if len(rows) == limit or bytes_read >= size:
-                    return Page(rows, more=True)
-                row = self._row(record["key"], record)
-                rows.append(row)
-                bytes_read += len(row.payload)
-            if len(records) < count:
-                return Page(rows, more=False)
-            fitting = max(0, size - bytes_read) * len(rows) // bytes_read
-            count = min(fitting + 1, limit + 1 - len(rows), _ROWS_AT_ONCE)
+        more = bool(records) and records[-1]["payload"] is None
+        rows = records[:-1] if more else records
+        return Page((self._row(record["key"], record) for record in rows), more=more)
 
     async def insert(self, row: RowInput) -> Commit:
         """Insert a row.

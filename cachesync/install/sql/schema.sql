@@ -270,6 +270,29 @@ BEGIN
 END
 $cachesync$;
 
+-- The rows of a query, up to a number of them or until their payloads have a size. If other rows follow, the last one has
+-- no payload. $1 of the query is the key, $2 the number of rows.
+CREATE OR REPLACE FUNCTION cachesync.page(query text, after text, rows integer, bytes bigint)
+RETURNS TABLE (key text, version bigint, payload text)
+LANGUAGE plpgsql STABLE
+AS $cachesync$
+DECLARE
+    returned integer := 0;
+    returned_bytes bigint := 0;
+BEGIN
+    FOR key, version, payload IN EXECUTE query USING after, rows + 1 LOOP
+        IF returned = rows OR returned_bytes >= bytes THEN
+            payload := NULL;
+            RETURN NEXT;
+            RETURN;
+        END IF;
+        RETURN NEXT;
+        returned := returned + 1;
+        returned_bytes := returned_bytes + octet_length(payload);
+    END LOOP;
+END
+$cachesync$;
+
 -- A service marks only the lines that its own login wrote; the background work marks all lines. Uses the primary key,
 -- whatever the statistics are. With IS NULL, the planner could instead read all unpublished lines, which can be a
 -- million after a bulk change.
@@ -360,5 +383,6 @@ cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
 cachesync.drawn(bigint, bigint),
 cachesync.bounded(text, integer),
+cachesync.page(text, text, integer, bigint),
 cachesync.merge_patch(jsonb, jsonb)
 TO cachesync_service;

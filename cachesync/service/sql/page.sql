@@ -1,6 +1,3 @@
--- The rows after a key, in key order. $1 the key, null for the first page, $2 the maximum number of rows.
-SELECT t.{{key}}::text AS key, t.row_version AS version, {{payload}} AS payload
-FROM {{table}} AS t
-WHERE {{follows}}
-ORDER BY t.{{key}}
-LIMIT $2;
+-- A page of rows in one round trip, however large they are. $1 the query, $2 the key that precedes the page, $3 the
+-- maximum number of rows, $4 the size in bytes that ends the page.
+SELECT * FROM cachesync.page($1, $2, $3, $4);

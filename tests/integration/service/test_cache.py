@@ -249,6 +249,20 @@ async def test_page_of_large_rows_ends_early(open_service: OpenService, admin: a
     assert sizes == [4, 2, 2, 1]
 
 
+async def test_page_gets_one_payload_at_most_beyond_its_size(admin: asyncpg.Connection) -> None:
+    """A page is read in one round trip, so that the database must end it."""
+    query = (
+        "SELECT g::text, g::bigint, repeat('x', 400) FROM generate_series(1, $2) AS g WHERE $1::text IS NULL"
+    )
+    records = await admin.fetch("SELECT key, payload FROM cachesync.page($1, NULL, 100, 1000)", query)
+    assert [(record["key"], record["payload"] is None) for record in records] == [
+        ("1", False),
+        ("2", False),
+        ("3", False),
+        ("4", True),
+    ]
+
+
 async def test_page_says_whether_rows_follow(students: EntityCache) -> None:
     assert (await students.page(None, 2)).more is False
     for key in (1, 2, 3):
