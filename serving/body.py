@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from jsonschema_rs import Draft202012Validator
 
-from cachesync.errors import InvalidValueError
+from cachesync.errors import CaptureLostError, InvalidValueError
 from cachesync.service.row_input import RowInput, exact_integer
 from serving import problems
 from serving.problems import FieldError, Kind, Problem, field_problem
@@ -63,7 +63,8 @@ _KINDS: Final = {
 class Bodies:
     """Parses and validates the bodies of one entity's writes.
 
-    All methods raise a Problem if the body is not valid for the entity.
+    All methods raise a Problem if the body is not valid for the entity. If the table may no longer be as
+    described, they raise a CaptureLostError instead.
 
     Args:
         cache: the entity's cache, which has the columns.
@@ -181,6 +182,9 @@ class Bodies:
             # The validator converts integers, which Python refuses for more than 4,300 digits.
             errors = list(validator.iter_errors({name: _rounded(value) for name, value in members.items()}))
         found = list(islice((finding for error in errors for finding in self._findings(error)), _MAX_ERRORS))
+        # The table may have changed since it was described, and the body may be right.
+        if found and self._cache.problem is not None:
+            raise CaptureLostError(self._cache.problem)
         if found:
             raise field_problem(found[0][0], *(finding for _, finding in found))
 

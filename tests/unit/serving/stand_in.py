@@ -73,6 +73,7 @@ class MemoryCache:
         outcome: how reads are answered.
         cached: whether the cache step of writes succeeds.
         stored_key: the key that a trigger gives every row; None if there is no such trigger.
+        problem: why changes may not be captured; None if they are.
     """
 
     def __init__(self, name: str, columns: tuple[Column, ...]) -> None:
@@ -91,6 +92,7 @@ class MemoryCache:
         self.outcome = Outcome.HIT
         self.cached = True
         self.stored_key: str | None = None
+        self.problem: str | None = None
         self._rows: dict[str, Row] = {}
         self._version = 41
 

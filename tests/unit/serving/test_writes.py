@@ -374,6 +374,14 @@ async def test_numbers_count_with_the_digits_that_postgresql_writes(
         assert problem(large) == (413, "body-too-large", [])
 
 
+async def test_body_is_not_rejected_by_a_description_that_may_be_outdated(
+    service: MemoryService, client: ASGIConductor
+) -> None:
+    service.word.problem = "column 'word' no longer exists; run `cachesync install`"
+    answer = await write(client, "POST", "/words", b'{"word": "x", "colour": 1}')
+    assert problem(answer) == (503, "capture-lost", [])
+
+
 @pytest.mark.parametrize("exponent", ["1_000", "0000001000", "+0_1_000"])
 async def test_exponents_count_in_every_spelling(service: MemoryService, exponent: str) -> None:
     service.word.columns = (*service.word.columns, column("span", "numrange", "R", nullable=True))
