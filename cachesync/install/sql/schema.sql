@@ -62,9 +62,10 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
 );
 COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in the transaction that made it';
 
+-- Any session can set this to any text, which must fit in a message next to the change.
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
 LANGUAGE sql STABLE
-RETURN coalesce(nullif(current_setting('cachesync.source', true), ''), session_user::text);
+RETURN coalesce(nullif(left(current_setting('cachesync.source', true), 100), ''), session_user::text);
 
 -- When the relay may take a line. A session that identifies itself publishes its own changes and gets the time to
 -- do so.

@@ -293,6 +293,16 @@ async def test_change_that_is_too_large_for_a_message_is_published_without_its_p
     assert REGISTRY.get_sample_value("cachesync_published_without_payload_total", {"entity": "student"})
 
 
+async def test_change_with_a_source_of_any_length_is_published(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    await admin.execute("SELECT set_config('cachesync.source', repeat('x', 2000000), false)")
+    await admin.execute(INSERT, 1, 1)
+    async with run_relay():
+        await all_published(admin)
+    assert [change.source for change in reader.changes()] == ["x" * 100]
+
+
 async def test_payload_that_is_too_large_is_not_even_read(admin: asyncpg.Connection) -> None:
     # Not compressible, so that reading it takes hundreds of blocks.
     await admin.execute(
