@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
@@ -19,7 +19,7 @@ from cachesync_airflow.failures import final_failures
 from cachesync_airflow.settings import AirflowSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from airflow.sdk import Context
 
@@ -50,12 +50,22 @@ class StreamCheckOperator(BaseOperator):
 
 
 def _problems(services: Collection[str], topics: Collection[str]) -> list[str]:
-    found = [problem for service in services if (problem := _stream_problem(service, topics))]
-    return [*found, *filter(None, [asyncio.run(_relay_problem())])]
+    found: list[str] = []
+    followers: dict[str, str] = {}
+    for service in services:
+        kafka = consumer(service)
+        group = kafka["group.id"]
+        if group in followers:
+            found.append(
+                f"caches {followers[group]} and {service} share the group {group}, so each gets only some "
+                f"of the changes: set another group.id in the connection kafka_{service}, and reconcile both"
+            )
+        followers[group] = service
+        found.append(_stream_problem(service, kafka, topics))
+    return list(filter(None, [*found, asyncio.run(_relay_problem())]))
 
 
-def _stream_problem(service: str, topics: Collection[str]) -> str:
-    kafka = consumer(service)
+def _stream_problem(service: str, kafka: Mapping[str, Any], topics: Collection[str]) -> str:
     group = kafka["group.id"]
     try:
         left = unconsumed(kafka, group, topics)

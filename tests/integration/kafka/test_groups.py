@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ def test_check_names_each_cache_that_is_not_followed_and_a_missing_relay(
     assert f"cache sb is not followed: group sb-{topic} has no consumer for {topic}[0], {topic}[1]" in error
     assert "the relay is not running" in error
     assert "\n" not in error
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_SB", os.environ["AIRFLOW_CONN_KAFKA_SA"])
+    assert f"caches sa and sb share the group sa-{topic}" in check()
     monkeypatch.setenv("CACHESYNC_CACHES", "sa")
     monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_CACHESYNC", "postgresql://127.0.0.1:1/none")
     assert check().startswith("cannot look whether the relay is running: ")
