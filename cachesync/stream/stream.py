@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+# librdkafka's names for it.
+_EARLIEST: Final = frozenset({"earliest", "smallest", "beginning"})
 _BATCH: Final = 500
 _POLL_SECONDS: Final = 0.25
 # After a crash, at most the messages of this time are applied again, which is harmless.
@@ -48,17 +50,22 @@ class _StoppedError(Exception):
     """The stream was asked to stop in the middle of a batch."""
 
 
-def require_manual_commit(settings: Mapping[str, Any]) -> None:
-    """Reject settings that let the consumer commit offsets by itself, before messages are applied.
+def check_consumer_settings(settings: Mapping[str, Any]) -> None:
+    """Reject settings with which the consumer would skip changes.
 
     Args:
         settings: the consumer's librdkafka settings.
 
     Raises:
-        StreamError: `enable.auto.commit` is not set to false (the default is true).
+        StreamError: `enable.auto.commit` is not set to false (the default is true), so that offsets would be
+            committed before messages are applied; or `auto.offset.reset` is not set to earliest (the default
+            is latest), so that a group without offsets would begin at the end.
     """
     if str(settings.get("enable.auto.commit", True)).lower() != "false":
         message = "enable.auto.commit must be false: offsets are committed only after Redis has responded"
+        raise StreamError(message)
+    if settings.get("auto.offset.reset") not in _EARLIEST:
+        message = "auto.offset.reset must be earliest: a group that has lost its offsets would skip changes"
         raise StreamError(message)
 
 
@@ -68,7 +75,7 @@ class Stream:
     `run` occupies one thread until `stop` is called.
 
     Args:
-        consumer: a consumer that passes `require_manual_commit`; the stream closes it.
+        consumer: a consumer that passes `check_consumer_settings`; the stream closes it.
         applier: applies changes to the service's cache.
         dead_letters: sends the messages that can never be applied to the dead-letter topic.
         entities: the declared entities by name.

@@ -11,7 +11,7 @@ from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
 from cachesync.kafka.clients import check_settings
 from cachesync.slots.batch import Applier
-from cachesync.stream.stream import Stream, require_manual_commit
+from cachesync.stream.stream import Stream, check_consumer_settings
 from cachesync_airflow.connections import consumer, redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
@@ -38,12 +38,12 @@ class CacheSyncTrigger(ThreadTrigger):
 
         Raises:
             SettingsError: a setting or the consumer group is missing or invalid.
-            StreamError: the consumer would commit offsets by itself.
+            StreamError: the consumer would skip changes.
         """
         airflow_settings = AirflowSettings.load()
         entities = load_entities(airflow_settings.entities)
         settings = consumer(self.service)
-        require_manual_commit(settings)
+        check_consumer_settings(settings)
         check_settings(settings)
         connection = f"kafka_{self.service}"
         consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)

@@ -37,7 +37,7 @@ from cachesync.slots import batch
 from cachesync.slots.batch import Applier
 from cachesync.slots.clients import scan
 from cachesync.stream import watchdog
-from cachesync.stream.stream import Stream, require_manual_commit
+from cachesync.stream.stream import Stream, check_consumer_settings
 from tests.faults.history.groups import delete_group
 from tests.integration.changes import change, value
 from tests.integration.raw_message import send
@@ -651,4 +651,10 @@ async def test_full_queue_neither_fails_nor_delays_a_write(
 @pytest.mark.parametrize("settings", [{}, {"enable.auto.commit": True}, {"enable.auto.commit": "true"}])
 def test_consumer_with_automatic_commits_is_rejected(settings: dict[str, object]) -> None:
     with pytest.raises(StreamError, match=r"enable\.auto\.commit must be false"):
-        require_manual_commit(settings)
+        check_consumer_settings({"auto.offset.reset": "earliest", **settings})
+
+
+@pytest.mark.parametrize("settings", [{}, {"auto.offset.reset": "latest"}, {"auto.offset.reset": "error"}])
+def test_consumer_that_would_skip_earlier_changes_is_rejected(settings: dict[str, object]) -> None:
+    with pytest.raises(StreamError, match=r"auto\.offset\.reset must be earliest"):
+        check_consumer_settings({"enable.auto.commit": "false", **settings})
