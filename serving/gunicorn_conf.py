@@ -32,7 +32,10 @@ try:
 except ImportError as error:  # such as that of a package whose version was not tested
     sys.exit(f"cannot start: {error}")
 
-bind = [f"{_settings.listen_address}:{port}" for port in (_settings.port, _settings.metrics_port)]
+_host = _settings.listen_address
+if ":" in _host:  # IPv6
+    _host = f"[{_host}]"
+bind = [f"{_host}:{port}" for port in (_settings.port, _settings.metrics_port)]
 workers = _settings.workers
 
 worker_class = "serving.worker.Worker"

@@ -150,9 +150,21 @@ def _uninterrupted(
         task = asyncio.get_running_loop().create_task(write(cache, *args, **kwargs))
         cache.writes.add(task)
         task.add_done_callback(cache.writes.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_report_unexpected)
+            raise
 
     return wrapped
+
+
+def _report_unexpected(task: asyncio.Task[Written]) -> None:
+    """Report the error of a write whose caller no longer waits, unless the write was merely rejected."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, CacheSyncError):
+        message = "a write failed after its caller was canceled"
+        task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
 
 
 class EntityCache:

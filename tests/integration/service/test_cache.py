@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from cachesync.install.installer import install
 from cachesync.service import publisher
 from cachesync.service.cache import EntityCache, Outcome, Read
 from cachesync.service.row_input import RowInput
+from cachesync.service.table import Table
 from cachesync.slots.layout import encode_value
 from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE
@@ -537,6 +539,37 @@ async def test_value_of_another_schema_is_a_miss_and_not_replaced_by_an_older_ro
     slots.set("sa:student:1", encode_value(version + 1000, b"deadbeef", b'{"newer":true}'))
     assert (await students.read("1")).outcome is Outcome.MISS
     assert slots.get("sa:student:1") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reported"), [(RowNotFoundError("none"), []), (ValueError("none"), [ValueError])]
+)
+async def test_failed_write_of_a_canceled_caller_is_reported_if_it_was_not_rejected(
+    students: EntityCache, monkeypatch: pytest.MonkeyPatch, error: Exception, reported: list[type]
+) -> None:
+    seen: list[type] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: seen.append(type(context["exception"]))
+    )
+    began, rejected = asyncio.Event(), asyncio.Event()
+
+    async def reject(*_: object) -> None:
+        began.set()
+        await rejected.wait()
+        raise error
+
+    monkeypatch.setattr(Table, "delete", reject)
+    deleting = asyncio.create_task(students.delete("404", None))
+    await began.wait()
+    deleting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deleting
+    rejected.set()
+    await students.close()
+    del deleting
+    gc.collect()
+    await asyncio.sleep(0)
+    assert seen == reported
 
 
 async def test_canceled_write_still_updates_the_cache_after_its_commit(

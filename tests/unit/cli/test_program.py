@@ -54,3 +54,18 @@ def test_untested_package_ends_the_start_of_a_service_with_one_line(tmp_path: Pa
     assert line.startswith(
         "cannot start: prometheus-client 99.0 is installed, but db-cache-sync uses its internals"
     )
+
+
+def test_service_can_listen_on_an_address_of_ipv6() -> None:
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "gunicorn", "--config", "python:serving.gunicorn_conf"),
+            "--print-config",
+            "serving.sa:app",
+        ],
+        env={**os.environ, "DB_USERNAME": "sa", "DB_PASSWORD": "secret", "LISTEN_ADDRESS": "::1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "['[::1]:8090', '[::1]:9190']" in ended.stdout
