@@ -565,7 +565,8 @@ async def test_failed_write_of_a_canceled_caller_is_reported_if_it_was_not_rejec
     with pytest.raises(asyncio.CancelledError):
         await deleting
     rejected.set()
-    await students.close()
+    while students.writes:
+        await asyncio.sleep(0)
     del deleting
     gc.collect()
     await asyncio.sleep(0)
