@@ -88,13 +88,20 @@ async def install(
         await _execute(connection, statement("install/reconciliation"), "cachesync.change_log", lock_attempts)
         registered = await connection.fetch(statement("install/registered"))
         refuse_moved_entities(registered, entities)
+        set_back = bool(await connection.fetchval(statement("postgres/sequence_set_back")))
+        if set_back:
+            progress.step("sequence cachesync.row_version, which was set back")
+            await connection.execute(statement("install/raise_sequence"))
+        names = {record["name"] for record in registered}
         for entity in entities.values():
             progress.step(f"entity {entity.name}, table {entity.table}")
-            if relations[entity.name].has_version and entity.name not in {one["name"] for one in registered}:
+            if relations[entity.name].has_version and (set_back or entity.name not in names):
                 table = identifier(*entity.schema_and_table)
                 await connection.execute(statement("install/restored", table=table))
             await _bypass_row_security(connection, entity, lock_attempts)
-            await _install_entity(connection, entity, relations[entity.name], before, lock_attempts)
+            await _install_entity(
+                connection, entity, relations[entity.name], before, lock_attempts, start_over=set_back
+            )
             await _grant(connection, entity, relations[entity.name])
         if revoke_temporary:
             progress.step("temporary objects")
@@ -211,6 +218,8 @@ async def _install_entity(
     relation: Relation,
     before: dict[str, Registration] | None,
     lock_attempts: int,
+    *,
+    start_over: bool,
 ) -> None:
     columns = relation.served(entity)
     key = next(column for column in columns if column.name == entity.key)
@@ -221,7 +230,7 @@ async def _install_entity(
         "SELECT cachesync.shape($1::regclass, $2)", identifier(schema, table), names
     )
     registered = (before or {}).get(entity.name)
-    damaged = registered is not None and bool(registered.findings)
+    damaged = registered is not None and (start_over or bool(registered.findings))
     changed = registered is not None and (damaged or registered.shape != json.loads(shape))
     # Part of the fingerprint, so that what caches still hold from an earlier installation is not valid.
     installation = await connection.fetchval(statement("install/installation"), entity.name, changed)

@@ -19,6 +19,7 @@ _log = structlog.get_logger(__name__)
 
 # Changes that are made while the triggers are off, for less time than this, can go unnoticed.
 _PAUSE_SECONDS: Final = 10.0
+_SET_BACK: Final = "entity {!r}: sequence cachesync.row_version was set back; run `cachesync install`"
 
 
 class CaptureCheck:
@@ -54,13 +55,14 @@ class CaptureCheck:
         except asyncpg.InternalServerError:
             # An object was dropped while the catalog was read.
             return
+        set_back = await connection.fetchval(statement("postgres/sequence_set_back"))
         problems = {}
         for name in self._entities:
             registration = registry.get(name)
             if registration is None:
                 problems[name] = f"entity {name!r} is not installed; run `cachesync install`"
-            elif registration.problem is not None:
-                problems[name] = registration.problem
+            elif set_back or registration.problem is not None:
+                problems[name] = registration.problem or _SET_BACK.format(name)
                 await connection.execute(statement("relay/mark_lost"), name, registration.installation)
             metrics.capture_lost.labels(name).set(name in problems)
         self._report(problems)

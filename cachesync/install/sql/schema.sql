@@ -246,13 +246,13 @@ BEGIN ATOMIC
     ORDER BY m.relay_at, m.version;
 END;
 
--- The version that a write of a row has drawn. Fails if it has drawn none: the triggers that make every change known are
--- missing or disabled, so that no cache would follow.
+-- The version that a write of a row has drawn. Fails if it has drawn none that is higher: the triggers that make every
+-- change known are missing or disabled, or the sequence was set back, so that no cache would follow.
 CREATE OR REPLACE FUNCTION cachesync.drawn(old_version bigint, new_version bigint) RETURNS bigint
 LANGUAGE plpgsql
 AS $cachesync$
 BEGIN
-    IF new_version > 0 AND new_version IS DISTINCT FROM old_version THEN
+    IF new_version > coalesce(old_version, 0) THEN
         RETURN new_version;
     END IF;
     RAISE EXCEPTION 'the write drew no row version' USING ERRCODE = 'CS001';

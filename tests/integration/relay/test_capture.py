@@ -78,3 +78,24 @@ async def test_entity_that_is_not_installed_is_reported(
     await admin.execute("ALTER TABLE cachesync.entity DROP COLUMN objects")
     with pytest.raises(NotInstalledError):
         await check.step(worker)
+
+
+async def test_sequence_that_was_set_back_is_reported_and_raised_by_an_installation(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck, entities: dict[str, Entity]
+) -> None:
+    """Caches would refuse all changes with versions that are lower than theirs."""
+    await admin.execute("INSERT INTO student (id, name, age) VALUES (1, 'Ann', 20), (2, 'Bob', 21)")
+    newest = await admin.fetchval("SELECT max(version) FROM cachesync.change_log")
+    before = await read_registry(admin)
+    await admin.execute("ALTER SEQUENCE cachesync.row_version RESTART 1")
+    with capture_logs() as logs:
+        await check.step(worker)
+    assert (lost(), lost("course")) == (1, 1)
+    assert all("was set back" in log["problem"] for log in logs)
+    await install(admin, entities, Silent())
+    await check.step(worker)
+    assert (lost(), lost("course")) == (0, 0)
+    after = await read_registry(admin)
+    assert all(after[name].fingerprint != before[name].fingerprint for name in entities)
+    await admin.execute("UPDATE student SET age = 30 WHERE id = 1")
+    assert await admin.fetchval("SELECT row_version FROM student WHERE id = 1") > newest
