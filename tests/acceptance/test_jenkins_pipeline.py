@@ -19,6 +19,7 @@ from trigger_reconcile import COULD_NOT_RUN
 from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.jenkins.jenkins import JENKINSFILE, Build, Jenkins
+from tests.integration.refusals import refusing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -196,11 +197,10 @@ def test_build_fails_with_a_report_if_drift_cannot_be_repaired(
     assert dag
     password = system.airflow.jenkins_password
     name = f"sb:student:{secrets.randbelow(10**9) + 10**9}"
-    slots.rpush(name, "not a slot")
-    try:
+    slots.set(name, "not a slot")
+    with refusing(slots, "no deletes"):
         build = jenkins.build(new_tag(), password, parameters={"SERVICES": "sb"})
-    finally:
-        slots.delete(name)
+    slots.delete(name)
     assert (build.result, build.description) == ("FAILURE", "Unrepaired drift"), build.log
     report = report_of(build)
     assert (report["outcome"], report["samples"]["failed"]) == ("unrepaired", [name])

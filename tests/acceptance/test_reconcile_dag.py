@@ -11,6 +11,7 @@ import redis
 from cachesync.slots.layout import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
+from tests.integration.refusals import refusing
 
 if TYPE_CHECKING:
     from local.system import System
@@ -44,11 +45,10 @@ def test_run_repairs_drift_and_reports_it(system: System, dag: httpx.Client, slo
 def test_run_that_cannot_repair_a_slot_fails_and_still_reports_it(system: System, dag: httpx.Client) -> None:
     name = f"sa:student:{secrets.randbelow(10**9) + 10**9}"
     with redis.Redis.from_url(system.redis_urls["sa"]) as slots:
-        slots.rpush(name, "not a slot")
-        try:
+        slots.set(name, "not a slot")
+        with refusing(slots, "no deletes"):
             _, state, report = run_dag(dag, "report", services=["sa"])
-        finally:
-            slots.delete(name)
+        slots.delete(name)
     assert (state, report["outcome"]) == ("failed", "unrepaired")
     assert report["samples"]["failed"] == [name]
 
