@@ -82,7 +82,7 @@ def test_postgres_keeps_its_data_when_killed(state_folder: Path) -> None:
 
 
 def test_command_lines_of_database_clients_contain_no_secret(postgres: Postgres) -> None:
-    shown = postgres_module.run_sql(postgres.dsn, "\\! ps -o args= -p $PPID", password="s3cret")
+    shown = postgres_module.run_sql(postgres.dsn, "\\! ps -ww -o args= -p $PPID", password="s3cret")
     assert "psql" in shown
     assert postgres.password not in shown
     assert "s3cret" not in shown

@@ -9,12 +9,19 @@ from cachesync.slots import scripts
 #: By rule: the script, a piece of its source, and the replacement.
 EDITS = {
     # A change is written regardless of what the slot holds.
-    "version-check": ("change", "version <= string.sub(slot, 2, 20)", "false"),
+    "version-check": (
+        "change",
+        "if version == current then\n            return 'repeated'\n        end\n"
+        "        if version < current then\n            return 'older'\n        end\n"
+        "        if content == ''",
+        "if content == ''",
+    ),
     # Any reader that loaded a row fills the slot, regardless of its lease and the floor.
     "lease": (
         "fill",
-        "    return 0\nend\nlocal floor = string.sub(slot, 2, 20)",
-        "    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])\n    return 1\nend\nlocal floor = ''",
+        "local state, floor, token = read(KEYS[1])\n"
+        "if state ~= 'lease' or token ~= ARGV[1] then\n    return 0\nend",
+        "local floor = NO_FLOOR",
     ),
 }
 
