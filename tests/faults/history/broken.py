@@ -11,16 +11,20 @@ EDITS = {
     # A change is written regardless of what the slot holds.
     "version-check": (
         "change",
-        "if version == current then\n            return 'repeated'\n        end\n"
-        "        if version < current then\n            return 'older'\n        end\n"
-        "        if content == ''",
+        (
+            "if version == current then\n            return 'repeated'\n        end\n"
+            "        if version < current then\n            return 'older'\n        end\n"
+            "        if content == ''"
+        ),
         "if content == ''",
     ),
     # Any reader that loaded a row fills the slot, regardless of its lease and the floor.
     "lease": (
         "fill",
-        "local state, floor, token = read(KEYS[1])\n"
-        "if state ~= 'lease' or token ~= ARGV[1] then\n    return 0\nend",
+        (
+            "local state, floor, token = read(KEYS[1])\n"
+            "if state ~= 'lease' or token ~= ARGV[1] then\n    return 0\nend"
+        ),
         "local floor = NO_FLOOR",
     ),
 }
