@@ -446,7 +446,6 @@ def test_stream_goes_on_after_its_group_was_deleted(watched: RunWatched, topics:
     with watched() as (_, stream, errors):
         require_progress(stream, topics)
         assert delete_group(topics, group)
-        wait_until(lambda: not stream.assigned.is_set(), "the consumer notices")
         require_progress(stream, topics)
         assert not errors
 
@@ -466,21 +465,18 @@ def test_stream_does_not_end_while_it_has_no_partition_because_another_has_it(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_stream_does_not_end_while_redis_or_kafka_is_unavailable(
-    watched: RunWatched, topics: str, redis_sb: Redis, kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+def test_stream_does_not_end_while_redis_is_unavailable(
+    watched: RunWatched, topics: str, redis_sb: Redis
 ) -> None:
-    # Longer than the session timeout, after which the consumer can join its group again.
-    monkeypatch.setattr(watchdog, "_PATIENCE_SECONDS", 15.0)
     with watched() as (_, stream, errors):
         require_progress(stream, topics)
-        for server in (redis_sb, kafka):
-            server.freeze()
-            try:
-                time.sleep(18)
-            finally:
-                server.thaw()
-            require_progress(stream, topics)
-            assert not errors
+        redis_sb.freeze()
+        try:
+            time.sleep(8)
+        finally:
+            redis_sb.thaw()
+        require_progress(stream, topics)
+        assert not errors
 
 
 @pytest.mark.usefixtures("impatient")
