@@ -76,8 +76,7 @@ class App(falcon.asgi.App[Request, Response]):
             admission, receive = self.reads, _no_body
         else:
             admission, receive = self.writes, _Body(receive, self._body_seconds, self.writes)
-        if admission.is_full and not scope["path"].startswith("/health/"):
-            admission.refused += 1
+        if not scope["path"].startswith("/health/") and admission.refuses():
             await _overloaded(scope, send)
             return
         admission.in_flight += 1
@@ -96,10 +95,7 @@ class App(falcon.asgi.App[Request, Response]):
         Args:
             method: the method of the request.
         """
-        admission = self.reads if method in _READS else self.writes
-        if admission.is_full:
-            admission.refused += 1
-        return admission.is_full
+        return (self.reads if method in _READS else self.writes).refuses()
 
 
 class _Body:
@@ -132,8 +128,7 @@ class _Body:
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
-            if self._admission.is_full:
-                self._admission.refused += 1
+            if self._admission.refuses():
                 raise problems.overloaded()
         except TimeoutError:
             detail = f"the body did not arrive within {self._seconds:g} s"
@@ -162,13 +157,9 @@ def _without_message(send: Send) -> Send:
 
 async def _overloaded(scope: dict[str, Any], send: Send) -> None:
     """Refuse a request without Falcon."""
-    body = problems.document(OVERLOADED, problems.OVERLOADED_DETAIL, target(scope))
-    headers = [
-        (b"content-type", problems.MEDIA_TYPE.encode()),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", problems.RETRY_SECONDS.encode()),
-        (b"x-request-id", request_id(scope["headers"]).encode()),
-    ]
+    headers, body = problems.bare_response(
+        OVERLOADED, problems.OVERLOADED_DETAIL, target(scope), request_id(scope["headers"])
+    )
     await send({"type": "http.response.start", "status": OVERLOADED.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

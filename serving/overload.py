@@ -40,10 +40,12 @@ class Admission:
         self.finished = 0
         self.refused = 0
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a further request must be refused."""
-        return self.in_flight >= self.limit
+    def refuses(self) -> bool:
+        """Return whether a further request must be refused, and count it if so."""
+        if self.in_flight < self.limit:
+            return False
+        self.refused += 1
+        return True
 
     def adapt(self, finished: int, seconds: float) -> None:
         """Adapt the limit.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from serving.request import Request
 
 MEDIA_TYPE: Final = "application/problem+json"
-RETRY_SECONDS: Final = "1"
+_RETRY_SECONDS: Final = "1"
 OVERLOADED_DETAIL: Final = "the service has more requests than it can answer in time; try again"
 # Somebody must do something first.
 _INSTALL_SECONDS: Final = "10"
@@ -149,7 +149,7 @@ def field_problem(kind: Kind, *errors: FieldError, headers: Mapping[str, str] | 
 
 def overloaded() -> Problem:
     """Create the problem of a request that an overloaded service refuses."""
-    return Problem(OVERLOADED, OVERLOADED_DETAIL, headers={"Retry-After": RETRY_SECONDS})
+    return Problem(OVERLOADED, OVERLOADED_DETAIL, headers={"Retry-After": _RETRY_SECONDS})
 
 
 def document(
@@ -182,6 +182,28 @@ def document(
     return orjson.dumps({**members, **(extension or {})})
 
 
+def bare_response(
+    kind: Kind, detail: str, instance: str, request_id: str
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Return the headers and the body of a response that is sent without Falcon.
+
+    Args:
+        kind: the kind of problem.
+        detail: what is wrong this time.
+        instance: the path of the request as a URI reference.
+        request_id: the ID of the request.
+    """
+    body = document(kind, detail, instance)
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if kind is OVERLOADED:
+        headers.append((b"retry-after", _RETRY_SECONDS.encode()))
+    return headers, body
+
+
 def add_handlers(app: App[Any, Any]) -> None:
     """Respond to every error of the application with a problem."""
     app.set_error_serializer(_serialize)
@@ -212,14 +234,14 @@ async def _database_unavailable(
     _req: Request, _resp: Response, _error: DatabaseUnavailableError, _params: dict[str, Any]
 ) -> NoReturn:
     detail = "the request needs the database, which is unavailable; try again"
-    raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": RETRY_SECONDS})
+    raise Problem(DATABASE_UNAVAILABLE, detail, headers={"Retry-After": _RETRY_SECONDS})
 
 
 async def _capture_lost(
     req: Request, _resp: Response, error: CaptureLostError, _params: dict[str, Any]
 ) -> NoReturn:
     _log.error("capture lost", path=req.target, request_id=req.request_id, error=str(error))
-    raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": RETRY_SECONDS})
+    raise Problem(CAPTURE_LOST, str(error), headers={"Retry-After": _RETRY_SECONDS})
 
 
 async def _not_installed(

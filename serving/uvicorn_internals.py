@@ -417,18 +417,10 @@ class Connection(HttpToolsProtocol):
                 self._write_refusal(self._refusal)
 
     def _response(self, kind: Kind, detail: str, instance: str, *, close: bool) -> bytes:
-        body = problems.document(kind, detail, instance)
-        fields = [
-            *self.server_state.default_headers,
-            (b"content-type", problems.MEDIA_TYPE.encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", request_id(self.headers or ()).encode()),
-        ]
+        fields, body = problems.bare_response(kind, detail, instance, request_id(self.headers or ()))
         if close:
             fields.append((b"connection", b"close"))
-        if kind is problems.OVERLOADED:
-            fields.append((b"retry-after", problems.RETRY_SECONDS.encode()))
-        head = b"".join([b"%b: %b\r\n" % field for field in fields])
+        head = b"".join([b"%b: %b\r\n" % field for field in (*self.server_state.default_headers, *fields)])
         return b"%b%b\r\n%b" % (STATUS_LINE[kind.status], head, body)
 
     def _write_refusal(self, refusal: bytes) -> None:

@@ -19,6 +19,7 @@ from serving.app import create_app
 from serving.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import timedelta
 
     from cachesync.service.row_input import RowInput
@@ -207,6 +208,23 @@ def served(app: App, port: int = 8090) -> Any:
         await app({**scope, "server": ("127.0.0.1", port)}, receive, send)
 
     return call
+
+
+def http_scope(
+    method: str, path: str, headers: Iterable[tuple[bytes, bytes]] = (), port: int = 8090
+) -> dict[str, Any]:
+    """Return the ASGI scope of a request."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "server": ("127.0.0.1", port),
+        "headers": list(headers),
+    }
 
 
 def settings(**changed: Any) -> Settings:

@@ -10,7 +10,7 @@ import pytest
 from falcon.testing import ASGIConductor
 
 from serving.overload import Admission
-from tests.unit.serving.stand_in import METRICS_PORT, app_on, served
+from tests.unit.serving.stand_in import METRICS_PORT, app_on, http_scope, served
 
 if TYPE_CHECKING:
     from serving.app import App
@@ -56,17 +56,7 @@ async def request(app: App, method: str, path: str, port: int = 8090) -> list[di
     async def send(event: Any) -> None:
         sent.append(event)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "server": ("127.0.0.1", port),
-        "headers": [(b"x-request-id", b"find-me")],
-    }
+    scope = http_scope(method, path, [(b"x-request-id", b"find-me")], port)
     await app(scope, cast("Any", receive), send)
     return sent
 

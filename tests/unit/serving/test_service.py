@@ -19,7 +19,16 @@ from cachesync.errors import DatabaseUnavailableError, NotInstalledError
 from serving import logs
 from serving.app import create_app
 from serving.worker import Worker
-from tests.unit.serving.stand_in import STUDENT, WORD, MemoryService, app_on, column, served, settings
+from tests.unit.serving.stand_in import (
+    STUDENT,
+    WORD,
+    MemoryService,
+    app_on,
+    column,
+    http_scope,
+    served,
+    settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -257,17 +266,8 @@ async def answer_to(
     async def send(event: Any) -> None:
         sent.append(event)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
-        "http_version": "1.1",
-        "method": method,
-        "path": "/students",
-        "raw_path": b"/students",
-        "server": ("127.0.0.1", 8090),
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-    }
+    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = http_scope(method, "/students", given)
     async with ASGIConductor(app):
         await app(scope, cast("Any", receive), cast("Any", send))
     return sent
