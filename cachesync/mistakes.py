@@ -60,9 +60,7 @@ def in_words(kind: str, message: str, context: Mapping[str, Any]) -> str:
         name: int(limit) if isinstance(limit, float) and limit.is_integer() else limit
         for name, limit in context.items()
     }
-    return (
-        f"is invalid: {message.removeprefix('Value error, ')}" if words is None else words.format(**context)
-    )
+    return f"is invalid: {text}" if words is None else words.format(**context)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
