@@ -42,6 +42,14 @@ def entities() -> dict[str, Entity]:
 
 
 @pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """The DSN of a new, empty database."""
+    name = f"empty_{secrets.token_hex(4)}"
+    yield postgres.create_database(name)
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
 async def sample(postgres: Postgres, entities: dict[str, Entity]) -> AsyncIterator[str]:
     """The DSN of a new database with the sample tables and the installed database side."""
     name = f"sample_{secrets.token_hex(4)}"

@@ -60,13 +60,6 @@ LINES_OF_ROWS = "SELECT count(*) FROM cachesync.change_log WHERE operation <> 't
 
 
 @pytest.fixture
-async def database(postgres: Postgres) -> AsyncIterator[str]:
-    name = f"install_{secrets.token_hex(4)}"
-    yield postgres.create_database(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
-
-
-@pytest.fixture
 async def owner(database: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database)
     yield connection

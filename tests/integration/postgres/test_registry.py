@@ -42,13 +42,6 @@ THING = {
 
 
 @pytest.fixture
-async def database(postgres: Postgres) -> AsyncIterator[str]:
-    name = f"registry_{secrets.token_hex(4)}"
-    yield postgres.create_database(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
-
-
-@pytest.fixture
 async def owner(database: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database)
     await connection.execute(TABLES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,18 @@ if TYPE_CHECKING:
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
 
 ANN = b'{"id":1,"name":"Ann","age":20}'
+
+
+@asynccontextmanager
+async def installed(
+    declarations: str, admin: asyncpg.Connection, open_service: OpenService, folder: Path
+) -> AsyncIterator[Service]:
+    """The service sa with the given entities, which are installed first."""
+    file = folder / "entities.toml"
+    file.write_text(declarations)
+    await install(admin, load_entities(file), Silent())
+    async with open_service("sa", cachesync_entities=file) as service:
+        yield service
 
 
 @pytest.fixture
@@ -319,11 +332,9 @@ async def test_every_error_of_an_input_function_names_its_column(
         "CREATE TYPE color AS ENUM ('red'); CREATE DOMAIN checked_pair AS pair CHECK ((VALUE).x > 0);"
         f"CREATE TABLE odd (id positive PRIMARY KEY, v {kind})"
     )
-    file = tmp_path / "entities.toml"
-    file.write_text('[odd]\ntable = "odd"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/odds"\n')
-    await install(admin, load_entities(file), Silent())
-    await admin.execute("INSERT INTO odd VALUES (1)")
-    async with open_service("sa", cachesync_entities=file) as service:
+    declaration = '[odd]\ntable = "odd"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/odds"\n'
+    async with installed(declaration, admin, open_service, tmp_path) as service:
+        await admin.execute("INSERT INTO odd VALUES (1)")
         odd = service.caches["odd"]
         row = RowInput.from_mapping({"id": 2, "v": INVALID[kind]})
         patch = RowInput.from_mapping({"v": INVALID[kind]})
@@ -435,14 +446,12 @@ async def test_foreign_keys_reject_inserts_and_deletes(
     await admin.execute(
         "CREATE TABLE enrollment (id int PRIMARY KEY, student int CONSTRAINT of_student REFERENCES student)"
     )
-    file = tmp_path / "entities.toml"
-    file.write_text(
+    declarations = (
         ENTITIES_FILE.read_text(encoding="utf-8")
         + '[enrollment]\ntable = "enrollment"\nkey = "id"\n'
         + 'ttl = "1h"\nabsent_ttl = "1m"\npath = "/enrollments"\n'
     )
-    await install(admin, load_entities(file), Silent())
-    async with open_service("sa", cachesync_entities=file) as service:
+    async with installed(declarations, admin, open_service, tmp_path) as service:
         students, enrollments = service.caches["student"], service.caches["enrollment"]
         await put(students, 1, "Ann")
         await enrollments.insert(RowInput.from_json(b'{"id":1,"student":1}'))
@@ -780,10 +789,8 @@ async def places(
         "CREATE TYPE spot AS (x int, y int); CREATE TYPE place AS (street text, city text, at spot);"
         "CREATE TABLE place_of (id int PRIMARY KEY, place place, doc json)"
     )
-    file = tmp_path / "entities.toml"
-    file.write_text('[place]\ntable = "place_of"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/p"\n')
-    await install(admin, load_entities(file), Silent())
-    async with open_service("sa", cachesync_entities=file) as service:
+    declaration = '[place]\ntable = "place_of"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/p"\n'
+    async with installed(declaration, admin, open_service, tmp_path) as service:
         yield service.caches["place"]
 
 
@@ -796,8 +803,6 @@ async def words(
         "CREATE TABLE word (word text PRIMARY KEY, details jsonb, "
         "length int GENERATED ALWAYS AS (length(word)) STORED)"
     )
-    file = tmp_path / "entities.toml"
-    file.write_text('[word]\ntable = "word"\nkey = "word"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/words"\n')
-    await install(admin, load_entities(file), Silent())
-    async with open_service("sa", cachesync_entities=file) as service:
+    declaration = '[word]\ntable = "word"\nkey = "word"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/words"\n'
+    async with installed(declaration, admin, open_service, tmp_path) as service:
         yield service.caches["word"]
