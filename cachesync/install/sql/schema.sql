@@ -171,13 +171,19 @@ BEGIN
 END
 $cachesync$;
 
--- Whether an update of a table runs code that is not PostgreSQL's or this library's: rules, and functions and operators
--- in triggers, constraints, indexes and generated columns. The catalog records no dependency on built-in ones.
+-- Whether an update of a table can run code that is not PostgreSQL's or this library's: rules; functions, operators and
+-- types (the checks of domains) in triggers, constraints, indexes and generated columns; and indexes of types that are not
+-- built in (the difference function of a range). The catalog records no dependency on built-in objects.
 CREATE OR REPLACE FUNCTION cachesync.runs_code_of_its_owner(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT
         EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = relation)
+        OR EXISTS (
+            SELECT FROM pg_index AS i
+            JOIN pg_attribute AS a ON a.attrelid = i.indexrelid
+            WHERE i.indrelid = relation AND a.atttypid >= 16384
+        )
         OR EXISTS (
             WITH parts (catalog, oid) AS (
                 SELECT 'pg_trigger'::regclass, g.oid
@@ -193,7 +199,9 @@ BEGIN ATOMIC
             )
             SELECT FROM parts AS p
             JOIN pg_depend AS d ON d.classid = p.catalog AND d.objid = p.oid
-            WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+            WHERE d.refclassid IN (
+                'pg_proc'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_type'::regclass
+            )
         );
 END;
 

@@ -32,6 +32,15 @@ TABLES: Final = """
     );
     CREATE TABLE audit (entry text);
 """
+FINE: Final = """
+    CREATE FUNCTION fine(note text) RETURNS boolean LANGUAGE plpgsql SET search_path = public AS $$
+    DECLARE
+        copy text := note;
+    BEGIN
+        RETURN copy IS NOT NULL;
+    END
+    $$
+"""
 # What the owner of a table can have attached to it, with each way in which a function finds names.
 OWN_CODE: Final = {
     "nothing": "",
@@ -54,15 +63,25 @@ OWN_CODE: Final = {
         for path in ("", "SET search_path = public", "SET search_path = ''")
     },
     "rule": "CREATE RULE audit AS ON UPDATE TO item DO ALSO INSERT INTO audit VALUES (NEW.note);",
-    "check": """
-        CREATE FUNCTION fine(note text) RETURNS boolean LANGUAGE plpgsql SET search_path = public AS $$
+    "check": f"{FINE}; ALTER TABLE item ADD CHECK (fine(note));",
+    "domain of a generated column": f"""
+        {FINE};
+        CREATE DOMAIN title AS text CHECK (fine(value));
+        ALTER TABLE item ADD COLUMN title title GENERATED ALWAYS AS (note) STORED;
+    """,
+    "index of a range": """
+        CREATE FUNCTION distance(a integer, b integer) RETURNS double precision
+        LANGUAGE plpgsql IMMUTABLE SET search_path = public AS $$
         DECLARE
-            copy text := note;
+            copy text := 'x';
         BEGIN
-            RETURN copy IS NOT NULL;
+            RETURN a - b;
         END
         $$;
-        ALTER TABLE item ADD CHECK (fine(note));
+        CREATE TYPE span AS RANGE (subtype = integer, subtype_diff = distance);
+        ALTER TABLE item ADD COLUMN span span;
+        INSERT INTO item (id, span) SELECT g, span(g, g + 9) FROM generate_series(1, 999) AS g;
+        CREATE INDEX ON item USING gist (span);
     """,
 }
 # The names that the library's functions use: tables and aliases, types, functions and operators.

@@ -275,6 +275,17 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
             {},
             "generated column 'twice' is virtual",
         ),
+        (
+            # As parts of an array of a composite type, behind a domain.
+            """
+            CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN feeling AS mood;
+            CREATE TYPE day AS (at date, feeling feeling); CREATE TABLE thing (id int PRIMARY KEY, days day []);
+            CREATE FUNCTION as_json(mood) RETURNS json LANGUAGE sql RETURN '1'::json;
+            CREATE CAST (mood AS json) WITH FUNCTION as_json(mood)
+            """,
+            {},
+            "its column 'days' is converted to JSON by the function public.as_json.*drop the cast",
+        ),
         ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
         (
             "CREATE TABLE thing (id int PRIMARY KEY); ALTER TABLE thing FORCE ROW LEVEL SECURITY",

@@ -143,6 +143,7 @@ REPAIRS = {
         "DO $$ BEGIN ALTER TABLE thing NO INHERIT above; EXCEPTION WHEN OTHERS THEN NULL; END $$"
     ),
     "it is unlogged": "ALTER TABLE thing SET LOGGED",
+    "the type of column 'mood' has changed": "DROP CAST IF EXISTS (mood AS json)",
     "row security was enabled": "ALTER TABLE thing DISABLE ROW LEVEL SECURITY",
     "row security also": "ALTER TABLE thing NO FORCE ROW LEVEL SECURITY",
     "it has no primary key": "ALTER TABLE thing ADD PRIMARY KEY (id)",

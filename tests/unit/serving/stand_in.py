@@ -43,6 +43,7 @@ def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
         "labels": None,
         "deterministic": True,
         "session_text": False,
+        "own_cast": None,
     }
     return Column(name=name, base_type=base_type, category=category, **(usual | changed))
 
