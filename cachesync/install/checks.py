@@ -96,9 +96,9 @@ def _column_problem(entity: Entity, relation: Relation) -> str | None:
     for column in relation.columns:
         if column.own_cast is not None and column.name in (entity.columns or names):
             return (
-                f"its column {column.name!r} is converted to JSON by the function {column.own_cast}, the cast of "
-                "a type, which would run in the sessions of all writers with the privileges of the owner; drop "
-                "the cast, or declare columns without it"
+                f"its column {column.name!r} is converted to JSON by {column.own_cast}, the cast function "
+                "of a type, which would run in the sessions of all writers with the privileges of the owner; "
+                "drop the cast, or declare columns without it"
             )
     column = next(column for column in relation.columns if column.name == entity.key)
     if column.base_type not in KEY_TYPES:

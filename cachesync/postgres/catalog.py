@@ -54,8 +54,8 @@ class Column:
         deterministic: whether the collation treats texts as equal only if their bytes are the same.
         session_text: whether the text of a value depends on the session in a way that `PAYLOAD_SETTINGS`
             cannot determine for a service, such as on its search_path.
-        own_cast: the name of a function that is not written in C and that PostgreSQL calls to convert a value,
-            or a part of it, to JSON; None if there is none.
+        own_cast: the name of a function that is not written in C and that PostgreSQL calls to convert a
+            value, or a part of it, to JSON; None if there is none.
     """
 
     name: str

@@ -279,12 +279,13 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
             # As parts of an array of a composite type, behind a domain.
             """
             CREATE TYPE mood AS ENUM ('sad'); CREATE DOMAIN feeling AS mood;
-            CREATE TYPE day AS (at date, feeling feeling); CREATE TABLE thing (id int PRIMARY KEY, days day []);
+            CREATE TYPE day AS (at date, feeling feeling);
+            CREATE TABLE thing (id int PRIMARY KEY, days day []);
             CREATE FUNCTION as_json(mood) RETURNS json LANGUAGE sql RETURN '1'::json;
             CREATE CAST (mood AS json) WITH FUNCTION as_json(mood)
             """,
             {},
-            "its column 'days' is converted to JSON by the function public.as_json.*drop the cast",
+            "its column 'days' is converted to JSON by public.as_json.*drop the cast",
         ),
         ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
         (
