@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import falcon.asgi
 import structlog
 from falcon.asgi import Response
+from falcon.routing import CompiledRouter
 
 from cachesync.errors import CacheSyncError, DeclarationError
 from cachesync.service.service import Service
@@ -36,6 +37,19 @@ _READS: Final = frozenset({"GET", "HEAD"})
 _log: Final = structlog.stdlib.get_logger(__name__)
 
 
+class _Router(CompiledRouter):
+    """Falcon's router, which would ignore additional slashes at the beginning of a path.
+
+    A gateway may decide by the path who can request what, and does not ignore them.
+    """
+
+    def find(
+        self, uri: str, req: falcon.Request | None = None
+    ) -> tuple[object, dict[str, Any], dict[str, Any], str | None] | None:
+        """Return the route of a path; None if there is none."""
+        return None if uri.startswith("//") else super().find(uri, req)
+
+
 class App(falcon.asgi.App[Request, Response]):
     """A Falcon application with limits to the time and the number of requests.
 
@@ -50,8 +64,10 @@ class App(falcon.asgi.App[Request, Response]):
     """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(media_type="application/json", request_type=Request, middleware=_Record())
-        self.internal = falcon.asgi.App(request_type=Request, middleware=_Record())
+        super().__init__(
+            media_type="application/json", request_type=Request, middleware=_Record(), router=_Router()
+        )
+        self.internal = falcon.asgi.App(request_type=Request, middleware=_Record(), router=_Router())
         for each in (self, self.internal):
             each.req_options.strip_url_path_trailing_slash = False
             problems.add_handlers(each)

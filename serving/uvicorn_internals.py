@@ -49,6 +49,7 @@ _MAX_PIPELINED: Final = 100
 _CLOSING_SECONDS: Final = 2.0
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _ALWAYS_ANSWERED: Final = (b"/health/", b"/metrics")
 
 
@@ -178,6 +179,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._host: bytes | None = None
         self._coded = False
+        # Whether the parser is given a head again, without the upgrade, because of the body that follows it.
+        self._in_repetition = False
         # Responds to a malformed request once the requests before it have been answered.
         self._refusal: bytes | None = None
         self._finished = False
@@ -221,8 +224,9 @@ class Connection(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
             except HttpParserUpgrade as upgrade:
-                # To any other protocol than HTTP/1.1, which a server may ignore (RFC 9110, section 7.8).
-                data = data[upgrade.args[0] :]
+                # To any other protocol than HTTP/1.1, which a server may ignore (RFC 9110, section 7.8). The
+                # parser takes the body of such a request for data of the other protocol.
+                data = self._repeated_head() + data[upgrade.args[0] :]
                 continue
             except HttpParserError as error:
                 cause = error.__context__
@@ -235,8 +239,20 @@ class Connection(HttpToolsProtocol):
                     self._refuse(*_too_large(self._in_head and not self.headers))
             return
 
+    def _repeated_head(self) -> bytes:
+        """Return a head after which the parser parses the body of an upgrade; nothing if it has no body."""
+        framing = b"".join(b"%b: %b\r\n" % field for field in self.headers if field[0] in _FRAMING)
+        self._in_repetition = bool(framing)
+        return b"PUT / HTTP/1.1\r\n%b\r\n" % framing if framing else b""
+
+    def _has_ignored_body(self) -> bool:
+        """Return whether the parser does not recognize the body of the request; see `data_received`."""
+        return self.parser.should_upgrade() and any(name in _FRAMING for name, _ in self.headers)
+
     def on_message_begin(self) -> None:
         """Begin a request."""
+        if self._in_repetition:
+            return
         super().on_message_begin()
         self._in_head = True
         self._field_bytes = 0
@@ -245,9 +261,13 @@ class Connection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Add a part of the target."""
+        if self._in_repetition:
+            return
         super().on_url(url)
         if len(self.url) > _MAX_TARGET_BYTES:
             raise _RefusedError(*_too_large(target=True))
+        if b"#" in url:
+            raise _RefusedError(problems.MALFORMED_REQUEST, "the target has a fragment")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a field of the head; those of a trailer are ignored."""
@@ -279,6 +299,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin to answer the request, unless its head is invalid."""
+        if self._in_repetition:
+            self._in_repetition = False
+            return
         self._in_head = False
         version = self.parser.get_http_version()
         if version == "1.1":
@@ -286,6 +309,8 @@ class Connection(HttpToolsProtocol):
                 raise _RefusedError(problems.MALFORMED_REQUEST, "the request has no Host")
         elif version != "1.0" or self._coded:
             raise _RefusedError(problems.UNSUPPORTED_VERSION, "the supported HTTP version is 1.1")
+        else:
+            self.expect_100_continue = False
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise _RefusedError(problems.OVERLOADED, "too many requests wait on this connection; try again")
         if (
@@ -326,6 +351,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End the request."""
+        if self._has_ignored_body():
+            return
         self.cycle.more_body = False
         self._head_bytes = 0
         self._unused_bytes = 0

@@ -121,6 +121,7 @@ _ROW: Final = b'{"name":"Ada"}'
 _LENGTH: Final = b"Content-Length: 14"
 _CHUNKS: Final = b"e\r\n" + _ROW + b"\r\n0\r\n\r\n"
 _SAVED: Final = (200,)
+_UPGRADE: Final = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c")
 
 _VALID: Final = [
     Case("one request", LIVE, (200,)),
@@ -175,6 +176,53 @@ _VALID: Final = [
         "a request after one with an upgrade",
         _get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13") + LIVE,
         (200, 200),
+    ),
+    *(
+        Case(f"{what} with an upgrade", sent, statuses)
+        for what, sent, statuses in (
+            ("a row", _put(*_UPGRADE, _LENGTH, body=_ROW), _SAVED),
+            ("a row in chunks", _put(*_UPGRADE, b"Transfer-Encoding: chunked", body=_CHUNKS), _SAVED),
+            (
+                "byte by byte, a row",
+                tuple(bytes([byte]) for byte in _put(*_UPGRADE, _LENGTH, body=_ROW)),
+                _SAVED,
+            ),
+            ("an empty body", _get(*_UPGRADE, b"Content-Length: 0") + LIVE, (200, 200)),
+            (
+                "a request in the body of a read",
+                _get(*_UPGRADE, b"Content-Length: %d" % len(ATTACK)) + ATTACK + LIVE,
+                (200, 200),
+            ),
+            (
+                "a request in the body of a write",
+                (_put(*_UPGRADE, b"Content-Length: %d" % len(ATTACK)), ATTACK),
+                (400,),
+            ),
+            (
+                "a request in a chunk",
+                _put(
+                    *_UPGRADE,
+                    b"Transfer-Encoding: chunked",
+                    body=b"%x\r\n" % len(ATTACK) + ATTACK + b"\r\n0\r\n\r\n",
+                ),
+                (400,),
+            ),
+            (
+                "after a read, a request in the body of a write",
+                LIVE + _put(*_UPGRADE, b"Content-Length: %d" % len(ATTACK), body=ATTACK) + LIVE,
+                (200, 400, 200),
+            ),
+        )
+    ),
+    Case("two slashes before the path", _get(target=b"//health/live"), (404,)),
+    Case(
+        "100-continue in HTTP/1.0",
+        b"PUT /students/7 HTTP/1.0\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+        + _LENGTH
+        + b"\r\n\r\n"
+        + _ROW,
+        _SAVED,
+        closes=True,
     ),
     Case(
         "a malformed request after a valid one",
@@ -286,6 +334,7 @@ _MALFORMED: Final = [
     Case("the method 'get'", b"get /health/live HTTP/1.1\r\nHost: x\r\n\r\n"),
     Case("CONNECT", b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + ATTACK),
     Case("no target", b"GET HTTP/1.1\r\nHost: x\r\n\r\n"),
+    Case("a target with a fragment", _get(target=b"/health/live#x")),
     Case("a relative target", _get(target=b"health/live")),
     Case("a space in the target", _get(target=b"/health/ live")),
     Case("a control character in the target", _get(target=b"/students/\x01")),
