@@ -6,6 +6,7 @@ import re
 import tomllib
 from datetime import timedelta
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -24,7 +25,6 @@ from cachesync.mistakes import did_you_mean, in_words, matching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 TOPIC_PREFIX: Final = "cachesync."
 """Prefix of the name of every topic."""
@@ -130,7 +130,7 @@ class Entity(BaseModel):
         return TOPIC_PREFIX + self.name
 
 
-def load_entities(path: Path) -> dict[str, Entity]:
+def load_entities(path: str | Path) -> dict[str, Entity]:
     """Load the declared entities.
 
     Args:
@@ -143,6 +143,7 @@ def load_entities(path: Path) -> dict[str, Entity]:
         DeclarationError: the file cannot be read, is not valid TOML, or contains invalid declarations. The
             text has one line for each mistake.
     """
+    path = Path(path)
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

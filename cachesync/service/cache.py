@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from cachesync.errors import (
     VersionMismatchError,
 )
 from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
+from cachesync.service.row_input import RowInput
 from cachesync.slots.layout import (
     ABSENT,
     advance_of,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.postgres.registry import Registration
     from cachesync.service.publisher import Publisher
-    from cachesync.service.row_input import RowInput
     from cachesync.service.settings import ServiceSettings
     from cachesync.service.table import Commit, Page, Table, Transaction
     from cachesync.slots.single import Slots
@@ -268,7 +269,7 @@ class EntityCache:
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
-        if not 0 < limit <= _MAX_PAGE:
+        if not _is_integer(limit) or not 0 < limit <= _MAX_PAGE:
             message = f"the limit of a page must be from 1 to {_MAX_PAGE}"
             raise SettingsError(message)
         if after is not None:
@@ -621,17 +622,24 @@ class EntityCache:
             changed_at=datetime.now(UTC),
         )
 
+    def _given_key(self, row: object) -> str | None:
+        """Return the text of the key in a row; None if it is not given."""
+        if not isinstance(row, RowInput):
+            message = f"a row is a RowInput, not {type(row).__name__}; use RowInput.from_mapping or from_json"
+            raise InvalidValueError(None, message)
+        return row.key_text(self.entity.key)
+
     def _key_for(self, key: str, row: RowInput) -> str:
         """Return the canonical form of a key, which must be that of the row if the row has one."""
         key = self.key_column.canonical_key(key)
-        text = row.key_text(self.entity.key)
+        text = self._given_key(row)
         if text is not None and self.key_column.canonical_key(text) != key:
             raise InvalidValueError(self.entity.key, f"must be {key!r}, the key of the row, or omitted")
         return key
 
     def _key_of(self, row: RowInput) -> str | None:
         """Return the canonical key of a row; None if it is not given or if PostgreSQL will reject it."""
-        text = row.key_text(self.entity.key)
+        text = self._given_key(row)
         if text is None:
             return None
         try:
@@ -655,5 +663,19 @@ async def _keep(_max_age: float) -> None:
     """Keep the description of the table that the cache was opened with."""
 
 
-def _versions(expected: frozenset[int] | None) -> list[int] | None:
-    return list(expected) if expected else None
+def _versions(expected: object) -> list[int] | None:
+    """Return the versions that a row may have; None for any version.
+
+    Args:
+        expected: the precondition, a set of integers or None.
+    """
+    if expected is None:
+        return None
+    if not isinstance(expected, AbstractSet) or not all(map(_is_integer, expected)):
+        message = "the expected versions are a set of integers, or None"
+        raise InvalidValueError(None, message)
+    return list(expected) or None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal, InvalidOperation
@@ -12,7 +13,7 @@ from uuid import UUID
 from cachesync.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from types import UnionType
 
 _MAX_INT_DIGITS: Final = 18
 
@@ -38,6 +39,7 @@ class RowInput:
         Raises:
             InvalidValueError: the document is not a JSON object, or an object in it has a member twice.
         """
+        _require_type(document, bytes | bytearray | memoryview | str, "a JSON document is bytes or text")
         try:
             text = document if isinstance(document, str) else bytes(document).decode()
             values = _DECODER.decode(text)
@@ -60,6 +62,9 @@ class RowInput:
         Raises:
             InvalidValueError: a value has another type, or is a number that JSON cannot express.
         """
+        _require_type(values, Mapping, "the values of a row are a mapping")
+        # A copy: a column that the caller adds later would be null in the text.
+        values = dict(values)
         return cls(_encode_row(values), values)
 
     @property
@@ -72,8 +77,17 @@ class RowInput:
         return _encode_row({column: self.values[column]})
 
     def key_text(self, column: str) -> str | None:
-        """Return the value of the key column as text; None if it is not given."""
-        return str(self.values[column]) if column in self.values else None
+        """Return the value of the key column as PostgreSQL's text; None if it is not given."""
+        if column not in self.values:
+            return None
+        value = self.values[column]
+        return str(value) if isinstance(value, str | UUID) else _encode(value)
+
+
+def _require_type(value: object, expected: type | UnionType, rule: str) -> None:
+    if not isinstance(value, expected):
+        message = f"{rule}, not {type(value).__name__}"
+        raise InvalidValueError(None, message)
 
 
 def _encode_row(values: Mapping[Any, Any]) -> str:

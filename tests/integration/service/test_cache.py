@@ -756,8 +756,35 @@ async def test_a_row_with_another_key_is_rejected(students: EntityCache, write: 
         await (students.replace if write == "replace" else students.merge)("1", row, None)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 10**30])
-async def test_a_page_of_an_impossible_size_is_rejected(students: EntityCache, limit: int) -> None:
+@pytest.mark.parametrize("row", [None, {"id": 1}, '{"id": 1}', b"{}"])
+async def test_a_row_that_is_not_a_row_input_is_rejected(students: EntityCache, row: Any) -> None:
+    for write in (
+        students.insert(row),
+        students.replace("1", row, None),
+        students.merge("1", row, None),
+    ):
+        with pytest.raises(InvalidValueError, match="RowInput"):
+            await write
+
+
+@pytest.mark.parametrize("expected", [0, 1, "", "1", b"", [], [1], {"1"}, {1.0}, {True}, {None}])
+async def test_a_precondition_that_is_not_a_set_of_versions_is_rejected(
+    students: EntityCache, expected: Any
+) -> None:
+    """An empty text or list must not pass as an empty set, which accepts any version."""
+    await put(students, 1, "Ann")
+    for write in (
+        students.replace("1", RowInput.from_json(ANN), expected),
+        students.merge("1", RowInput.from_json(b'{"age":1}'), expected),
+        students.delete("1", expected),
+    ):
+        with pytest.raises(InvalidValueError, match="set of integers"):
+            await write
+    assert (await students.read("1")).row is not None
+
+
+@pytest.mark.parametrize("limit", [0, -1, 10**30, "5", 5.0, True, None])
+async def test_a_page_of_an_impossible_size_is_rejected(students: EntityCache, limit: Any) -> None:
     with pytest.raises(SettingsError, match="limit"):
         await students.page(None, limit)
 

@@ -108,6 +108,25 @@ def test_python_values_become_json_that_postgresql_reads(value: object, expected
     assert row.values == {"id": 7, 'a "quoted" column': value}
 
 
+@pytest.mark.parametrize("document", [None, 5, 10**15, [123, 125], {"id": 1}, True])
+def test_only_bytes_and_text_are_json(document: Any) -> None:
+    with pytest.raises(InvalidValueError, match="bytes or text"):
+        RowInput.from_json(document)
+
+
+@pytest.mark.parametrize("values", [None, 5, "id", b"id", ["id"], [("id", 1)]])
+def test_only_mappings_have_values_by_column(values: Any) -> None:
+    with pytest.raises(InvalidValueError, match="mapping"):
+        RowInput.from_mapping(values)
+
+
+def test_later_changes_of_a_mapping_do_not_change_the_row() -> None:
+    values = {"id": 1}
+    row = RowInput.from_mapping(values)
+    values["name"] = 2
+    assert row.columns == ("id",)
+
+
 def test_decimals_become_numbers_with_all_of_their_digits() -> None:
     row = RowInput.from_mapping({"fee": Decimal("1.10"), "details": {"rates": [Decimal("1E+3")]}})
     assert row.text == '{"fee": 1.10, "details": {"rates": [1E+3]}}'
@@ -183,6 +202,8 @@ def test_columns_are_the_given_names_in_order() -> None:
         ({"id": "7"}, "7"),
         ({"id": 12345678901234567890}, "12345678901234567890"),
         ({"id": UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")}, "6ba7b810-9dad-11d1-80b4-00c04fd430c8"),
+        ({"id": True}, "true"),
+        ({"id": None}, "null"),
         ({"name": "Ann"}, None),
     ],
 )
