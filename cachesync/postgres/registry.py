@@ -241,6 +241,8 @@ def _object_findings(registered: Mapping[str, Any], live: Mapping[str, Any]) -> 
         else:
             continue
         changes.setdefault(change, []).append(name)
+    if added := [name for name in live if name.startswith("trigger ") and name not in registered]:
+        changes["was added"] = added
     for change, names in changes.items():
         more = len(names) - _MAX_NAMES
         yield f"{', '.join(names[:_MAX_NAMES])}{f' and {more} more' if more > 0 else ''} {change}"

@@ -156,6 +156,27 @@ REVOKE ALL ON FUNCTION
 {{redraw}}(text [], bigint []), {{redraw_as_writer}}()
 FROM public;
 
+-- Triggers that were renamed would log every change twice.
+DO $cachesync$
+DECLARE
+    renamed text;
+BEGIN
+    FOR renamed IN
+        SELECT g.tgname
+        FROM pg_trigger AS g
+        JOIN pg_proc AS f ON f.oid = g.tgfoid
+        WHERE
+            g.tgrelid = {{table_name}}::regclass AND f.pronamespace = 'cachesync'::regnamespace
+            AND g.tgname NOT IN (
+                'zzz_cachesync_version', 'cachesync_log_insert', 'cachesync_log_update', 'cachesync_log_move',
+                'cachesync_log_delete', 'cachesync_log_truncate', 'cachesync_redraw'
+            )
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', renamed, {{table_name}}::regclass);
+    END LOOP;
+END
+$cachesync$;
+
 -- Triggers fire in the order of their names. As the last one, this trigger sees the row as the others have changed
 -- it, and the others can compare the old row with the new one before its version changes.
 CREATE OR REPLACE TRIGGER zzz_cachesync_version BEFORE INSERT OR UPDATE ON {{table}}

@@ -84,6 +84,21 @@ LEFT JOIN pg_attribute AS a
     ON a.attrelid = shape.relation AND a.attname = u.name AND a.attnum > 0 AND NOT a.attisdropped
 $cachesync$;
 
+-- The triggers and rules that can discard or change new lines of a table; null if there are none.
+CREATE OR REPLACE FUNCTION cachesync.discards(relation oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $cachesync$
+SELECT string_agg(o.name, ', ' ORDER BY o.name)
+FROM (
+    -- 2 is the bit of BEFORE in tgtype, 4 that of INSERT.
+    SELECT 'trigger ' || g.tgname AS name
+    FROM pg_trigger AS g
+    WHERE g.tgrelid = discards.relation AND NOT g.tgisinternal AND g.tgtype & 6 = 6
+    UNION ALL
+    SELECT 'rule ' || r.rulename FROM pg_rewrite AS r WHERE r.ev_class = discards.relation
+) AS o
+$cachesync$;
+
 -- The objects that the installation made for all entities, by name. `does` is a digest of what the object does.
 CREATE OR REPLACE FUNCTION cachesync.shared_objects() RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
@@ -104,10 +119,20 @@ FROM (
     SELECT
         'sequence row_version',
         jsonb_build_object(
-            'does', md5(concat_ws(' ', s.seqtypid::regtype, s.seqincrement, s.seqcache, s.seqcycle, s.seqmax))
+            'does', md5(concat_ws(
+                ' ', s.seqtypid::regtype, s.seqincrement, s.seqcache, s.seqcycle, s.seqmax, c.relpersistence
+            ))
         )
     FROM pg_sequence AS s
+    JOIN pg_class AS c ON c.oid = s.seqrelid
     WHERE s.seqrelid = to_regclass('cachesync.row_version')
+    UNION ALL
+    -- Whether lines are kept as they are written: not if the table is unlogged, or a trigger or rule discards them.
+    SELECT
+        'table change_log',
+        jsonb_build_object('does', md5(concat_ws(' ', c.relpersistence, c.relforcerowsecurity, cachesync.discards(c.oid))))
+    FROM pg_class AS c
+    WHERE c.oid = to_regclass('cachesync.change_log')
     UNION ALL
     SELECT 'trigger announce', jsonb_build_object('enabled', g.tgenabled, 'does', md5(concat_ws(' ', g.tgtype, g.tgnargs)))
     FROM pg_trigger AS g
@@ -194,10 +219,47 @@ $cachesync$;
 GRANT EXECUTE ON FUNCTION
 cachesync.type_shape(oid, integer),
 cachesync.shape(oid, text []),
+cachesync.discards(oid),
 cachesync.shared_objects(),
 cachesync.objects(text, oid, text [])
 TO cachesync_service, cachesync_worker;
 GRANT UPDATE (lost_at) ON cachesync.entity TO cachesync_worker;
+
+-- What is still not as it was made would otherwise be registered as it is. Only if needed, because these statements wait
+-- for every writer.
+DO $cachesync$
+DECLARE
+    found text := cachesync.discards('cachesync.change_log'::regclass);
+BEGIN
+    IF found IS NOT NULL THEN
+        RAISE EXCEPTION '% of cachesync.change_log can discard changes; drop it first', found;
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_sequence AS s
+        WHERE
+            s.seqrelid = 'cachesync.row_version'::regclass
+            AND (s.seqincrement, s.seqcache, s.seqcycle, s.seqmax) <> (1, 1, false, 9223372036854775807)
+    ) THEN
+        ALTER SEQUENCE cachesync.row_version INCREMENT 1 CACHE 1 NO CYCLE NO MAXVALUE;
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_class AS c WHERE c.oid = 'cachesync.row_version'::regclass AND c.relpersistence = 'u'
+    ) THEN
+        ALTER SEQUENCE cachesync.row_version SET LOGGED;
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_class AS c WHERE c.oid = 'cachesync.change_log'::regclass AND c.relpersistence = 'u'
+    ) THEN
+        ALTER TABLE cachesync.change_log SET LOGGED;
+    END IF;
+    IF EXISTS (
+        SELECT FROM pg_trigger AS g
+        WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce' AND g.tgenabled <> 'A'
+    ) THEN
+        ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce;
+    END IF;
+END
+$cachesync$;
 
 -- The statements before this one have just made these objects.
 UPDATE cachesync.entity AS e SET objects = e.objects || cachesync.shared_objects() WHERE e.objects IS NOT NULL;

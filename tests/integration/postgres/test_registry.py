@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from cachesync.entity import Entity
-from cachesync.errors import InstallError, NotInstalledError
+from cachesync.errors import DatabaseError, InstallError, NotInstalledError
 from cachesync.install.installer import install, uninstall
 from cachesync.postgres.registry import Registration, read_registry
 from local.postgres import programs
@@ -86,6 +86,20 @@ CHANGES = {
     "ALTER SEQUENCE cachesync.row_version CACHE 10": "sequence row_version was changed",
     "ALTER SEQUENCE cachesync.row_version CYCLE": "sequence row_version was changed",
     "ALTER SEQUENCE cachesync.row_version INCREMENT -1": "sequence row_version was changed",
+    "ALTER SEQUENCE cachesync.row_version SET UNLOGGED": "sequence row_version was changed",
+    "ALTER TABLE cachesync.change_log SET UNLOGGED": "table change_log was changed",
+    "CREATE RULE lost AS ON INSERT TO cachesync.change_log DO INSTEAD NOTHING": "change_log was changed",
+    """
+    CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER lost BEFORE INSERT ON cachesync.change_log FOR EACH ROW EXECUTE FUNCTION lose()
+    """: "table change_log was changed",
+    "ALTER TRIGGER cachesync_log_update ON thing RENAME TO other": (
+        "trigger cachesync_log_update is missing.*trigger other was added"
+    ),
+    """
+    CREATE TRIGGER twice AFTER INSERT ON thing REFERENCING NEW TABLE AS new_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION cachesync.thing_log_insert()
+    """: "trigger twice was added",
     "DROP TRIGGER announce ON cachesync.change_log": "trigger announce is missing",
     "ALTER TABLE cachesync.change_log DISABLE TRIGGER announce": "trigger announce is disabled",
     "ALTER TABLE thing RENAME TO old; CREATE TABLE thing (LIKE old INCLUDING ALL)": (
@@ -151,8 +165,9 @@ REPAIRS = {
         "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id), ALTER name DROP NOT NULL"
     ),
     "DEFERRABLE": "ALTER TABLE thing DROP CONSTRAINT thing_pkey, ADD PRIMARY KEY (id)",
-    "sequence row_version": "ALTER SEQUENCE cachesync.row_version INCREMENT 1 CACHE 1 NO CYCLE",
-    "trigger announce is disabled": "ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce",
+    "table change_log": """
+    DROP TRIGGER IF EXISTS lost ON cachesync.change_log; DROP RULE IF EXISTS lost ON cachesync.change_log
+    """,
     "column row_version was changed": (
         "ALTER TABLE thing ALTER row_version SET NOT NULL, ALTER row_version SET DEFAULT 0"
     ),
@@ -180,8 +195,8 @@ async def test_every_change_that_may_cost_a_capture_is_found_and_an_installation
     assert mended.fingerprint != before.fingerprint
     operations = "SELECT operation FROM cachesync.change_log ORDER BY version"
     assert [record[0] for record in await owner.fetch(operations)] == ["truncate"]
-    await owner.execute("INSERT INTO thing (id) VALUES (1)")
-    assert [record[0] for record in await owner.fetch(operations)] == ["truncate", "upsert"]
+    await owner.execute("INSERT INTO thing (id) VALUES (1); UPDATE thing SET id = id")
+    assert [record[0] for record in await owner.fetch(operations)] == ["truncate", "upsert", "upsert"]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +268,13 @@ async def test_rows_that_policies_hide_from_the_services_are_found(owner: asyncp
     assert (await registered(owner)).findings == ("policy mine can hide rows from the services",)
     await owner.execute("DROP POLICY mine ON thing; DROP POLICY cachesync_bypass ON thing")
     assert (await registered(owner)).findings == ("policy cachesync_bypass is missing",)
+
+
+async def test_log_that_can_lose_lines_is_not_installed_over(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE RULE lost AS ON INSERT TO cachesync.change_log DO INSTEAD NOTHING")
+    with pytest.raises(DatabaseError, match=r"rule lost of .* can discard changes; drop it"):
+        await install(owner, THING, Silent())
+    assert (await registered(owner)).findings
 
 
 async def test_owner_without_privileges_is_found(owner: asyncpg.Connection) -> None:
