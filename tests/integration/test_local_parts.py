@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -24,10 +25,10 @@ import local.postgres as postgres_module
 from cachesync.backoff import Backoff
 from local import ports
 from local.airflow import Airflow
-from local.errors import PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
+from local.errors import CommandError, PortTakenError, ProcessExitedError, StartTimeoutError, StateInUseError
 from local.kafka import Kafka
 from local.ports import accepts, free_port
-from local.postgres import Postgres
+from local.postgres import Postgres, run_sql
 from local.process import Process
 from local.redis import Redis
 from local.state import claim, claim_any
@@ -271,6 +272,36 @@ def test_process_that_keeps_exiting_is_restarted_less_and_less_often(tmp_path: P
     assert "no such table" in text
     assert "python was restarted once already; next restart in 0.1 s" in text
     assert "python was restarted 2 times already; next restart in 0.2 s" in text
+
+
+class Unwritable(Supervised):
+    """A process that cannot write its files for a while."""
+
+    def prepare(self) -> None:
+        if (self.folder / "full").exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().prepare()
+
+
+def test_process_that_cannot_be_started_for_now_is_started_later(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), record=True)
+    backoff = Backoff(first=0.1, longest=0.2, jitter=0)
+    full = tmp_path / "full"
+    with Unwritable(tmp_path) as process, Supervisor([process], console, backoff):
+        full.touch()
+        process.end.touch()
+        wait_until(lambda: "restarted 2 times" in console.export_text(clear=False), "restarts have failed")
+        full.unlink()
+        wait_until(lambda: process.running, "the process runs again")
+    assert "python was not restarted: [Errno 28] No space left on device" in console.export_text()
+
+
+def test_client_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_module, "_CONNECT_SECONDS", 2)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        dsn = f"postgresql://postgres@127.0.0.1:{hanging.getsockname()[1]}/postgres"
+        with pytest.raises(CommandError, match="timeout expired"):
+            run_sql(dsn, "SELECT 1")
 
 
 def test_process_that_was_stopped_or_killed_is_not_started_again(tmp_path: Path) -> None:
