@@ -1,130 +1,123 @@
 """What an overloaded service does: throughput and latency of admitted requests at multiples of its capacity.
 
 First, 32 clients that wait for each response measure the capacity. Then requests are sent on schedule (open
-loop), at up to three times that rate, whether or not earlier ones have been answered. Latencies are counted
-from the scheduled time, and only for requests that are not refused.
+loop), at up to three times that rate, whether or not earlier ones have been answered: over up to 900
+connections that stay open, and finally over a new connection for each request. Latencies include the wait for
+a connection, and are only those of requests that are not refused.
+
+The service has a core of its own; the load generator and all other components share the other cores. This
+needs Linux.
 
 `python -m benchmarks.overload` starts the system.
 """
 
 from __future__ import annotations
 
-import asyncio
+import os
 import random
-import time
-from dataclasses import dataclass, field
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import typer
-import uvloop
 from rich.console import Console
 
-from benchmarks.http_client import Client
+from benchmarks import vegeta
 from benchmarks.percentiles import in_milliseconds
-from local.ports import HOST
+from benchmarks.vegeta import Target
 from local.settings import Settings
 from local.system import System
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from local.service import Service
+
 _CLIENTS: Final = 32
-_TIMEOUT_SECONDS: Final = 20
+_CONNECTIONS: Final = 900
+# More than a worker process can answer per second.
+_MAX_RATE: Final = 10_000
 _REFUSED: Final = 503
 _FIRST_ERROR: Final = 500
 _FACTORS: Final = (0.5, 1, 2, 3)
+_CLOSED_LOOP: Final = ("-rate=0", f"-workers={_CLIENTS}", f"-max-workers={_CLIENTS}")
+_OPEN: Final = (f"-connections={_CONNECTIONS}", f"-max-connections={_CONNECTIONS}")
+_NEW: Final = ("-keepalive=false",)
 
 
-def _miss() -> tuple[str, str, bytes]:
-    return "GET", f"/students/{random.randint(10**6, 10**12)}", b""
+def _miss(url: str) -> Target:
+    return Target("GET", f"{url}/students/{random.randint(10**6, 10**12)}")
 
 
-def _write() -> tuple[str, str, bytes]:
-    return "PUT", f"/students/{random.randint(0, 1999)}", b'{"name":"Ann","age":%d}' % random.randint(0, 99)
+def _write(url: str) -> Target:
+    body = b'{"name":"Ann","age":%d}' % random.randint(0, 99)
+    return Target("PUT", f"{url}/students/{random.randint(0, 1999)}", body)
 
 
 _LOADS: Final = {"misses": _miss, "writes": _write}
 
 
-@dataclass
-class Outcome:
-    """The responses to a load: the durations of those admitted, and how many were refused or failed."""
+class Load:
+    """A kind of request, sent to a service.
 
-    admitted: list[float] = field(default_factory=list)
-    refused: int = 0
-    failed: int = 0
+    Args:
+        url: the base URL of the service.
+        make: makes a request.
+        seconds: how long to send requests.
+        folder: receives the files of the load generator.
+    """
 
+    def __init__(self, url: str, make: Callable[[str], Target], seconds: int, folder: Path) -> None:
+        self._url = url
+        self._make = make
+        self._seconds = seconds
+        self._folder = folder
 
-async def send(client: Client, request: Callable[[], tuple[str, str, bytes]], outcome: Outcome) -> None:
-    """Send a request that is due now, and record its outcome."""
-    due = time.perf_counter()
-    try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
-            status = (await client.request(*request())).status
-    except (OSError, TimeoutError, EOFError):
-        outcome.failed += 1
-        return
-    if status == _REFUSED:
-        outcome.refused += 1
-    elif status >= _FIRST_ERROR:
-        outcome.failed += 1
-    else:
-        outcome.admitted.append(time.perf_counter() - due)
+    def capacity(self) -> float:
+        """Return how many requests per second are answered if clients wait for each response."""
+        results = self._attack(_MAX_RATE, *_CLOSED_LOOP)
+        return sum(0 < result.status < _FIRST_ERROR for result in results) / self._seconds
 
+    def overload(self, rate: int, *options: str) -> str:
+        """Send requests on schedule, and return their outcome as a line of text."""
+        results = self._attack(rate, f"-rate={rate}", *options)
+        admitted = [result.seconds for result in results if 0 < result.status < _FIRST_ERROR]
+        refused = sum(result.status == _REFUSED for result in results)
+        return (
+            f"admitted {len(admitted) / self._seconds:6.0f}/s  refused {refused / self._seconds:6.0f}/s"
+            f"  failed {len(results) - len(admitted) - refused}  {in_milliseconds(admitted)}"
+        )
 
-async def capacity(port: int, request: Callable[[], tuple[str, str, bytes]], seconds: float) -> float:
-    """Return how many requests per second are answered if clients wait for each response."""
-    client, outcome = Client(HOST, port), Outcome()
-    end = time.perf_counter() + seconds
-
-    async def repeat() -> None:
-        while time.perf_counter() < end:
-            await send(client, request, outcome)
-
-    await asyncio.gather(*(repeat() for _ in range(_CLIENTS)))
-    await client.close()
-    return len(outcome.admitted) / seconds
+    def _attack(self, rate: int, *options: str) -> list[vegeta.Result]:
+        targets = [self._make(self._url) for _ in range(rate * self._seconds)]
+        return vegeta.attack(self._folder, targets, self._seconds, *options)
 
 
-async def open_loop(
-    port: int, request: Callable[[], tuple[str, str, bytes]], rate: float, seconds: float
-) -> Outcome:
-    """Send requests at a rate, whether or not earlier ones have been answered."""
-    client, outcome = Client(HOST, port), Outcome()
-    began, sent = time.perf_counter(), 0
-    async with asyncio.TaskGroup() as group:
-        while (passed := time.perf_counter() - began) < seconds:
-            while sent < passed * rate:
-                group.create_task(send(client, request, outcome))
-                sent += 1
-            await asyncio.sleep(0.001)
-    await client.close()
-    return outcome
+def move(service: Service, core: int) -> None:
+    """Let the service use only this core."""
+    for process in service.tree():
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, {core})
 
 
-def measure(port: int, seconds: float, console: Console) -> None:
-    """Measure each load at multiples of its capacity."""
-    for name, request in _LOADS.items():
-        uvloop.run(capacity(port, request, 2))
-        peak = uvloop.run(capacity(port, request, seconds))
-        console.print(f"{name}: capacity {peak:.0f}/s")
-        for factor in _FACTORS:
-            outcome = uvloop.run(open_loop(port, request, factor * peak, seconds))
-            console.print(
-                f"{name} {factor:3} x  admitted {len(outcome.admitted) / seconds:6.0f}/s"
-                f"  refused {outcome.refused / seconds:6.0f}/s  failed {outcome.failed}"
-                f"  {in_milliseconds(outcome.admitted)}",
-                soft_wrap=True,
-                highlight=False,
-            )
-
-
-def main(seconds: float = 10) -> None:
+def main(seconds: int = 10) -> None:
     """Measure an sb worker process under overload."""
-    console = Console()
-    with System(Settings(), console) as system:
+    console = Console(soft_wrap=True, highlight=False)
+    vegeta.require(console)
+    core, *others = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, others)
+    with System(Settings(), console) as system, tempfile.TemporaryDirectory() as folder:
         system.airflow.stop()  # not needed, and it would use CPU time
-        measure(system.services["sb"].port, seconds, console)
+        service = system.services["sb"]
+        move(service, core)
+        for name, make in _LOADS.items():
+            load = Load(service.url, make, seconds, Path(folder))
+            load.capacity()  # warms up
+            capacity = load.capacity()
+            console.print(f"{name}: capacity {capacity:.0f}/s")
+            for factor in _FACTORS:
+                console.print(f"{name} {factor:3} x  {load.overload(round(factor * capacity), *_OPEN)}")
+            console.print(f"{name}   3 x, new connections  {load.overload(round(3 * capacity), *_NEW)}")
 
 
 if __name__ == "__main__":

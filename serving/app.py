@@ -88,10 +88,8 @@ class App(falcon.asgi.App[Request, Response]):
         if scope["server"][1] == self._metrics_port:
             await self.internal(scope, _no_body, send)
             return
-        if scope["method"] in _READS:
-            admission, receive = self.reads, _no_body
-        else:
-            admission, receive = self.writes, _Body(receive, self._body_seconds, self.writes)
+        admission = self.admission(scope["method"])
+        receive = _no_body if admission is self.reads else _Body(receive, self._body_seconds, admission)
         if not scope["path"].startswith("/health/") and admission.refuses():
             await _overloaded(scope, send)
             return
@@ -105,13 +103,13 @@ class App(falcon.asgi.App[Request, Response]):
             admission.in_flight -= 1
             admission.finished += 1
 
-    def refuses(self, method: str) -> bool:
-        """Return whether a request must be refused, and count it; a server can then spare the call.
+    def admission(self, method: str) -> Admission:
+        """Return the admission of the requests with this method; a server can then refuse without a call.
 
         Args:
             method: the method of the request.
         """
-        return (self.reads if method in _READS else self.writes).refuses()
+        return self.reads if method in _READS else self.writes
 
 
 class _Body:
@@ -218,7 +216,7 @@ class _Lifecycle:
         self._service = service
         connections.limit = self._settings.connection_limit
         connections.timeout = self._settings.client_timeout_ms / 1000
-        connections.refuses = self._app.refuses
+        connections.admission = self._app.admission
         connections.allow_bodies_of(self._settings.body_limit)
         self._tasks = [
             asyncio.create_task(work)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final, NoReturn
 
 _SECONDS: Final = 0.1
-# Of the new rate, in the moving average.
+# Of the new value, in the moving averages.
 _WEIGHT: Final = 0.5
 # Always admitted: more than the requests that can be slow at once because they wait for the same row.
 _FLOOR: Final = 32
@@ -19,6 +19,9 @@ class Admission:
     The number in flight divided by the number finished per second is the time that a request takes (Little's
     law). When this exceeds the target, new requests are refused until it no longer does. Unlike a fixed
     number, this fits hits as well as pages, which take fifty times as long, and allows bursts.
+
+    Before the process reads a request, it can wait for as long as the event loop is late. This is part of the
+    target.
 
     Args:
         seconds: the target.
@@ -35,10 +38,17 @@ class Admission:
         self._seconds = seconds
         self._maximum = limit
         self._rate = 0.0
+        self._late = 0.0
         self.limit = limit
         self.in_flight = 0
         self.finished = 0
         self.refused = 0
+        self._expected = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request must be refused."""
+        return self.in_flight + self._expected >= self.limit
 
     def refuses(self) -> bool:
         """Return whether a further request must be refused, and count it if so."""
@@ -47,15 +57,25 @@ class Admission:
         self.refused += 1
         return True
 
+    def expect(self) -> None:
+        """Count a request whose task has been created, until the event loop has begun all such tasks."""
+        if not self._expected:
+            asyncio.get_running_loop().call_soon(self._expect_none)
+        self._expected += 1
+
+    def _expect_none(self) -> None:
+        self._expected = 0
+
     def adapt(self, finished: int, seconds: float) -> None:
         """Adapt the limit.
 
         Args:
             finished: the number of requests that have finished in this time.
-            seconds: the time since the last call.
+            seconds: the time since the last call; what exceeds 0.1 s is how late the event loop is.
         """
         self._rate += _WEIGHT * (finished / seconds - self._rate)
-        sustainable = int(self._rate * self._seconds)
+        self._late += _WEIGHT * (max(0.0, seconds - _SECONDS) - self._late)
+        sustainable = int(self._rate * max(0.0, self._seconds - self._late))
         if self.in_flight > max(_FLOOR, sustainable):
             self.limit = min(self._maximum, max(_FLOOR, sustainable))
         else:

@@ -77,8 +77,10 @@ def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     Args:
         headers: the headers of the request.
     """
-    given = next((value for name, value in headers if name == b"x-request-id"), None)
-    return _request_id(None if given is None else given.decode("latin-1"))
+    for name, value in headers:
+        if name == b"x-request-id":
+            return _request_id(value.decode("latin-1"))
+    return _request_id(None)
 
 
 def target(scope: Mapping[str, Any]) -> str:

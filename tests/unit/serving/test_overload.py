@@ -47,6 +47,24 @@ def test_few_requests_are_admitted_however_slow_they_are() -> None:
     assert after(admission, in_flight=32, per_second=0) == 1000
 
 
+def test_limit_is_lower_if_requests_wait_before_they_are_read() -> None:
+    admission = Admission(SECONDS, 1000)
+    admission.in_flight = 1000
+    for _ in range(20):
+        admission.adapt(300, 0.3)  # the event loop is 0.2 s late
+    assert admission.limit == pytest.approx(1000 * (SECONDS - 0.2), abs=2)
+
+
+async def test_requests_count_before_their_tasks_begin() -> None:
+    admission = Admission(SECONDS, 2)
+    was_full = []
+    for _ in range(2):
+        admission.expect()
+        was_full.append(admission.is_full)
+    await asyncio.sleep(0)
+    assert [*was_full, admission.is_full] == [False, True, False]
+
+
 async def request(app: App, method: str, path: str, port: int = 8090) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
