@@ -390,6 +390,17 @@ async def test_exponents_count_in_every_spelling(service: MemoryService, exponen
         assert problem(await write(client, "POST", "/words", body)) == (413, "body-too-large", [])
 
 
+@pytest.mark.parametrize("number", ["0x{}", "[0,0X{})", "-0o{}", "{{1,0b_{}}}", "0x{}, 0x{}, 0x{}"])
+async def test_integers_of_other_bases_count_with_the_time_they_take(
+    service: MemoryService, number: str
+) -> None:
+    service.word.columns = (*service.word.columns, column("spans", "_numrange", "A", nullable=True))
+    async with ASGIConductor(served(app_on(service, body_limit=50_000))) as client:
+        for digits, status in ((1_000, 201), (9_000, 413)):
+            body = json.dumps({"word": str(digits), "spans": [number.format(*["1" * digits] * 3)]})
+            assert (await write(client, "POST", "/words", body)).status_code == status
+
+
 async def test_texts_do_not_count_as_numbers(client: ASGIConductor) -> None:
     answer = await write(client, "POST", "/words", b'{"word": "1e99999", "details": ["1e99999"]}')
     assert answer.status_code == 201
