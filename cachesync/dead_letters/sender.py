@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.letter import Outgoing, RetryPolicy, Stage
 
 _FLUSH_SECONDS: Final = 10.0
-_CONNECT_SECONDS: Final = 3.0
 
 
 class DeadLetterSender:
@@ -46,14 +45,6 @@ class DeadLetterSender:
         self._service = service
         self._group = group
         self._policy = policy
-
-    def can_connect(self) -> bool:
-        """Return whether a new producer gets a response from Kafka within a few seconds."""
-        try:
-            self._connect().list_topics(timeout=_CONNECT_SECONDS)
-        except KafkaException:
-            return False
-        return True
 
     def send(self, letters: list[tuple[Message, Stage, str]]) -> None:
         """Send messages and wait for Kafka's acknowledgement.

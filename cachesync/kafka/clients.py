@@ -16,6 +16,13 @@ _Client = TypeVar("_Client")
 
 _NOT_EMPTY: Final = frozenset({"bootstrap.servers", "group.id"})
 _LOG: Final = logging.getLogger("cachesync.kafka")
+# librdkafka's defaults, in milliseconds.
+_DEFAULTS: Final = {
+    "fetch.wait.max.ms": 500,
+    "reconnect.backoff.max.ms": 10_000,
+    "socket.connection.setup.timeout.ms": 30_000,
+    "socket.timeout.ms": 60_000,
+}
 
 
 def open_client(kind: Callable[..., _Client], settings: Mapping[str, Any]) -> _Client:
@@ -53,6 +60,23 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         except UnicodeEncodeError as error:
             message = f"Kafka client settings: {name} is not valid Unicode"
             raise SettingsError(message) from error
+
+
+def recovery_seconds(settings: Mapping[str, Any]) -> float:
+    """Return how long after the brokers respond again a client can still get no response.
+
+    It can wait for a response on a dead connection, or for a connection that is never set up; then it pauses
+    before it connects again.
+
+    Source: https://github.com/confluentinc/librdkafka/blob/v2.16.0/CONFIGURATION.md
+
+    Args:
+        settings: librdkafka's settings.
+    """
+    wait = {name: int(settings.get(name, default)) for name, default in _DEFAULTS.items()}
+    response = wait["socket.timeout.ms"] + wait["fetch.wait.max.ms"]
+    connection = wait["socket.connection.setup.timeout.ms"]
+    return (max(response, connection) + wait["reconnect.backoff.max.ms"]) / 1000
 
 
 @contextmanager

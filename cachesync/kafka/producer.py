@@ -14,7 +14,7 @@ from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.change import Change, Operation
 from cachesync.kafka import errors
-from cachesync.kafka.clients import open_client
+from cachesync.kafka.clients import open_client, recovery_seconds
 from cachesync.kafka.event import encode_headers, message_key, message_value
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ def producer_settings(kafka: Mapping[str, Any]) -> dict[str, Any]:
         _MAX_MESSAGE_BYTES: max_bytes,
         "reconnect.backoff.ms": 200,
         "reconnect.backoff.max.ms": 2000,
+        # How soon a dead connection is noticed, and therefore how long after an outage a producer may fail.
+        "socket.timeout.ms": 10_000,
+        "socket.connection.setup.timeout.ms": 10_000,
         **kafka,
     }
 
@@ -78,8 +81,9 @@ class Sender:
         # Since when no change was delivered although some were sent, and since when no broker responds.
         self._undelivered_since: float | None = None
         self._unanswered_since: float | None = None
+        self._failed_at = 0.0
         self._successor: Producer | None = None
-        self._successor_answers = False
+        self._successor_answers_since: float | None = None
         self._next_trial = 0.0
         self._replacements = 0
         self.max_bytes = int(settings[_MAX_MESSAGE_BYTES])
@@ -122,7 +126,8 @@ class Sender:
         if _answers(self._producer, timeout):
             self._unanswered_since = None
             return True
-        self._unanswered_since = self._unanswered_since or time.monotonic()
+        self._failed_at = time.monotonic()
+        self._unanswered_since = self._unanswered_since or self._failed_at
         return False
 
     def poll(self, seconds: float) -> None:
@@ -148,7 +153,8 @@ class Sender:
             settled(None)
             return
         if error.code() == errors.MSG_TIMED_OUT:
-            self._undelivered_since = self._undelivered_since or time.monotonic()
+            self._failed_at = time.monotonic()
+            self._undelivered_since = self._undelivered_since or self._failed_at
         self._failed(topic, bare, settled, error)
 
     def _failed(self, topic: str, bare: Change | None, settled: Settled, error: KafkaError) -> None:
@@ -167,11 +173,13 @@ class Sender:
     def _replace_if_stuck(self) -> None:
         """Replace a producer that keeps failing while Kafka responds to a new one.
 
-        While Kafka does not respond to the new one either, both wait. The old one can then recover first.
+        While Kafka does not respond to the new one either, both wait. After that, the old one has the time
+        that a producer can need to connect again, and only a failure after that time counts: if nothing is
+        sent, it has no opportunity to prove that it works.
         """
         since = min(filter(None, (self._undelivered_since, self._unanswered_since)), default=None)
         if since is None:
-            self._successor, self._successor_answers = None, False
+            self._successor = self._successor_answers_since = None
             return
         now = time.monotonic()
         if now - since < _PATIENCE.delay(self._replacements + 1) or now < self._next_trial:
@@ -180,13 +188,14 @@ class Sender:
         if self._successor is None:
             self._successor = self._open()
         if not _answers(self._successor, _TRIAL_TIMEOUT_SECONDS):
-            self._successor_answers = False
-        elif not self._successor_answers:
-            self._successor_answers = True
-        else:
+            self._successor_answers_since = None
+        elif self._successor_answers_since is None:
+            self._successor_answers_since = time.monotonic()
+        elif self._failed_at - self._successor_answers_since > recovery_seconds(self._settings):
             _log.error("producer replaced: it fails although Kafka responds", seconds=round(now - since))
             stuck, self._producer = self._producer, self._successor
-            self._successor = self._undelivered_since = self._unanswered_since = None
+            self._successor = self._successor_answers_since = None
+            self._undelivered_since = self._unanswered_since = None
             self._replacements += 1
             stuck.purge()
             stuck.poll(0)

@@ -25,7 +25,7 @@ from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from confluent_kafka import Consumer, Message
 
@@ -75,11 +75,12 @@ class Stream:
     `run` occupies one thread until `stop` is called.
 
     Args:
-        consumer: a consumer that passes `check_consumer_settings`; the stream closes it.
+        connect: opens a consumer; called again to find out whether the first one works.
         applier: applies changes to the service's cache.
         dead_letters: sends the messages that can never be applied to the dead-letter topic.
         entities: the declared entities by name.
         service: the service's name.
+        settings: the consumer's librdkafka settings, which pass `check_consumer_settings`.
 
     Attributes:
         assigned: set while the consumer has partitions assigned.
@@ -88,13 +89,15 @@ class Stream:
 
     def __init__(
         self,
-        consumer: Consumer,
+        connect: Callable[[], Consumer],
         applier: Applier,
         dead_letters: DeadLetterSender,
         entities: Mapping[str, Entity],
         service: str,
+        *,
+        settings: Mapping[str, Any],
     ) -> None:
-        self._consumer = consumer
+        self._consumer = connect()
         self._applier = applier
         self._dead_letters = dead_letters
         self._entities = {entity.topic: entity for entity in entities.values()}
@@ -103,7 +106,7 @@ class Stream:
         self._paused_metric = metrics.paused.labels(service)
         self._service = service
         self._limit = DeadLetterLimit()
-        self._watchdog = Watchdog(consumer, self._entities, dead_letters.can_connect, applier.is_available)
+        self._watchdog = Watchdog(self._consumer, settings, self._entities, connect, applier.is_available)
         # By topic and partition, the offset after the last message that was applied but not committed.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()

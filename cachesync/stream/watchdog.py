@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
 from cachesync.errors import StreamError
 from cachesync.kafka import errors
+from cachesync.kafka.clients import recovery_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from confluent_kafka import Consumer
 
@@ -32,12 +33,12 @@ class _Partition:
 
     Attributes:
         done: the offset after the last message that was consumed or, if none was, that the group committed.
-        end: the offset after the last message in the partition.
-        lagging_since: since when a message has been waiting.
+        clear_to: the offset before which no message is waiting.
+        lagging_since: since when there have been later offsets.
     """
 
     done: int
-    end: int
+    clear_to: int
     lagging_since: float | None = None
 
 
@@ -45,38 +46,40 @@ class Watchdog:
     """Detects a consumer that is out of its group, makes no progress, or alone gets no response from Kafka.
 
     Nothing is expected of a consumer while Kafka is unavailable to others as well, while the cache is
-    unavailable, or if other members of its group have all partitions and make progress.
-
-    A single offset at the end does not prove that a message is waiting: it can be the end of a transaction.
+    unavailable, or if other members of its group have all partitions and make progress. After an outage, it
+    gets the time that a client can need to connect again.
 
     Args:
         consumer: the consumer; `look` is called from its thread.
+        settings: the consumer's librdkafka settings.
         topics: the topics that it subscribes to.
-        can_connect: returns whether a new client gets a response from Kafka.
+        connect: opens another consumer with the same settings.
         is_cache_available: returns whether the cache responds.
     """
 
     def __init__(
         self,
         consumer: Consumer,
+        settings: Mapping[str, Any],
         topics: Iterable[str],
-        can_connect: Callable[[], bool],
+        connect: Callable[[], Consumer],
         is_cache_available: Callable[[], bool],
     ) -> None:
         self._consumer = consumer
+        self._recovery_seconds = recovery_seconds(settings)
         self._topics = tuple(topics)
-        self._can_connect = can_connect
+        self._connect = connect
         self._is_cache_available = is_cache_available
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._has_assignment = False
         self._outside_since: float | None = None
         self._unanswered_since: float | None = None
-        self._responds_to_others = False
+        self._others_answered_since: float | None = None
         self._looked_at = time.monotonic()
         self._progressed_at = 0.0
 
     def look(self) -> None:
-        """Look at the consumer if that is due, and give up on it if it has not worked for about a minute.
+        """Look at the consumer if that is due, and give up on it if it has not worked for a minute or more.
 
         Raises:
             StreamError: the consumer must be replaced; the text gives the reason.
@@ -87,6 +90,7 @@ class Watchdog:
             return
         if gap > _MAX_GAP_SECONDS:
             self._forget()
+            self._unanswered_since = self._others_answered_since = None
         self._looked_at = now
         try:
             self._look(now)
@@ -94,9 +98,8 @@ class Watchdog:
             self._forget()
             if error.args[0].code() not in errors.MISSING_TOPIC:
                 self._require_others_unanswered(now, error)
-        else:
-            self._unanswered_since = None
-            self._responds_to_others = False
+                return
+        self._unanswered_since = self._others_answered_since = None
 
     def _look(self, now: float) -> None:
         assigned = self._consumer.assignment()
@@ -104,14 +107,13 @@ class Watchdog:
             self._has_assignment = bool(assigned)
             self._forget()
         places = [
-            TopicPartition(place.topic, place.partition) for place in assigned or self._all_partitions()
+            TopicPartition(place.topic, place.partition)
+            for place in assigned or self._all_partitions(self._consumer)
         ]
         if not places:
             return
-        committed = self._consumer.committed(places, timeout=_TIMEOUT_SECONDS)
+        committed, ends = _offsets(self._consumer, places)
         done = self._consumer.position(places) if assigned else committed
-        latest = [TopicPartition(place.topic, place.partition, _LATEST) for place in places]
-        ends = self._consumer.offsets_for_times(latest, timeout=_TIMEOUT_SECONDS)
         self._require_group(now)
         for place, commit, position, end in zip(places, committed, done, ends, strict=True):
             if end.error is None:
@@ -138,9 +140,9 @@ class Watchdog:
         if seen is None or done != seen.done:
             if seen is not None:
                 self._progressed_at = now
-            seen = self._partitions[name] = _Partition(done, end)
-        # A negative offset means that the group has not consumed anything yet.
-        if done >= end or (end == seen.end and (done < 0 or end - done == 1)):
+            # A negative offset means that the group has not consumed anything yet.
+            seen = self._partitions[name] = _Partition(done, clear_to=end if done < 0 else done)
+        if end <= seen.clear_to:
             seen.lagging_since = None
             return
         if seen.lagging_since is None:
@@ -153,27 +155,54 @@ class Watchdog:
         if not self._is_cache_available():
             self._forget()
             return
-        message = f"no progress in {place.topic}[{place.partition}] for {waited:.0f} s: at {done} of {end}"
-        raise StreamError(message)
+        begin = TopicPartition(place.topic, place.partition, seen.clear_to)
+        is_waiting = self._ask_another(lambda other: _has_message(other, begin, end))
+        if is_waiting:
+            message = (
+                f"no progress in {place.topic}[{place.partition}] for {waited:.0f} s: at {done} of {end}"
+            )
+            raise StreamError(message)
+        if is_waiting is not None:
+            seen.clear_to = end
 
     def _require_others_unanswered(self, now: float, error: KafkaException) -> None:
-        """Raise a StreamError if the consumer has gotten no response for too long although Kafka responds."""
+        """Raise a StreamError if the consumer has gotten no response for too long although others have."""
         if self._unanswered_since is None:
             self._unanswered_since = now
         waited = now - self._unanswered_since
         if waited < _PATIENCE_SECONDS:
             return
-        if self._responds_to_others:
+        if not self._ask_another(self._responds):
+            self._unanswered_since, self._others_answered_since = now, None
+        elif self._others_answered_since is None:
+            self._others_answered_since = time.monotonic()
+        elif now - self._others_answered_since > self._recovery_seconds:
             reason = error.args[0].str()
-            message = f"no response to the consumer for {waited:.0f} s, although Kafka responds: {reason}"
+            message = (
+                f"no response to the consumer for {waited:.0f} s, although Kafka responds to others: {reason}"
+            )
             raise StreamError(message)
-        # It may have become available just now, so the consumer gets another chance.
-        self._responds_to_others = self._can_connect()
-        if not self._responds_to_others:
-            self._unanswered_since = now
 
-    def _all_partitions(self) -> list[TopicPartition]:
-        known = self._consumer.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    def _responds(self, other: Consumer) -> bool:
+        """Return True if another consumer gets the responses that are expected of Kafka."""
+        _offsets(other, self._all_partitions(other))
+        return True
+
+    def _ask_another(self, question: Callable[[Consumer], bool | None]) -> bool | None:
+        """Return what a new consumer, which does not join the group, answers; None if it does not."""
+        try:
+            other = self._connect()
+        except Exception:  # noqa: BLE001 - for example, the settings are unavailable, which says nothing
+            return None
+        try:
+            return question(other)
+        except KafkaException:
+            return None
+        finally:
+            other.close()
+
+    def _all_partitions(self, consumer: Consumer) -> list[TopicPartition]:
+        known = consumer.list_topics(timeout=_TIMEOUT_SECONDS).topics
         return [
             TopicPartition(topic, partition)
             for topic in self._topics
@@ -184,3 +213,26 @@ class Watchdog:
     def _forget(self) -> None:
         self._partitions.clear()
         self._outside_since = None
+
+
+def _offsets(
+    consumer: Consumer, places: list[TopicPartition]
+) -> tuple[list[TopicPartition], list[TopicPartition]]:
+    """Return the offsets that the group has committed in partitions, and those after their last messages."""
+    committed = consumer.committed(places, timeout=_TIMEOUT_SECONDS)
+    latest = [TopicPartition(place.topic, place.partition, _LATEST) for place in places]
+    return committed, consumer.offsets_for_times(latest, timeout=_TIMEOUT_SECONDS)
+
+
+def _has_message(other: Consumer, begin: TopicPartition, end: int) -> bool | None:
+    """Return whether a partition has a message at or after an offset; None if Kafka does not respond.
+
+    Not every offset is a message: the end of a transaction takes one, and so does what it discards.
+    """
+    other.assign([begin])
+    message = other.poll(_TIMEOUT_SECONDS)
+    if message is not None and message.error() is None:
+        return True
+    # It is known once Kafka has responded to the new consumer's first request for messages.
+    _, fetched_end = other.get_watermark_offsets(begin, cached=True)
+    return False if fetched_end >= end else None

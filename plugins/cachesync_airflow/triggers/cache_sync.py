@@ -46,10 +46,10 @@ class CacheSyncTrigger(ThreadTrigger):
         check_consumer_settings(settings)
         check_settings(settings)
         connection = f"kafka_{self.service}"
-        consumer_hook = KafkaConsumerHook([entity.topic for entity in entities.values()], connection)
         client = redis(self.service, _REDIS_SECONDS)
         return Stream(
-            consumer_hook.get_consumer(),
+            # A hook returns the same consumer each time. The stream subscribes to the topics.
+            lambda: KafkaConsumerHook([], connection).get_conn,
             Applier(client, self.service, entities),
             DeadLetterSender(
                 KafkaProducerHook(connection).get_producer,
@@ -59,4 +59,5 @@ class CacheSyncTrigger(ThreadTrigger):
             ),
             entities,
             self.service,
+            settings=settings,
         )

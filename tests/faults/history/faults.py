@@ -233,11 +233,12 @@ class Faults:
         url = environment[f"AIRFLOW_CONN_REDIS_{service.upper()}"]
         with redis_client.Redis.from_url(url, socket_timeout=2) as client:
             stream = Stream(
-                Consumer(settings | broker),
+                lambda: Consumer(settings | broker),
                 Applier(client, service, entities),
                 DeadLetterSender(lambda: Producer(broker), service, group),
                 entities,
                 service,
+                settings=settings,
             )
             leave = threading.Timer(planned.seconds, stream.stop)
             leave.start()

@@ -212,18 +212,18 @@ def _follow(parent: Connection, dsn: str, settings: ServiceSettings) -> None:
     entities = load_entities(settings.cachesync_entities)
     kafka = {"bootstrap.servers": settings.kafka_bootstrap_servers}
     group = f"test-{secrets.token_hex(4)}"
-    consumer = Consumer(
-        {
-            **kafka,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "auto.offset.reset": "latest",
-            "fetch.wait.max.ms": 10,
-        }
-    )
+    consumer = {
+        **kafka,
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "latest",
+        "fetch.wait.max.ms": 10,
+    }
     applier = Applier(redis.Redis.from_url(settings.redis_url), settings.service, entities)
     letters = DeadLetterSender(lambda: Producer(kafka), settings.service, group)
-    stream = Stream(consumer, applier, letters, entities, settings.service)
+    stream = Stream(
+        lambda: Consumer(consumer), applier, letters, entities, settings.service, settings=consumer
+    )
     relay = Relay(dsn, kafka, entities, timedelta(days=1))
     threads = [threading.Thread(target=part.run, daemon=True) for part in (stream, relay)]
     for thread in threads:
