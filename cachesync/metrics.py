@@ -30,6 +30,11 @@ without_payload: Final = Counter(
     "Changes published without their payload because the message would be too large",
     ["entity"],
 )
+without_key: Final = Counter(
+    "cachesync_published_without_key",
+    "Changes published as a truncate, which empties all slots of the entity, because the key is too large",
+    ["entity"],
+)
 superseded: Final = Counter(
     "cachesync_superseded",
     "Changes that Kafka rejects, closed because the relay published a newer change of their key",

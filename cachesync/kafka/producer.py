@@ -88,7 +88,7 @@ class Sender:
         self._replacements = 0
         self.max_bytes = int(settings[_MAX_MESSAGE_BYTES])
 
-    def send(self, topic: str, change: Change, settled: Settled) -> None:
+    def send(self, topic: str, change: Change, settled: Settled, *, alone: bool = False) -> None:
         """Queue a change for delivery.
 
         Args:
@@ -96,20 +96,23 @@ class Sender:
             change: the change.
             settled: called exactly once, by this method or by `poll` or `flush`, with the
                 error that prevented the delivery, or with None once the broker has acknowledged the change.
+            alone: whether no other change is queued until this one is settled. If it is too large even
+                without its payload, it is then published as a truncate.
         """
-        bare = None
-        if change.payload is not None:
-            # Without the payload, of which librdkafka has its own copy.
-            bare = replace(change, fingerprint=None, payload=None)
-        elif change.operation is Operation.UPSERT:
+        if change.payload is None and change.operation is Operation.UPSERT:
             self._count_omission(change.entity)
+        # The change itself is not kept: librdkafka has its own copy of the payload.
+        smaller = _smaller(change, alone=alone)
+        shrink = (
+            None if smaller is None else partial(self._send_smaller, topic, smaller, settled, alone=alone)
+        )
         try:
             self._producer.produce(
                 topic,
                 key=message_key(change),
                 value=message_value(change),
                 headers=encode_headers(change),
-                on_delivery=partial(self._delivered, topic, bare, settled),
+                on_delivery=partial(self._delivered, settled, shrink),
             )
         except BufferError:
             settled(KafkaError(errors.QUEUE_FULL))
@@ -119,7 +122,7 @@ class Sender:
                 # An idempotent producer that has lost track of its sequence numbers stops permanently.
                 _log.error("producer replaced after a fatal error", error=reason.str())
                 self._producer = self._open()
-            self._failed(topic, bare, settled, reason)
+            _failed(settled, shrink, reason)
 
     def is_available(self, timeout: float) -> bool:
         """Return whether a broker responds within a timeout in seconds."""
@@ -145,7 +148,7 @@ class Sender:
         del self._producer
 
     def _delivered(
-        self, topic: str, bare: Change | None, settled: Settled, error: KafkaError | None, _: object
+        self, settled: Settled, shrink: Callable[[], None] | None, error: KafkaError | None, _: object
     ) -> None:
         if error is None:
             self._undelivered_since = None
@@ -155,14 +158,17 @@ class Sender:
         if error.code() == errors.MSG_TIMED_OUT:
             self._failed_at = time.monotonic()
             self._undelivered_since = self._undelivered_since or self._failed_at
-        self._failed(topic, bare, settled, error)
+        _failed(settled, shrink, error)
 
-    def _failed(self, topic: str, bare: Change | None, settled: Settled, error: KafkaError) -> None:
-        """Send a change again without its payload if that was too large; otherwise report the error."""
-        if bare is not None and error.code() in errors.TOO_LARGE:
-            self.send(topic, bare, settled)
-        else:
-            settled(error)
+    def _send_smaller(self, topic: str, smaller: Change, settled: Settled, *, alone: bool) -> None:
+        if smaller.operation is Operation.TRUNCATE:
+            metrics.without_key.labels(smaller.entity).inc()
+            _log.error(
+                "key too large for Kafka: published a truncate, which empties all slots of the entity",
+                entity=smaller.entity,
+                version=smaller.version,
+            )
+        self.send(topic, smaller, settled, alone=alone)
 
     def _count_omission(self, entity: str) -> None:
         metrics.without_payload.labels(entity).inc()
@@ -202,6 +208,28 @@ class Sender:
 
     def _open(self) -> Producer:
         return open_client(Producer, {**self._settings, "error_cb": _log_outage})
+
+
+def _failed(settled: Settled, shrink: Callable[[], None] | None, error: KafkaError) -> None:
+    """Send a smaller change in place of one that was too large; otherwise report the error."""
+    if shrink is not None and error.code() in errors.TOO_LARGE:
+        shrink()
+    else:
+        settled(error)
+
+
+def _smaller(change: Change, *, alone: bool) -> Change | None:
+    """Return what to publish in place of a change that is too large; None to report the error.
+
+    Without its payload, a change empties its slot. If even its key is too large, a truncate empties all
+    slots of the entity. Only a change that was sent alone is certainly too large: a broker rejects whole
+    batches.
+    """
+    if change.payload is not None:
+        return replace(change, fingerprint=None, payload=None)
+    if alone and change.key is not None:
+        return replace(change, operation=Operation.TRUNCATE, key=None)
+    return None
 
 
 def _answers(producer: Producer, timeout: float) -> bool:

@@ -266,13 +266,13 @@ class Relay:
 
         # A broker rejects a whole batch because of one message, so rejected changes are retried one by one.
         for change in sorted(changes, key=lambda change: change.version in self._refused_versions):
-            if change.version in self._refused_versions:
+            alone = change.version in self._refused_versions
+            if alone:
                 await settle()
             if time.monotonic() >= deadline:
                 break
-            self._sender.send(
-                self._entities[change.entity].topic, change, partial(outcomes.__setitem__, change.version)
-            )
+            topic = self._entities[change.entity].topic
+            self._sender.send(topic, change, partial(outcomes.__setitem__, change.version), alone=alone)
             sent += 1
         await settle()
         return outcomes

@@ -160,3 +160,34 @@ def test_limit_of_the_topic_counts_even_if_it_is_lower_than_that_of_the_producer
     assert {one.key: len(one.payload or b"") for one in changes} == {
         str(number): size if size < 100_000 else 0 for number, size in enumerate(sizes)
     }
+
+
+def test_change_whose_key_is_too_large_empties_all_slots(kafka: Kafka) -> None:
+    """Otherwise it would never be delivered, and the caches would keep the older row."""
+    settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
+    create_topic(settings, "narrower", 50_000)
+    sender = Sender(producer_settings(settings))
+    outcomes: list[KafkaError | None] = []
+    large = change("k" * 100_000, 20)
+    deleted = replace(change("d" * 100_000, 21), operation=Operation.DELETE, payload=None, fingerprint=None)
+    for sent in (large, deleted, change("1", 22)):
+        sender.send("narrower", sent, outcomes.append, alone=True)
+        assert sender.flush(30) == 0
+    assert outcomes == [None] * 3
+    assert {one.version: (one.operation, one.key) for one in read(settings, "narrower", 3)} == {
+        20: (Operation.TRUNCATE, None),
+        21: (Operation.TRUNCATE, None),
+        22: (Operation.UPSERT, "1"),
+    }
+
+
+def test_change_is_no_truncate_because_others_in_its_batch_are_too_large(kafka: Kafka) -> None:
+    settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
+    create_topic(settings, "narrowest", 5_000)
+    sender = Sender(producer_settings({**settings, "linger.ms": 1000}))
+    outcomes: list[KafkaError | None] = []
+    for version in range(20, 80):
+        deleted = replace(change("1", version), operation=Operation.DELETE, payload=None, fingerprint=None)
+        sender.send("narrowest", deleted, outcomes.append)
+    assert sender.flush(30) == 0
+    assert {error and error.code() for error in outcomes} == {KafkaError.MSG_SIZE_TOO_LARGE}

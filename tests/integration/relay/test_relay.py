@@ -293,6 +293,25 @@ async def test_change_that_is_too_large_for_a_message_is_published_without_its_p
     assert REGISTRY.get_sample_value("cachesync_published_without_payload_total", {"entity": "student"})
 
 
+async def test_change_whose_key_is_too_large_is_published_as_a_truncate(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    add = (
+        "INSERT INTO cachesync.change_log (version, entity, key, operation, source)"
+        " VALUES (nextval('cachesync.row_version'), 'student', repeat('k', 100000), 'delete', 'psql')"
+        " RETURNING version"
+    )
+    version = await admin.fetchval(add)
+    await admin.execute(INSERT, 1, 2)
+    async with run_relay(**{"message.max.bytes": 50_000}):
+        await all_published(admin)
+    changes = {change.key: change for change in reader.changes()}
+    assert changes.keys() == {None, "1", "2"}
+    assert (changes[None].operation, changes[None].version) == ("truncate", version)
+    assert changes["1"].payload
+    assert REGISTRY.get_sample_value("cachesync_published_without_key_total", {"entity": "student"})
+
+
 async def test_change_with_a_source_of_any_length_is_published(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:
