@@ -120,11 +120,19 @@ def test_service_waits_until_its_dependencies_are_healthy_or_completed() -> None
             assert how == {"condition": expected}, f"{name} needs {needed}"
 
 
-def test_every_image_is_pinned() -> None:
-    bases = {
+def bases() -> set[str]:
+    return {
         base for file in DOCKERFILES for base in re.findall(r"^FROM (\S+)", file.read_text(), re.MULTILINE)
     }
-    for image in bases | {service["image"] for service in SERVICES.values()}:
+
+
+# tests/containers/stand_ins/make.sh builds only this one.
+def test_all_stages_of_both_images_use_the_same_base() -> None:
+    assert len(bases()) == 1
+
+
+def test_every_image_is_pinned() -> None:
+    for image in bases() | {service["image"] for service in SERVICES.values()}:
         assert re.search(r":v?\d+\.\d+(\.\d+)?(-[^@\s]+)?(@sha256:[0-9a-f]{64})?$", image), image
 
 

@@ -12,8 +12,7 @@ have() {
     docker image inspect "$1" >/dev/null 2>&1
 }
 
-slim=$(awk '/^FROM .*slim/ { print $2 }' "$repository/serving/Dockerfile")
-full=$(awk '/^FROM .* AS packages/ { print $2 }' "$repository/serving/Dockerfile")
+slim=$(awk '/^FROM / { print $2; exit }' "$repository/serving/Dockerfile")
 
 if ! have "$slim"; then
     made=$(mktemp -d)
@@ -26,7 +25,6 @@ if ! have "$slim"; then
     tar -C "$made/root" --exclude=./dev --exclude=./proc --exclude=./sys -c . \
         | docker import --change 'CMD ["python3"]' --change 'ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt' - "$slim"
 fi
-have "$full" || docker build --quiet --build-arg "BASE=$slim" --tag "$full" compiler
 
 for name in postgres redis apache/kafka haproxy; do
     image=$(awk -v name="$name:" '$1 == "image:" && index($2, name) == 1 { print $2; exit }' "$repository/docker-compose.yml")
