@@ -10,13 +10,16 @@ The model leaves out, without losing any behavior:
 - repeated events: an event can be delivered any number of times before its last delivery;
 - commands executed after their timeout: they are slow commands whose reply is ignored. Only the lease is
   modeled as such, because what its caller does next depends on the reply;
-- the acknowledgement as a separate step: an earlier promise is harder to keep.
+- the acknowledgement as a separate step: an earlier promise is harder to keep;
+- the other row of a write that changes several: each script changes one slot, so that the steps at the slots
+  of different rows do not affect one another. To this row, such a write is one that has no lease of its slot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from cachesync.change import Row
@@ -51,7 +54,7 @@ from tests.unit.protocol.world import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import timedelta
 
     from tests.unit.protocol.scripts import Name
@@ -107,10 +110,15 @@ class Model:
         return State(row, row, 0, 0, self.scope.slot, refusing=False, events=(), processes=started)
 
     def representative(self, state: State) -> State:
-        """Return the representative of all states that differ only by swapped identical processes."""
+        """Return the representative of all states that differ only by identical processes or by numbers.
+
+        Of the versions, only the order matters.
+        """
         processes, slot = state.processes, state.slot
         holder = slot[_TOKEN] if slot[:1] == b"L" else None
         for alike in self._alike:
+            if all(processes[index] < processes[other] for index, other in pairwise(alike)):
+                continue
             order = sorted(alike, key=lambda index: (state.processes[index], _token(index) == holder))
             if order == alike:
                 continue
@@ -122,7 +130,11 @@ class Model:
             processes = tuple(sorted_processes)
         # A promise concerns only reads that have not started yet.
         unstarted = state.promised and any(processes[index].at == "start" for index in self._readers)
-        return state._replace(processes=processes, slot=slot, promised=state.promised if unstarted else 0)
+        promised = state.promised if unstarted else 0
+        if processes is not state.processes or promised != state.promised:
+            state = state._replace(processes=processes, slot=slot, promised=promised)
+        # The first content of the slot, which returns without this rule, has a fixed number.
+        return _renumbered(state) if self.rules.forgets and not self.scope.wrong else state
 
     def faults(self, state: State) -> frozenset[Fault]:
         """Return the violations in a state, even if nothing else happens."""
@@ -306,33 +318,45 @@ class Model:
 
     def _write(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
         match local.at:
-            case "start":
+            case "start" if process.names_row:
                 yield from self._ask_for_the_lease(state, index, process)
+            case "start" if self._draws(process):
+                yield from self._draw(state, index, process, local)
+            case "start":
+                yield from self._commit_own(state, index, process, local)
             case "draw":
-                drawn = state.drawn + 1
-                after = _after(state, index, local._replace(at="commit", number=drawn))._replace(drawn=drawn)
-                if not self.rules.commits_first:
-                    change = self._change(_event(process, drawn), _token(index))
-                    after = after._replace(slot=self.scripts.run("change", state.slot, *change).slot)
-                yield Step(f"{index}: draws {drawn}", after)
+                yield from self._draw(state, index, process, local)
             case "commit":
-                given_up = local._replace(at="release" if local.leased else "done", number=0, leased=False)
-                yield Step(f"{index}: fails to {process.write}", _after(state, index, given_up))
-                committed = self._commit(state, process, local.number)
-                if committed is not None:
-                    version = committed.row or committed.deleted
-                    after = _after(committed, index, local._replace(at="change", number=version))
-                    if self.scope.promised_at == "commit":
-                        after = after._replace(promised=version)
-                    yield Step(f"{index}: commits {process.write} {version}", after)
+                yield from self._commit_own(state, index, process, local)
             case "change":
                 yield from self._change_own(state, index, process, local)
             case "release":
                 yield from self._release(state, index, local)
 
+    def _draws(self, process: Writer) -> bool:
+        return process.write == "insert" or not self.rules.commits_first
+
+    def _draw(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
+        drawn = state.drawn + 1
+        after = _after(state, index, local._replace(at="commit", number=drawn))._replace(drawn=drawn)
+        if not self.rules.commits_first:
+            change = self._change(_event(process, drawn), _token(index))
+            after = after._replace(slot=self.scripts.run("change", state.slot, *change).slot)
+        yield Step(f"{index}: draws {drawn}", after)
+
+    def _commit_own(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
+        given_up = local._replace(at="release" if local.leased else "done", number=0, leased=False)
+        yield Step(f"{index}: fails to {process.write}", _after(state, index, given_up))
+        committed = self._commit(state, process, local.number)
+        if committed is not None:
+            version = committed.row or committed.deleted
+            after = _after(committed, index, local._replace(at="change", number=version))
+            if self.scope.promised_at == "commit":
+                after = after._replace(promised=version)
+            yield Step(f"{index}: commits {process.write} {version}", after)
+
     def _ask_for_the_lease(self, state: State, index: int, process: Writer) -> Iterator[Step]:
-        draws = process.write == "insert" or not self.rules.commits_first
-        begun = Local("draw" if draws else "commit")
+        begun = Local("draw" if self._draws(process) else "commit")
         for but, (slot, answer, faults) in self._effects("lease", state, *self._lease(index, process)):
             after = _after(state, index, begun._replace(leased=answer is None), slot)
             yield Step(f"{index}: asks for the lease{but}", after, faults)
@@ -343,6 +367,11 @@ class Model:
 
     def _change_own(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
         event = _event(process, local.number)
+        done = _after(state, index, local._replace(at="done", number=0, leased=False))
+        done = done._replace(promised=max(state.promised, local.number))
+        if not process.names_row and not self.rules.settles_other_rows:
+            yield Step(f"{index}: acknowledges", done)
+            return
         change = self._change(event, _token(index) if local.leased else _NO_TOKEN)
         fills = event.operation == "upsert" and self.scope.on_change == "refresh"
         for but, (slot, answer, faults) in self._effects("change", state, *change):
@@ -356,12 +385,17 @@ class Model:
                 and state.slot[_VERSION] != HIGHEST_VERSION
             ):
                 faults |= {Fault.REFUSED}
-            after = _after(state, index, local._replace(at="done", number=0, leased=False), slot)
-            after = after._replace(promised=max(state.promised, local.number))
+            after = done._replace(slot=slot)
             if not self.rules.logs_changes:
                 after = after._replace(events=(*state.events, event))
             what = f"{index}: changes the slot to {local.number}, and acknowledges{but}"
             yield Step(what, after, faults)
+        if fills and not process.names_row:
+            # Of many or large changes of a transaction, the last are known without their payloads.
+            emptied = self._change(event, _NO_TOKEN, whole=False)
+            for but, (slot, _, faults) in self._effects("change", state, *emptied):
+                what = f"{index}: empties the slot below {local.number}, and acknowledges{but}"
+                yield Step(what, done._replace(slot=slot), faults)
 
     def _write_elsewhere(self, state: State, index: int, process: Elsewhere, local: Local) -> Iterator[Step]:
         match local.at:
@@ -429,10 +463,10 @@ class Model:
         purpose = b"read" if isinstance(process, Reader) else b"write"
         return _token(index), _LEASE_MS, process.fingerprint, purpose
 
-    def _change(self, event: Event, token: bytes) -> tuple[bytes, ...]:
+    def _change(self, event: Event, token: bytes, *, whole: bool = True) -> tuple[bytes, ...]:
         """Return the arguments of the script `change`."""
         content = EMPTY
-        if event.operation == "upsert" and self.scope.on_change == "refresh":
+        if whole and event.operation == "upsert" and self.scope.on_change == "refresh":
             content = value(event.version, event.fingerprint)
         return encode_version(event.version), content, _TTL_MS, token
 
@@ -441,6 +475,48 @@ class Model:
             yield Step(
                 f"{index}: releases{but}", _after(state, index, local._replace(at="done"), slot), faults
             )
+
+
+def _renumbered(state: State) -> State:
+    """Return a state with the lowest numbers in the same order."""
+    numbers = {0, state.row, state.deleted, state.promised, _number(state.slot)}
+    numbers.update([event.version for event in state.events])
+    for local in state.processes:
+        numbers.add(abs(local.number))
+        numbers.add(_number(local.seen))
+    if len(numbers) > state.drawn:
+        return state
+    new = {number: rank for rank, number in enumerate(sorted(numbers))}
+    new |= {-number: -rank for number, rank in new.items()}
+    return State(
+        row=new[state.row],
+        drawn=len(numbers) - 1,
+        deleted=new[state.deleted],
+        promised=new[state.promised],
+        slot=_with_number(state.slot, new),
+        refusing=state.refusing,
+        events=tuple([event._replace(version=new[event.version]) for event in state.events]),
+        processes=tuple(
+            [
+                local._replace(number=new[local.number], seen=_with_number(local.seen, new))
+                if local.number or local.seen
+                else local
+                for local in state.processes
+            ]
+        ),
+    )
+
+
+def _number(slot: bytes) -> int:
+    """Return the number in a slot; 0 if it has none that a change can have drawn."""
+    if not (is_value(slot) or is_lease(slot)) or slot[_VERSION] == HIGHEST_VERSION:
+        return 0
+    return int(slot[_VERSION])
+
+
+def _with_number(slot: bytes, new: Mapping[int, int]) -> bytes:
+    number = _number(slot)
+    return slot[:1] + encode_version(new[number]) + slot[_VERSION.stop :] if number else slot
 
 
 def _row(process: Reconciler, version: int) -> Row | None:

@@ -5,7 +5,8 @@ start and its commit; R4 a crash between commit and publication; R5 reordered an
 update after a delete; R7 *absent* hides an insert; R8 a read joins a load that began before it; R10 a write
 that bypasses the service; R11 two schemas at the same time; R13 versions that do not grow in commit order.
 The last scopes have a reconciler, during normal operation and with a slot that is wrong from the start;
-unreadable content; a Redis that refuses writes; and reads that bring to the slot what they read past it.
+unreadable content; a Redis that refuses writes; reads that bring to the slot what they read past it; and
+writes of other rows that change this one too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _READ_OLD: Final = Reader(OLD)
 _INSERT: Final = Writer("insert")
 _UPDATE: Final = Writer("update")
 _DELETE: Final = Writer("delete")
+_CASCADING_UPDATE: Final = Writer("update", names_row=False)
+_CASCADING_DELETE: Final = Writer("delete", names_row=False)
+_INSERT_BY_A_TRIGGER: Final = Writer("insert", names_row=False)
 _INSERT_ELSEWHERE: Final = Elsewhere("insert")
 _UPDATE_ELSEWHERE: Final = Elsewhere("update")
 _UPDATE_OLD_ELSEWHERE: Final = Elsewhere("update", OLD)
@@ -111,6 +115,25 @@ _SCOPES: Final = (
         (_READ, _READ, _UPDATE, _UPDATE_ELSEWHERE),
         slot=value(1),
         on_change="invalidate",
+        advances=True,
+    ),
+    Scope("cascading-updates", (_READ, _READ, _CASCADING_UPDATE, _UPDATE_ELSEWHERE)),
+    Scope(
+        "cascading-delete",
+        (_READ, _READ, _CASCADING_DELETE, _INSERT_ELSEWHERE),
+        slot=value(1),
+    ),
+    Scope(
+        "inserts-by-triggers",
+        (_READ, _READ, _INSERT_BY_A_TRIGGER, _DELETE_ELSEWHERE),
+        row=0,
+        slot=ABSENT,
+        refuses="store",
+    ),
+    Scope(
+        "cascading-update-beside-an-advance",
+        (_READ, _READ, _CASCADING_UPDATE, _UPDATE_ELSEWHERE),
+        slot=value(1),
         advances=True,
     ),
     Scope("false-absent", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), slot=ABSENT, wrong=True),

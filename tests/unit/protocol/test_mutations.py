@@ -297,6 +297,38 @@ _MUTATIONS = (
         "advances-after-deletes-and-inserts",
         Fault.OLDER,
     ),
+    Mutation(
+        "go-back-to-an-older-change-of-another-row",
+        "change",
+        _ADVANCED,
+        _ADVANCED.replace("version < current", "false"),
+        "cascading-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "raise-no-floor-to-a-cascading-delete",
+        "change",
+        _RAISE,
+        "",
+        "cascading-delete",
+        Fault.ORPHAN,
+    ),
+    Mutation(
+        "keep-absent-over-a-row-that-a-trigger-inserted",
+        "change",
+        "'raised'\n    end\n    redis.call('DEL', name)",
+        "'raised'\n    end",
+        "inserts-by-triggers",
+        Fault.OLDER,
+    ),
+    Mutation(
+        "go-back-to-an-older-read-after-a-cascading-update",
+        "advance",
+        _ADVANCED,
+        _ADVANCED.replace("version < current", "false"),
+        "cascading-update-beside-an-advance",
+        Fault.OLDER,
+    ),
     Mutation("repair-for-good", "repair", ", 'PX', ARGV[3]", "", "stale", Fault.LASTING),
 )
 
@@ -320,6 +352,18 @@ def test_edited_script_breaks_the_protocol(mutation: Mutation) -> None:
         pytest.param(Rules(redraws=False), "R13-delete-and-insert", Fault.OLDER, id="R13-acknowledged"),
         pytest.param(Rules(logs_changes=False), "R4-crashing-updates", Fault.STALE, id="R4"),
         pytest.param(Rules(commits_first=False), "R4-crashing-updates", Fault.AHEAD, id="R3"),
+        pytest.param(
+            Rules(settles_other_rows=False), "cascading-updates", Fault.OLDER, id="cascading-update-unsettled"
+        ),
+        pytest.param(
+            Rules(settles_other_rows=False), "cascading-delete", Fault.OLDER, id="cascading-delete-unsettled"
+        ),
+        pytest.param(
+            Rules(settles_other_rows=False), "inserts-by-triggers", Fault.OLDER, id="inserted-row-unsettled"
+        ),
+        pytest.param(
+            Rules(commits_first=False), "cascading-updates", Fault.AHEAD, id="other-row-settled-before-commit"
+        ),
         pytest.param(Rules(asks_once=False), "R3-unanswered-leases", Fault.STALE, id="R2-token-used-twice"),
         pytest.param(
             Rules(believes_answers_only=False), "R3-unanswered-leases", Fault.STALE, id="R1-unknown-lease"

@@ -86,10 +86,18 @@ class Reader:
 
 @dataclass(frozen=True)
 class Writer:
-    """A write through the service."""
+    """A write through the service.
+
+    Attributes:
+        write: what it does to the row.
+        fingerprint: the schema fingerprint of its process.
+        names_row: whether it is a write of this row; else of another one, whose transaction changes this row
+            too, as foreign keys that cascade and triggers do.
+    """
 
     write: Literal["insert", "update", "delete"]
     fingerprint: bytes = NEW
+    names_row: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ class Rules:
         redraws: an insert draws again if the change log has a higher version for its key.
         logs_changes: a commit includes its event.
         commits_first: a write commits before it changes the slot.
+        settles_other_rows: before it is acknowledged, a write changes the slots of all rows that its
+            transaction has changed.
         asks_once: a lease without a reply is not requested again with the same token.
         believes_answers_only: only a process whose lease was confirmed acts as its holder.
         waits: a read that meets a lease waits instead of joining a load that may have begun before it.
@@ -129,6 +139,7 @@ class Rules:
     redraws: bool = True
     logs_changes: bool = True
     commits_first: bool = True
+    settles_other_rows: bool = True
     asks_once: bool = True
     believes_answers_only: bool = True
     waits: bool = True
