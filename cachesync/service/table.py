@@ -354,6 +354,7 @@ class Table:
             "service/spreads",
             relation=literal(self._fragments["table"]),
             event=str(_EVENTS[write]),
+            values=str(write != "delete"),
             defaults=str(defaults),
         )
 

@@ -327,6 +327,73 @@ BEGIN
 END
 $cachesync$;
 
+-- Whether a function, or that of an operator, can write rows. One that is not volatile has promised not to.
+CREATE OR REPLACE FUNCTION cachesync.can_write(catalog oid, object oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT f.provolatile = 'v' AND l.lanname NOT IN ('c', 'internal')
+    FROM pg_proc AS f
+    JOIN pg_language AS l ON l.oid = f.prolang
+    WHERE
+        f.oid = CASE
+            WHEN can_write.catalog = 'pg_proc'::regclass THEN can_write.object
+            ELSE (SELECT o.oprcode FROM pg_operator AS o WHERE o.oid = can_write.object)
+        END;
+END;
+
+-- Whether a default or a CHECK of a domain can write rows, in a type of the user's or in one that it is made of. Writes
+-- call it, so that the catalogs are not joined, as in `spreads.sql`, and every name is qualified with its schema.
+CREATE OR REPLACE FUNCTION cachesync.type_can_write(type oid) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $cachesync$
+DECLARE
+    t pg_catalog.pg_type;
+BEGIN
+    -- Built-in types run no code of the user's.
+    IF type < 16384 THEN
+        RETURN false;
+    END IF;
+    SELECT y.* INTO t FROM pg_catalog.pg_type AS y WHERE y.oid = type;
+    CASE
+        WHEN t.typtype = 'd' THEN
+            RETURN (
+                SELECT coalesce(bool_or(cachesync.can_write(d.refclassid, d.refobjid)), false)
+                FROM pg_catalog.pg_depend AS d
+                WHERE
+                    d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
+                    AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)
+            ) OR EXISTS (
+                SELECT FROM pg_catalog.pg_constraint AS c
+                WHERE
+                    c.contypid = t.oid
+                    AND (
+                        SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
+                        FROM pg_catalog.pg_depend AS d
+                        WHERE
+                            d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = c.oid
+                            AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)
+                    )
+            ) OR cachesync.type_can_write(t.typbasetype);
+        WHEN t.typtype = 'c' THEN
+            RETURN EXISTS (
+                SELECT FROM pg_catalog.pg_attribute AS a
+                WHERE
+                    a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+                    AND cachesync.type_can_write(a.atttypid)
+            );
+        WHEN t.typcategory = 'A' THEN
+            RETURN cachesync.type_can_write(t.typelem);
+        WHEN t.typtype IN ('r', 'm') THEN
+            RETURN EXISTS (
+                SELECT FROM pg_catalog.pg_range AS r
+                WHERE t.oid IN (r.rngtypid, r.rngmultitypid) AND cachesync.type_can_write(r.rngsubtype)
+            );
+        ELSE
+            RETURN false;
+    END CASE;
+END
+$cachesync$;
+
 -- Applies a JSON merge patch (RFC 7396).
 CREATE OR REPLACE FUNCTION cachesync.merge_patch(target jsonb, patch jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
@@ -393,5 +460,7 @@ cachesync.own_changes(xid8, timestamptz, bigint, bigint),
 cachesync.drawn(bigint, bigint),
 cachesync.bounded(text, integer),
 cachesync.page(text, text, integer, bigint),
-cachesync.merge_patch(jsonb, jsonb)
+cachesync.merge_patch(jsonb, jsonb),
+cachesync.can_write(oid, oid),
+cachesync.type_can_write(oid)
 TO cachesync_service;

@@ -1,8 +1,9 @@
 -- Whether a write can change more than the row that it returns: other rows, or the same row once more. That takes a
--- trigger (which a foreign key that cascades has, too), a rule, or a default that calls a function. Looked up by each
--- write, so that what is created later counts. {{event}} the bit of the write in pg_trigger.tgtype, {{defaults}}
--- whether the write assigns defaults. The other triggers that are built into PostgreSQL only check, or change only the
--- new row.
+-- trigger (which a foreign key that cascades has, too), a rule, or a function of the user's in what computes or checks
+-- a value: a default, a generated column, a CHECK, or the same of a domain, however deeply it is nested. Looked up by
+-- each write, so that what is created later counts. {{event}} the bit of the write in pg_trigger.tgtype, {{values}}
+-- whether the write stores values, {{defaults}} whether it assigns defaults. The other triggers that are built into
+-- PostgreSQL only check, or change only the new row.
 --
 -- The catalogs are not joined: the planner could begin with all functions or triggers of the database, of which there
 -- can be thousands.
@@ -20,23 +21,46 @@
             )
     )
     OR EXISTS (SELECT FROM pg_catalog.pg_rewrite AS r WHERE r.ev_class = {{relation}}::regclass)
-    OR {{defaults}} AND EXISTS (
-        SELECT FROM pg_catalog.pg_attrdef AS a
-        WHERE
-            a.adrelid = {{relation}}::regclass
-            AND (
-                SELECT
-                    bool_or((
-                        SELECT
-                            f.provolatile = 'v' AND f.prolang NOT IN (
-                                SELECT l.oid FROM pg_catalog.pg_language AS l WHERE l.lanname IN ('c', 'internal')
-                            )
-                        FROM pg_catalog.pg_proc AS f
-                        WHERE f.oid = d.refobjid
-                    ))
-                FROM pg_catalog.pg_depend AS d
-                WHERE
-                    d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid AND d.refclassid = 'pg_proc'::regclass
-            )
+    OR {{values}} AND (
+        EXISTS (
+            SELECT FROM pg_catalog.pg_attrdef AS a
+            WHERE
+                a.adrelid = {{relation}}::regclass
+                AND (
+                    {{defaults}}
+                    OR (
+                        SELECT b.attgenerated <> ''
+                        FROM pg_catalog.pg_attribute AS b
+                        WHERE b.attrelid = a.adrelid AND b.attnum = a.adnum
+                    )
+                )
+                AND (
+                    SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
+                    FROM pg_catalog.pg_depend AS d
+                    WHERE
+                        d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid
+                        AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+                )
+        )
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_constraint AS c
+            WHERE
+                c.conrelid = {{relation}}::regclass AND c.contype = 'c'
+                AND (
+                    SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
+                    FROM pg_catalog.pg_depend AS d
+                    WHERE
+                        d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
+                        AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
+                )
+        )
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_attribute AS a
+            WHERE
+                a.attrelid = {{relation}}::regclass AND a.attnum > 0 AND NOT a.attisdropped
+                AND a.atttypid >= 16384
+                AND (SELECT t.typtype <> 'e' FROM pg_catalog.pg_type AS t WHERE t.oid = a.atttypid)
+                AND cachesync.type_can_write(a.atttypid)
+        )
     )
 )

@@ -128,7 +128,7 @@ def row(**values: Any) -> RowInput:
 
 async def populate(admin: asyncpg.Connection) -> None:
     await admin.execute(
-        "INSERT INTO parent VALUES (1, 11, 0), (2, 12, 0);"
+        "INSERT INTO parent (id, code, n) VALUES (1, 11, 0), (2, 12, 0);"
         "INSERT INTO child VALUES (0, NULL, NULL, 0), (1, 1, 11, 0), (2, 2, 11, 0), (3, 2, 12, 0);"
         "INSERT INTO grandchild VALUES (1, 1, 1, 0), (2, 2, 1, 0), (3, 2, 2, 0)"
     )
@@ -298,6 +298,46 @@ async def test_write_also_reaches_the_rows_that_a_rule_or_a_default_changes(
     assert await family.stale() == []
     assert (await family.read("child", 1))["n"] == 7
     await all_marked(admin)
+
+
+@pytest.mark.parametrize(
+    "spreading",
+    [
+        "CREATE DOMAIN code AS int DEFAULT touch(0); ALTER TABLE parent ADD extra code",
+        "CREATE DOMAIN code AS int CHECK (touch(VALUE) = 0); ALTER TABLE parent ADD extra code DEFAULT 1",
+        """
+        CREATE DOMAIN base AS int CHECK (touch(VALUE) = 0);
+        CREATE DOMAIN code AS base;
+        CREATE TYPE pair AS (a int, b code []);
+        ALTER TABLE parent ADD extra pair DEFAULT ROW(1, ARRAY[2]::code [])
+        """,
+        "ALTER TABLE parent ADD CHECK (touch(n) = 0)",
+        "CREATE OPERATOR @# (FUNCTION = touch, RIGHTARG = int); ALTER TABLE parent ADD CHECK ((@# n) = 0)",
+        """
+        ALTER FUNCTION touch IMMUTABLE;
+        ALTER TABLE parent ADD extra int GENERATED ALWAYS AS (touch(n)) STORED;
+        ALTER FUNCTION touch VOLATILE
+        """,
+    ],
+    ids=["domain default", "domain check", "nested domain", "check", "operator", "generated column"],
+)
+async def test_write_also_reaches_the_rows_that_a_computed_or_checked_value_changes(
+    family: Family, admin: asyncpg.Connection, spreading: str
+) -> None:
+    # The table is empty when it gets the column, as an immutable function may not update.
+    await admin.execute(
+        "CREATE FUNCTION touch(int) RETURNS int LANGUAGE plpgsql AS"
+        " 'BEGIN UPDATE child SET n = n + 1 WHERE id = 3; RETURN 0; END';" + spreading
+    )
+    await populate(admin)
+    await family.cache_all()
+    for written in (
+        await family.caches["parent"].insert(row(id=9)),
+        await family.caches["parent"].replace("9", row(n=1), None),
+    ):
+        assert written.cached
+        assert await family.stale() == []
+    assert (await family.read("child", 3))["n"] > 0
 
 
 async def test_every_row_of_a_large_cascade_is_covered(family: Family, admin: asyncpg.Connection) -> None:
