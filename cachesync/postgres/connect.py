@@ -226,7 +226,7 @@ def _missing_role(error: asyncpg.PostgresError) -> str:
         return ""
     return (
         "; the login needs the role cachesync_service for a service, or cachesync_worker for the background "
-        "work: run GRANT <role> TO <login>"
+        "work: run GRANT <role> TO <login>, or `cachesync install` if it has that role"
     )
 
 

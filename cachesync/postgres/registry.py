@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -50,6 +50,7 @@ class Registration:
         shape: everything that determined the payload of a row when the entity was installed.
         details: a digest of the table as it is now; it changes with everything that a service knows of it.
         findings: why changes may not be captured, or may have been missed.
+        denied: the privileges that the login of the service lacks, and what to run; None if it lacks none.
     """
 
     name: str
@@ -62,22 +63,24 @@ class Registration:
     shape: Any
     details: str
     findings: tuple[str, ...]
+    denied: str | None = None
 
     @property
     def problem(self) -> str | None:
-        """The findings, and what to run; None if there are no findings."""
+        """Why the entity cannot be used, and what to run; None if it can."""
         if not self.findings:
-            return None
+            return self.denied
         findings = "; ".join(self.findings[:_MAX_NAMES])
         more = "; and more" * (len(self.findings) > _MAX_NAMES)
         return f"entity {self.name!r}: {findings}{more}; run `cachesync install`"
 
 
-async def read_registry(connection: Connection) -> dict[str, Registration]:
+async def read_registry(connection: Connection, *, of_service: bool = False) -> dict[str, Registration]:
     """Read the registered entities and compare them with the catalog.
 
     Args:
         connection: a connection with the role `cachesync_service` or `cachesync_worker`, or of the owner.
+        of_service: whether to find out which privileges of a service the login lacks.
 
     Returns:
         The registered entities by name.
@@ -89,7 +92,15 @@ async def read_registry(connection: Connection) -> dict[str, Registration]:
     if any(one.findings for one in registry.values()):
         # The catalog's functions do not all use the statement's snapshot, so a concurrent change of the
         # schema can look like a finding.
-        return await _read_once(connection)
+        registry = await _read_once(connection)
+    if of_service:
+        for record in await connection.fetch(statement("postgres/denied")):
+            name, login = record["name"], record["login"]
+            denied = (
+                f"entity {name!r}: the login {login} lacks {record['denied']}; run `cachesync install`, or "
+                f"GRANT cachesync_service TO {login} if it no longer has that role"
+            )
+            registry[name] = replace(registry[name], denied=denied)
     return registry
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 
-from cachesync.errors import DatabaseError, NotInstalledError
+from cachesync.errors import DatabaseError, NotInstalledError, PrivilegeError
 from cachesync.postgres.registry import read_registry
 from cachesync.service.table import installed
 
@@ -29,8 +29,9 @@ _JITTER: Final = 0.2
 class Watch:
     """Compares the catalog with the registry from time to time, and changes the caches accordingly.
 
-    While changes of an entity may not be captured, its cache is suspended. After an installation, or after a
-    change of the table that needs none, the cache gets the new description of the table.
+    While changes of an entity may not be captured, or the login lacks a privilege, its cache is suspended.
+    After an installation, or after a change of the table that needs none, the cache gets the new description
+    of the table.
 
     Args:
         database: the database.
@@ -89,8 +90,8 @@ class Watch:
     async def _compare(self) -> None:
         try:
             async with self._database.connection() as connection:
-                registry = await read_registry(connection)
-        except NotInstalledError as error:
+                registry = await read_registry(connection, of_service=True)
+        except (NotInstalledError, PrivilegeError) as error:
             for cache in self._caches.values():
                 _set_problem(cache, str(error))
             return

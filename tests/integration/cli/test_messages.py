@@ -57,7 +57,7 @@ async def test_login_without_the_role_of_the_worker_is_told_what_to_grant(
     assert line == (
         "PostgreSQL denied a statement: permission denied for schema cachesync; the login needs the role "
         "cachesync_service for a service, or cachesync_worker for the background work: run GRANT <role> TO "
-        "<login>"
+        "<login>, or `cachesync install` if it has that role"
     )
 
 

@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from prometheus_client import REGISTRY
 
 from cachesync.backoff import Backoff
-from cachesync.errors import NotInstalledError
+from cachesync.errors import NotInstalledError, PrivilegeError
 from cachesync.install.installer import install
 from cachesync.kafka.event import decode, headers_of
 from cachesync.postgres.statements import statement
@@ -555,6 +555,15 @@ async def test_backlog_is_reported(admin: asyncpg.Connection) -> None:
     await Backlog().step(admin)
     assert REGISTRY.get_sample_value("cachesync_backlog") == 7
     assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
+
+
+@pytest.mark.parametrize("revoked", ["SELECT", "UPDATE (published_at)", "DELETE"])
+async def test_relay_that_loses_a_privilege_ends_with_what_to_run(
+    admin: asyncpg.Connection, new_relay: Callable[..., Relay], revoked: str
+) -> None:
+    await admin.execute(f"REVOKE {revoked} ON cachesync.change_log FROM cachesync_worker")
+    with pytest.raises(PrivilegeError, match=r"denied for table change_log.*or `cachesync install`"):
+        await asyncio.to_thread(new_relay().run)
 
 
 async def test_change_log_of_an_earlier_version_is_upgraded_in_place(

@@ -69,7 +69,7 @@ async def test_login_without_the_role_of_a_service_is_told_what_to_grant(
         assert str(raised.value) == (
             "PostgreSQL denied a statement: permission denied for schema cachesync; the login needs the role "
             "cachesync_service for a service, or cachesync_worker for the background work: run GRANT <role> "
-            "TO <login>"
+            "TO <login>, or `cachesync install` if it has that role"
         )
         with pytest.raises(PrivilegeError, match='run GRANT cachesync_service TO "a-worker"'):
             await Service.open(settings_of("sa", db_username="a-worker", db_password="password"))

@@ -120,6 +120,47 @@ async def test_service_refuses_writes_and_goes_past_the_cache_while_triggers_are
     assert written.version == await admin.fetchval("SELECT max(version) FROM cachesync.change_log")
 
 
+@pytest.mark.parametrize(
+    ("revoked", "lacking"),
+    [
+        ("UPDATE ON word", "UPDATE on table public.word"),
+        ("SELECT (mood), INSERT (letters) ON word", "INSERT and SELECT on table public.word"),
+        ("ALL ON word", "DELETE and INSERT and SELECT and UPDATE on table public.word"),
+        ("EXECUTE ON FUNCTION cachesync.latest_version", "EXECUTE on function cachesync.latest_version"),
+        ("SELECT ON cachesync.entity", "permission denied for table entity"),
+        ("USAGE ON SCHEMA cachesync", "permission denied for schema cachesync"),
+    ],
+)
+async def test_login_that_loses_a_privilege_is_told_what_to_run(
+    admin: asyncpg.Connection, service: Service, declared: Path, revoked: str, lacking: str
+) -> None:
+    cache = service.caches["word"]
+    await cache.read("1")
+    before = await admin.fetchrow("SELECT fingerprint, lost_at FROM cachesync.entity")
+    await admin.execute(f"REVOKE {revoked} FROM cachesync_service")
+    problem = await until_suspended(cache)
+    assert lacking in problem
+    assert "run `cachesync install`" in problem or "or `cachesync install`" in problem
+    assert service.problems() == {"word": problem}
+    with pytest.raises(CaptureLostError, match="cachesync install"):
+        await cache.merge("1", RowInput.from_json(b'{"letters": 7}'), None)
+    await install(admin, load_entities(declared), Silent())
+    await until_resumed(cache)
+    assert (await cache.read("1")).outcome is Outcome.HIT
+    assert await admin.fetchrow("SELECT fingerprint, lost_at FROM cachesync.entity") == before
+    await cache.merge("1", RowInput.from_json(b'{"letters": 8}'), None)
+
+
+async def test_statement_that_is_denied_makes_the_service_look_for_lost_privileges(
+    admin: asyncpg.Connection, unaware: EntityCache
+) -> None:
+    await admin.execute("REVOKE UPDATE, SELECT ON word FROM cachesync_service")
+    with pytest.raises(NotInstalledError, match=r"SELECT and UPDATE on table public\.word; run `cachesync"):
+        await unaware.read("1")
+    with pytest.raises(CaptureLostError, match="lacks SELECT and UPDATE"):
+        await unaware.merge("1", RowInput.from_json(b'{"letters": 7}'), None)
+
+
 async def test_installation_after_a_gap_empties_what_the_fingerprint_does_not_invalidate(
     admin: asyncpg.Connection, service: Service, declared: Path, redis_sa: Redis
 ) -> None:
