@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from cachesync.kafka.topics import create_topics
 from cachesync.service.service import Service
 from cachesync.service.settings import ServiceSettings
 from cachesync.slots.clients import blocking_client
-from local.postgres import address, create_role
+from local.postgres import address, create_database, create_role
 from local.silent import Silent
 from tests.integration.post import Post
 from tests.integration.redis_cluster import RedisCluster
@@ -49,19 +50,35 @@ def database(postgres: Postgres) -> Iterator[str]:
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
 
 
-@pytest.fixture
-async def sample(postgres: Postgres, entities: dict[str, Entity]) -> AsyncIterator[str]:
-    """The DSN of a new database with the sample tables and the installed database side."""
-    name = f"sample_{secrets.token_hex(4)}"
+@pytest.fixture(scope="module")
+def sample_template(postgres: Postgres, entities: dict[str, Entity]) -> Iterator[str]:
+    """The name of a database with the sample tables and the installed database side, to copy.
+
+    Not one per session: tests of the installation need the roles to be absent.
+    """
+    name = f"template_{secrets.token_hex(4)}"
     dsn = postgres.create_database(name)
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(SAMPLE.read_text(encoding="utf-8"))
-    await install(connection, entities, Silent())
-    await connection.close()
+
+    async def prepare() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(SAMPLE.read_text(encoding="utf-8"))
+        await install(connection, entities, Silent())
+        await connection.close()
+
+    asyncio.run(prepare())
     for service in ("sa", "sb"):
         create_role(dsn, service, f"{service}-password")
         postgres.sql(f"GRANT cachesync_service TO {service}", name)
-    yield dsn
+    yield name
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+def sample(postgres: Postgres, sample_template: str) -> Iterator[str]:
+    """The DSN of a new database with the sample tables and the installed database side."""
+    name = f"sample_{secrets.token_hex(4)}"
+    create_database(postgres.dsn_of("postgres"), name, template=sample_template)
+    yield postgres.dsn_of(name)
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
 
 
