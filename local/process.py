@@ -236,26 +236,28 @@ class Process(ABC):
             _send(member, signal.SIGCONT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(self.stop_seconds)
-        self._kill(members)
+        with self._lock:
+            self._kill(members)
 
     def kill(self) -> None:
         """Kill the process and its descendants immediately (SIGKILL)."""
         self._ending = True
-        # A stopped process cannot start another, so the tree is complete before the first one is killed.
-        self._kill(self.freeze())
+        # A process that is being spawned by another thread is known only after that, and would not be killed.
+        with self._lock:
+            # A stopped process cannot start another, so the tree is complete before the first one is killed.
+            self._kill(self.freeze())
 
     def _kill(self, members: list[psutil.Process]) -> None:
-        # A failing start and a caller that no longer waits for it can get here at the same time.
-        with self._lock:
-            if self._process is None:
-                return
-            for member in members:
-                _send(member, signal.SIGKILL)
-            self._process.wait()
-            _wait_until_gone(members, self.stop_seconds)
-            _guard.remove(self._process.pid)
-            self._pid_file.unlink(missing_ok=True)
-            self._process = None
+        # A failing start and a caller that no longer waits for it can get here one after the other.
+        if self._process is None:
+            return
+        for member in members:
+            _send(member, signal.SIGKILL)
+        self._process.wait()
+        _wait_until_gone(members, self.stop_seconds)
+        _guard.remove(self._process.pid)
+        self._pid_file.unlink(missing_ok=True)
+        self._process = None
 
     def restart(self) -> Self:
         """Stop the process and start it again."""

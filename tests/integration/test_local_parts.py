@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -198,6 +199,32 @@ def test_stop_kills_processes_that_ignore_the_signal(tmp_path: Path) -> None:
         members = process.tree()
         assert len(members) == 2
     assert not [member for member in members if lives(member.pid)]
+
+
+def test_process_that_another_thread_is_spawning_can_be_killed(tmp_path: Path) -> None:
+    spawning, looked = threading.Event(), threading.Event()
+
+    class Slow(Python):
+        def environment(self) -> dict[str, str]:
+            spawning.set()
+            # The kill either looks for the processes before there are any, or waits for them.
+            looked.wait(1)
+            return super().environment()
+
+        def tree(self) -> list[psutil.Process]:
+            found = super().tree()
+            looked.set()
+            return found
+
+    slow = Slow(tmp_path, "print('ready', flush=True); import time; time.sleep(60)")
+    slow.start_seconds = 30
+    with ThreadPoolExecutor() as pool:
+        start = pool.submit(slow.start)
+        assert spawning.wait(30)
+        looked.clear()
+        pool.submit(slow.kill).result(30)
+        start.exception(30)
+    assert not slow.running
 
 
 def test_error_about_a_process_that_exits_early_includes_its_log(tmp_path: Path) -> None:
