@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -24,6 +25,8 @@ _PATIENCE_AMONG_OTHERS_SECONDS: Final = 600.0
 # After such a gap, the process was frozen or the stream was paused, and what was seen before it says nothing.
 _MAX_GAP_SECONDS: Final = 30.0
 _TIMEOUT_SECONDS: Final = 2.0
+# Another consumer must connect first, which on a busy machine alone can take longer than that.
+_OTHERS_TIMEOUT_SECONDS: Final = 10.0
 _LATEST: Final = -1
 
 
@@ -47,7 +50,8 @@ class Watchdog:
 
     Nothing is expected of a consumer while Kafka is unavailable to others as well, while the cache is
     unavailable, or if other members of its group have all partitions and make progress. After an outage, it
-    gets the time that a client can need to connect again.
+    gets the time that a client can need to connect again: if it got no response at some time since it was last
+    well, others must have gotten theirs for that long.
 
     Args:
         consumer: the consumer; `look` is called from its thread.
@@ -75,6 +79,9 @@ class Watchdog:
         self._outside_since: float | None = None
         self._unanswered_since: float | None = None
         self._others_answered_since: float | None = None
+        self._is_suspected = False
+        # When the consumer last got no response.
+        self._failed_at = -inf
         self._looked_at = time.monotonic()
         self._progressed_at = 0.0
 
@@ -92,14 +99,19 @@ class Watchdog:
             self._forget()
             self._unanswered_since = self._others_answered_since = None
         self._looked_at = now
+        self._is_suspected = False
         try:
             self._look(now)
         except KafkaException as error:
-            self._forget()
             if error.args[0].code() not in errors.MISSING_TOPIC:
+                # What was seen before still counts: looks that fail and looks that succeed can take turns.
+                self._failed_at = now
                 self._require_others_unanswered(now, error)
                 return
-        self._unanswered_since = self._others_answered_since = None
+            self._forget()
+        self._unanswered_since = None
+        if not self._is_suspected:
+            self._others_answered_since = None
 
     def _look(self, now: float) -> None:
         assigned = self._consumer.assignment()
@@ -130,8 +142,10 @@ class Watchdog:
         elif self._outside_since is None:
             self._outside_since = now
         elif now - self._outside_since >= _PATIENCE_SECONDS:
-            message = f"the consumer has not been in its group for {now - self._outside_since:.0f} s"
-            raise StreamError(message)
+            self._is_suspected = True
+            if self._is_certain(self._outside_since, self._ask_another(self._responds)):
+                message = f"the consumer has not been in its group for {now - self._outside_since:.0f} s"
+                raise StreamError(message)
 
     def _require_progress(self, now: float, place: TopicPartition, done: int, end: int) -> None:
         """Raise a StreamError if messages of a partition have been waiting without progress for too long."""
@@ -155,14 +169,15 @@ class Watchdog:
         if not self._is_cache_available():
             self._forget()
             return
+        self._is_suspected = True
         begin = TopicPartition(place.topic, place.partition, seen.clear_to)
         is_waiting = self._ask_another(lambda other: _has_message(other, begin, end))
-        if is_waiting:
+        if self._is_certain(seen.lagging_since, is_waiting):
             message = (
                 f"no progress in {place.topic}[{place.partition}] for {waited:.0f} s: at {done} of {end}"
             )
             raise StreamError(message)
-        if is_waiting is not None:
+        if is_waiting is False:
             seen.clear_to = end
 
     def _require_others_unanswered(self, now: float, error: KafkaException) -> None:
@@ -172,20 +187,33 @@ class Watchdog:
         waited = now - self._unanswered_since
         if waited < _PATIENCE_SECONDS:
             return
-        if not self._ask_another(self._responds):
-            self._unanswered_since, self._others_answered_since = now, None
-        elif self._others_answered_since is None:
-            self._others_answered_since = time.monotonic()
-        elif now - self._others_answered_since > self._recovery_seconds:
+        if self._is_certain(self._unanswered_since, self._ask_another(self._responds)):
             reason = error.args[0].str()
             message = (
                 f"no response to the consumer for {waited:.0f} s, although Kafka responds to others: {reason}"
             )
             raise StreamError(message)
 
+    def _is_certain(self, since: float, answer: bool | None) -> bool:  # noqa: FBT001
+        """Return whether the consumer must be replaced, after another one was asked.
+
+        Args:
+            since: since when the consumer has not been well.
+            answer: what the other one said; None if it got no response.
+        """
+        if answer is None:
+            self._others_answered_since = None
+            return False
+        if self._failed_at < since:
+            return answer
+        now = time.monotonic()
+        if self._others_answered_since is None:
+            self._others_answered_since = now
+        return answer and now - self._others_answered_since > self._recovery_seconds
+
     def _responds(self, other: Consumer) -> bool:
         """Return True if another consumer gets the responses that are expected of Kafka."""
-        _offsets(other, self._all_partitions(other))
+        _offsets(other, self._all_partitions(other, _OTHERS_TIMEOUT_SECONDS), _OTHERS_TIMEOUT_SECONDS)
         return True
 
     def _ask_another(self, question: Callable[[Consumer], bool | None]) -> bool | None:
@@ -201,8 +229,10 @@ class Watchdog:
         finally:
             other.close()
 
-    def _all_partitions(self, consumer: Consumer) -> list[TopicPartition]:
-        known = consumer.list_topics(timeout=_TIMEOUT_SECONDS).topics
+    def _all_partitions(
+        self, consumer: Consumer, timeout: float = _TIMEOUT_SECONDS
+    ) -> list[TopicPartition]:
+        known = consumer.list_topics(timeout=timeout).topics
         return [
             TopicPartition(topic, partition)
             for topic in self._topics
@@ -213,15 +243,16 @@ class Watchdog:
     def _forget(self) -> None:
         self._partitions.clear()
         self._outside_since = None
+        self._failed_at = -inf
 
 
 def _offsets(
-    consumer: Consumer, places: list[TopicPartition]
+    consumer: Consumer, places: list[TopicPartition], timeout: float = _TIMEOUT_SECONDS
 ) -> tuple[list[TopicPartition], list[TopicPartition]]:
     """Return the offsets that the group has committed in partitions, and those after their last messages."""
-    committed = consumer.committed(places, timeout=_TIMEOUT_SECONDS)
+    committed = consumer.committed(places, timeout=timeout)
     latest = [TopicPartition(place.topic, place.partition, _LATEST) for place in places]
-    return committed, consumer.offsets_for_times(latest, timeout=_TIMEOUT_SECONDS)
+    return committed, consumer.offsets_for_times(latest, timeout=timeout)
 
 
 def _has_message(other: Consumer, begin: TopicPartition, end: int) -> bool | None:
@@ -230,7 +261,7 @@ def _has_message(other: Consumer, begin: TopicPartition, end: int) -> bool | Non
     Not every offset is a message: the end of a transaction takes one, and so does what it discards.
     """
     other.assign([begin])
-    message = other.poll(_TIMEOUT_SECONDS)
+    message = other.poll(_OTHERS_TIMEOUT_SECONDS)
     if message is not None and message.error() is None:
         return True
     # It is known once Kafka has responded to the new consumer's first request for messages.

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from cachesync.errors import StreamError
 from cachesync.kafka.clients import recovery_seconds
@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 Look = Callable[[float], None]
 
 LOOK_SECONDS = 5
+TOPIC = "cachesync.student"
 
 
 class Kafka:
-    """Responds to no consumer, to others, or to all; its clock only moves when the watchdog looks."""
+    """Responds to no consumer, to others, or to all; its clock only moves when the watchdog looks.
+
+    The consumers have no partition, and their group has committed `done` of the messages up to `end`.
+    """
 
     now = 1000.0
     responds = True
     responds_to_others = True
+    done = end = 10
 
     def connect(self) -> Any:
         return self._consumer(lambda: self.responds_to_others)
@@ -40,17 +45,28 @@ class Kafka:
         def respond(*_: object, **__: object) -> Any:
             if not is_answered():
                 raise KafkaException(KafkaError(TIMED_OUT))
-            return SimpleNamespace(topics={})
+            return SimpleNamespace(topics={TOPIC: SimpleNamespace(partitions=[0])})
 
-        def offsets(*_: object, **__: object) -> list[object]:
+        def committed(*_: object, **__: object) -> list[TopicPartition]:
             respond()
-            return []
+            return [TopicPartition(TOPIC, 0, self.done)]
+
+        def ends(*_: object, **__: object) -> list[TopicPartition]:
+            respond()
+            return [TopicPartition(TOPIC, 0, self.end)]
+
+        def poll(_: float) -> Any:
+            return SimpleNamespace(error=lambda: None) if is_answered() else None
 
         return SimpleNamespace(
+            assign=lambda _: None,
             assignment=list,
+            committed=committed,
+            get_watermark_offsets=lambda *_, **__: (0, -1),
             list_topics=respond,
-            committed=offsets,
-            offsets_for_times=offsets,
+            memberid=lambda: "member",
+            offsets_for_times=ends,
+            poll=poll,
             close=lambda: None,
         )
 
@@ -66,7 +82,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
 def look(kafka: Kafka) -> Look:
     """Lets the watchdog look at its consumer for the given number of seconds."""
     consumer: Consumer = kafka.watched()
-    watching = Watchdog(consumer, {}, ["cachesync.student"], kafka.connect, lambda: True)
+    watching = Watchdog(consumer, {}, [TOPIC], kafka.connect, lambda: True)
 
     def look(seconds: float) -> None:
         until = kafka.now + seconds
@@ -96,6 +112,37 @@ def test_consumer_is_given_up_if_only_others_get_a_response(kafka: Kafka, look: 
         StreamError, match=r"no response to the consumer .* although Kafka responds to others"
     ):
         look(60 + recovery_seconds({}) + 3 * LOOK_SECONDS)
+
+
+def test_consumer_without_progress_is_given_up_although_it_gets_a_response_now_and_then(
+    kafka: Kafka, look: Look
+) -> None:
+    kafka.end += 1
+
+    def take_turns() -> None:
+        until = kafka.now + 60 + recovery_seconds({}) + 5 * LOOK_SECONDS
+        while kafka.now < until:
+            kafka.responds = not kafka.responds
+            look(LOOK_SECONDS)
+
+    with pytest.raises(StreamError, match="no progress"):
+        take_turns()
+
+
+@pytest.mark.parametrize("outage_seconds", [30, 60, 65, 90, 600])
+def test_messages_may_wait_for_a_consumer_that_connects_later_than_others_after_an_outage(
+    kafka: Kafka, look: Look, outage_seconds: float
+) -> None:
+    kafka.end += 1
+    look(LOOK_SECONDS)
+    kafka.responds = kafka.responds_to_others = False
+    look(outage_seconds)
+    kafka.responds_to_others = True
+    look(20)
+    kafka.responds = True
+    look(recovery_seconds({}) - 20)
+    kafka.done = kafka.end
+    look(300)
 
 
 def test_others_must_get_responses_all_the_time(kafka: Kafka, look: Look) -> None:
