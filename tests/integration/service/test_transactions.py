@@ -331,12 +331,9 @@ async def test_write_also_reaches_the_rows_that_a_computed_or_checked_value_chan
     )
     await populate(admin)
     await family.cache_all()
-    for written in (
-        await family.caches["parent"].insert(row(id=9)),
-        await family.caches["parent"].replace("9", row(n=1), None),
-    ):
-        assert written.cached
-        assert await family.stale() == []
+    # Updates of the table spread anyway, by a foreign key.
+    assert (await family.caches["parent"].insert(row(id=9))).cached
+    assert await family.stale() == []
     assert (await family.read("child", 3))["n"] > 0
 
 
