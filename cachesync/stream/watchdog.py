@@ -50,8 +50,8 @@ class Watchdog:
 
     Nothing is expected of a consumer while Kafka is unavailable to others as well, while the cache is
     unavailable, or if other members of its group have all partitions and make progress. After an outage, it
-    gets the time that a client can need to connect again: if it got no response at some time since it was last
-    well, others must have gotten theirs for that long.
+    gets the time that a client can need to connect again: if it got no response at some time since it was
+    last well, others must have gotten theirs for that long.
 
     Args:
         consumer: the consumer; `look` is called from its thread.
