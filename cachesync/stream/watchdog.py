@@ -229,9 +229,7 @@ class Watchdog:
         finally:
             other.close()
 
-    def _all_partitions(
-        self, consumer: Consumer, timeout: float = _TIMEOUT_SECONDS
-    ) -> list[TopicPartition]:
+    def _all_partitions(self, consumer: Consumer, timeout: float = _TIMEOUT_SECONDS) -> list[TopicPartition]:
         known = consumer.list_topics(timeout=timeout).topics
         return [
             TopicPartition(topic, partition)
