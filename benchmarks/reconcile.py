@@ -29,7 +29,7 @@ from rich.table import Table
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
 from cachesync.slots.bulk import Bulk
-from cachesync.slots.layout import UP_TO_PAYLOAD
+from cachesync.value import UP_TO_PAYLOAD
 from local.postgres import Postgres, client
 from local.redis import Redis
 from local.settings import REPOSITORY

@@ -44,9 +44,9 @@ class Change:
         key: the primary key, as text in canonical form; None for a truncate, which affects every key.
         version: the row version, or the number that the delete or truncate drew.
         operation: the kind of change.
-        fingerprint: the schema fingerprint of the payload; None if there is no payload.
-        payload: the row's JSON after an upsert; otherwise None.
-        source: the name of the service or database user that made the change.
+        value: the row after an upsert, as `cachesync.value` encodes it; None otherwise, and if the row is too
+            large for a message.
+        source: the name of the service or database user that made the change; empty if it is unknown.
         changed_at: when the statement that made the change ended.
     """
 
@@ -54,7 +54,6 @@ class Change:
     key: str | None
     version: int
     operation: Operation
-    fingerprint: bytes | None
-    payload: bytes | None
+    value: bytes | None
     source: str
     changed_at: datetime

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import httpx
 from redis import Redis
 
-from cachesync.slots.layout import HEAD_BYTES, encode_version, slot_name
+from cachesync.slots.layout import HEAD_BYTES, slot_name
+from cachesync.value import encode_version
 from local.command import cachesync
 from local.errors import LocalError
 from local.process import run

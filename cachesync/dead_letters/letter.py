@@ -11,7 +11,7 @@ from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
 from cachesync.backoff import Backoff
 from cachesync.entity import TOPIC_PREFIX
-from cachesync.kafka.event import decode, headers_of, without_payload
+from cachesync.kafka.event import decode, headers_of, time_of, without_value
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ _PREFIX: Final = "dead-letter-"
 # The first of the headers that a letter adds. The last header of this name counts: a message that was itself
 # a letter may contain headers with these names.
 _FIRST_HEADER: Final = _PREFIX + "service"
+_ORIGINAL_TIMESTAMP: Final = "original-timestamp"
 _FIELDS: Final = frozenset(
     {
         "service",
         "original-topic",
         "original-partition",
         "original-offset",
-        "original-timestamp",
+        _ORIGINAL_TIMESTAMP,
         "original-group",
         "stage",
         "error",
@@ -44,11 +45,9 @@ _FIELDS: Final = frozenset(
     }
 )
 _MAX_FIELD_LENGTH: Final = 1000
+_MAX_TIMESTAMP_DIGITS: Final = 19
 # As in Kafka itself.
 _MAX_TOPIC_LENGTH: Final = 249
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-# Kafka accepts almost any number as the time of a message.
-_LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
 _BACKOFF: Final = Backoff(first=30, longest=3600, jitter=1)
 
 
@@ -184,7 +183,8 @@ class Letter:
         Raises:
             UndecodableError: the message is not a change.
         """
-        return decode(self.entity, self.key, self.value, self.headers)
+        sent_at = _milliseconds(self.fields.get(_ORIGINAL_TIMESTAMP, ""))
+        return decode(self.entity, self.key, self.value, self.headers, sent_at)
 
     def due(self, now: datetime) -> bool:
         """Return whether the letter is due; one that cannot be decoded is only parked and always due."""
@@ -242,7 +242,7 @@ def first_fields(  # noqa: PLR0917 - one parameter per header
         "original-topic": str(message.topic()),
         "original-partition": str(message.partition()),
         "original-offset": str(message.offset()),
-        "original-timestamp": "" if kind == TIMESTAMP_NOT_AVAILABLE else str(milliseconds),
+        _ORIGINAL_TIMESTAMP: "" if kind == TIMESTAMP_NOT_AVAILABLE else str(milliseconds),
         "original-group": group,
         "stage": stage.value,
         "error": error[:_MAX_FIELD_LENGTH],
@@ -261,9 +261,12 @@ def smaller(outgoing: Outgoing) -> Outgoing | None:
     the failed message. What remains tells where that message is.
     """
     topic, key, value, headers = outgoing
+    first = _first_own(headers)
+    own = headers[first:]
     if value is not None:
-        return topic, key, None, without_payload(headers)
-    own = headers[_first_own(headers) :]
+        sent_at = dict(own).get(_PREFIX + _ORIGINAL_TIMESTAMP)
+        milliseconds = _milliseconds(sent_at.decode()) if isinstance(sent_at, bytes) else 0
+        return topic, key, None, [*without_value(value, headers[:first], milliseconds), *own]
     return None if key is None and own == headers else (topic, None, None, own)
 
 
@@ -281,8 +284,7 @@ def _first_own(headers: Headers) -> int:
 def _id_of(message: Message) -> LetterId:
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018 - only an error message has none
-    milliseconds = max(0, min(message.timestamp()[1], _LAST_MILLISECOND))
-    return LetterId(topic, partition, offset, _EPOCH + timedelta(milliseconds=milliseconds))
+    return LetterId(topic, partition, offset, time_of(message.timestamp()[1]))
 
 
 def _parsed(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -320,6 +322,10 @@ def _number(text: str, bits: int) -> int:
         message = f"{text} does not fit in {bits} bits"
         raise ValueError(message)
     return number
+
+
+def _milliseconds(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= _MAX_TIMESTAMP_DIGITS else 0
 
 
 def _time(text: str) -> datetime:

@@ -22,6 +22,7 @@ from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.rows import Rows
 from cachesync.slots.batch import Applier
 from cachesync.slots.layout import is_past
+from cachesync.value import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -350,11 +351,10 @@ def _with_row(change: Change, row: Row | None) -> Change:
     """Return the change with the content of the current row, or as a delete if there is no row."""
     if row is None:
         # The delete drew an even higher version, but the letter's is above the slot's, which is enough.
-        return replace(change, operation=Operation.DELETE, fingerprint=None, payload=None)
+        return replace(change, operation=Operation.DELETE, value=None)
     return replace(
         change,
         operation=Operation.UPSERT,
         version=row.version,
-        fingerprint=row.fingerprint,
-        payload=row.payload,
+        value=encode_value(row.version, row.fingerprint, row.payload),
     )

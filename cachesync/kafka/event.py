@@ -1,22 +1,28 @@
-"""Events: changes as Kafka messages, in the binary content mode of CloudEvents 1.0.
+"""Events: changes as Kafka messages.
+
+An upsert is a message without headers. Its value is the row's value, as a slot holds it, and its timestamp is
+the time of the change, so that a consumer moves bytes and decodes nothing.
+
+All other changes are events in the binary content mode of CloudEvents 1.0, whose headers have the version. A
+delete is a tombstone, a message without a value. An upsert that is too large for Kafka has an empty value; it
+empties the slot. Earlier versions of this library sent all upserts as events, with the payload as the value.
 
 Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
-
-The value of a message is the unchanged payload, and everything else is in the headers, so that a consumer
-copies bytes and does not parse JSON. A delete is a tombstone, a message without a value. An upsert whose
-payload is too large for Kafka has an empty value and no fingerprint; it empties the slot.
 """
 
 from __future__ import annotations
 
 import gc
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from cachesync.change import Change, Operation
 from cachesync.errors import UndecodableError
+from cachesync.value import encode_value, is_value, version_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from confluent_kafka import Message
 
 TRUNCATE_KEY: Final = b"\x00truncate"
@@ -24,6 +30,9 @@ TRUNCATE_KEY: Final = b"\x00truncate"
 
 _TYPE_PREFIX: Final = b"cachesync."
 _TYPES: Final = {_TYPE_PREFIX + operation.value.encode(): operation for operation in Operation}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _MAX_VERSION: Final = (1 << 63) - 1
 _MAX_VERSION_DIGITS: Final = 19
 _FINGERPRINT_BYTES: Final = 8
@@ -43,14 +52,29 @@ def message_key(change: Change) -> bytes:
 def message_value(change: Change) -> bytes | None:
     """Return the message value of a change.
 
-    It is empty for an upsert without a payload: compaction would treat a message without a value as a delete.
+    It is empty for an upsert without a value: compaction would treat a message without a value as a delete.
     """
-    return b"" if change.payload is None and change.operation is Operation.UPSERT else change.payload
+    return b"" if change.value is None and change.operation is Operation.UPSERT else change.value
+
+
+def message_timestamp(change: Change) -> int:
+    """Return the message timestamp of a change, in milliseconds."""
+    return (change.changed_at - _EPOCH) // _MILLISECOND
+
+
+def time_of(milliseconds: int) -> datetime:
+    """Return the time of a message.
+
+    Kafka accepts almost any number. If it is not a time, the nearest one is returned.
+    """
+    return _EPOCH + max(0, min(milliseconds, _LAST_MILLISECOND)) * _MILLISECOND
 
 
 def encode_headers(change: Change) -> Headers:
     """Return the message headers of a change."""
-    headers: Headers = [
+    if change.value is not None:
+        return []
+    return [
         ("ce_specversion", b"1.0"),
         ("ce_id", b"%d" % change.version),
         ("ce_source", b"/cachesync/" + change.source.encode()),
@@ -58,15 +82,20 @@ def encode_headers(change: Change) -> Headers:
         ("ce_time", change.changed_at.isoformat().encode()),
         ("ce_rowversion", b"%d" % change.version),
     ]
-    if change.fingerprint is not None:
-        headers.append(("ce_fingerprint", change.fingerprint))
-        headers.append(("content-type", b"application/json"))
-    return headers
 
 
-def without_payload(headers: Headers) -> Headers:
-    """Return the headers of the same change without its payload."""
-    return [header for header in headers if header[0] not in _PAYLOAD_HEADERS]
+def without_value(value: bytes, headers: Headers, milliseconds: int) -> Headers:
+    """Return the headers of the same change without its value.
+
+    Args:
+        value: the value of the message.
+        headers: the headers of the message.
+        milliseconds: the timestamp of the message.
+    """
+    if _is_event(dict(headers)) or not is_value(value):
+        return [header for header in headers if header[0] not in _PAYLOAD_HEADERS]
+    bare = Change("", None, version_of(value), Operation.UPSERT, None, "", time_of(milliseconds))
+    return [*encode_headers(bare), *headers]
 
 
 def headers_of(message: Message) -> Headers:
@@ -87,7 +116,22 @@ def headers_of(message: Message) -> Headers:
     return list(headers.items()) if isinstance(headers, dict) else headers
 
 
-def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers) -> Change:
+def decode_message(entity: str, message: Message) -> Change:
+    """Decode the change in a consumed message.
+
+    Args:
+        entity: the name of the entity, which the topic determines.
+        message: the message.
+
+    Raises:
+        UndecodableError: the message is not a valid event; the text gives the reason.
+    """
+    return decode(entity, message.key(), message.value(), headers_of(message), message.timestamp()[1])
+
+
+def decode(
+    entity: str, key: bytes | None, value: bytes | None, headers: Headers, milliseconds: int
+) -> Change:
     """Decode the change in a message.
 
     Args:
@@ -95,6 +139,7 @@ def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers
         key: the key of the message.
         value: the value of the message; None for a tombstone.
         headers: the headers of the message.
+        milliseconds: the timestamp of the message.
 
     Raises:
         UndecodableError: the message is not a valid event; the text gives the reason.
@@ -103,8 +148,10 @@ def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers
     if headers == _UNREADABLE:
         message = "the name of a header is not UTF-8"
         raise UndecodableError(message)
+    if value is not None and is_value(value) and not _is_event(fields):
+        return _decode_value(entity, key, value, milliseconds)
     if fields.get("ce_specversion") != b"1.0":
-        message = "not a CloudEvents 1.0 message: header ce_specversion is not '1.0'"
+        message = "neither a value without headers nor a CloudEvents 1.0 message with ce_specversion '1.0'"
         raise UndecodableError(message)
     operation = _TYPES.get(_field(fields, "ce_type"))
     if operation is None:
@@ -124,14 +171,33 @@ def decode(entity: str, key: bytes | None, value: bytes | None, headers: Headers
             key=None if operation is Operation.TRUNCATE else key.decode(),
             version=int(digits),
             operation=operation,
-            fingerprint=fingerprint,
-            payload=value or None,
+            value=None if not value or fingerprint is None else encode_value(int(digits), fingerprint, value),
             source=_field(fields, "ce_source").decode().removeprefix("/cachesync/"),
             changed_at=datetime.fromisoformat(_field(fields, "ce_time").decode()).astimezone(UTC),
         )
     except (ValueError, OverflowError) as error:
         message = f"malformed header or key: {error}"
         raise UndecodableError(message) from error
+
+
+def _decode_value(entity: str, key: bytes | None, value: bytes, milliseconds: int) -> Change:
+    version = version_of(value)
+    if not 0 < version <= _MAX_VERSION:
+        message = f"{version} is not a row version"
+        raise UndecodableError(message)
+    if key is None or key == TRUNCATE_KEY:
+        message = f"{key!r} cannot be the key of an upsert"
+        raise UndecodableError(message)
+    try:
+        text = key.decode()
+    except UnicodeDecodeError as error:
+        message = f"malformed key: {error}"
+        raise UndecodableError(message) from error
+    return Change(entity, text, version, Operation.UPSERT, value, "", time_of(milliseconds))
+
+
+def _is_event(fields: Mapping[str, str | bytes | None]) -> bool:
+    return "ce_specversion" in fields
 
 
 def _fingerprint(

@@ -15,7 +15,7 @@ from cachesync.backoff import Backoff
 from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client, recovery_seconds
-from cachesync.kafka.event import encode_headers, message_key, message_value
+from cachesync.kafka.event import encode_headers, message_key, message_timestamp, message_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ class Sender:
             alone: whether no other change is queued until this one is settled. If it is too large even
                 without its payload, it is then published as a truncate.
         """
-        if change.payload is None and change.operation is Operation.UPSERT:
+        if change.value is None and change.operation is Operation.UPSERT:
             self._count_omission(change.entity)
         # The change itself is not kept: librdkafka has its own copy of the payload.
         smaller = _smaller(change, alone=alone)
@@ -112,6 +112,7 @@ class Sender:
                 key=message_key(change),
                 value=message_value(change),
                 headers=encode_headers(change),
+                timestamp=message_timestamp(change),
                 on_delivery=partial(self._delivered, settled, shrink),
             )
         except BufferError:
@@ -225,8 +226,8 @@ def _smaller(change: Change, *, alone: bool) -> Change | None:
     slots of the entity. Only a change that was sent alone is certainly too large: a broker rejects whole
     batches.
     """
-    if change.payload is not None:
-        return replace(change, fingerprint=None, payload=None)
+    if change.value is not None:
+        return replace(change, value=None)
     if alone and change.key is not None:
         return replace(change, operation=Operation.TRUNCATE, key=None)
     return None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cachesync.change import Change, Operation
 from cachesync.postgres.statements import statement
+from cachesync.value import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,9 @@ def change_of(line: asyncpg.Record) -> Change:
         key=line["key"],
         version=line["version"],
         operation=Operation(line["operation"]),
-        fingerprint=None if line["fingerprint"] is None else line["fingerprint"].encode(),
-        payload=None if line["payload"] is None else line["payload"].encode(),
+        value=None
+        if line["payload"] is None
+        else encode_value(line["version"], line["fingerprint"].encode(), line["payload"].encode()),
         source=line["source"],
         changed_at=line["changed_at"],
     )

@@ -14,17 +14,9 @@ from hiredis import ReplyError
 
 from cachesync.reconcile.drift import Findings, Kind, drift_of, repair_of
 from cachesync.reconcile.source import UNREADABLE
-from cachesync.slots.layout import (
-    EMPTY,
-    UP_TO_PAYLOAD,
-    encode_value,
-    is_lease,
-    is_lease_lifetime,
-    is_readable,
-    slot_name,
-    with_jitter,
-)
+from cachesync.slots.layout import EMPTY, is_lease, is_lease_lifetime, is_readable, slot_name, with_jitter
 from cachesync.slots.scripts import is_emptied, run_script
+from cachesync.value import UP_TO_PAYLOAD, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping

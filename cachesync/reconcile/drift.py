@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slots.layout import (
-    ABSENT,
-    UP_TO_PAYLOAD,
-    changed_content,
-    encode_value,
-    is_readable,
-    version_of,
-)
+from cachesync.slots.layout import ABSENT, changed_content, is_readable
+from cachesync.value import UP_TO_PAYLOAD, encode_value, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from hiredis import ReplyError
 
 from cachesync.errors import CacheUnavailableError
-from cachesync.slots.layout import HEAD_BYTES, UP_TO_PAYLOAD, is_readable, is_value, slot_name
+from cachesync.slots.layout import HEAD_BYTES, is_readable, slot_name
+from cachesync.value import UP_TO_PAYLOAD, is_value
 
 if TYPE_CHECKING:
     import asyncpg

@@ -34,9 +34,11 @@ from cachesync.slots.layout import (
     decode_value,
     filled_content,
     new_token,
+    row_of,
     slot_change_of,
     slot_name,
 )
+from cachesync.value import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -523,8 +525,8 @@ class EntityCache:
         if commit.row is None:
             return Written(None, change.version, created=False, cached=cached)
         row = commit.row
-        if change.payload is not None and change.fingerprint is not None:
-            row = Row(row.key, change.version, change.fingerprint, change.payload)
+        if change.version != row.version and change.value is not None:
+            row = row_of(row.key, change.value)
         return Written(row, row.version, created=created, cached=cached)
 
     async def _complete_transaction(
@@ -605,7 +607,7 @@ class EntityCache:
 
     def _publish(self, changes: Iterable[Change]) -> None:
         for change in changes:
-            is_whole = change.operation is not Operation.UPSERT or change.payload is not None
+            is_whole = change.operation is not Operation.UPSERT or change.value is not None
             if is_whole and change.entity in self._entities:
                 self._publisher.publish(self._entities[change.entity].topic, change)
 
@@ -616,8 +618,7 @@ class EntityCache:
             key=commit.key,
             version=commit.version,
             operation=Operation.DELETE if row is None else Operation.UPSERT,
-            fingerprint=None if row is None else row.fingerprint,
-            payload=None if row is None else row.payload,
+            value=None if row is None else encode_value(row.version, row.fingerprint, row.payload),
             source=self._service,
             changed_at=datetime.now(UTC),
         )

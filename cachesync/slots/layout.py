@@ -9,8 +9,7 @@ value   `V`, row version (19 digits), fingerprint (8), payload         is a hit
 absent  `A`                                                            is a hit: no such row
 ======  =============================================================  ====================
 
-Versions are decimal digits of fixed width, so that they compare as strings: a Lua number would lose the
-low bits of a 64-bit version. Anything else under the name of a slot is unreadable: a miss, which the next
+`cachesync.value` encodes values. Anything else under the name of a slot is unreadable: a miss, which the next
 load or change replaces. So is a lease with an impossible lifetime, which only the scripts notice.
 """
 
@@ -21,6 +20,16 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachesync.change import Row
+from cachesync.value import (
+    FINGERPRINT,
+    HIGHEST_VERSION,
+    UP_TO_PAYLOAD,
+    VERSION,
+    encode_value,
+    encode_version,
+    is_value,
+    version_of,
+)
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -30,23 +39,13 @@ if TYPE_CHECKING:
 
 ABSENT: Final = b"A"
 EMPTY: Final = b""
-_VALUE: Final = ord("V")
 _LEASE: Final = ord("L")
-_DIGITS: Final = 19
-_VERSION: Final = slice(1, 1 + _DIGITS)
-UP_TO_PAYLOAD: Final = _VERSION.stop + 8
-"""Length of the part of a value that precedes its payload, in bytes."""
 
 HEAD_BYTES: Final = UP_TO_PAYLOAD + 1
 """Length of the part of a slot that shows what it is, in bytes: a value without any payload is unreadable."""
 
 LONGEST_LEASE_MS: Final = 60_000
 """The longest lease that can be configured, as in `lua/slot.lua`."""
-
-_FINGERPRINT: Final = slice(_VERSION.stop, UP_TO_PAYLOAD)
-
-HIGHEST_VERSION: Final = b"9" * _DIGITS
-"""Higher than every version that a sequence can draw, encoded."""
 
 
 class SlotChange(NamedTuple):
@@ -70,16 +69,6 @@ def slot_name(service: str, entity: str, key: str) -> str:
     return f"{service}:{entity}:{key}"
 
 
-def encode_version(version: int) -> bytes:
-    """Encode a row version in the form that the scripts compare."""
-    return b"%019d" % version
-
-
-def encode_value(version: int, fingerprint: bytes, payload: bytes) -> bytes:
-    """Encode the content of a slot that holds a row."""
-    return b"V%019d%b%b" % (version, fingerprint, payload)
-
-
 def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     """Decode the row in a slot.
 
@@ -91,19 +80,14 @@ def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     Returns:
         The row; None if the slot is not a value, or has another fingerprint.
     """
-    if slot[_FINGERPRINT] != fingerprint or not is_value(slot):
+    if slot[FINGERPRINT] != fingerprint or not is_value(slot):
         return None
-    return Row(key, int(slot[_VERSION]), fingerprint, slot[UP_TO_PAYLOAD:])
+    return row_of(key, slot)
 
 
-def is_value(slot: bytes) -> bool:
-    """Return whether a slot, of which the first `HEAD_BYTES` suffice, is a value."""
-    return len(slot) > UP_TO_PAYLOAD and slot[0] == _VALUE and slot[_VERSION].isdigit()
-
-
-def version_of(value: bytes) -> int:
-    """Return the row version of a value."""
-    return int(value[_VERSION])
+def row_of(key: str, value: bytes) -> Row:
+    """Return the row in a value."""
+    return Row(key, version_of(value), value[FINGERPRINT], value[UP_TO_PAYLOAD:])
 
 
 def is_lease(slot: bytes) -> bool:
@@ -111,7 +95,7 @@ def is_lease(slot: bytes) -> bool:
 
     A lease whose lifetime is not that of a lease is unreadable all the same; see `is_lease_lifetime`.
     """
-    return len(slot) > _VERSION.stop and slot[0] == _LEASE and slot[_VERSION].isdigit()
+    return len(slot) > VERSION.stop and slot[0] == _LEASE and slot[VERSION].isdigit()
 
 
 def is_lease_lifetime(milliseconds: int) -> bool:
@@ -126,13 +110,10 @@ def is_readable(slot: bytes) -> bool:
 
 def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
     """Return the effect of a change of a row on its slot in the cache of a service."""
-    row = None
-    if change.payload is not None and change.fingerprint is not None:
-        row = Row(change.key or "", change.version, change.fingerprint, change.payload)
     return SlotChange(
         slot_name(service, entity.name, change.key or ""),
         encode_version(change.version),
-        changed_content(entity.on_change, row),
+        EMPTY if change.value is None or entity.on_change == "invalidate" else change.value,
         with_jitter(entity.ttl),
     )
 
@@ -189,7 +170,7 @@ def is_past(head: bytes, version: int) -> bool:
     """
     if not head:
         return True
-    return (is_value(head) or is_lease(head)) and head[_VERSION] >= encode_version(version)
+    return (is_value(head) or is_lease(head)) and head[VERSION] >= encode_version(version)
 
 
 def with_jitter(ttl: timedelta) -> int:

@@ -20,7 +20,7 @@ from cachesync.errors import (
     TooManyDeadLettersError,
     UndecodableError,
 )
-from cachesync.kafka.event import decode, headers_of
+from cachesync.kafka.event import decode_message
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
 
@@ -176,7 +176,7 @@ class Stream:
                 continue
             entity = self._entities[_topic(message)]
             try:
-                change = decode(entity.name, message.key(), message.value(), headers_of(message))
+                change = decode_message(entity.name, message)
             except UndecodableError as error:
                 decoded.append((message, error))
             else:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from confluent_kafka import Producer
 
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
 from tests.integration.refusals import denying

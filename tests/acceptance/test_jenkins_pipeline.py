@@ -16,7 +16,7 @@ import psutil
 import pytest
 from trigger_reconcile import COULD_NOT_RUN
 
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from local.postgres import run_sql
 from tests.acceptance.jenkins.jenkins import JENKINSFILE, Build, Jenkins
 from tests.integration.refusals import refusing

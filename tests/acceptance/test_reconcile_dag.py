@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import httpx
 import redis
 
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from local.postgres import run_sql
 from tests.acceptance.dag_runs import run_dag
 from tests.integration.refusals import refusing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from cachesync.change import Change, Operation
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 
 FINGERPRINT = b"abcdef01"
 
@@ -17,8 +17,7 @@ def change(key: str | None, version: int, operation: Operation = Operation.UPSER
         key=key,
         version=version,
         operation=operation,
-        fingerprint=FINGERPRINT if upsert else None,
-        payload=b'{"version":%d}' % version if upsert else None,
+        value=value(version) if upsert else None,
         source="test",
         changed_at=datetime.now(UTC),
     )

@@ -13,7 +13,7 @@ from cachesync.dead_letters.letter import DEFAULT_POLICY, Letter, RetryPolicy
 from cachesync.dead_letters.reader import DeadLetterReader
 from cachesync.dead_letters.retry import NullWatcher, Retrier
 from cachesync.kafka.topics import DEAD_LETTERS
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

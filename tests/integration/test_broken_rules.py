@@ -14,6 +14,7 @@ from cachesync.change import Operation as Changed
 from cachesync.service.row_input import RowInput
 from cachesync.slots import scripts
 from cachesync.slots.batch import Applier
+from cachesync.value import encode_value
 from tests.faults.history import rest
 from tests.faults.history.broken import EDITS, switch_off
 from tests.faults.history.checker import Wrong, check
@@ -114,8 +115,7 @@ async def logged(admin: asyncpg.Connection) -> list[Change]:
             key=record["key"],
             version=record["version"],
             operation=Changed(record["operation"]),
-            fingerprint=record["fingerprint"].encode(),
-            payload=record["payload"].encode(),
+            value=encode_value(record["version"], record["fingerprint"].encode(), record["payload"].encode()),
             source=record["source"],
             changed_at=record["changed_at"],
         )

@@ -20,7 +20,7 @@ from cachesync.service.row_input import RowInput
 from cachesync.slots.batch import Applier
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import blocking_client
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from tests.integration.changes import change, value
 from tests.integration.post import Post
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cachesync.cli import options
 from cachesync.cli.main import app
 from cachesync.kafka.topics import PARKING_LOT
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.post import PAYLOAD, Post
 from tests.integration.refusals import denying

@@ -12,7 +12,7 @@ import pytest
 
 from cachesync.dead_letters.audit import closed
 from cachesync.kafka.topics import PARKING_LOT
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
 from tests.integration.post import PAYLOAD, Post, content_headers
 from tests.integration.refusals import denying

@@ -20,7 +20,7 @@ from cachesync.dead_letters.audit import closed
 from cachesync.dead_letters.letter import Letter, RetryPolicy
 from cachesync.errors import CacheUnavailableError
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from tests.integration.post import LONG_AGO, PAYLOAD, Post, content_headers
 from tests.integration.raw_message import send
 from tests.integration.refusals import denying

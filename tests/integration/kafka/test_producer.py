@@ -15,9 +15,10 @@ from cachesync.change import Operation
 from cachesync.kafka import producer
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import QUEUE_FULL
-from cachesync.kafka.event import decode, headers_of
+from cachesync.kafka.event import decode_message
 from cachesync.kafka.producer import Sender, producer_settings
-from tests.integration.changes import change
+from cachesync.value import UP_TO_PAYLOAD, encode_value
+from tests.integration.changes import FINGERPRINT, change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ def read(settings: Mapping[str, Any], topic: str, count: int) -> list[Change]:
     reader.assign([TopicPartition(topic, 0, 0)])
     messages = reader.consume(count, 30)
     reader.close()
-    return [decode("student", one.key(), one.value(), headers_of(one)) for one in messages]
+    return [decode_message("student", one) for one in messages]
 
 
 def deliver(sender: Sender, sent: Change, seconds: float = 30) -> KafkaError | None:
@@ -136,7 +137,7 @@ def test_producer_is_kept_if_kafka_was_unavailable_to_all(
 def test_queue_takes_a_bounded_amount_of_memory() -> None:
     sender = Sender(producer_settings({"bootstrap.servers": NOWHERE}))
     outcomes: list[KafkaError | None] = []
-    large = replace(change("1", 20), payload=b"x" * 250_000)
+    large = replace(change("1", 20), value=b"x" * 250_000)
     for _ in range(708):
         sender.send(TOPIC, large, outcomes.append)
     assert {error.code() for error in outcomes if error is not None} == {QUEUE_FULL}
@@ -151,13 +152,15 @@ def test_limit_of_the_topic_counts_even_if_it_is_lower_than_that_of_the_producer
     sizes = [10, 150_000, 20, 90_000, 90_000, 990_000, 30, 2_000_000, 40]
     outcomes: list[KafkaError | None] = []
     for number, size in enumerate(sizes):
-        sent = replace(change(str(number), 20 + number), payload=b"x" * size)
+        sent = replace(
+            change(str(number), 20 + number), value=encode_value(20 + number, FINGERPRINT, b"x" * size)
+        )
         sender.send("narrow", sent, outcomes.append)
     assert sender.flush(30) == 0
     assert outcomes == [None] * len(sizes)
     changes = read(settings, "narrow", len(sizes))
     assert {one.operation for one in changes} == {Operation.UPSERT}
-    assert {one.key: len(one.payload or b"") for one in changes} == {
+    assert {one.key: max(0, len(one.value or b"") - UP_TO_PAYLOAD) for one in changes} == {
         str(number): size if size < 100_000 else 0 for number, size in enumerate(sizes)
     }
 
@@ -169,7 +172,7 @@ def test_change_whose_key_is_too_large_empties_all_slots(kafka: Kafka) -> None:
     sender = Sender(producer_settings(settings))
     outcomes: list[KafkaError | None] = []
     large = change("k" * 100_000, 20)
-    deleted = replace(change("d" * 100_000, 21), operation=Operation.DELETE, payload=None, fingerprint=None)
+    deleted = replace(change("d" * 100_000, 21), operation=Operation.DELETE, value=None)
     for sent in (large, deleted, change("1", 22)):
         sender.send("narrower", sent, outcomes.append, alone=True)
         assert sender.flush(30) == 0
@@ -187,7 +190,7 @@ def test_change_is_no_truncate_because_others_in_its_batch_are_too_large(kafka: 
     sender = Sender(producer_settings({**settings, "linger.ms": 1000}))
     outcomes: list[KafkaError | None] = []
     for version in range(20, 80):
-        deleted = replace(change("1", version), operation=Operation.DELETE, payload=None, fingerprint=None)
+        deleted = replace(change("1", version), operation=Operation.DELETE, value=None)
         sender.send("narrowest", deleted, outcomes.append)
     assert sender.flush(30) == 0
     assert {error and error.code() for error in outcomes} == {KafkaError.MSG_SIZE_TOO_LARGE}

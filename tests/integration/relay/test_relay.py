@@ -17,7 +17,8 @@ from prometheus_client import REGISTRY
 from cachesync.backoff import Backoff
 from cachesync.errors import NotInstalledError, PrivilegeError
 from cachesync.install.installer import install
-from cachesync.kafka.event import decode, headers_of
+from cachesync.kafka.event import decode_message
+from cachesync.postgres.change_log import change_of
 from cachesync.postgres.statements import statement
 from cachesync.relay import backlog, relay
 from cachesync.relay.backlog import Backlog
@@ -87,10 +88,7 @@ class Reader:
                 assert offset is not None
                 self._read_to[number] = offset + 1
                 self.messages.append(message)
-        return [
-            decode("student", message.key(), message.value(), headers_of(message))
-            for message in self.messages
-        ]
+        return [decode_message("student", message) for message in self.messages]
 
     def versions(self) -> list[int]:
         return sorted(change.version for change in self.changes())
@@ -169,20 +167,12 @@ async def test_changes_of_other_writers_are_published_as_they_are_logged(
         await all_published(admin)
     changes = sorted(reader.changes(), key=lambda change: change.version)
     lines = await admin.fetch("SELECT * FROM cachesync.change_log ORDER BY version")
-    assert [
-        (c.version, c.key, c.operation, c.payload and c.payload.decode(), c.source, c.changed_at)
-        for c in changes
-    ] == [
-        (
-            line["version"],
-            line["key"],
-            line["operation"],
-            line["payload"],
-            line["source"],
-            line["changed_at"],
-        )
-        for line in lines
+    assert [(c.version, c.key, c.operation, c.value) for c in changes] == [
+        (line["version"], line["key"], line["operation"], change_of(line).value) for line in lines
     ]
+    for change, line in zip(changes, lines, strict=True):
+        assert timedelta(0) <= line["changed_at"] - change.changed_at < timedelta(milliseconds=1)
+    assert {c.source for c in changes if c.value is None} == {"postgres"}
     assert len(lines) == 6
 
 
@@ -284,10 +274,10 @@ async def test_change_that_is_too_large_for_a_message_is_published_without_its_p
     await admin.execute(INSERT, 2, 3)
     async with run_relay():
         await all_published(admin)
-    payloads = {change.key: change.payload for change in reader.changes()}
-    assert payloads.keys() == {"1", "2", "3"}
-    assert payloads["1"] is None
-    assert payloads["2"]
+    values = {change.key: change.value for change in reader.changes()}
+    assert values.keys() == {"1", "2", "3"}
+    assert values["1"] is None
+    assert values["2"]
     assert {message.key(): message.value() for message in reader.messages}[b"1"] == b""
     assert {change.operation for change in reader.changes()} == {"upsert"}
     assert REGISTRY.get_sample_value("cachesync_published_without_payload_total", {"entity": "student"})
@@ -308,7 +298,7 @@ async def test_change_whose_key_is_too_large_is_published_as_a_truncate(
     changes = {change.key: change for change in reader.changes()}
     assert changes.keys() == {None, "1", "2"}
     assert (changes[None].operation, changes[None].version) == ("truncate", version)
-    assert changes["1"].payload
+    assert changes["1"].value
     assert REGISTRY.get_sample_value("cachesync_published_without_key_total", {"entity": "student"})
 
 
@@ -317,9 +307,10 @@ async def test_change_with_a_source_of_any_length_is_published(
 ) -> None:
     await admin.execute("SELECT set_config('cachesync.source', repeat('x', 2000000), false)")
     await admin.execute(INSERT, 1, 1)
+    await admin.execute("DELETE FROM student")
     async with run_relay():
         await all_published(admin)
-    assert [change.source for change in reader.changes()] == ["x" * 100]
+    assert {change.source for change in reader.changes() if change.value is None} == {"x" * 100}
 
 
 async def test_payload_that_is_too_large_is_not_even_read(admin: asyncpg.Connection) -> None:
@@ -359,7 +350,7 @@ async def test_line_that_is_too_large_is_closed_if_a_newer_change_of_its_key_is_
         await all_published(admin)
     assert reader.versions() == [version for version in versions if version != versions[3]]
     assert [
-        change.version for change in reader.changes() if change.operation == "upsert" and not change.payload
+        change.version for change in reader.changes() if change.operation == "upsert" and not change.value
     ] == [versions[4]]
 
 
@@ -404,7 +395,7 @@ async def test_change_that_the_broker_rejects_does_not_affect_the_others(
     await admin.execute("INSERT INTO student VALUES (0, repeat('x', 2000000), 20)")
     async with run_relay(**{"message.max.bytes": 10_000_000}):
         await all_published(admin)
-    assert [change.key for change in reader.changes() if change.payload is None] == ["0"]
+    assert [change.key for change in reader.changes() if change.value is None] == ["0"]
     assert len(reader.versions()) == 21
 
 

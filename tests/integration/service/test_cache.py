@@ -29,7 +29,7 @@ from cachesync.service import publisher
 from cachesync.service.cache import EntityCache, Outcome, Read
 from cachesync.service.row_input import RowInput
 from cachesync.service.table import Table
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from cachesync.errors import CacheUnavailableError
 from cachesync.service.cache import EntityCache, Outcome
 from cachesync.service.row_input import RowInput
-from cachesync.slots.layout import encode_value
+from cachesync.value import encode_value
 from tests.integration.refusals import DELETES, READS_ONLY, refusing
 from tests.integration.slots.test_applier import GARBAGE
 

@@ -276,8 +276,8 @@ def test_three_consumers_share_six_partitions(
     [
         (b"1", b"junk", [], "ce_specversion"),
         (b"1", b"{}", [("ce_specversion", b"1.0"), ("ce_type", b"cachesync.rename")], "unknown ce_type"),
-        (b"\xff", b"{}", encode_headers(change("1", 5)), "malformed"),
-        (TRUNCATE_KEY, b"{}", encode_headers(change("1", 5)), "cannot be the key"),
+        (b"\xff", value(5), [], "malformed"),
+        (TRUNCATE_KEY, value(5), [], "cannot be the key"),
     ],
 )
 def test_message_that_cannot_be_decoded_becomes_a_dead_letter_and_the_stream_continues(
@@ -359,7 +359,7 @@ def test_change_without_its_payload_empties_the_slot(
     slots.set("sb:student:3", b"L0000000000000000000token", px=60_000)
     with run_stream() as stream:
         for key in ("1", "2", "3"):
-            publish(topics, replace(change(key, 20), payload=None, fingerprint=None))
+            publish(topics, replace(change(key, 20), value=None))
         wait_until(lambda: stream.applied_count == 3, "the changes are applied")
     assert slots.get("sb:student:1") is None
     assert slots.get("sb:student:2") == value(30)
@@ -555,9 +555,9 @@ def test_too_many_failing_messages_stop_the_stream_instead_of_becoming_dead_lett
         _, place.offset = reading.get_watermark_offsets(place, 30)
     reading.commit(offsets=places, asynchronous=False)
     producer = Producer({"bootstrap.servers": topics})
-    headers = encode_headers(change("1", 20)) if poisoned == "refused" else []
+    content = value(20) if poisoned == "refused" else b"{}"
     for _ in range(101):
-        producer.produce("cachesync.student", key=b"1", value=b"{}", headers=headers, partition=3)
+        producer.produce("cachesync.student", key=b"1", value=content, partition=3)
     assert producer.flush(30) == 0
     stream = Stream(
         lambda: reading,

@@ -9,6 +9,7 @@ import pytest
 from cachesync.change import Change, Operation
 from cachesync.dead_letters.letter import RetryPolicy, smaller
 from cachesync.kafka.event import Headers, encode_headers
+from cachesync.value import encode_value
 
 
 @pytest.mark.parametrize(
@@ -23,12 +24,18 @@ def test_delay_is_random_up_to_a_bound_that_doubles_from_half_a_minute_to_an_hou
 
 
 def test_parts_of_a_letter_are_left_out_until_only_its_own_headers_remain() -> None:
-    change = Change("thing", "1", 7, Operation.UPSERT, b"0123abcd", b"{}", "sa", datetime.now(UTC))
-    bare = Change("thing", "1", 7, Operation.UPSERT, None, None, "sa", change.changed_at)
+    bare = Change("thing", "1", 7, Operation.UPSERT, None, "", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     inner: Headers = [("dead-letter-service", b"sa"), ("dead-letter-huge", b"huge")]
-    own: Headers = [("dead-letter-service", b"sb"), ("dead-letter-stage", b"cache")]
-    first = smaller(("topic", b"1", b"{}", [*encode_headers(change), *inner, *own]))
+    own: Headers = [("dead-letter-service", b"sb"), ("dead-letter-original-timestamp", b"1767323045000")]
+    first = smaller(("topic", b"1", encode_value(7, b"0123abcd", b"{}"), [*inner, *own]))
     assert first == ("topic", b"1", None, [*encode_headers(bare), *inner, *own])
     second = smaller(first)
     assert second == ("topic", None, None, own)
     assert smaller(second) is None
+
+
+def test_event_with_a_payload_keeps_its_other_headers_when_its_value_is_left_out() -> None:
+    event: Headers = [("ce_specversion", b"1.0"), ("ce_rowversion", b"7")]
+    payload: Headers = [("ce_fingerprint", b"0123abcd"), ("content-type", b"application/json")]
+    own: Headers = [("dead-letter-service", b"sb")]
+    assert smaller(("topic", b"1", b"{}", [*event, *payload, *own])) == ("topic", b"1", None, [*event, *own])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -18,9 +18,11 @@ from cachesync.kafka.event import (
     decode,
     encode_headers,
     message_key,
+    message_timestamp,
     message_value,
-    without_payload,
+    without_value,
 )
+from cachesync.value import encode_value
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 VERSIONS = st.integers(1, 2**63 - 1)
@@ -28,74 +30,79 @@ TIMES = st.datetimes(timezones=st.just(UTC))
 KEYS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 SOURCES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
-UPSERTS = st.builds(
-    Change,
-    entity=st.just("thing"),
-    key=KEYS,
-    version=VERSIONS,
-    operation=st.just(Operation.UPSERT),
-    fingerprint=st.just(b"0123abcd"),
-    payload=st.binary(min_size=1),
-    source=SOURCES,
-    changed_at=TIMES,
+
+def changes(
+    operation: Operation, keys: st.SearchStrategy[str | None], values: st.SearchStrategy[bytes | None]
+) -> st.SearchStrategy[Change]:
+    return st.builds(
+        Change,
+        entity=st.just("thing"),
+        key=keys,
+        version=VERSIONS,
+        operation=st.just(operation),
+        value=values,
+        source=SOURCES,
+        changed_at=TIMES,
+    )
+
+
+BARE = changes(Operation.UPSERT, KEYS, st.none())
+DELETES = changes(Operation.DELETE, KEYS, st.none())
+TRUNCATES = changes(Operation.TRUNCATE, st.none(), st.none())
+
+
+@given(change=BARE | DELETES | TRUNCATES)
+def test_every_change_without_a_value_survives_the_round_trip_through_its_message(change: Change) -> None:
+    assert decode("thing", message_key(change), message_value(change), encode_headers(change), 0) == change
+
+
+@given(change=BARE, payload=st.binary(min_size=1), milliseconds=st.integers(0, 2**41))
+def test_upsert_survives_the_round_trip_through_its_message_but_for_its_source(
+    change: Change, payload: bytes, milliseconds: int
+) -> None:
+    change = replace(
+        change,
+        value=encode_value(change.version, b"0123abcd", payload),
+        changed_at=MOMENT + timedelta(milliseconds=milliseconds),
+    )
+    assert encode_headers(change) == []
+    decoded = decode("thing", message_key(change), message_value(change), [], message_timestamp(change))
+    assert decoded == replace(change, source="")
+
+
+@given(change=BARE)
+def test_upsert_without_a_value_is_no_tombstone(change: Change) -> None:
+    assert message_value(change) == b""
+    assert decode("thing", message_key(change), None, encode_headers(change), 0) == change
+
+
+@given(change=BARE, payload=st.binary(min_size=1))
+def test_upsert_as_earlier_versions_sent_it_is_read(change: Change, payload: bytes) -> None:
+    headers: Headers = [*encode_headers(change), ("ce_fingerprint", b"0123abcd")]
+    value = encode_value(change.version, b"0123abcd", payload)
+    assert decode("thing", message_key(change), payload, headers, 0) == replace(change, value=value)
+    assert without_value(payload, headers, 0) == encode_headers(change)
+
+
+def test_headers_that_other_programs_add_to_an_upsert_are_ignored() -> None:
+    value = encode_value(7, b"0123abcd", b"{}")
+    assert decode("thing", b"1", value, [("traceparent", b"00-1")], 0).value == value
+
+
+@pytest.mark.parametrize("milliseconds", [-(2**62), -1, 0, 2**62])
+def test_timestamp_of_an_upsert_can_be_any_number(milliseconds: int) -> None:
+    value = encode_value(7, b"0123abcd", b"{}")
+    assert decode("thing", b"1", value, [], milliseconds).version == 7
+    assert dict(without_value(value, [], milliseconds))["ce_rowversion"] == b"7"
+
+
+@pytest.mark.parametrize(
+    ("operation", "key"), [(Operation.UPSERT, "1"), (Operation.DELETE, "1"), (Operation.TRUNCATE, None)]
 )
-DELETES = st.builds(
-    Change,
-    entity=st.just("thing"),
-    key=KEYS,
-    version=VERSIONS,
-    operation=st.just(Operation.DELETE),
-    fingerprint=st.none(),
-    payload=st.none(),
-    source=SOURCES,
-    changed_at=TIMES,
-)
-TRUNCATES = st.builds(
-    Change,
-    entity=st.just("thing"),
-    key=st.none(),
-    version=VERSIONS,
-    operation=st.just(Operation.TRUNCATE),
-    fingerprint=st.none(),
-    payload=st.none(),
-    source=SOURCES,
-    changed_at=TIMES,
-)
-
-
-@given(change=UPSERTS | DELETES | TRUNCATES)
-def test_every_change_survives_the_round_trip_through_its_message(change: Change) -> None:
-    assert decode("thing", message_key(change), message_value(change), encode_headers(change)) == change
-
-
-@given(change=UPSERTS)
-def test_upsert_without_its_payload_survives_the_round_trip_and_is_no_tombstone(change: Change) -> None:
-    bare = replace(change, fingerprint=None, payload=None)
-    assert message_value(bare) == b""
-    assert without_payload(encode_headers(change)) == encode_headers(bare)
-    assert decode("thing", message_key(bare), b"", encode_headers(bare)) == bare
-    assert decode("thing", message_key(bare), None, encode_headers(bare)) == bare
-
-
-def test_headers_are_those_of_a_binary_mode_cloudevent() -> None:
-    change = Change("thing", "1", 7, Operation.UPSERT, b"0123abcd", b"{}", "sa", MOMENT)
-    assert encode_headers(change) == [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", b"7"),
-        ("ce_source", b"/cachesync/sa"),
-        ("ce_type", b"cachesync.upsert"),
-        ("ce_time", b"2026-01-02T03:04:05+00:00"),
-        ("ce_rowversion", b"7"),
-        ("ce_fingerprint", b"0123abcd"),
-        ("content-type", b"application/json"),
-    ]
-
-
-@pytest.mark.parametrize(("operation", "key"), [(Operation.DELETE, "1"), (Operation.TRUNCATE, None)])
-def test_headers_of_a_change_without_a_payload_name_no_fingerprint(
+def test_headers_of_a_change_without_a_value_are_those_of_a_binary_mode_cloudevent(
     operation: Operation, key: str | None
 ) -> None:
-    change = Change("thing", key, 7, operation, None, None, "sa", MOMENT)
+    change = Change("thing", key, 7, operation, None, "sa", MOMENT)
     assert encode_headers(change) == [
         ("ce_specversion", b"1.0"),
         ("ce_id", b"7"),
@@ -104,6 +111,27 @@ def test_headers_of_a_change_without_a_payload_name_no_fingerprint(
         ("ce_time", b"2026-01-02T03:04:05+00:00"),
         ("ce_rowversion", b"7"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        (None, encode_value(7, b"0123abcd", b"{}"), "cannot be the key"),
+        (TRUNCATE_KEY, encode_value(7, b"0123abcd", b"{}"), "cannot be the key"),
+        (b"\xff", encode_value(7, b"0123abcd", b"{}"), "malformed key"),
+        (b"1", encode_value(0, b"0123abcd", b"{}"), "not a row version"),
+        (b"1", b"V" + b"9" * 19 + b"0123abcd{}", "not a row version"),
+        (b"1", encode_value(7, b"0123abcd", b""), "neither a value"),
+        (b"1", b"A", "neither a value"),
+        (b"1", b"", "neither a value"),
+        (b"1", None, "neither a value"),
+    ],
+)
+def test_message_without_headers_that_is_not_an_upsert_is_rejected_with_the_reason(
+    key: bytes | None, value: bytes | None, reason: str
+) -> None:
+    with pytest.raises(UndecodableError, match=reason):
+        decode("thing", key, value, [], 0)
 
 
 GOOD: dict[str, str | bytes | None] = {
@@ -148,7 +176,7 @@ def test_message_that_is_not_a_change_is_rejected_with_the_reason(
 ) -> None:
     headers: Headers = list((GOOD | changed).items())
     with pytest.raises(UndecodableError, match=reason):
-        decode("thing", key, value, headers)
+        decode("thing", key, value, headers, 0)
 
 
 @given(
@@ -162,4 +190,4 @@ def test_no_message_causes_any_other_error(
     key: bytes | None, value: bytes | None, headers: dict[str, str | bytes | None]
 ) -> None:
     with suppress(UndecodableError):
-        decode("thing", key, value, list(headers.items()))
+        decode("thing", key, value, list(headers.items()), 0)

@@ -25,18 +25,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from cachesync.change import Row
 from cachesync.entity import Entity
 from cachesync.reconcile.drift import Kind, drift_of, repair_of
-from cachesync.slots.layout import (
-    ABSENT,
-    EMPTY,
-    HIGHEST_VERSION,
-    advance_of,
-    decode_value,
-    encode_version,
-    is_lease,
-    is_readable,
-    is_value,
-    version_of,
-)
+from cachesync.slots.layout import ABSENT, EMPTY, advance_of, decode_value, is_lease, is_readable
+from cachesync.value import HIGHEST_VERSION, encode_version, is_value, version_of
 from tests.unit.protocol.faults import NOTHING, Fault
 from tests.unit.protocol.scripts import BLANK, LASTING_LEASE, NO_STRING, Effect, RefusedError, Scripts
 from tests.unit.protocol.world import (

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from lupa import lua51
 
-from cachesync.slots.layout import ABSENT, EMPTY, is_lease, is_value
+from cachesync.slots.layout import ABSENT, EMPTY, is_lease
 from cachesync.slots.scripts import script
+from cachesync.value import is_value
 from tests.unit.protocol.faults import Fault
 
 if TYPE_CHECKING:

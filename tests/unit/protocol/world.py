@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from cachesync.slots.layout import EMPTY, encode_value
+from cachesync.slots.layout import EMPTY
+from cachesync.value import encode_value
 
 OLD: Final = b"schema-1"
 NEW: Final = b"schema-2"

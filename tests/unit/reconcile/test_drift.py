@@ -6,7 +6,8 @@ import pytest
 
 from cachesync.change import Row
 from cachesync.reconcile.drift import MAX_SAMPLES, Findings, Kind, drift_of, repair_of
-from cachesync.slots.layout import ABSENT, EMPTY, encode_value
+from cachesync.slots.layout import ABSENT, EMPTY
+from cachesync.value import encode_value
 
 ROW = Row("1", 5, b"abcdef01", b"{}")
 SLOT = encode_value(5, b"abcdef01", b"{}")
