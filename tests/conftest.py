@@ -27,6 +27,17 @@ STATE = Path(__file__).parents[1] / ".local"
 GROUPS = {"tests/acceptance/": "system", "tests/faults/": "system", "tests/integration/": "servers"}
 
 
+# Tests whose own code takes most of their time, which tracing would double: the model, and the load under
+# faults. What they cover of the library, others cover too.
+UNTRACED = ("tests/unit/protocol/", "tests/faults/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(UNTRACED):
+            item.add_marker(pytest.mark.no_cover)
+
+
 class ByServers(LoadScopeScheduling):  # type: ignore[misc] # untyped
     """Keeps tests that share servers in one process and distributes the others freely."""
 
