@@ -17,8 +17,9 @@ class Admission:
     """Limits the requests in flight to those that the process can finish in time.
 
     The number in flight divided by the number finished per second is the time that a request takes (Little's
-    law). When this exceeds the target, new requests are refused until it no longer does. Unlike a fixed
-    number, this fits hits as well as pages, which take fifty times as long, and allows bursts.
+    law). When this has exceeded the target for as long as the target, new requests are refused until it no
+    longer does. Unlike a fixed number, this fits hits as well as pages, which take fifty times as long, and
+    allows bursts, of which nothing can have finished yet.
 
     Before the process reads a request, it can wait for as long as the event loop is late. This is part of the
     target.
@@ -39,6 +40,7 @@ class Admission:
         self._maximum = limit
         self._rate = 0.0
         self._late = 0.0
+        self._exceeded = 0.0
         self.limit = limit
         self.in_flight = 0
         self.finished = 0
@@ -77,8 +79,11 @@ class Admission:
         self._late += _WEIGHT * (max(0.0, seconds - _SECONDS) - self._late)
         sustainable = int(self._rate * max(0.0, self._seconds - self._late))
         if self.in_flight > max(_FLOOR, sustainable):
-            self.limit = min(self._maximum, max(_FLOOR, sustainable))
+            self._exceeded += seconds
+            if self._exceeded > self._seconds:
+                self.limit = min(self._maximum, max(_FLOOR, sustainable))
         else:
+            self._exceeded = 0.0
             self.limit = min(self._maximum, int(self.limit * _GROWTH) + 1)
 
     async def keep_adapting(self) -> NoReturn:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import httpx
+import psutil
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
@@ -90,7 +92,10 @@ def test_no_process_has_a_password_in_its_command_line(system: System) -> None:
     assert system.postgres is not None
     secrets = [system.postgres.password, system.airflow.password, system.airflow.jenkins_password]
     secrets += [unquote(str(urlsplit(system.worker_dsn).password)), credentials("sa").password]
-    lines = [" ".join(member.cmdline()) for process in system.processes for member in process.tree()]
+    lines = []
+    for member in (member for process in system.processes for member in process.tree()):
+        with suppress(psutil.NoSuchProcess):  # Airflow's processes come and go
+            lines.append(" ".join(member.cmdline()))
     assert any("gunicorn" in line for line in lines)
     assert not [line for line in lines if any(secret in line for secret in secrets)]
 

@@ -35,6 +35,12 @@ def test_burst_is_admitted_before_any_request_has_finished() -> None:
     assert Admission(SECONDS, 1000).limit == 1000
 
 
+def test_burst_is_admitted_for_as_long_as_its_requests_may_take() -> None:
+    admission = Admission(SECONDS, 1000)
+    assert after(admission, in_flight=500, per_second=0, times=3) == 1000
+    assert after(admission, in_flight=500, per_second=0, times=2) == 32
+
+
 @pytest.mark.parametrize("per_second", [100, 500, 2000])
 def test_limit_is_what_can_be_finished_in_the_target_time(per_second: int) -> None:
     limit = after(Admission(SECONDS, 1000), in_flight=1000, per_second=per_second)
