@@ -323,6 +323,9 @@ def connections(redis_urls: Mapping[str, str], bootstrap_servers: str, dsn: str)
             "fetch.wait.max.ms": 500,
             "session.timeout.ms": 6000,
             "heartbeat.interval.ms": 1000,
+            "socket.timeout.ms": 10_000,
+            "socket.connection.setup.timeout.ms": 10_000,
+            "reconnect.backoff.max.ms": 2000,
         }
         kafka = {"conn_type": "kafka", "extra": consumer}
         variables[f"AIRFLOW_CONN_REDIS_{service.upper()}"] = url
