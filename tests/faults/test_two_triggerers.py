@@ -82,9 +82,11 @@ def test_triggerer_takes_over_the_consumers_of_a_killed_one(system: System) -> N
         both = {killed: CAPACITY, left: TRIGGERS - CAPACITY}
         wait_until(lambda: shares(system) == both, "the first has the rest")
         change_all_rows(system)
-        wait_until(lambda: in_step(system), "the changes are in every cache")
+        wait_until(lambda: in_step(system), "the changes are in every cache", seconds=120)
         change_all_rows(system)
         second.kill()
         change_all_rows(system)
         wait_until(lambda: shares(system) == {left: TRIGGERS}, "the first has taken over")
-        wait_until(lambda: in_step(system), "changes made before the takeover are in every cache")
+        wait_until(
+            lambda: in_step(system), "changes made before the takeover are in every cache", seconds=120
+        )
