@@ -327,18 +327,25 @@ BEGIN
 END
 $cachesync$;
 
--- Whether a function, or that of an operator, can write rows. One that is not volatile has promised not to.
+-- Whether a default, a constraint or a domain calls a function, by its name or as an operator, that can write rows. One
+-- that is not volatile has promised not to.
 CREATE OR REPLACE FUNCTION cachesync.can_write(catalog oid, object oid) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
-    SELECT f.provolatile = 'v' AND l.lanname NOT IN ('c', 'internal')
-    FROM pg_proc AS f
-    JOIN pg_language AS l ON l.oid = f.prolang
+    SELECT coalesce(bool_or((
+        SELECT f.provolatile = 'v' AND l.lanname NOT IN ('c', 'internal')
+        FROM pg_proc AS f
+        JOIN pg_language AS l ON l.oid = f.prolang
+        WHERE
+            f.oid = CASE
+                WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid
+                ELSE (SELECT o.oprcode FROM pg_operator AS o WHERE o.oid = d.refobjid)
+            END
+    )), false)
+    FROM pg_depend AS d
     WHERE
-        f.oid = CASE
-            WHEN can_write.catalog = 'pg_proc'::regclass THEN can_write.object
-            ELSE (SELECT o.oprcode FROM pg_operator AS o WHERE o.oid = can_write.object)
-        END;
+        d.classid = can_write.catalog AND d.objid = can_write.object
+        AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass);
 END;
 
 -- Whether a default or a CHECK of a domain can write rows, in a type of the user's or in one that it is made of. Writes
@@ -356,23 +363,9 @@ BEGIN
     SELECT y.* INTO t FROM pg_catalog.pg_type AS y WHERE y.oid = type;
     CASE
         WHEN t.typtype = 'd' THEN
-            RETURN (
-                SELECT coalesce(bool_or(cachesync.can_write(d.refclassid, d.refobjid)), false)
-                FROM pg_catalog.pg_depend AS d
-                WHERE
-                    d.classid = 'pg_catalog.pg_type'::regclass AND d.objid = t.oid
-                    AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)
-            ) OR EXISTS (
+            RETURN cachesync.can_write('pg_catalog.pg_type'::regclass, t.oid) OR EXISTS (
                 SELECT FROM pg_catalog.pg_constraint AS c
-                WHERE
-                    c.contypid = t.oid
-                    AND (
-                        SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
-                        FROM pg_catalog.pg_depend AS d
-                        WHERE
-                            d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = c.oid
-                            AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)
-                    )
+                WHERE c.contypid = t.oid AND cachesync.can_write('pg_catalog.pg_constraint'::regclass, c.oid)
             ) OR cachesync.type_can_write(t.typbasetype);
         WHEN t.typtype = 'c' THEN
             RETURN EXISTS (

@@ -34,25 +34,13 @@
                         WHERE b.attrelid = a.adrelid AND b.attnum = a.adnum
                     )
                 )
-                AND (
-                    SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
-                    FROM pg_catalog.pg_depend AS d
-                    WHERE
-                        d.classid = 'pg_attrdef'::regclass AND d.objid = a.oid
-                        AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
-                )
+                AND cachesync.can_write('pg_attrdef'::regclass, a.oid)
         )
         OR EXISTS (
             SELECT FROM pg_catalog.pg_constraint AS c
             WHERE
                 c.conrelid = {{relation}}::regclass AND c.contype = 'c'
-                AND (
-                    SELECT bool_or(cachesync.can_write(d.refclassid, d.refobjid))
-                    FROM pg_catalog.pg_depend AS d
-                    WHERE
-                        d.classid = 'pg_constraint'::regclass AND d.objid = c.oid
-                        AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass)
-                )
+                AND cachesync.can_write('pg_constraint'::regclass, c.oid)
         )
         OR EXISTS (
             SELECT FROM pg_catalog.pg_attribute AS a
