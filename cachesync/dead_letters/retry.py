@@ -21,8 +21,7 @@ from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.postgres.rows import Rows
 from cachesync.slots.batch import Applier
-from cachesync.slots.layout import is_past
-from cachesync.value import encode_value
+from cachesync.slots.layout import is_past, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -356,5 +355,5 @@ def _with_row(change: Change, row: Row | None) -> Change:
         change,
         operation=Operation.UPSERT,
         version=row.version,
-        value=encode_value(row.version, row.fingerprint, row.payload),
+        value=value_of(row),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel
 
-from cachesync.slots.layout import ABSENT, changed_content, is_readable
+from cachesync.slots.layout import ABSENT, changed_content, is_readable, value_of
 from cachesync.value import UP_TO_PAYLOAD, encode_value, version_of
 
 if TYPE_CHECKING:
@@ -135,4 +135,5 @@ def repair_of(kind: Kind, row: Row | None, on_change: OnChange) -> bytes:
         row: the row, read after the slot; None if there is none.
         on_change: the entity's policy.
     """
-    return changed_content(on_change, row if kind is Kind.STALE else None)
+    value = value_of(row) if row is not None and kind is Kind.STALE else None
+    return changed_content(on_change, value)

@@ -37,8 +37,8 @@ from cachesync.slots.layout import (
     row_of,
     slot_change_of,
     slot_name,
+    value_of,
 )
-from cachesync.value import encode_value
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -618,7 +618,7 @@ class EntityCache:
             key=commit.key,
             version=commit.version,
             operation=Operation.DELETE if row is None else Operation.UPSERT,
-            value=None if row is None else encode_value(row.version, row.fingerprint, row.payload),
+            value=None if row is None else value_of(row),
             source=self._service,
             changed_at=datetime.now(UTC),
         )

@@ -90,6 +90,11 @@ def row_of(key: str, value: bytes) -> Row:
     return Row(key, version_of(value), value[FINGERPRINT], value[UP_TO_PAYLOAD:])
 
 
+def value_of(row: Row) -> bytes:
+    """Return the value of a row."""
+    return encode_value(row.version, row.fingerprint, row.payload)
+
+
 def is_lease(slot: bytes) -> bool:
     """Return whether a slot, of which the first `HEAD_BYTES` suffice, is a lease.
 
@@ -113,7 +118,7 @@ def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
     return SlotChange(
         slot_name(service, entity.name, change.key or ""),
         encode_version(change.version),
-        EMPTY if change.value is None or entity.on_change == "invalidate" else change.value,
+        changed_content(entity.on_change, change.value),
         with_jitter(entity.ttl),
     )
 
@@ -132,7 +137,7 @@ def advance_of(entity: Entity, name: str, row: Row | None) -> SlotChange:
     return SlotChange(
         name,
         HIGHEST_VERSION if row is None else encode_version(row.version),
-        changed_content(entity.on_change, row),
+        changed_content(entity.on_change, None if row is None else value_of(row)),
         with_jitter(entity.ttl),
     )
 
@@ -142,23 +147,21 @@ def emptied(name: str, version: int) -> SlotChange:
     return SlotChange(name, encode_version(version), EMPTY, 1)
 
 
-def changed_content(on_change: OnChange, row: Row | None) -> bytes:
+def changed_content(on_change: OnChange, value: bytes | None) -> bytes:
     """Return the new content of a slot whose row has changed.
 
     Args:
         on_change: the policy of the entity.
-        row: the row after the change; None after a delete, or if its payload is unknown.
+        value: the value of the row after the change; None after a delete, or if it is unknown.
     """
-    if row is None or on_change == "invalidate":
-        return EMPTY
-    return encode_value(row.version, row.fingerprint, row.payload)
+    return EMPTY if value is None or on_change == "invalidate" else value
 
 
 def filled_content(entity: Entity, row: Row | None) -> tuple[bytes, int]:
     """Return the content with which a load fills a slot, and its lifetime in milliseconds."""
     if row is None:
         return ABSENT, with_jitter(entity.absent_ttl)
-    return encode_value(row.version, row.fingerprint, row.payload), with_jitter(entity.ttl)
+    return value_of(row), with_jitter(entity.ttl)
 
 
 def is_past(head: bytes, version: int) -> bool:
