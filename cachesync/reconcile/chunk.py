@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.reconcile.rows import ComparedRows
-    from cachesync.reconcile.source import Source
+    from cachesync.reconcile.source import Batch, Source, Values
     from cachesync.slots.bulk import Bulk
     from cachesync.slots.scripts import Command
 
@@ -37,10 +37,10 @@ SETTLE_SECONDS: Final = 5.0
 # PostgreSQL's memory; but the more memory this process needs.
 _ROUND_SECONDS: Final = 1.0
 _MIN_ROUND: Final = 500
-_MAX_ROUND: Final = 100_000
+_MAX_ROUND: Final = 200_000
 # Short, so that a rate limit does not lead to bursts.
 _LIMITED_ROUND_SECONDS: Final = 0.2
-_FIRST_ROUND: Final = 10_000
+_FIRST_ROUND: Final = 50_000
 # Limits the memory for slots that wait to be checked again.
 _MAX_CANDIDATES: Final = 100_000
 # Small, because these slots are read in full and their payloads can be large.
@@ -169,13 +169,13 @@ class Chunk:
             while not ended or waiting:
                 if not ended:
                     started = time.monotonic()
-                    names, slots = await reading
+                    batch = await reading
                     current, share, ended = Round(source.cursor), source.share, source.ended
                     if not ended:
                         reading = asyncio.ensure_future(self._read(source, self._limited(size)))
-                    await self._compare(names, slots, current)
+                    await self._compare(batch, current)
                     waiting.append(current)
-                    size = await self._pace(size, len(names), time.monotonic() - started)
+                    size = await self._pace(size, batch.count, time.monotonic() - started)
                 while waiting and (ended or self._is_due(waiting)):
                     done = waiting.popleft()
                     await self._recheck(done)
@@ -208,35 +208,56 @@ class Chunk:
             return True
         return sum(len(one.candidates) for one in waiting) > _MAX_CANDIDATES
 
-    async def _read(self, source: Source, size: int) -> tuple[list[bytes], list[bytes]]:
-        """Return the names of the next slots, and the compared part of each."""
+    async def _read(self, source: Source, size: int) -> Batch:
+        """Return the next slots."""
         async with self._redis:
             return await source.read(size)
 
-    async def _compare(self, names: list[bytes], slots: list[bytes], current: Round) -> None:
+    async def _compare(self, batch: Batch, current: Round) -> None:
         """Compare slots with their rows, which are read after the slots."""
+        for entity, values in batch.values.items():
+            await self._compare_values(entity, values, current)
         for prefix, entity in self._prefixes.items():
             # An empty slot has been emptied since it was listed.
             examined = [
-                slot != b"" and name.startswith(prefix) for name, slot in zip(names, slots, strict=True)
+                slot != b"" and name.startswith(prefix)
+                for name, slot in zip(batch.names, batch.slots, strict=True)
             ]
-            keys = [name[len(prefix) :] for name in compress(names, examined)]
-            if not keys:
-                continue
-            found = list(compress(slots, examined))
-            unlike_rows = [slot == UNREADABLE or is_lease(slot) for slot in found]
-            # A lease is about to become something else, unless it never ends.
-            current.candidates += [
-                Candidate(entity, unlike.decode(errors="surrogateescape"), EMPTY, None)
-                for unlike in compress(keys, unlike_rows)
-            ]
-            current.findings[entity] = Findings(examined=len(keys) - sum(map(is_lease, found)))
-            keys = [key for key, unlike in zip(keys, unlike_rows, strict=True) if not unlike]
-            found = [slot for slot, unlike in zip(found, unlike_rows, strict=True) if not unlike]
-            for index, version in await self._rows[entity].mismatches(keys, found, deep=self._deep):
-                key = keys[index].decode(errors="surrogateescape")
-                current.candidates.append(Candidate(entity, key, found[index][:UP_TO_PAYLOAD], version))
+            keys = [name[len(prefix) :] for name in compress(batch.names, examined)]
+            if keys:
+                await self._compare_slots(entity, keys, list(compress(batch.slots, examined)), current)
         current.due = time.monotonic() + self._settle_seconds
+
+    async def _compare_values(self, entity: str, values: Values, current: Round) -> None:
+        if not values.count:
+            return
+        current.findings.setdefault(entity, Findings()).examined += values.count
+        differing = await self._rows[entity].other_versions(values)
+        if differing:
+            keys, before_payloads = values.split()
+            current.candidates += [
+                Candidate(
+                    entity, keys[index].decode(errors="surrogateescape"), before_payloads[index], version
+                )
+                for index, version in differing
+            ]
+
+    async def _compare_slots(
+        self, entity: str, keys: list[bytes], slots: list[bytes], current: Round
+    ) -> None:
+        unlike_rows = [slot == UNREADABLE or is_lease(slot) for slot in slots]
+        # A lease is about to become something else, unless it never ends.
+        current.candidates += [
+            Candidate(entity, unlike.decode(errors="surrogateescape"), EMPTY, None)
+            for unlike in compress(keys, unlike_rows)
+        ]
+        leases = sum(map(is_lease, slots))
+        current.findings.setdefault(entity, Findings()).examined += len(keys) - leases
+        keys = [key for key, unlike in zip(keys, unlike_rows, strict=True) if not unlike]
+        slots = [slot for slot, unlike in zip(slots, unlike_rows, strict=True) if not unlike]
+        for index, version in await self._rows[entity].mismatches(keys, slots, deep=self._deep):
+            key = keys[index].decode(errors="surrogateescape")
+            current.candidates.append(Candidate(entity, key, slots[index][:UP_TO_PAYLOAD], version))
 
     async def _recheck(self, current: Round) -> None:
         """Check candidates again once they are due, and repair those that no change in flight explains."""

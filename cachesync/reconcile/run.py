@@ -212,7 +212,18 @@ async def run_chunk(
         if task.part is None:
             source: Source = await _changed_keys(stack, dsn, bulk, task, cursor, deep=parameters.deep)
         else:
-            source = Keyspace(bulk, Part(*task.part), _pattern(task), cursor, deep=parameters.deep)
+            fingerprints = {
+                (name, slot_name(task.service, name, "").encode()): await one.fingerprint()
+                for name, one in rows.items()
+            }
+            source = Keyspace(
+                bulk,
+                Part(*task.part),
+                _pattern(task),
+                cursor,
+                deep=parameters.deep,
+                fingerprints=fingerprints,
+            )
         findings = _FINDINGS.validate_json(saved["findings"])
         saved_at = time.monotonic()
         async with aclosing(chunk.run(source, findings)) as rounds:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from hashlib import md5
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from hiredis import ReplyError
 
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.layout import HEAD_BYTES, is_readable, slot_name
-from cachesync.value import UP_TO_PAYLOAD, is_value
+from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import asyncpg
 
     from cachesync.reconcile.keyspace import Part
@@ -25,6 +29,100 @@ UNREADABLE: Final = b"unreadable"
 
 # Redis does nothing else while it executes a SCAN, which takes about half a millisecond with this count.
 _SCAN: Final = 1000
+
+
+# In joined keys; a key that contains it is not joined.
+_SEPARATOR: Final = b"\n"
+# Widths of an encoded version: alone, and with the comma between two of them.
+_WIDTH: Final = VERSION.stop - VERSION.start
+_STRIDE: Final = _WIDTH + 1
+
+
+@dataclass(slots=True)
+class Values:
+    """The values of one entity that were read together and have one fingerprint, without an object for each.
+
+    Attributes:
+        fingerprint: the fingerprint.
+        count: the number of values.
+        keys: their keys, by block, joined by newlines.
+        versions: their encoded versions, by block, joined by commas.
+    """
+
+    fingerprint: bytes
+    count: int = 0
+    keys: list[bytes] = field(default_factory=list)
+    versions: list[bytes] = field(default_factory=list)
+
+    def add(self, prefix: bytes, names: Sequence[bytes], slots: Sequence[Any]) -> bool:
+        """Add a block of slots if all of them are such values.
+
+        Comparing and replacing within the joined block takes a tenth of the time of a loop over its slots.
+
+        Args:
+            prefix: the prefix of the names of the entity's slots.
+            names: the names of the slots.
+            slots: the first `HEAD_BYTES` of each, or another reply.
+
+        Returns:
+            Whether the block was added.
+        """
+        count = len(names)
+        try:
+            heads = b"".join(slots)
+        except TypeError:
+            return False
+        # A payload is a JSON object.
+        ending = self.fingerprint + b"{"
+        versions = heads[1 : -len(ending)].replace(ending + b"V", b",")
+        # The versions are where they belong if the commas are.
+        if not (
+            heads.startswith(b"V")
+            and heads.endswith(ending)
+            and len(heads) == HEAD_BYTES * count
+            and len(versions) == _STRIDE * count - 1
+            and versions[_WIDTH::_STRIDE] == b"," * (count - 1)
+            and versions.replace(b",", b"").isdigit()
+        ):
+            return False
+        joined = _SEPARATOR + _SEPARATOR.join(names)
+        keys = joined.replace(_SEPARATOR + prefix, _SEPARATOR)
+        if joined.count(_SEPARATOR) != count or len(joined) - len(keys) != count * len(prefix):
+            return False
+        self.count += count
+        self.keys.append(keys[len(_SEPARATOR) :])
+        self.versions.append(versions)
+        return True
+
+    def joined(self) -> tuple[bytes, bytes]:
+        """Return all keys, joined by newlines, and all versions, joined by commas."""
+        return _SEPARATOR.join(self.keys), b",".join(self.versions)
+
+    def split(self) -> tuple[list[bytes], list[bytes]]:
+        """Return the keys, and each slot up to its payload."""
+        keys, versions = self.joined()
+        before_payloads = [b"V%b%b" % (version, self.fingerprint) for version in versions.split(b",")]
+        return keys.split(_SEPARATOR), before_payloads
+
+
+@dataclass(slots=True)
+class Batch:
+    """Slots that were read together.
+
+    Attributes:
+        values: the values of each entity with the fingerprint that is expected.
+        names: the names of the other slots.
+        slots: the part of each that `ComparedRows.mismatches` compares.
+    """
+
+    values: dict[str, Values] = field(default_factory=dict)
+    names: Names = field(default_factory=list)
+    slots: list[bytes] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """The number of slots."""
+        return len(self.names) + sum(values.count for values in self.values.values())
 
 
 class Source(Protocol):
@@ -40,8 +138,8 @@ class Source(Protocol):
     share: float
     ended: bool
 
-    async def read(self, size: int) -> tuple[Names, list[bytes]]:
-        """Return the names of the next slots, and the part of each that `ComparedRows.mismatches` compares.
+    async def read(self, size: int) -> Batch:
+        """Return the next slots.
 
         Args:
             size: the approximate number of slots to read.
@@ -60,10 +158,21 @@ class Keyspace:
         pattern: the pattern of the slots' names, as for SCAN.
         cursor: where to start; None for the start of the part.
         deep: whether payloads are compared too.
+        fingerprints: the fingerprint of most values, by the entity's name and the prefix of its slots' names.
     """
 
-    def __init__(self, bulk: Bulk, part: Part, pattern: str, cursor: int | None, *, deep: bool) -> None:
+    def __init__(
+        self,
+        bulk: Bulk,
+        part: Part,
+        pattern: str,
+        cursor: int | None,
+        *,
+        deep: bool,
+        fingerprints: Mapping[tuple[str, bytes], bytes],
+    ) -> None:
         self._bulk = bulk
+        self._fingerprints = {} if deep else fingerprints
         self._part = part
         self._match = pattern.encode()
         self._deep = deep
@@ -73,28 +182,53 @@ class Keyspace:
         # An estimate of the number of keys that remain in the part.
         self._left = _SCAN
 
-    async def read(self, size: int) -> tuple[Names, list[bytes]]:
+    async def read(self, size: int) -> Batch:
         """Scan the next slots, in a thread."""
         return await asyncio.to_thread(self._read, size)
 
-    def _read(self, size: int) -> tuple[Names, list[bytes]]:
-        names: Names = []
-        slots: list[bytes] = []
+    def _read(self, size: int) -> Batch:
+        batch = Batch()
         unread: Names = []
+        seen = 0
         # The slots that one SCAN lists are read in the same round trip as the next SCAN.
-        while not self.ended and len(names) + len(unread) < size:
+        while not self.ended and seen < size:
             count = min(size, _SCAN, self._left)
             scan = (b"SCAN", b"%d" % self.cursor, b"MATCH", self._match, b"COUNT", b"%d" % count)
             packed, reads = _packed_reads(unread, deep=self._deep)
             reply, *found = self._bulk.send(self._bulk.pack([scan]) + packed, reads + 1)
             if isinstance(reply, ReplyError):
                 raise CacheUnavailableError(str(reply))
-            slots += _compared(self._bulk, unread, found, deep=self._deep)
-            names += unread
+            self._add(batch, unread, found)
             unread = reply[1]
+            seen += len(unread)
             self._move(int(reply[0]), count)
-        found = self._bulk.send(*_packed_reads(unread, deep=self._deep))
-        return names + unread, slots + _compared(self._bulk, unread, found, deep=self._deep)
+        self._add(batch, unread, self._bulk.send(*_packed_reads(unread, deep=self._deep)))
+        return batch
+
+    def _add(self, batch: Batch, names: Names, replies: list[Any]) -> None:
+        """Add slots to a batch."""
+        for (entity, prefix), fingerprint in self._fingerprints.items():
+            if not names:
+                return
+            values = batch.values.setdefault(entity, Values(fingerprint))
+            if values.add(prefix, names, replies):
+                return
+            expected = [
+                type(reply) is bytes
+                and len(reply) == HEAD_BYTES
+                and reply[FINGERPRINT] == fingerprint
+                and is_value(reply)
+                and name.startswith(prefix)
+                and _SEPARATOR not in name
+                for name, reply in zip(names, replies, strict=True)
+            ]
+            if any(expected) and values.add(
+                prefix, list(compress(names, expected)), list(compress(replies, expected))
+            ):
+                names = [name for name, taken in zip(names, expected, strict=True) if not taken]
+                replies = [reply for reply, taken in zip(replies, expected, strict=True) if not taken]
+        batch.names += names
+        batch.slots += _compared(self._bulk, names, replies, deep=self._deep)
 
     def _move(self, cursor: int, count: int) -> None:
         before, self.share = self.share, self._part.share(cursor)
@@ -128,7 +262,7 @@ class ChangedKeys:
         self.share = 0.0
         self.ended = False
 
-    async def read(self, size: int) -> tuple[Names, list[bytes]]:
+    async def read(self, size: int) -> Batch:
         """Read the slots of the log's next keys."""
         records = await self._keys.fetch(min(size, _SCAN))
         self._count += len(records)
@@ -137,7 +271,7 @@ class ChangedKeys:
             self.share = self._count / records[-1]["total"]
         self.ended = len(records) < min(size, _SCAN)
         names = [slot_name(self._service, one["entity"], one["key"]).encode() for one in records]
-        return names, await asyncio.to_thread(self._read, names)
+        return Batch(names=names, slots=await asyncio.to_thread(self._read, names))
 
     def _read(self, names: Names) -> list[bytes]:
         replies = self._bulk.send(*_packed_reads(names, deep=self._deep))
