@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -47,6 +48,7 @@ class RunningWork:
 
     def _run(self) -> None:
         work = self._work = self._open_work()
+        _exempt_from_garbage_collection()
         # `stop` may have been called before there was any work to stop.
         if self._stopping:
             work.stop()
@@ -63,6 +65,17 @@ class RunningWork:
         if self._work is not None:
             self._work.stop()
         await asyncio.to_thread(self._executor.shutdown)
+
+
+def _exempt_from_garbage_collection() -> None:
+    """Let the garbage collector pass over what has been loaded so far.
+
+    Airflow has loaded hundreds of thousands of objects, which live as long as the process. Each full
+    collection would examine them all, while every thread waits.
+    """
+    # What is garbage already would never be freed.
+    gc.collect()
+    gc.freeze()
 
 
 class _Waiting:
