@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from cachesync.value import encode_head
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -57,3 +59,33 @@ class Change:
     value: bytes | None
     source: str
     changed_at: datetime
+
+
+class Event(NamedTuple):
+    """What a cache needs to know of a change.
+
+    A stream creates one for each message, so it has no part that would have to be parsed.
+
+    Attributes:
+        entity: the entity's name.
+        key: the encoded text of the primary key, in canonical form; None for a truncate, which affects every
+            key.
+        content: the row after the change, as `cachesync.value` encodes it; only the part up to the version if
+            the change empties the slot.
+        changed_ms: when the statement that made the change ended, in milliseconds since 1970.
+    """
+
+    entity: str
+    key: bytes | None
+    content: bytes
+    changed_ms: int
+
+
+def event_of(change: Change) -> Event:
+    """Return what a cache needs to know of a change."""
+    return Event(
+        change.entity,
+        None if change.key is None else change.key.encode(),
+        change.value or encode_head(change.version),
+        int(1000 * change.changed_at.timestamp()),
+    )

@@ -30,6 +30,11 @@ def encode_version(version: int) -> bytes:
     return b"%019d" % version
 
 
+def encode_head(version: int) -> bytes:
+    """Encode the part of a value that ends with its row version."""
+    return b"V%019d" % version
+
+
 def encode_value(version: int, fingerprint: bytes, payload: bytes) -> bytes:
     """Encode a row."""
     return b"V%019d%b%b" % (version, fingerprint, payload)

@@ -16,9 +16,9 @@ import gc
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from cachesync.change import Change, Operation
+from cachesync.change import Change, Event, Operation, event_of
 from cachesync.errors import UndecodableError
-from cachesync.value import encode_value, is_value, version_of
+from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_value, is_value, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,8 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 _LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _MAX_VERSION: Final = (1 << 63) - 1
 _MAX_VERSION_DIGITS: Final = 19
+_BEFORE_FIRST: Final = encode_head(0)
+_LAST: Final = encode_head(_MAX_VERSION)
 _FINGERPRINT_BYTES: Final = 8
 
 _PAYLOAD_HEADERS: Final = frozenset({"ce_fingerprint", "content-type"})
@@ -107,6 +109,8 @@ def headers_of(message: Message) -> Headers:
     # name, which would crash the process if it were read. The garbage collector skips it.
     try:
         headers = message.headers() or []
+        if not headers:
+            return []
         readable = len(gc.get_referents(*headers)) == 2 * len(headers)
     except (SystemError, UnicodeDecodeError):
         readable = False
@@ -114,6 +118,32 @@ def headers_of(message: Message) -> Headers:
         headers = _UNREADABLE
         message.set_headers(headers)
     return list(headers.items()) if isinstance(headers, dict) else headers
+
+
+def decode_event(entity: str, message: Message) -> Event:
+    """Decode what a cache needs to know of the change in a consumed message.
+
+    Args:
+        entity: the name of the entity, which the topic determines.
+        message: the message.
+
+    Raises:
+        UndecodableError: as for `decode_message`.
+    """
+    key, value = message.key(), message.value()
+    # An upsert without headers, which is what most messages are, needs no decoding.
+    if (
+        value is not None
+        and len(value) > UP_TO_PAYLOAD
+        and _BEFORE_FIRST < value[: VERSION.stop] <= _LAST
+        and value[VERSION].isdigit()
+        and key is not None
+        and key.isascii()
+        and key != TRUNCATE_KEY
+        and not headers_of(message)
+    ):
+        return Event(entity, key, value, message.timestamp()[1])
+    return event_of(decode_message(entity, message))
 
 
 def decode_message(entity: str, message: Message) -> Change:

@@ -2,34 +2,71 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hiredis import ReplyError
+from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
 from cachesync import metrics
-from cachesync.change import Operation
+from cachesync.change import event_of
 from cachesync.errors import CacheUnavailableError
+from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import pipelined, primaries, scan, translate_redis_errors
 from cachesync.slots.condition import Condition
-from cachesync.slots.layout import HEAD_BYTES, emptied, slot_change_of, slot_name
+from cachesync.slots.layout import EMPTY, HEAD_BYTES, SlotChange, slot_name, with_jitter
 from cachesync.slots.scripts import is_emptied, refusal_of, run_script
+from cachesync.value import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from cachesync.change import Change
+    from cachesync.change import Change, Event
     from cachesync.entity import Entity
     from cachesync.slots.clients import BlockingRedis
-    from cachesync.slots.layout import SlotChange
     from cachesync.slots.scripts import Command
 
 _SCAN_KEYS: Final = 1000
+# Redis does nothing else while it runs a script.
+_TOGETHER: Final = 200
+_TOGETHER_BYTES: Final = 1 << 18
 # Position of the only key in the command of a script.
 _KEY_POSITION: Final = 3
 # The effects of changes for which Redis stored something.
-_STORED: Final = frozenset({"advanced", "raised"})
+_STORED: Final = ("advanced", "raised")
+
+
+class _Chunk(NamedTuple):
+    """Slots that are changed together.
+
+    Attributes:
+        names: the slots' Redis keys.
+        contents: the new content of each slot, as `changes.lua` expects it.
+        ttl_ms: the lifetime of the contents, in milliseconds.
+    """
+
+    names: list[bytes]
+    contents: list[bytes]
+    ttl_ms: int
+
+    def each(self) -> Iterator[SlotChange]:
+        """Yield the change of each slot."""
+        for name, content in zip(self.names, self.contents, strict=True):
+            is_row = len(content) > VERSION.stop
+            yield SlotChange(name.decode(), content[VERSION], content if is_row else EMPTY, self.ttl_ms)
+
+    def cut(self) -> Iterator[_Chunk]:
+        """Yield the same slots in parts that do not keep Redis busy for long."""
+        names, contents, ttl_ms = self
+        most = max(1, min(_TOGETHER, _TOGETHER_BYTES * len(contents) // sum(map(len, contents))))
+        if len(names) <= most:
+            yield self
+            return
+        for start in range(0, len(names), most):
+            yield _Chunk(names[start : start + most], contents[start : start + most], ttl_ms)
 
 
 class Applier:
@@ -45,13 +82,28 @@ class Applier:
         self._client = client
         self._service = service
         self._entities = entities
+        self._prefixes = {name: slot_name(service, name, "").encode() for name in entities}
         self._condition = Condition(service=service)
         self._lag = metrics.lag.labels(service)
 
     def apply(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
+        """Apply a batch of changes, as `apply_events` does.
+
+        Returns:
+            The changes that cannot be applied, each with the reason.
+
+        Raises:
+            CacheUnavailableError: as for `apply_events`.
+        """
+        by_event = {id(event): (event, change) for change in changes for event in [event_of(change)]}
+        denied = self.apply_events([event for event, _ in by_event.values()])
+        return [(by_event[id(event)][1], reason) for event, reason in denied]
+
+    def apply_events(self, events: Sequence[Event]) -> list[tuple[Event, str]]:
         """Apply a batch of changes in one round trip; in a Redis Cluster, in one per primary.
 
-        A slot whose new content Redis refuses is emptied instead. Applying a batch again does nothing.
+        Of several changes of a row, only the newest is applied. A slot whose new content Redis refuses is
+        emptied instead. Applying a batch again does nothing.
 
         Returns:
             The changes that cannot be applied, although Redis applies others, because the login has no access
@@ -62,26 +114,45 @@ class Applier:
                 batch may have been applied.
         """
         # A truncate empties everything that is older, and each one scans all slots.
-        truncates: dict[str, Change] = {}
-        rows = []
-        for change in changes:
-            if change.operation is not Operation.TRUNCATE:
-                rows.append(change)
-            elif change.entity not in truncates or change.version > truncates[change.entity].version:
-                truncates[change.entity] = change
-        effects = self._run(
-            [slot_change_of(self._service, self._entities[change.entity], change) for change in rows]
-        )
-        denied = []
-        now = datetime.now(UTC)
-        for change, effect in zip(rows, effects, strict=True):
-            if isinstance(effect, NoPermissionError):
-                denied.append((change, str(effect)))
+        truncates: dict[str, bytes] = {}
+        newest: dict[str, dict[bytes, bytes]] = {}
+        passed_over: list[tuple[str, bytes, str]] = []
+        for entity, key, content, _ in events:
+            if key is None:
+                truncates[entity] = max(content, truncates.get(entity, content))
                 continue
-            metrics.applied.labels(self._service, effect).inc()
-            self._lag.observe(max(0.0, (now - change.changed_at).total_seconds()))
-        for change in truncates.values():
-            self._truncate(change)
+            rows = newest.get(entity)
+            if rows is None:
+                rows = newest[entity] = {}
+            other = rows.get(key)
+            if other is None:
+                rows[key] = content
+            else:
+                # Versions have a fixed width, so the contents compare as their versions do.
+                rows[key] = max(content, other)
+                same = content[VERSION] == other[VERSION]
+                passed_over.append((entity, key, "repeated" if same else "older"))
+        effects, denied_slots = self._run([self._chunk(entity, rows) for entity, rows in newest.items()])
+        now = int(1000 * time.time())
+        if not denied_slots:
+            denied = []
+            lags = [now - changed_ms for _, key, _, changed_ms in events if key is not None]
+        else:
+            reasons = [denied_slots.get(self._name(entity, key)) for entity, key, _, _ in events]
+            denied = [(event, reason) for event, reason in zip(events, reasons, strict=True) if reason]
+            lags = [
+                now - event.changed_ms
+                for event, reason in zip(events, reasons, strict=True)
+                if reason is None and event.key is not None
+            ]
+        for entity, key, effect in passed_over:
+            if self._name(entity, key) not in denied_slots:
+                effects[effect] += 1
+        for effect, number in effects.items():
+            metrics.applied.labels(self._service, effect).inc(number)
+        self._lag.observe_milliseconds(lags)
+        for entity, content in truncates.items():
+            self._truncate(entity, content)
         return denied
 
     def is_available(self) -> bool:
@@ -120,23 +191,88 @@ class Applier:
                 raise CacheUnavailableError(str(reply)) from reply
         return heads
 
-    def _truncate(self, change: Change) -> None:
+    def _name(self, entity: str, key: bytes | None) -> bytes:
+        return self._prefixes[entity] + (key or b"")
+
+    def _chunk(self, name: str, rows: Mapping[bytes, bytes]) -> _Chunk:
+        prefix, entity = self._prefixes[name], self._entities[name]
+        contents = list(rows.values())
+        if entity.on_change == "invalidate":
+            contents = [content[: VERSION.stop] for content in contents]
+        return _Chunk([prefix + key for key in rows], contents, with_jitter(entity.ttl))
+
+    def _truncate(self, entity: str, content: bytes) -> None:
         """Empty every older slot of the entity; values that are cached while this runs are newer."""
-        names: list[str] = []
+        names: list[bytes] = []
         # The names of services and entities contain no special characters of patterns.
-        for name in scan(self._client, slot_name(self._service, change.entity, "*"), _SCAN_KEYS):
+        for name in scan(self._client, slot_name(self._service, entity, "*"), _SCAN_KEYS):
             # Other names were given by other programs.
             with suppress(UnicodeDecodeError):
-                names.append(name.decode())
+                name.decode()
+                names.append(name)
             if len(names) == _SCAN_KEYS:
-                self._run([emptied(name, change.version) for name in names])
-                names.clear()
-        self._run([emptied(name, change.version) for name in names])
+                self._run([_Chunk(names, [content] * len(names), 1)])
+                names = []
+        if names:
+            self._run([_Chunk(names, [content] * len(names), 1)])
 
-    def _run(self, changes: Sequence[SlotChange]) -> list[str | NoPermissionError]:
-        """Return the effect of each change: that of the script; `refused` if the slot was emptied instead; or
-        the error if the login has no access to the slot.
-        """  # noqa: D205
+    def _run(self, chunks: Sequence[_Chunk]) -> tuple[Counter[str], dict[bytes, str]]:
+        """Change slots.
+
+        Returns:
+            How many slots each effect has, which is that of the script, or `refused` if the slot was emptied
+            instead; and the slots to which the login has no access, each with the reason.
+        """
+        effects: Counter[str] = Counter()
+        denied: dict[bytes, str] = {}
+        rest = self._run_together(chunks, effects) if isinstance(self._client, Redis) else chunks
+        changes = [change for chunk in rest for change in chunk.each()]
+        for change, effect in zip(changes, self._run_each(changes), strict=True):
+            if isinstance(effect, NoPermissionError):
+                denied[change.name.encode()] = str(effect)
+            else:
+                effects[effect] += 1
+        return effects, denied
+
+    def _run_together(self, chunks: Sequence[_Chunk], effects: Counter[str]) -> list[_Chunk]:
+        """Change slots of a single Redis with one call for many; return those that need a call each.
+
+        These are the slots of a call that was rejected as a whole, because of one of them or because of the
+        script, and those after a slot whose content Redis refused.
+        """
+        parts = [part for chunk in chunks for part in chunk.cut()]
+        if not parts:
+            return []
+        assert isinstance(self._client, Redis)  # noqa: S101 - checked by the caller
+        with Bulk(self._client, "Redis", seconds=None) as redis:
+            replies = run_script(
+                "changes",
+                [(*names, ttl_ms, *contents) for names, contents, ttl_ms in parts],
+                redis.call,
+                [len(part.names) for part in parts],
+            )
+        rest = []
+        for part, reply in zip(parts, replies, strict=True):
+            done = 0
+            if not isinstance(reply, ReplyError):
+                refusal, *counted = reply
+                for effect, number in zip(counted[::2], counted[1::2], strict=True):
+                    effects[effect.decode()] += number
+                    done += number
+                if refusal:
+                    self._condition.refused(refusal_of(refusal.decode()))
+                elif any(effect.decode() in _STORED for effect in counted[::2]):
+                    self._condition.stored()
+            if done < len(part.names):
+                rest.append(_Chunk(part.names[done:], part.contents[done:], part.ttl_ms))
+        return rest
+
+    def _run_each(self, changes: Sequence[SlotChange]) -> list[str | NoPermissionError]:
+        """Change slots with a call for each, and return the effects.
+
+        Each effect is that of the script; or `refused` if the slot was emptied instead; or the error if the
+        login has no access to the slot.
+        """
         # The last argument is the token of a lease, which events do not have.
         replies = run_script("change", [(*change, "") for change in changes], self._send)
         failed = [

@@ -30,13 +30,16 @@ class Bulk:
     Args:
         client: the client from whose pool the connection is taken.
         name: the name of the Redis in error messages.
+        seconds: the timeout for a reply; None for that of the client.
 
     Raises:
         CacheUnavailableError: Redis did not accept the connection.
     """
 
-    def __init__(self, client: Redis, name: str) -> None:
+    def __init__(self, client: Redis, name: str, seconds: float | None = _TIMEOUT_SECONDS) -> None:
         self._name = name
+        self._seconds = seconds
+        self._is_reusable = seconds is None
         self._pool = client.connection_pool
         with translate_redis_errors(name):
             self._connection = self._pool.get_connection()
@@ -47,8 +50,8 @@ class Bulk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The connection may contain unread replies.
-        self._connection.disconnect()
+        if not self._is_reusable:
+            self._connection.disconnect()
         self._pool.release(self._connection)
 
     def call(self, commands: Sequence[Command]) -> list[Any]:
@@ -78,11 +81,16 @@ class Bulk:
         connected = socket_of(self._connection)
         reader = self._reader
         replies: list[Any] = []
+        # Until the end, there are replies that nobody has read.
+        is_reusable, self._is_reusable = self._is_reusable, False
         with translate_redis_errors(self._name):
-            connected.settimeout(_TIMEOUT_SECONDS)
+            if self._seconds is not None:
+                connected.settimeout(self._seconds)
             connected.sendall(packed)
             while len(replies) < count:
                 reply = reader.gets()
+                if isinstance(reply, hiredis.PushNotification):
+                    continue
                 if reply is not False:
                     replies.append(reply)
                 elif received := connected.recv(_READ_BYTES):
@@ -90,6 +98,7 @@ class Bulk:
                 else:
                     message = f"{self._name} closed the connection"
                     raise CacheUnavailableError(message)
+        self._is_reusable = is_reusable
         if self._moved:
             message = (
                 f"keys are moving between {self._name} and other nodes of its cluster; "

@@ -142,11 +142,6 @@ def advance_of(entity: Entity, name: str, row: Row | None) -> SlotChange:
     )
 
 
-def emptied(name: str, version: int) -> SlotChange:
-    """Return the change that empties a slot with an older version."""
-    return SlotChange(name, encode_version(version), EMPTY, 1)
-
-
 def changed_content(on_change: OnChange, value: bytes | None) -> bytes:
     """Return the new content of a slot whose row has changed.
 

@@ -49,7 +49,7 @@ def script(name: str) -> Script:
 
 
 def script_calls(
-    name: str, calls: Sequence[Command], slots: int = 1
+    name: str, calls: Sequence[Command], slots: Sequence[int] | None = None
 ) -> Generator[list[Command], list[Any], list[Any]]:
     """Run a script once per call, independently of how commands are sent.
 
@@ -58,7 +58,7 @@ def script_calls(
     Args:
         name: the name of the script.
         calls: for each call, the names of the slots and the arguments of the script.
-        slots: the number of slots per call.
+        slots: the number of slots of each call; None if each has one.
 
     Yields:
         Commands. Send it their replies; an error reply is the exception that the client creates for it.
@@ -67,29 +67,38 @@ def script_calls(
         One reply per call.
     """
     lua = script(name)
-    replies = yield [("EVALSHA", lua.sha, slots, *call) for call in calls]
+    numbered: list[Command] = [
+        (number, *call) for number, call in zip(slots or [1] * len(calls), calls, strict=True)
+    ]
+    replies = yield [("EVALSHA", lua.sha, *call) for call in numbered]
     unknown = [index for index, reply in enumerate(replies) if _is_unknown(reply)]
     if unknown:
-        repeated = yield [("EVAL", lua.source, slots, *calls[index]) for index in unknown]
+        repeated = yield [("EVAL", lua.source, *numbered[index]) for index in unknown]
         for index, reply in zip(unknown, repeated, strict=True):
             replies[index] = reply
     return replies
 
 
-def run_script(name: str, calls: Sequence[Command], send: Callable[[list[Command]], list[Any]]) -> list[Any]:
+def run_script(
+    name: str,
+    calls: Sequence[Command],
+    send: Callable[[list[Command]], list[Any]],
+    slots: Sequence[int] | None = None,
+) -> list[Any]:
     """Run a script once per call with a blocking client.
 
     Args:
         name: the name of the script.
-        calls: for each call, the name of the slot and the arguments of the script.
+        calls: for each call, the names of the slots and the arguments of the script.
         send: sends commands and returns one reply for each.
+        slots: the number of slots of each call; None if each has one.
 
     Returns:
         One reply per call.
     """
     if not calls:
         return []
-    steps = script_calls(name, calls)
+    steps = script_calls(name, calls, slots)
     commands = next(steps)
     while True:
         try:
@@ -111,7 +120,7 @@ async def call_script(name: str, call: Command, send: Callable[..., Awaitable[An
     Returns:
         The reply.
     """
-    steps = script_calls(name, [call], slots)
+    steps = script_calls(name, [call], [slots])
     (command,) = next(steps)
     while True:
         try:

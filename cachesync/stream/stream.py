@@ -11,7 +11,6 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from cachesync import metrics
 from cachesync.backoff import Backoff
-from cachesync.change import Change
 from cachesync.dead_letters.letter import Stage
 from cachesync.errors import (
     CacheUnavailableError,
@@ -20,7 +19,7 @@ from cachesync.errors import (
     TooManyDeadLettersError,
     UndecodableError,
 )
-from cachesync.kafka.event import decode_message
+from cachesync.kafka.event import decode_event
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Consumer, Message
 
+    from cachesync.change import Event
     from cachesync.dead_letters.sender import DeadLetterSender
     from cachesync.entity import Entity
     from cachesync.slots.batch import Applier
@@ -100,7 +100,8 @@ class Stream:
         self._consumer = connect()
         self._applier = applier
         self._dead_letters = dead_letters
-        self._entities = {entity.topic: entity for entity in entities.values()}
+        # The names of the entities by topic.
+        self._entities = {entity.topic: name for name, entity in entities.items()}
         self._stopping = threading.Event()
         self._paused = False
         self._paused_metric = metrics.paused.labels(service)
@@ -151,37 +152,37 @@ class Stream:
             self._consumer.close()
 
     def _handle(self, messages: list[Message]) -> None:
-        decoded = self._decoded(messages)
-        changes = [change for _, change in decoded if isinstance(change, Change)]
-        refused = {id(change): reason for change, reason in self._apply(changes)}
+        events: list[Event] = []
+        # The messages that do not only report a problem of the consumer; which of them are undecodable; and
+        # the last one of each partition.
+        received: list[Message] = []
         failures: dict[int, _Failure] = {}
-        for position, (message, change) in enumerate(decoded):
-            if isinstance(change, UndecodableError):
-                failures[position] = message, Stage.DECODE, str(change)
-            elif id(change) in refused:
-                failures[position] = message, Stage.CACHE, refused[id(change)]
-        self._require_below_limit(len(decoded), failures)
-        self._send_dead_letters(list(failures.values()))
-        for message, _ in decoded:
-            self._applied[_topic(message), _partition(message)] = _offset(message) + 1
-        self.applied_count += len(changes)
-
-    def _decoded(self, messages: list[Message]) -> list[tuple[Message, Change | UndecodableError]]:
-        """Decode messages, leaving out those that only report a problem of the consumer."""
-        decoded: list[tuple[Message, Change | UndecodableError]] = []
+        last: dict[tuple[Any, Any], Message] = {}
+        entities = self._entities
         for message in messages:
             problem = message.error()
             if problem is not None:
                 self._consumer_problem(problem)
                 continue
-            entity = self._entities[_topic(message)]
+            topic: Any = message.topic()
             try:
-                change = decode_message(entity.name, message)
+                events.append(decode_event(entities[topic], message))
             except UndecodableError as error:
-                decoded.append((message, error))
-            else:
-                decoded.append((message, change))
-        return decoded
+                failures[len(received)] = message, Stage.DECODE, str(error)
+            received.append(message)
+            last[topic, message.partition()] = message
+        denied = {id(event): reason for event, reason in self._apply(events)}
+        if denied:
+            decoded = [position for position in range(len(received)) if position not in failures]
+            for position, event in zip(decoded, events, strict=True):
+                if id(event) in denied:
+                    failures[position] = received[position], Stage.CACHE, denied[id(event)]
+        failures = dict(sorted(failures.items()))
+        self._require_below_limit(len(received), failures)
+        self._send_dead_letters(list(failures.values()))
+        for place, message in last.items():
+            self._applied[place] = _offset(message) + 1
+        self.applied_count += len(events)
 
     def _require_below_limit(self, messages: int, failures: dict[int, _Failure]) -> None:
         """Stop before dead letters are sent if their number points to a bug rather than to bad messages."""
@@ -193,12 +194,12 @@ class Stream:
             text = f"{error}, the last at {last}: {reason}"
             raise TooManyDeadLettersError(text) from error
 
-    def _apply(self, changes: list[Change]) -> list[tuple[Change, str]]:
-        """Apply changes, waiting for Redis as long as necessary; return the rejected ones with the reason."""
+    def _apply(self, events: list[Event]) -> list[tuple[Event, str]]:
+        """Apply changes, waiting for Redis as long as necessary; return the denied ones with the reason."""
         failures = 0
         while True:
             try:
-                refused = self._applier.apply(changes)
+                denied = self._applier.apply_events(events)
             except CacheUnavailableError as error:
                 if not self._paused:
                     _log.warning("stream paused: cache unavailable", service=self._service, error=str(error))
@@ -206,7 +207,7 @@ class Stream:
                 self._wait(_BACKOFF.delay(failures))
             else:
                 self._resume()
-                return refused
+                return denied
 
     def _wait(self, seconds: float) -> None:
         """Wait without consuming, but keep polling, which is required to stay in the consumer group."""

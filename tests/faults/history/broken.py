@@ -6,11 +6,11 @@ from hashlib import sha1
 
 from cachesync.slots import scripts
 
-#: By rule: the script, a piece of its source, and the replacement.
+#: By rule: the scripts, a piece of their source, and the replacement.
 EDITS = {
     # A change is written regardless of what the slot holds.
     "version-check": (
-        "change",
+        ("change", "changes"),
         (
             "if version == current then\n            return 'repeated'\n        end\n"
             "        if version < current then\n            return 'older'\n        end\n"
@@ -20,7 +20,7 @@ EDITS = {
     ),
     # Any reader that loaded a row fills the slot, regardless of its lease and the floor.
     "lease": (
-        "fill",
+        ("fill",),
         (
             "local state, floor, token = read(KEYS[1])\n"
             "if state ~= 'lease' or token ~= ARGV[1] then\n    return 0\nend"
@@ -32,12 +32,12 @@ EDITS = {
 
 def switch_off(rule: str) -> None:
     """Load all scripts without this rule from now on, in this process."""
-    edited_name, text, edited = EDITS[rule]
+    edited_names, text, edited = EDITS[rule]
     load = scripts.Script.__init__
 
     def load_edited(script: scripts.Script, name: str) -> None:
         load(script, name)
-        if name == edited_name:
+        if name in edited_names:
             assert script.source.count(text) == 1
             script.source = script.source.replace(text, edited)
             script.sha = sha1(script.source.encode(), usedforsecurity=False).hexdigest()

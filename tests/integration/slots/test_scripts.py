@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from redis import Redis as Client
 
 from cachesync.change import Row
 from cachesync.slots.clients import BlockingRedis, blocking_client
@@ -179,7 +181,7 @@ class Slot:
         self._name = f"test:slot:{secrets.token_hex(4)}"
         self._scripts = {
             name: client.register_script(script(name).source)
-            for name in ("lease", "fill", "change", "release", "repair", "advance")
+            for name in ("lease", "fill", "change", "changes", "release", "repair", "advance")
         }
 
     def run(self, name: str, *arguments: bytes | str | int) -> Any:
@@ -290,6 +292,13 @@ class Comparison(RuleBasedStateMachine):
         assert self._slot.run("advance", ttl_ms, number, value.encoded()) == 1
         self.reference.change(value.version, value, ttl_ms, NO_TOKEN)
 
+    @rule(version=VERSIONS, fingerprint=FINGERPRINTS, payload=PAYLOADS | st.none(), ttl_ms=TTLS)
+    def receive(self, version: Drawn, fingerprint: bytes, payload: bytes | None, ttl_ms: int) -> None:
+        value = Value(self._version(version), fingerprint, payload or b"")
+        content = value.encoded() if payload else value.encoded()[:20]
+        effect = self.reference.change(value.version, value if payload else None, ttl_ms, NO_TOKEN)
+        assert self._slot.run("changes", ttl_ms, content) == [b"", effect, 1]
+
     @unless_empty
     @rule(token=TOKENS, version=VERSIONS, ttl_ms=TTLS)
     def change_to_nothing(self, token: str | None, version: Drawn, ttl_ms: int) -> None:
@@ -374,6 +383,41 @@ def test_every_operation_follows_the_design(slot: Slot) -> None:
     run_state_machine_as_test(
         OnThisSlot, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
     )
+
+
+SMALL_VERSIONS = st.integers(1, 3)
+VALUES = st.builds(Value, SMALL_VERSIONS, FINGERPRINTS, PAYLOADS)
+LEASES = st.builds(Lease, st.just("token"), st.integers(0, 3))
+CONTENTS = st.none() | st.just(Absent()) | VALUES | LEASES | st.builds(Garbage, UNREADABLE)
+
+
+@given(slots=st.lists(st.tuples(CONTENTS, VALUES, st.booleans()), min_size=1, max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_many_slots_change_together_as_each_one_does_alone(
+    redis_sa: Redis, slots: list[tuple[Value | Lease | Absent | Garbage | None, Value, bool]]
+) -> None:
+    with Client.from_url(redis_sa.url) as client:
+        client.flushall()
+        alone, together = (
+            [f"test:{number}:{how}" for number in range(len(slots))] for how in ("alone", "together")
+        )
+        for names in (alone, together):
+            for name, (before, _, _) in zip(names, slots, strict=True):
+                if before is not None:
+                    client.set(name, before.encoded(), px=LEASE_MS)
+        effects: Counter[bytes] = Counter()
+        change, changes = (client.register_script(script(name).source) for name in ("change", "changes"))
+        for name, (_, after, is_row) in zip(alone, slots, strict=True):
+            encoded = after.encoded()
+            arguments = (encoded[1:20], encoded if is_row else b"", TTLS_MS[0], NO_TOKEN)
+            effects[change(keys=[name], args=arguments)] += 1
+        contents = [after.encoded() if is_row else after.encoded()[:20] for _, after, is_row in slots]
+        refused, *counted = changes(keys=together, args=[TTLS_MS[0], *contents])
+        assert refused == b""
+        assert dict(zip(counted[::2], counted[1::2], strict=True)) == effects
+        assert client.mget(together) == client.mget(alone)
+        for name, other in zip(alone, together, strict=True):
+            assert abs(client.pttl(name) - client.pttl(other)) < MINUTE_MS / 2
 
 
 @pytest.mark.parametrize(("older", "newer"), list(pairwise(EDGES)))

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachesync.change import Change, Operation
+from cachesync.change import Change, Operation, event_of
 from cachesync.errors import UndecodableError
 from cachesync.kafka.event import (
     TRUNCATE_KEY,
     Headers,
     decode,
+    decode_event,
+    decode_message,
     encode_headers,
     message_key,
     message_timestamp,
@@ -87,6 +91,35 @@ def test_upsert_as_earlier_versions_sent_it_is_read(change: Change, payload: byt
 def test_headers_that_other_programs_add_to_an_upsert_are_ignored() -> None:
     value = encode_value(7, b"0123abcd", b"{}")
     assert decode("thing", b"1", value, [("traceparent", b"00-1")], 0).value == value
+
+
+@given(
+    key=st.none() | st.binary(max_size=3) | st.sampled_from([b"1", TRUNCATE_KEY, "\u00e9".encode()]),
+    value=st.none()
+    | st.binary(max_size=30)
+    | st.builds(
+        b"%b%b%b".__mod__,
+        st.tuples(
+            st.sampled_from([b"V", b"L", b""]),
+            st.sampled_from([b"%019d" % version for version in (0, 1, 7, 2**63 - 1, 2**63)])
+            | st.text("0123456789-/: ", min_size=18, max_size=20).map(str.encode),
+            st.sampled_from([b"0123abcd{}", b"0123abcd", b""]),
+        ),
+    ),
+    headers=st.sampled_from([[], [], [], [("traceparent", b"00-1")], [("ce_specversion", b"1.0")]]),
+)
+def test_event_of_a_message_is_that_of_its_change(
+    key: bytes | None, value: bytes | None, headers: Headers
+) -> None:
+    message = Message("cachesync.thing", 0, 0, key=key, value=value, timestamp=(1, 1_767_323_045_006))
+    message.set_headers(headers)
+    try:
+        expected = event_of(decode_message("thing", message))
+    except UndecodableError as error:
+        with pytest.raises(UndecodableError, match=re.escape(str(error))):
+            decode_event("thing", message)
+    else:
+        assert decode_event("thing", message) == expected
 
 
 @pytest.mark.parametrize("milliseconds", [-(2**62), -1, 0, 2**62])

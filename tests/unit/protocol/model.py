@@ -190,7 +190,9 @@ class Model:
             yield ", but Redis refuses", Effect(state.slot, RefusedError(), NOTHING)
 
     def _deliver(self, state: State, event: Event) -> Iterator[Step]:
-        for but, (slot, _, faults) in self._effects("change", state, *self._change(event, _NO_TOKEN)):
+        version, content, ttl_ms, _ = self._change(event, _NO_TOKEN)
+        arguments = ttl_ms, content or b"V" + version
+        for but, (slot, _, faults) in self._effects("changes", state, *arguments):
             what = f"{event.operation} {event.version} is delivered{but}"
             rest = tuple(other for other in state.events if other is not event)
             yield Step(f"{what} for the last time", state._replace(slot=slot, events=rest), faults)

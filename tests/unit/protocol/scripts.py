@@ -14,7 +14,7 @@ from tests.unit.protocol.faults import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Name = Literal["lease", "fill", "change", "release", "repair", "advance"]
+Name = Literal["lease", "fill", "change", "changes", "release", "repair", "advance"]
 
 NO_STRING: Final = b"(a list)"
 """The content of a key of another Redis type."""
@@ -25,7 +25,7 @@ BLANK: Final = b"(blank)"
 LASTING_LEASE: Final = b"L0000000000000000000lasting"
 """A lease that never ends."""
 
-_NAMES: Final[tuple[Name, ...]] = ("lease", "fill", "change", "release", "repair", "advance")
+_NAMES: Final[tuple[Name, ...]] = ("lease", "fill", "change", "changes", "release", "repair", "advance")
 _KEY: Final = b"service:entity:1"
 _VERSION: Final = slice(1, 20)
 _FINGERPRINT: Final = slice(20, 28)
@@ -141,6 +141,9 @@ class Scripts:
         names[b"ARGV"] = self._lua.table(*arguments)
         answer = self._compiled[name]()
         faults = frozenset(_faults(name, slot, arguments, redis)) if redis.written else frozenset()
+        if name == "changes":
+            refused, effect = answer[1], answer[2]
+            return Effect(redis.slot, RefusedError(refused) if refused else effect, faults)
         if lua51.lua_type(answer) == "table":
             return Effect(redis.slot, RefusedError(answer[b"err"]), faults)
         # Redis converts false to a nil reply.
@@ -149,7 +152,7 @@ class Scripts:
 
 def _faults(name: Name, before: bytes, arguments: tuple[bytes, ...], redis: _Redis) -> Iterator[Fault]:
     after = redis.slot
-    # An advance has no token: its first argument is a lifetime.
+    # Events and advances have no token: their first argument is a lifetime.
     token = arguments[3] if name == "change" else arguments[0]
     holder = _holder(before)
     if redis.lasting:
@@ -160,6 +163,8 @@ def _faults(name: Name, before: bytes, arguments: tuple[bytes, ...], redis: _Red
         yield Fault.STOLEN
     versioned = is_value(before) or holder not in (None, token)
     if name == "change" and versioned and arguments[0] <= before[_VERSION]:
+        yield Fault.REWRITTEN
+    if name == "changes" and versioned and arguments[1][_VERSION] <= before[_VERSION]:
         yield Fault.REWRITTEN
     if name == "lease":
         serves_value = is_value(before) and before[_FINGERPRINT] == arguments[2]

@@ -335,11 +335,15 @@ _MUTATIONS = (
 
 @pytest.mark.parametrize("mutation", [pytest.param(mutation, id=mutation.name) for mutation in _MUTATIONS])
 def test_edited_script_breaks_the_protocol(mutation: Mutation) -> None:
-    shipped = script(mutation.script).source
-    assert shipped.count(mutation.text) == 1
-    edited = shipped.replace(mutation.text, mutation.edited)
-    assert edited != shipped
-    model = Model(SCOPES[mutation.scope], scripts=Scripts({mutation.script: edited}))
+    # One applies the changes of a service itself, the other one those that others have made.
+    names: tuple[Name, ...] = ("change", "changes") if mutation.script == "change" else (mutation.script,)
+    edited: dict[Name, str] = {}
+    for name in names:
+        shipped = script(name).source
+        assert shipped.count(mutation.text) == 1
+        edited[name] = shipped.replace(mutation.text, mutation.edited)
+        assert edited[name] != shipped
+    model = Model(SCOPES[mutation.scope], scripts=Scripts(edited))
     assert search(model, frozenset({mutation.fault})).fault is mutation.fault
 
 
