@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachesync.value import encode_head
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
 
@@ -89,3 +90,20 @@ def event_of(change: Change) -> Event:
         change.value or encode_head(change.version),
         int(1000 * change.changed_at.timestamp()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Upserts:
+    """Many upserts of one entity, without an object for each.
+
+    Attributes:
+        entity: the entity's name.
+        keys: the primary keys, as text in canonical form.
+        values: the rows, as `cachesync.value` encodes them.
+        times: when the statements that made the changes ended, in milliseconds since 1970.
+    """
+
+    entity: str
+    keys: Sequence[str]
+    values: Sequence[bytes]
+    times: Sequence[int]

@@ -15,12 +15,18 @@ from cachesync.backoff import Backoff
 from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client, recovery_seconds
-from cachesync.kafka.event import encode_headers, message_key, message_timestamp, message_value
+from cachesync.kafka.event import encode_headers, message_key, message_timestamp, message_value, time_of
+from cachesync.value import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from confluent_kafka import Message
+
+    from cachesync.change import Upserts
+
     Settled = Callable[[KafkaError | None], None]
+    Failed = Callable[[int, KafkaError], None]
 
 _log = structlog.get_logger(__name__)
 
@@ -65,10 +71,12 @@ class Sender:
     A change that is too large for the producer, the topic or the broker is published without its payload.
 
     Args:
-        settings: the settings of the producer; see `producer_settings`.
+        settings: the settings of the producer; see `producer_settings`. With `delivery.report.only.error`,
+            only changes that cannot be delivered are settled; see `flush`.
 
     Attributes:
         max_bytes: the maximum size of a message; a payload above it is certainly too large.
+        generation: increases when the producer is replaced; what was queued is then lost or failed.
 
     Raises:
         KafkaUnavailableError: librdkafka rejected the settings.
@@ -86,6 +94,10 @@ class Sender:
         self._successor_answers_since: float | None = None
         self._next_trial = 0.0
         self._replacements = 0
+        # Since the queue was last empty.
+        self._queued = 0
+        self._undelivered = 0
+        self.generation = 0
         self.max_bytes = int(settings[_MAX_MESSAGE_BYTES])
 
     def send(self, topic: str, change: Change, settled: Settled, *, alone: bool = False) -> None:
@@ -115,15 +127,54 @@ class Sender:
                 timestamp=message_timestamp(change),
                 on_delivery=partial(self._delivered, settled, shrink),
             )
-        except BufferError:
-            settled(KafkaError(errors.QUEUE_FULL))
-        except KafkaException as error:
-            reason: KafkaError = error.args[0]
-            if reason.code() == errors.FATAL:
-                # An idempotent producer that has lost track of its sequence numbers stops permanently.
-                _log.error("producer replaced after a fatal error", error=reason.str())
-                self._producer = self._open()
-            _failed(settled, shrink, reason)
+        except (BufferError, KafkaException) as error:
+            _failed(settled, shrink, self._reason(error))
+        else:
+            self._queued += 1
+
+    def send_upserts(self, topic: str, upserts: Upserts, failed: Failed) -> None:
+        """Queue upserts for delivery. Only those that cannot be delivered are reported.
+
+        This takes 1.5 µs a change. `produce_batch` takes 1.2, but does not accept timestamps.
+
+        Args:
+            topic: the topic of the changes' entity.
+            upserts: the changes.
+            failed: called with the version of each change that cannot be delivered and the error, by this
+                method or by `poll` or `flush`.
+        """
+        # A report does not have the time of its message.
+        times: dict[bytes, int] = {}
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                self._note_delivery()
+                return
+            self._note_failure(error)
+            if not times:
+                times.update(zip(upserts.values, upserts.times, strict=True))
+            key, value = message.key() or b"", message.value() or b""
+            undelivered(error, key.decode(), value, times[value])
+
+        def undelivered(error: KafkaError, key: str, value: bytes, milliseconds: int) -> None:
+            version = version_of(value)
+            changed_at = time_of(milliseconds)
+            smaller = Change(upserts.entity, key, version, Operation.UPSERT, None, "", changed_at)
+
+            def settled(error: KafkaError | None) -> None:
+                if error is not None:
+                    failed(version, error)
+
+            _failed(settled, partial(self._send_smaller, topic, smaller, settled, alone=False), error)
+
+        for key, value, milliseconds in zip(upserts.keys, upserts.values, upserts.times, strict=True):
+            try:
+                # By position, which is faster than by name.
+                self._producer.produce(topic, value, key, -1, delivered, None, milliseconds)
+            except (BufferError, KafkaException) as error:
+                undelivered(self._reason(error), key, value, milliseconds)
+            else:
+                self._queued += 1
 
     def is_available(self, timeout: float) -> bool:
         """Return whether a broker responds within a timeout in seconds."""
@@ -140,8 +191,20 @@ class Sender:
         self._replace_if_stuck()
 
     def flush(self, seconds: float) -> int:
-        """Deliver queued changes for up to the given number of seconds; return how many are left."""
-        return self._producer.flush(seconds)
+        """Deliver queued changes for up to the given number of seconds; return how many are left.
+
+        If none is left, each queued change was either acknowledged or reported as failed: librdkafka counts a
+        message as queued until its delivery report has been handled. This does not hold if the producer was
+        replaced meanwhile.
+
+        Source: `rd_kafka_flush`, `rd_kafka_msg_destroy` in librdkafka
+        """
+        left = self._producer.flush(seconds)
+        if not left:
+            if self._queued > self._undelivered:
+                self._note_delivery()
+            self._queued = self._undelivered = 0
+        return left
 
     def close(self) -> None:
         """Discard undelivered changes and disconnect, which can take a while."""
@@ -152,14 +215,38 @@ class Sender:
         self, settled: Settled, shrink: Callable[[], None] | None, error: KafkaError | None, _: object
     ) -> None:
         if error is None:
-            self._undelivered_since = None
-            self._replacements = 0
+            self._note_delivery()
             settled(None)
             return
+        self._note_failure(error)
+        _failed(settled, shrink, error)
+
+    def _note_delivery(self) -> None:
+        self._undelivered_since = None
+        self._replacements = 0
+
+    def _note_failure(self, error: KafkaError) -> None:
+        self._undelivered += 1
         if error.code() == errors.MSG_TIMED_OUT:
             self._failed_at = time.monotonic()
             self._undelivered_since = self._undelivered_since or self._failed_at
-        _failed(settled, shrink, error)
+
+    def _reason(self, exception: BufferError | KafkaException) -> KafkaError:
+        """Return why a message could not be queued. Replace the producer if it has stopped."""
+        if isinstance(exception, BufferError):
+            return KafkaError(errors.QUEUE_FULL)
+        reason: KafkaError = exception.args[0]
+        if reason.code() == errors.FATAL:
+            # An idempotent producer that has lost track of its sequence numbers stops permanently.
+            _log.error("producer replaced after a fatal error", error=reason.str())
+            self._replace(self._open())
+        return reason
+
+    def _replace(self, successor: Producer) -> None:
+        stuck, self._producer = self._producer, successor
+        self.generation += 1
+        stuck.purge()
+        stuck.poll(0)
 
     def _send_smaller(self, topic: str, smaller: Change, settled: Settled, *, alone: bool) -> None:
         if smaller.operation is Operation.TRUNCATE:
@@ -200,12 +287,11 @@ class Sender:
             self._successor_answers_since = time.monotonic()
         elif self._failed_at - self._successor_answers_since > recovery_seconds(self._settings):
             _log.error("producer replaced: it fails although Kafka responds", seconds=round(now - since))
-            stuck, self._producer = self._producer, self._successor
+            successor = self._successor
             self._successor = self._successor_answers_since = None
             self._undelivered_since = self._unanswered_since = None
             self._replacements += 1
-            stuck.purge()
-            stuck.poll(0)
+            self._replace(successor)
 
     def _open(self) -> Producer:
         return open_client(Producer, {**self._settings, "error_cb": _log_outage})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import asyncpg
 import structlog
@@ -15,19 +16,21 @@ from confluent_kafka import KafkaError
 
 from cachesync import metrics
 from cachesync.backoff import Backoff
+from cachesync.change import Upserts
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.kafka.errors import MISSING_TOPIC, TOO_LARGE
 from cachesync.kafka.producer import Sender, producer_settings
-from cachesync.postgres.change_log import change_of, mark_published
+from cachesync.postgres.change_log import change_of
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
 from cachesync.relay.capture import CaptureCheck
 from cachesync.relay.pruning import Pruner
 from cachesync.relay.sessions import SESSION_NAME
+from cachesync.value import version_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable, Mapping
+    from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from cachesync.change import Change
@@ -39,15 +42,25 @@ CHANNEL: Final = "cachesync_change"
 """The channel on which PostgreSQL announces the changes that only the relay publishes."""
 
 # Each round also takes some of the newest lines, so that a single change does not wait behind a million
-# older ones.
-_OLDEST_LINES: Final = 900
-_NEWEST_LINES: Final = 100
+# older ones. It waits for up to two rounds, whose size is therefore limited by their duration.
+_NEWEST_LINES: Final = 250
+_OLDEST_LINES: Final = range(400, 4000)
 _MAX_BYTES: Final = 8 << 20
-_SWEEP_SECONDS: Final = 1.0
+_ROUND_SECONDS: Final = 0.04
+# With more changes than this in a while, the relay looks for them at short intervals, and writers do not
+# notify it. With fewer, that would cost more than the notifications, which can also be faster.
+_BUSY_LINES: Final = 20
+_BUSY_SECONDS: Final = 0.1
+_POLL_SECONDS: Final = 0.003
+# A transaction that did not notify the relay may commit while it sleeps.
+_SWEEP_SECONDS: Final = 0.25
+_AWAKE_SWEEP_SECONDS: Final = 1.0
 _PRUNE_PAUSE_SECONDS: Final = 0.05
-# Also limits how long lines stay locked while Kafka is unavailable.
-_ROUND_SECONDS: Final = 5.0
-_POLL_SECONDS: Final = 0.05
+# Both also limit how long lines stay locked while Kafka is unavailable. librdkafka notices up to two seconds
+# late that a message has timed out.
+_MESSAGE_SECONDS: Final = 4.0
+_DELIVERY_SECONDS: Final = 7.0
+_FLUSH_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 1.0
 _STATEMENT_SECONDS: Final = 30.0
 _CLOSE_SECONDS: Final = 2.0
@@ -75,6 +88,7 @@ _CHANGE_ERRORS: Final = TOO_LARGE | {
     KafkaError.INVALID_MSG,
     KafkaError.POLICY_VIOLATION,
 }
+_REFUSALS: Final = _TOPIC_ERRORS | _CHANGE_ERRORS
 
 _Key = TypeVar("_Key", bound="Hashable")
 
@@ -103,7 +117,9 @@ class Relay:
         self._sender = Sender(
             {
                 **producer_settings(kafka),
-                "message.timeout.ms": round(1000 * _ROUND_SECONDS),
+                "message.timeout.ms": round(1000 * _MESSAGE_SECONDS),
+                # A report of each delivery would cost more than the delivery.
+                "delivery.report.only.error": True,
                 # The size of a round limits the queue.
                 "queue.buffering.max.kbytes": 1_048_576,
                 # Report a missing topic immediately instead of waiting for it to appear.
@@ -115,6 +131,11 @@ class Relay:
         self._pruner = Pruner(retention)
         self._capture = CaptureCheck(entities)
         self._changed = asyncio.Event()
+        self._oldest_lines = _OLDEST_LINES.start
+        self._next_sweep = 0.0
+        self._is_awake = False
+        self._next_count = 0.0
+        self._published = 0
         self._refused_entities = _Refused[str]()
         self._refused_versions = _Refused[int]()
         self._kafka = _Outage("Kafka")
@@ -175,147 +196,236 @@ class Relay:
                 await connection.close(timeout=_CLOSE_SECONDS)
 
     async def _relay(self, connection: asyncpg.Connection) -> None:
+        self._is_awake = False
+        self._next_sweep = 0.0
         while True:
-            # This sweep may miss a change that is announced from now on; the next one finds it.
+            # This round may miss a change that is announced from now on; the next one finds it.
             self._changed.clear()
             if not self._kafka.ongoing or self._sender.is_available(_PROBE_SECONDS):
-                await self._sweep(connection)
+                await self._publish(connection)
             await self._maintain(connection)
             if self._kafka.ongoing:
                 self._sender.poll(0)
                 await asyncio.sleep(self._kafka.backoff())
-                continue
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PRUNE_PAUSE_SECONDS if self._pruner.busy else _SWEEP_SECONDS):
-                    await self._changed.wait()
+            elif self._is_awake:
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PRUNE_PAUSE_SECONDS if self._pruner.busy else _SWEEP_SECONDS):
+                        await self._changed.wait()
+
+    async def _publish(self, connection: asyncpg.Connection) -> None:
+        """Publish the newest lines, or the whole backlog if that is due or if there are many."""
+        if time.monotonic() < self._next_sweep:
+            taken = await self._publish_round(connection, self._backlog.start, 0)
+            if taken.counts.total() < _NEWEST_LINES or self._kafka.ongoing:
+                return
+        self._next_sweep = time.monotonic() + (_AWAKE_SWEEP_SECONDS if self._is_awake else _SWEEP_SECONDS)
+        await self._sweep(connection)
 
     async def _sweep(self, connection: asyncpg.Connection) -> None:
         """Publish the backlog once, starting with the line that has been due longest."""
-        position = self._backlog.start
-        while True:
+        position: datetime | None = self._backlog.start
+        while position is not None:
             started = time.monotonic()
-            lines = await self._publish_round(connection, position)
-            oldest = [line for line in lines if line["oldest"]]
-            size = sum(line["size"] for line in oldest)
-            if self._kafka.ongoing or (len(oldest) < _OLDEST_LINES and size < _MAX_BYTES):
-                return
-            position = oldest[-1]["relay_at"]
-            await self._maintain(connection)
-            # Single changes also wait for the streams to catch up, so rest for as long as the round took.
-            await asyncio.sleep(time.monotonic() - started)
+            taken = await self._publish_round(connection, position, self._oldest_lines)
+            position = None if self._kafka.ongoing else taken.position
+            if position is not None:
+                self._adjust(time.monotonic() - started)
+                await self._maintain(connection)
+
+    async def _stay_awake(self, connection: asyncpg.Connection) -> None:
+        """Announce whether the relay looks for changes by itself; of several relays, only one can."""
+        now = time.monotonic()
+        if now < self._next_count:
+            return
+        busy = self._published > _BUSY_LINES
+        self._published = 0
+        self._next_count = now + _BUSY_SECONDS
+        if busy and not self._is_awake:
+            self._is_awake = await connection.fetchval(statement("relay/awake"))
+        elif self._is_awake and not busy:
+            await connection.fetchval(statement("relay/asleep"))
+            self._is_awake = False
+            # A change may have been made since the last round.
+            self._changed.set()
+
+    def _adjust(self, seconds: float) -> None:
+        """Adjust the size of the next round to the time that a full one has taken."""
+        lines = round(self._oldest_lines * min(2, _ROUND_SECONDS / seconds))
+        self._oldest_lines = max(_OLDEST_LINES.start, min(lines, _OLDEST_LINES.stop))
 
     async def _maintain(self, connection: asyncpg.Connection) -> None:
+        await self._stay_awake(connection)
         await self._backlog.step(connection)
         await self._pruner.step(connection)
         await self._capture.step(connection)
 
     async def _publish_round(
-        self, connection: asyncpg.Connection, position: datetime
-    ) -> list[asyncpg.Record]:
-        """Publish some lines and mark the acknowledged ones, in one transaction; return the lines.
+        self, connection: asyncpg.Connection, position: datetime, oldest_lines: int
+    ) -> _Round:
+        """Publish some lines, which are marked in the same transaction; unmark those that failed.
 
-        A superseded line is marked without being published, once the newer change of its key is acknowledged.
+        A line that Kafka may not accept is not published if there is a newer change of its key; it stays
+        marked if that one is acknowledged.
         """
         refused = self._refused_entities.waiting()
         names = [name for name in self._entities if name not in refused]
-        async with connection.transaction():
-            lines = await connection.fetch(
+        # An exception ends the session, and thereby the transaction.
+        transaction = connection.transaction()
+        await transaction.start()
+        taken = _Round(
+            await connection.fetch(
                 statement("relay/take"),
                 names,
                 position,
                 list(self._refused_versions.waiting()),
-                _OLDEST_LINES,
+                oldest_lines,
                 _NEWEST_LINES,
                 _MAX_BYTES,
                 self._sender.max_bytes,
                 self._refused_versions.all(),
             )
-            changes = {line["version"]: change_of(line) for line in lines if not line["superseded"]}
-            outcomes = await self._deliver(list(changes.values()))
-            acknowledged = [version for version, error in outcomes.items() if error is None]
-            keys = {(changes[version].entity, changes[version].key) for version in acknowledged}
-            superseded = [
-                line["version"]
-                for line in lines
-                if line["superseded"] and (line["entity"], line["key"]) in keys
-            ]
-            if acknowledged:
-                await mark_published(connection, [*acknowledged, *superseded])
-        metrics.relayed.inc(len(acknowledged))
+        )
+        failures = await self._deliver(taken) if taken.counts else {}
+        superseded = [version for version, newest in taken.superseded.items() if newest not in failures]
+        acknowledged = taken.counts.total() - len(failures)
+        if acknowledged:
+            unmarked = [*failures, *taken.superseded.keys() - superseded]
+            if unmarked:
+                await connection.execute(statement("relay/unmark"), unmarked)
+            await transaction.commit()
+        else:
+            await transaction.rollback()
+        self._published += acknowledged
+        metrics.relayed.inc(acknowledged)
         metrics.superseded.inc(len(superseded))
         for version in superseded:
             self._refused_versions.forget(version)
-        self._evaluate(changes, outcomes, acknowledged)
-        return lines
+        self._evaluate(taken, failures)
+        return taken
 
-    async def _deliver(self, changes: list[Change]) -> dict[int, KafkaError | None]:
-        """Send changes and return each one's error, or None if it was acknowledged, by version.
+    async def _deliver(self, taken: _Round) -> dict[int, _Failure]:
+        """Send the lines of a round; return those that were not acknowledged, by version."""
+        failures: dict[int, _Failure] = {}
+        generation = self._sender.generation
+        started = time.monotonic()
 
-        Changes for which no response arrived in time are missing from the result.
-        """
-        outcomes: dict[int, KafkaError | None] = {}
-        deadline = time.monotonic() + _ROUND_SECONDS
-        sent = 0
+        def failed(entity: str, version: int, error: KafkaError | None) -> None:
+            failures[version] = _Failure(entity, error)
 
-        async def settle() -> None:
-            while len(outcomes) < sent and time.monotonic() < deadline:
+        async def settle() -> bool:
+            while time.monotonic() - started < _DELIVERY_SECONDS:
                 # Unlike `poll`, this does not wait for more messages to batch. Blocking is fine: this thread
                 # has nothing else to do.
-                self._sender.flush(_POLL_SECONDS)
+                if not self._sender.flush(_FLUSH_SECONDS):
+                    return True
                 await asyncio.sleep(0)
+            return False
 
+        for upserts in taken.upserts:
+            topic = self._entities[upserts.entity].topic
+            self._sender.send_upserts(topic, upserts, partial(failed, upserts.entity))
         # A broker rejects a whole batch because of one message, so rejected changes are retried one by one.
-        for change in sorted(changes, key=lambda change: change.version in self._refused_versions):
+        for change in sorted(taken.changes, key=lambda change: change.version in self._refused_versions):
             alone = change.version in self._refused_versions
-            if alone:
-                await settle()
-            if time.monotonic() >= deadline:
-                break
+            if (alone and not await settle()) or time.monotonic() - started > _MESSAGE_SECONDS:
+                failed(change.entity, change.version, None)
+                continue
             topic = self._entities[change.entity].topic
-            self._sender.send(topic, change, partial(outcomes.__setitem__, change.version), alone=alone)
-            sent += 1
-        await settle()
-        return outcomes
+            self._sender.send(topic, change, partial(failed, change.entity, change.version), alone=alone)
+        if not await settle() or self._sender.generation != generation:
+            # Which ones were acknowledged is not known.
+            for entity, version in taken.versions():
+                failures.setdefault(version, _Failure(entity, None))
+        return failures
 
-    def _evaluate(
-        self,
-        changes: Mapping[int, Change],
-        outcomes: Mapping[int, KafkaError | None],
-        acknowledged: list[int],
-    ) -> None:
-        """Decide from a round's outcomes what to back off from, and whether Kafka is unavailable."""
-        for version in acknowledged:
-            self._refused_versions.forget(version)
-            self._refused_entities.forget(changes[version].entity)
+    def _evaluate(self, taken: _Round, failures: Mapping[int, _Failure]) -> None:
+        """Decide from a round's failures what to back off from, and whether Kafka is unavailable."""
+        acknowledged = taken.counts - Counter(failure.entity for failure in failures.values())
+        for entity in acknowledged:
+            self._refused_entities.forget(entity)
+        for change in taken.changes:
+            if change.version not in failures:
+                self._refused_versions.forget(change.version)
         refused: dict[tuple[str, KafkaError], list[int]] = {}
-        problem: KafkaError | None = None
-        for version, error in outcomes.items():
+        problem = "no acknowledgement" if failures and not acknowledged else None
+        for version, (entity, error) in failures.items():
             if error is None:
                 continue
-            code = error.code()
-            if code in _TOPIC_ERRORS or code in _CHANGE_ERRORS or acknowledged:
-                refused.setdefault((changes[version].entity, error), []).append(version)
+            if error.code() in _REFUSALS or acknowledged:
+                refused.setdefault((entity, error), []).append(version)
             else:
-                problem = error
+                problem = error.str()
         for (entity, error), versions in refused.items():
-            if error.code() in _TOPIC_ERRORS:
-                self._refused_entities.add(entity)
-            else:
-                self._refused_versions.add(*versions)
-            metrics.unrelayable.labels(entity, error.name()).inc(len(versions))
-            _log.error(
-                "changes rejected by Kafka",
-                entity=entity,
-                error=error.str(),
-                count=len(versions),
-                version=versions[0],
-            )
-        if problem is not None:
-            self._kafka.failed(problem.str())
-        elif changes and not outcomes:
-            self._kafka.failed("no acknowledgement")
-        else:
+            self._refuse(entity, error, versions)
+        if problem is None or refused:
             self._kafka.recovered()
+        else:
+            self._kafka.failed(problem)
+
+    def _refuse(self, entity: str, error: KafkaError, versions: list[int]) -> None:
+        if error.code() in _TOPIC_ERRORS:
+            self._refused_entities.add(entity)
+        else:
+            self._refused_versions.add(*versions)
+        metrics.unrelayable.labels(entity, error.name()).inc(len(versions))
+        _log.error(
+            "changes rejected by Kafka",
+            entity=entity,
+            error=error.str(),
+            count=len(versions),
+            version=versions[0],
+        )
+
+
+class _Failure(NamedTuple):
+    """Why a change was not acknowledged.
+
+    Attributes:
+        entity: the entity of the change.
+        error: None if no response arrived in time.
+    """
+
+    entity: str
+    error: KafkaError | None
+
+
+class _Round:
+    """The lines that were taken in a round.
+
+    Attributes:
+        upserts: the upserts that can be published as they are.
+        changes: the other changes to publish.
+        superseded: lines that are not published because there is a newer change of their key: their versions,
+            and the highest version of the key.
+        counts: how many changes of each entity are published.
+        position: where the sweep continues; None if it is complete.
+    """
+
+    def __init__(self, lines: Sequence[asyncpg.Record]) -> None:
+        self.upserts: list[Upserts] = []
+        self.changes: list[Change] = []
+        self.superseded: dict[int, int] = {}
+        for line in lines:
+            if line["values"] is not None:
+                self.upserts.append(Upserts(line["entity"], line["keys"], line["values"], line["times"]))
+            elif line["newest"] is not None and line["newest"] > line["version"]:
+                self.superseded[line["version"]] = line["newest"]
+            else:
+                self.changes.append(change_of(line))
+        self.counts = Counter(change.entity for change in self.changes)
+        for upserts in self.upserts:
+            self.counts[upserts.entity] += len(upserts.values)
+        self.position: datetime | None = lines[0]["position"] if lines else None
+
+    def versions(self) -> Iterator[tuple[str, int]]:
+        """Yield the entity and version of each change that is published."""
+        for upserts in self.upserts:
+            for value in upserts.values:
+                yield upserts.entity, version_of(value)
+        for change in self.changes:
+            yield change.entity, change.version
 
 
 class _Refused(Generic[_Key]):

@@ -1,14 +1,20 @@
--- The unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind many
--- older ones. They are locked until the end of the transaction; lines that another relay has locked are skipped.
+-- Takes the unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind many
+-- older ones. Until the next vacuum, the index still contains lines that have been published, so the newest are only
+-- looked for among those of the last two seconds. The lines are marked as published, and locked, until the transaction ends: the relay commits once Kafka has
+-- acknowledged them. Lines that another relay has locked are skipped.
 -- $1 the declared entities, $2 the position of the sweep, $3 the versions to leave out, $4 the maximum number of
 -- oldest lines, $5 that of newest lines, $6 the payload size in bytes after which each of the two stops, $7 the size
 -- above which a payload cannot be published, $8 the versions that Kafka has rejected before.
 --
--- A line that cannot be published as it is, is superseded if a newer one of its key is among these lines. The payload
--- of a line that is too large is not read: octet_length takes the size from the row, not from the payload's separate
--- storage (TOAST).
+-- The result has one row for each entity, with the keys, values and times, in milliseconds, of the upserts that can be
+-- published as they are, and one row for each other line. `newest` is set if Kafka may not accept a line: it is the
+-- highest version of the line's key among these lines. Each row has the position at which the sweep continues, or null
+-- if it is complete. The payload of a line that is too large is not read: octet_length takes the size from the row, not
+-- from the payload's separate storage (TOAST).
 WITH oldest AS MATERIALIZED (
-    SELECT l.*
+    SELECT
+        l.ctid AS place, l.relay_at, l.version,
+        CASE WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload) ELSE 0 END AS size
     FROM cachesync.change_log AS l
     WHERE
         l.published_at IS NULL AND l.relay_at >= $2 AND l.relay_at <= statement_timestamp()
@@ -17,42 +23,68 @@ WITH oldest AS MATERIALIZED (
     LIMIT $4
     FOR UPDATE SKIP LOCKED
 ), newest AS MATERIALIZED (
-    SELECT l.*
+    SELECT
+        l.ctid AS place, l.relay_at, l.version,
+        CASE WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload) ELSE 0 END AS size
     FROM cachesync.change_log AS l
     WHERE
-        l.published_at IS NULL AND l.relay_at >= $2 AND l.relay_at <= statement_timestamp()
+        l.published_at IS NULL
+        AND l.relay_at >= statement_timestamp() - interval '2 seconds' AND l.relay_at <= statement_timestamp()
         AND l.entity = ANY($1::text []) AND l.version <> ALL($3::bigint [])
     ORDER BY l.relay_at DESC
     LIMIT $5
     FOR UPDATE SKIP LOCKED
-), taken AS (
-    SELECT o.*, true AS oldest, row_number() OVER (ORDER BY o.relay_at, o.version) AS place
+), sized AS MATERIALIZED (
+    SELECT
+        o.place, o.relay_at, true AS oldest,
+        sum(o.size) OVER (ORDER BY o.relay_at, o.version ROWS UNBOUNDED PRECEDING) - o.size AS before
     FROM oldest AS o
     UNION ALL
-    SELECT n.*, false, row_number() OVER (ORDER BY n.relay_at DESC, n.version)
+    SELECT
+        n.place, n.relay_at, false,
+        sum(n.size) OVER (ORDER BY n.relay_at DESC, n.version ROWS UNBOUNDED PRECEDING) - n.size
     FROM newest AS n
-    WHERE n.version <> ALL(ARRAY(SELECT o.version FROM oldest AS o))
-), sized AS (
+), reached AS MATERIALIZED (
     SELECT
-        t.*,
-        coalesce(octet_length(t.payload) > $7, false) AS too_large,
-        CASE WHEN octet_length(t.payload) <= $7 THEN octet_length(t.payload) ELSE 0 END AS size
-    FROM taken AS t
-), lines AS (
-    SELECT s.*, sum(s.size) OVER (PARTITION BY s.oldest ORDER BY s.place) - s.size AS before
+        CASE
+            WHEN count(*) = $4 OR bool_or(s.before >= $6)
+                THEN max(s.relay_at) FILTER (WHERE s.before < $6)
+        END AS position
     FROM sized AS s
-), chosen AS (
+    WHERE s.oldest
+), marked AS MATERIALIZED (
+    UPDATE cachesync.change_log AS l SET published_at = clock_timestamp()
+    WHERE l.ctid = ANY(ARRAY(SELECT s.place FROM sized AS s WHERE s.before < $6))
+    RETURNING
+        l.version, l.entity, l.key, l.operation, l.source, l.changed_at,
+        coalesce(octet_length(l.payload) > $7, false) AS too_large,
+        l.version = ANY($8::bigint []) AS rejected,
+        CASE WHEN octet_length(l.payload) <= $7 THEN l.fingerprint END AS fingerprint,
+        CASE WHEN octet_length(l.payload) <= $7 THEN l.payload END AS payload
+), values AS (
     SELECT
-        l.*,
-        (l.too_large OR l.version = ANY($8::bigint []))
-        AND l.version < max(l.version) OVER (PARTITION BY l.entity, l.key) AS superseded
-    FROM lines AS l
-    WHERE l.before < $6
+        m.entity, m.key,
+        convert_to('V' || lpad(m.version::text, 19, '0') || m.fingerprint || m.payload, 'UTF8') AS value,
+        -- Floating-point numbers are precise enough for microseconds, and much faster than numeric ones. The addend is
+        -- larger than their error.
+        floor(date_part('epoch', m.changed_at) * 1000 + 0.0005)::bigint AS milliseconds
+    FROM marked AS m
+    WHERE m.payload IS NOT NULL AND NOT m.rejected
 )
 SELECT
-    c.version, c.entity, c.key, c.operation,
-    CASE WHEN NOT c.too_large THEN c.fingerprint END AS fingerprint,
-    CASE WHEN NOT c.too_large THEN c.payload END AS payload,
-    c.source, c.changed_at, c.relay_at, c.oldest, c.size, c.superseded
-FROM chosen AS c
-ORDER BY c.oldest DESC, c.place;
+    (SELECT r.position FROM reached AS r) AS position,
+    v.entity, array_agg(v.key) AS keys, array_agg(v.value) AS values, array_agg(v.milliseconds) AS times,
+    NULL::bigint AS version, NULL AS key, NULL AS operation, NULL AS fingerprint, NULL AS payload, NULL AS source,
+    NULL::timestamptz AS changed_at, NULL::bigint AS newest
+FROM values AS v
+GROUP BY v.entity
+UNION ALL
+SELECT
+    (SELECT r.position FROM reached AS r), m.entity, NULL, NULL, NULL,
+    m.version, m.key, m.operation, m.fingerprint, m.payload, m.source, m.changed_at,
+    CASE
+        WHEN m.too_large OR m.rejected
+            THEN (SELECT max(o.version) FROM marked AS o WHERE o.entity = m.entity AND o.key = m.key)
+    END
+FROM marked AS m
+WHERE m.payload IS NULL OR m.rejected;

@@ -11,10 +11,10 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from cachesync.backoff import Backoff
-from cachesync.change import Operation
+from cachesync.change import Operation, Upserts
 from cachesync.kafka import producer
 from cachesync.kafka.clients import open_client
-from cachesync.kafka.errors import QUEUE_FULL
+from cachesync.kafka.errors import MSG_TIMED_OUT, QUEUE_FULL, UNKNOWN_TOPIC
 from cachesync.kafka.event import decode_message
 from cachesync.kafka.producer import Sender, producer_settings
 from cachesync.value import UP_TO_PAYLOAD, encode_value
@@ -163,6 +163,75 @@ def test_limit_of_the_topic_counts_even_if_it_is_lower_than_that_of_the_producer
     assert {one.key: max(0, len(one.value or b"") - UP_TO_PAYLOAD) for one in changes} == {
         str(number): size if size < 100_000 else 0 for number, size in enumerate(sizes)
     }
+
+
+def upserts(first: int, sizes: list[int]) -> Upserts:
+    versions = range(first, first + len(sizes))
+    return Upserts(
+        entity="student",
+        keys=[str(version) for version in versions],
+        values=[
+            encode_value(version, FINGERPRINT, b"x" * size)
+            for version, size in zip(versions, sizes, strict=True)
+        ],
+        times=[1_700_000_000_000 + version for version in versions],
+    )
+
+
+@pytest.mark.parametrize("only_errors", [True, False])
+def test_upserts_are_delivered_with_their_times_and_without_payloads_that_are_too_large(
+    kafka: Kafka, *, only_errors: bool
+) -> None:
+    settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
+    topic = f"batch-{only_errors}"
+    create_topic(settings, topic, 100_000)
+    sender = Sender(producer_settings({**settings, "delivery.report.only.error": only_errors}))
+    sizes = [10, 150_000, 90_000, 2_000_000, 30]
+    failures: list[tuple[int, KafkaError]] = []
+    sender.send_upserts(topic, upserts(20, sizes), lambda *failure: failures.append(failure))
+    assert sender.flush(30) == 0
+    assert failures == []
+    changes = {one.version: one for one in read(settings, topic, len(sizes))}
+    assert {one.key: max(0, len(one.value or b"") - UP_TO_PAYLOAD) for one in changes.values()} == {
+        str(20 + number): size if size < 100_000 else 0 for number, size in enumerate(sizes)
+    }
+    for version, one in changes.items():
+        assert one.key == str(version)
+        assert one.changed_at.timestamp() == (1_700_000_000_000 + version) / 1000
+
+
+def test_each_upsert_that_is_not_acknowledged_is_reported_before_the_queue_counts_as_empty(
+    topics: str, kafka: Kafka
+) -> None:
+    """Messages that time out in the queue or under way, that a topic rejects, and that are discarded."""
+    settings = {"bootstrap.servers": topics, "message.timeout.ms": 5000, "delivery.report.only.error": True}
+    sender = Sender(producer_settings(settings))
+    failures: dict[int, KafkaError] = {}
+
+    def settle() -> set[int]:
+        deadline = time.monotonic() + 30
+        while sender.flush(0.1):
+            assert time.monotonic() < deadline
+        codes = {error.code() for error in failures.values()}
+        versions = sorted(failures)
+        failures.clear()
+        assert versions in ([], list(range(20, 1020)))
+        return codes
+
+    many = upserts(20, [50] * 1000)
+    sender.send_upserts(TOPIC, many, failures.__setitem__)
+    assert settle() == set()
+    sender.send_upserts("not-there", many, failures.__setitem__)
+    assert settle() <= {MSG_TIMED_OUT, UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
+    kafka.freeze()
+    try:
+        sender.send_upserts(TOPIC, many, failures.__setitem__)
+        assert settle() == {MSG_TIMED_OUT}
+        sender.send_upserts(TOPIC, many, failures.__setitem__)
+        sender._producer.purge()  # noqa: SLF001
+        assert settle() <= {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}  # noqa: SLF001
+    finally:
+        kafka.thaw()
 
 
 def test_change_whose_key_is_too_large_empties_all_slots(kafka: Kafka) -> None:
