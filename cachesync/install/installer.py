@@ -254,8 +254,15 @@ async def _install_entity(
         hint=literal(f"Grant the role {privileges}."),
         fingerprint=literal(installed_fingerprint),
         payload=payload_expression("t", names, session_text=session_text),
-        new_payload=payload_expression("n", names, session_text=session_text),
-        settings=_SETTINGS,
+        log_new_rows=statement(
+            "install/log_new_rows",
+            key=row["key"],
+            entity=literal(entity.name),
+            fingerprint=literal(installed_fingerprint),
+            json_schema="cachesync" if session_text else "pg_catalog",
+            columns=", ".join(f"n.{identifier(name)}" for name in names),
+        ),
+        settings=_SETTINGS if any(column.settings_text for column in columns) else "",
         view=identifier("cachesync", entity.name),
         **_functions(entity.name),
     )
@@ -372,9 +379,11 @@ async def _uninstall_entity(
 
 def _functions(entity: str) -> dict[str, str]:
     names = (
+        "draw_update",
         "log_insert",
         "log_update",
         "log_move",
+        "log_moves",
         "log_delete",
         "log_truncate",
         "redraw",

@@ -24,6 +24,8 @@ _INTEGER_RANGES: Final = {
 _TEXTS: Final = frozenset({"text", "varchar"})
 # Types whose values have one canonical text, whatever the client's spelling; see `Column.canonical_key`.
 KEY_TYPES: Final = frozenset({*_INTEGER_RANGES, *_TEXTS, "uuid"})
+# Types whose values have the same text in every session; that of others may depend on `PAYLOAD_SETTINGS`.
+_PLAIN: Final = frozenset({*KEY_TYPES, "bool", "bpchar", "numeric", "json", "jsonb"})
 _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -72,6 +74,11 @@ class Column:
     deterministic: bool
     session_text: bool
     own_cast: str | None
+
+    @property
+    def settings_text(self) -> bool:
+        """Whether the text of a value can depend on `PAYLOAD_SETTINGS`."""
+        return self.base_type not in _PLAIN and self.labels is None
 
     @property
     def integer_range(self) -> tuple[int, int] | None:

@@ -3,56 +3,87 @@
 -- may change one row, for later statements, which may change a million. So no query here may have a plan that is
 -- fast only for few rows, or only for many.
 
+--
+-- The functions that every write calls set no search_path, which would cost each call time. They need none: every name,
+-- operator and type has its schema.
+
+-- Draws the version of an updated row, and remembers for the transaction that a row got another key. Only a row trigger
+-- sees both keys of a row without a join, which every bulk update would pay for, and a WHEN clause would be compiled for
+-- every statement.
+CREATE OR REPLACE FUNCTION {{draw_update}}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER
+AS $cachesync$
+BEGIN
+    NEW.row_version := pg_catalog.nextval('cachesync.row_version');
+    IF NEW.{{key}} OPERATOR(pg_catalog.<>) OLD.{{key}} THEN
+        PERFORM pg_catalog.set_config('cachesync.moved', 'on', true);
+    END IF;
+    RETURN NEW;
+END
+$cachesync$;
+
 CREATE OR REPLACE FUNCTION {{log_insert}}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp {{settings}}
+LANGUAGE plpgsql SECURITY DEFINER {{settings}}
 AS $cachesync$
 DECLARE
-    lowest bigint;
-    highest bigint;
-    drawn bigint;
+    lowest pg_catalog.int8;
+    highest pg_catalog.int8;
+    drawn pg_catalog.int8;
+    announced pg_catalog.bool;
 BEGIN
     -- An insert draws its number before its uniqueness check, which can then wait for a delete of the same key
     -- that draws a higher one. This is only possible if others have drawn since this statement's first number.
-    SELECT min(n.row_version), max(n.row_version), count(*) INTO lowest, highest, drawn FROM new_rows AS n;
-    IF highest - lowest + 1 <> drawn OR highest <> pg_sequence_last_value('cachesync.row_version') THEN
-        PERFORM {{redraw}}(array_agg(n.{{key}}::text), array_agg(n.row_version)) FROM new_rows AS n;
-    END IF;
-    INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source)
-    SELECT n.row_version, {{entity}}, n.{{key}}::text, 'upsert', {{fingerprint}}, {{new_payload}}, cachesync.source()
+    SELECT pg_catalog.min(n.row_version), pg_catalog.max(n.row_version), pg_catalog.count(*)
+    INTO lowest, highest, drawn
     FROM new_rows AS n;
+    IF
+        highest OPERATOR(pg_catalog.-) lowest OPERATOR(pg_catalog.+) 1::pg_catalog.int8 OPERATOR(pg_catalog.<>) drawn
+        OR highest OPERATOR(pg_catalog.<>) pg_catalog.pg_sequence_last_value('cachesync.row_version')
+    THEN
+        PERFORM {{redraw}}(
+            pg_catalog.array_agg(n.{{key}}::pg_catalog.text), pg_catalog.array_agg(n.row_version)
+        )
+        FROM new_rows AS n;
+    END IF;
+    {{log_new_rows}}
     RETURN NULL;
 END
 $cachesync$;
 
 CREATE OR REPLACE FUNCTION {{log_update}}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp {{settings}}
+LANGUAGE plpgsql SECURITY DEFINER {{settings}}
 AS $cachesync$
+DECLARE
+    announced pg_catalog.bool;
 BEGIN
-    -- A row that got its key by an update has waited for that key as an insert would.
-    IF current_setting('cachesync.moved', true) = 'on' THEN
-        PERFORM {{redraw}}(array_agg(n.{{key}}::text), array_agg(n.row_version)) FROM new_rows AS n;
+    IF pg_catalog.current_setting('cachesync.moved', true) OPERATOR(pg_catalog.=) 'on' THEN
+        -- A row that got its key by an update has waited for that key as an insert would.
+        PERFORM {{redraw}}(
+            pg_catalog.array_agg(n.{{key}}::pg_catalog.text), pg_catalog.array_agg(n.row_version)
+        )
+        FROM new_rows AS n;
+        PERFORM {{log_moves}}(
+            pg_catalog.array_agg(o.{{key}}::pg_catalog.text), pg_catalog.array_agg(o.row_version)
+        )
+        FROM old_rows AS o;
     END IF;
-    INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source)
-    SELECT n.row_version, {{entity}}, n.{{key}}::text, 'upsert', {{fingerprint}}, {{new_payload}}, cachesync.source()
-    FROM new_rows AS n;
+    {{log_new_rows}}
     RETURN NULL;
 END
 $cachesync$;
 
--- Fires for each row whose key was changed. From then on, `log_update` checks every row that this transaction
--- updates: a statement trigger could only find out which rows got another key by a join, which every bulk update
--- would pay for.
-CREATE OR REPLACE FUNCTION {{log_move}}() RETURNS trigger
+-- Logs the keys that no row has any more after an update of these rows. The settings are those of `log_delete`.
+CREATE OR REPLACE FUNCTION {{log_moves}}(keys text [], versions bigint []) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $cachesync$
 BEGIN
-    PERFORM set_config('cachesync.moved', 'on', true);
     INSERT INTO cachesync.change_log (version, entity, key, operation, source)
-    SELECT nextval('cachesync.row_version'), {{entity}}, OLD.{{key}}::text, 'delete', cachesync.source()
+    SELECT nextval('cachesync.row_version'), {{entity}}, o.key::text, 'delete', cachesync.source()
+    FROM unnest(keys::{{key_type}} [], versions) AS o (key, version)
     WHERE NOT EXISTS (
-        SELECT FROM {{table}} AS t WHERE t.{{key}} = OLD.{{key}} AND t.row_version > OLD.row_version
+        SELECT FROM {{table}} AS t WHERE t.{{key}} = o.key AND t.row_version > o.version
     );
-    RETURN NULL;
 END
 $cachesync$;
 
@@ -70,6 +101,7 @@ BEGIN
     WHERE NOT EXISTS (
         SELECT FROM {{table}} AS t WHERE t.{{key}} = o.{{key}} AND t.row_version > o.row_version
     );
+    PERFORM cachesync.announce_change();
     RETURN NULL;
 END
 $cachesync$;
@@ -80,6 +112,7 @@ AS $cachesync$
 BEGIN
     INSERT INTO cachesync.change_log (version, entity, operation, source)
     VALUES (nextval('cachesync.row_version'), {{entity}}, 'truncate', cachesync.source());
+    PERFORM cachesync.announce_change();
     RETURN NULL;
 END
 $cachesync$;
@@ -118,7 +151,6 @@ CREATE OR REPLACE FUNCTION {{redraw_as_writer}}() RETURNS trigger
 LANGUAGE plpgsql
 AS $cachesync$
 DECLARE
-    setting pg_catalog.text := pg_catalog.current_setting({{overtaken}}, true);
     overtaken pg_catalog.text [];
     lowest bigint;
     highest bigint;
@@ -127,11 +159,11 @@ DECLARE
     lagging boolean;
 BEGIN
     -- Once a transaction has set it, it is empty instead of null.
-    IF setting IS NULL OR setting OPERATOR(pg_catalog.=) '' THEN
+    IF coalesce(pg_catalog.current_setting({{overtaken}}, true), '') OPERATOR(pg_catalog.=) '' THEN
         RETURN NULL;
     END IF;
+    overtaken := pg_catalog.current_setting({{overtaken}}, true);
     PERFORM pg_catalog.set_config({{overtaken}}, '', true);
-    overtaken := setting;
     lowest := overtaken[1];
     highest := overtaken[2];
     overtaken := overtaken[3:];
@@ -152,11 +184,11 @@ $cachesync$;
 
 -- A user who could create triggers with these functions on a table of their own could write anything into the log.
 REVOKE ALL ON FUNCTION
-{{log_insert}}(), {{log_update}}(), {{log_move}}(), {{log_delete}}(), {{log_truncate}}(),
-{{redraw}}(text [], bigint []), {{redraw_as_writer}}()
+{{draw_update}}(), {{log_insert}}(), {{log_update}}(), {{log_delete}}(), {{log_truncate}}(),
+{{log_moves}}(text [], bigint []), {{redraw}}(text [], bigint []), {{redraw_as_writer}}()
 FROM public;
 
--- Triggers that were renamed would log every change twice.
+-- Triggers that were renamed, or that an earlier version made, would log changes twice.
 DO $cachesync$
 DECLARE
     renamed text;
@@ -168,8 +200,8 @@ BEGIN
         WHERE
             g.tgrelid = {{table_name}}::regclass AND f.pronamespace = 'cachesync'::regnamespace
             AND g.tgname NOT IN (
-                'zzz_cachesync_version', 'cachesync_log_insert', 'cachesync_log_update', 'cachesync_log_move',
-                'cachesync_log_delete', 'cachesync_log_truncate', 'cachesync_redraw'
+                'zzz_cachesync_version', 'zzz_cachesync_version_update', 'cachesync_log_insert',
+                'cachesync_log_update', 'cachesync_log_delete', 'cachesync_log_truncate', 'cachesync_redraw'
             )
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', renamed, {{table_name}}::regclass);
@@ -177,19 +209,23 @@ BEGIN
 END
 $cachesync$;
 
--- Triggers fire in the order of their names. As the last one, this trigger sees the row as the others have changed
+-- An earlier version logged moves by a trigger for each row.
+DROP FUNCTION IF EXISTS {{log_move}}();
+
+-- Triggers fire in the order of their names. As the last ones, these triggers see the row as the others have changed
 -- it, and the others can compare the old row with the new one before its version changes.
-CREATE OR REPLACE TRIGGER zzz_cachesync_version BEFORE INSERT OR UPDATE ON {{table}}
+CREATE OR REPLACE TRIGGER zzz_cachesync_version BEFORE INSERT ON {{table}}
 FOR EACH ROW EXECUTE FUNCTION cachesync.draw_version();
+
+CREATE OR REPLACE TRIGGER zzz_cachesync_version_update BEFORE UPDATE ON {{table}}
+FOR EACH ROW EXECUTE FUNCTION {{draw_update}}();
 
 CREATE OR REPLACE TRIGGER cachesync_log_insert AFTER INSERT ON {{table}}
 REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_insert}}();
 
 CREATE OR REPLACE TRIGGER cachesync_log_update AFTER UPDATE ON {{table}}
-REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_update}}();
-
-CREATE OR REPLACE TRIGGER cachesync_log_move AFTER UPDATE ON {{table}}
-FOR EACH ROW WHEN (old.{{key}} <> new.{{key}}) EXECUTE FUNCTION {{log_move}}();
+REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+FOR EACH STATEMENT EXECUTE FUNCTION {{log_update}}();
 
 CREATE OR REPLACE TRIGGER cachesync_log_delete AFTER DELETE ON {{table}}
 REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_delete}}();
@@ -205,9 +241,9 @@ FOR EACH STATEMENT EXECUTE FUNCTION {{redraw_as_writer}}();
 -- ALWAYS.
 ALTER TABLE {{table}}
 ENABLE ALWAYS TRIGGER zzz_cachesync_version,
+ENABLE ALWAYS TRIGGER zzz_cachesync_version_update,
 ENABLE ALWAYS TRIGGER cachesync_log_insert,
 ENABLE ALWAYS TRIGGER cachesync_log_update,
-ENABLE ALWAYS TRIGGER cachesync_log_move,
 ENABLE ALWAYS TRIGGER cachesync_log_delete,
 ENABLE ALWAYS TRIGGER cachesync_log_truncate,
 ENABLE ALWAYS TRIGGER cachesync_redraw;

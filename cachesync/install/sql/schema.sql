@@ -52,10 +52,10 @@ COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when t
 CREATE TABLE IF NOT EXISTS cachesync.change_log (
     version bigint PRIMARY KEY,
     entity text NOT NULL,
-    key text CHECK (key IS NOT NULL OR operation = 'truncate'),
-    operation text NOT NULL CHECK (operation IN ('upsert', 'delete', 'truncate')),
+    key text,
+    operation text NOT NULL,
     fingerprint text,
-    payload text CHECK ((payload IS NULL) = (operation <> 'upsert')),
+    payload text,
     source text NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     published_at timestamptz
@@ -74,20 +74,37 @@ LANGUAGE sql VOLATILE
 RETURN clock_timestamp()
 + CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
 
--- Notifies the relay of changes that nobody else publishes, once per transaction. If a rollback to a savepoint
--- discards the notification, it also resets the setting. PostgreSQL cannot prepare a transaction that notifies, so
--- that databases and roles with two-phase commits turn it off; the relay then finds their changes when it next sweeps.
-CREATE OR REPLACE FUNCTION cachesync.announce() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $cachesync$
-BEGIN
-    IF coalesce(lower(current_setting('cachesync.notify', true)), '') NOT IN ('off', 'false', 'no', '0') THEN
-        PERFORM pg_notify('cachesync_change', '');
-    END IF;
-    PERFORM set_config('cachesync.announced', 'on', true);
-    RETURN NULL;
-END
-$cachesync$;
+-- A relay holds this lock of its session while it is awake: it then looks for changes every few milliseconds.
+CREATE OR REPLACE FUNCTION cachesync.stay_awake() RETURNS boolean
+LANGUAGE sql VOLATILE
+RETURN pg_try_advisory_lock(1684169587, 1);
+
+CREATE OR REPLACE FUNCTION cachesync.fall_asleep() RETURNS boolean
+LANGUAGE sql VOLATILE
+RETURN pg_advisory_unlock(1684169587, 1);
+
+-- Notifies a sleeping relay of changes that nobody else publishes, once per transaction. NOTIFY takes a lock that all
+-- databases of the server share, until the commit is complete, so that a relay that is awake anyway is not notified. A
+-- lock that a session can get, which it releases at once, is held by no relay. A relay that falls asleep before the
+-- transaction commits finds its changes when it next sweeps. The services, which publish their changes, do not notify.
+--
+-- If a rollback to a savepoint discards the notification, it also resets the setting. PostgreSQL cannot prepare a
+-- transaction that notifies, so that databases and roles with two-phase commits turn it off; the relay then finds their
+-- changes when it next sweeps. One expression, which becomes part of the expressions that use it.
+CREATE OR REPLACE FUNCTION cachesync.announce_change() RETURNS boolean
+LANGUAGE sql VOLATILE
+RETURN CASE
+    WHEN
+        coalesce(current_setting('cachesync.source', true), '') = ''
+        AND coalesce(current_setting('cachesync.announced', true), '') = ''
+        AND coalesce(lower(current_setting('cachesync.notify', true)), '') NOT IN ('off', 'false', 'no', '0')
+        AND pg_try_advisory_lock_shared(1684169587, 1)
+        THEN
+            pg_advisory_unlock_shared(1684169587, 1)
+            AND pg_notify('cachesync_change', '') IS NOT NULL
+            AND set_config('cachesync.announced', 'on', true) = 'on'
+    ELSE false
+END;
 
 DO $cachesync$
 BEGIN
@@ -117,19 +134,21 @@ BEGIN
         -- through all published lines.
         CREATE INDEX change_log_unpublished ON cachesync.change_log (relay_at) WHERE published_at IS NULL;
     END IF;
-    -- NOTIFY takes a lock that all databases of the server share, until the commit is complete. The services,
-    -- which commit often, do not notify and so do not wait for it.
-    IF NOT EXISTS (
+    -- Earlier versions checked lines that only the functions below write, and announced them by a trigger. PostgreSQL
+    -- compiles constraints and conditions of triggers for every statement.
+    IF EXISTS (
+        SELECT FROM pg_constraint AS c WHERE c.conrelid = 'cachesync.change_log'::regclass AND c.contype = 'c'
+    ) THEN
+        ALTER TABLE cachesync.change_log
+        DROP CONSTRAINT IF EXISTS change_log_check,
+        DROP CONSTRAINT IF EXISTS change_log_check1,
+        DROP CONSTRAINT IF EXISTS change_log_operation_check;
+    END IF;
+    IF EXISTS (
         SELECT FROM pg_trigger AS g WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce'
     ) THEN
-        CREATE TRIGGER announce AFTER INSERT ON cachesync.change_log
-        FOR EACH STATEMENT
-        WHEN (
-            coalesce(current_setting('cachesync.source', true), '') = ''
-            AND coalesce(current_setting('cachesync.announced', true), '') = ''
-        )
-        EXECUTE FUNCTION cachesync.announce();
-        ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce;
+        DROP TRIGGER announce ON cachesync.change_log;
+        DROP FUNCTION cachesync.announce();
     END IF;
 END
 $cachesync$;

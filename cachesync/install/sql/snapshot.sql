@@ -101,19 +101,21 @@ $cachesync$;
 
 -- The objects that the installation made for all entities, by name. `does` is a digest of what the object does.
 CREATE OR REPLACE FUNCTION cachesync.shared_objects() RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off {{settings}}
 AS $cachesync$
 SELECT coalesce(jsonb_object_agg(o.name, o.properties), '{}')
 FROM (
     SELECT
         'function ' || f.proname AS name,
-        jsonb_build_object('does', md5(concat_ws(' ', f.prosrc, f.prosecdef, f.proconfig, l.lanname))) AS properties
+        jsonb_build_object('does', md5(concat_ws(
+            ' ', f.prosrc, pg_get_function_sqlbody(f.oid), f.prosecdef, f.proconfig, l.lanname
+        ))) AS properties
     FROM pg_proc AS f
     JOIN pg_language AS l ON l.oid = f.prolang
     WHERE
         f.pronamespace = 'cachesync'::regnamespace
         AND f.proname IN (
-            'announce', 'draw_version', 'overtaken', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
+            'announce_change', 'draw_version', 'overtaken', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
         )
     UNION ALL
     SELECT
@@ -133,14 +135,11 @@ FROM (
         jsonb_build_object('does', md5(concat_ws(' ', c.relpersistence, c.relforcerowsecurity, cachesync.discards(c.oid))))
     FROM pg_class AS c
     WHERE c.oid = to_regclass('cachesync.change_log')
-    UNION ALL
-    SELECT 'trigger announce', jsonb_build_object('enabled', g.tgenabled, 'does', md5(concat_ws(' ', g.tgtype, g.tgnargs)))
-    FROM pg_trigger AS g
-    WHERE g.tgrelid = to_regclass('cachesync.change_log') AND g.tgname = 'announce'
 ) AS o
 $cachesync$;
 
--- The objects that the installation made for one entity, by name, and the properties of its table that must stay.
+-- The objects that the installation made for one entity, by name, and the properties of its table that must stay. An
+-- entity that is no longer declared has those of the version that declared it.
 CREATE OR REPLACE FUNCTION cachesync.objects(entity text, relation oid, columns text []) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp SET quote_all_identifiers = off
 AS $cachesync$
@@ -177,7 +176,8 @@ FROM (
         AND f.proname IN (
             SELECT objects.entity || s.suffix
             FROM unnest(ARRAY[
-                '_log_insert', '_log_update', '_log_move', '_log_delete', '_log_truncate', '_redraw', '_redraw_as_writer'
+                '_draw_update', '_log_insert', '_log_update', '_log_moves', '_log_delete', '_log_truncate', '_redraw',
+                '_redraw_as_writer', '_log_move'
             ]) AS s (suffix)
         )
     UNION ALL
@@ -252,14 +252,10 @@ BEGIN
     ) THEN
         ALTER TABLE cachesync.change_log SET LOGGED;
     END IF;
-    IF EXISTS (
-        SELECT FROM pg_trigger AS g
-        WHERE g.tgrelid = 'cachesync.change_log'::regclass AND g.tgname = 'announce' AND g.tgenabled <> 'A'
-    ) THEN
-        ALTER TABLE cachesync.change_log ENABLE ALWAYS TRIGGER announce;
-    END IF;
 END
 $cachesync$;
 
--- The statements before this one have just made these objects.
-UPDATE cachesync.entity AS e SET objects = e.objects || cachesync.shared_objects() WHERE e.objects IS NOT NULL;
+-- The statements before this one have just made these objects, and dropped those of earlier versions.
+UPDATE cachesync.entity AS e
+SET objects = e.objects - '{function announce, trigger announce}'::text [] || cachesync.shared_objects()
+WHERE e.objects IS NOT NULL;

@@ -57,6 +57,15 @@ ENTITIES: Final = {
     for name in ("item", "part")
 }
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+STRANGE_SETTINGS: Final = {
+    "timezone": "Asia/Kathmandu",
+    "datestyle": "German, DMY",
+    "intervalstyle": "sql_standard",
+    "bytea_output": "escape",
+    "extra_float_digits": "-15",
+    "search_path": "public",
+    "quote_all_identifiers": "on",
+}
 BEGIN: Final = "BEGIN ISOLATION LEVEL {}; SET LOCAL cachesync.source = {}"
 
 
@@ -641,6 +650,31 @@ async def test_idle_update_that_a_trigger_drops_draws_no_version(stage: Interlea
 
 
 @pytest.mark.usefixtures("own_database")
+async def test_key_that_a_trigger_changes_is_logged_as_deleted(stage: Interleaving) -> None:
+    await stage.observer.execute(
+        "CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS "
+        "'BEGIN NEW.id := NEW.id + 100; RETURN NEW; END';"
+        "CREATE TRIGGER move BEFORE UPDATE ON item FOR EACH ROW WHEN (new.amount = 7) EXECUTE FUNCTION move()"
+    )
+    await reset(stage)
+    witness = await play(
+        stage,
+        [
+            (0, "BEGIN"),
+            (0, "SAVEPOINT s"),
+            (0, "UPDATE item SET amount = 7"),
+            (0, "ROLLBACK TO s"),
+            (0, "UPDATE item SET amount = 7 WHERE id = 1"),
+            (0, "COMMIT"),
+        ],
+    )
+    assert witness.faults == []
+    assert await log_of(stage.observer, 1) == ["upsert", "delete"]
+    assert await log_of(stage.observer, 2) == ["upsert"]
+    assert await log_of(stage.observer, 101) == ["upsert"]
+
+
+@pytest.mark.usefixtures("own_database")
 async def test_trigger_that_restores_the_old_row_fails_no_write(stage: Interleaving) -> None:
     await stage.observer.execute(
         "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END';"
@@ -733,16 +767,7 @@ async def test_payload_does_not_depend_on_the_settings_of_the_session(
     await owner.execute(f"{objects} CREATE TABLE wide (id int PRIMARY KEY, {definitions})")
     entity = Entity(name="wide", table="wide", key="id", ttl="1h", absent_ttl="1s", path="/wide")
     await install(owner, {**ENTITIES, "wide": entity}, Silent())
-    strange = {
-        "timezone": "Asia/Kathmandu",
-        "datestyle": "German, DMY",
-        "intervalstyle": "sql_standard",
-        "bytea_output": "escape",
-        "extra_float_digits": "-15",
-        "search_path": "public",
-        "quote_all_identifiers": "on",
-    }
-    other = await asyncpg.connect(dsn, server_settings=strange)
+    other = await asyncpg.connect(dsn, server_settings=STRANGE_SETTINGS)
     values = ", ".join(literal for _, literal in types.values())
     for key, connection in ((1, owner), (2, other)):
         await connection.execute(f"SET timezone = 'UTC'; INSERT INTO public.wide VALUES ({key}, {values})")
@@ -757,6 +782,59 @@ async def test_payload_does_not_depend_on_the_settings_of_the_session(
     assert len(texts) == 1
     assert '"relation":"public.item","relations":["public.item","public.part"]' in texts.pop()
     assert len(payloads) == 4
+    await owner.close()
+    await other.close()
+
+
+async def test_settings_that_concern_no_column_are_not_set_and_change_no_payload(
+    postgres: Postgres, own_database: str
+) -> None:
+    plain = {
+        "flag": "true",
+        "exact": "12345.67890",
+        "words": "E'\\u00e9 \\n \"'",
+        "fixed": "'ab'",
+        "ident": "'0b1d1b0e-6f0b-4c3c-9a8e-0a4c1f4f1d11'",
+        "document": """'{"b": [1, 2.50], "at": "2024-02-03T04:05:06+00"}'""",
+        "mood": "'happy'",
+        "few": "3",
+    }
+    other_types = (
+        "timestamptz",
+        "date",
+        "interval",
+        "bytea",
+        "real",
+        "float",
+        "int []",
+        "pair",
+        "dates",
+        "bit",
+    )
+    owner = await asyncpg.connect(postgres.dsn_of(own_database))
+    await owner.execute(
+        "CREATE TYPE mood AS ENUM ('happy'); CREATE DOMAIN few AS int; CREATE TYPE pair AS (a int, b int);"
+        "CREATE DOMAIN dates AS date [];"
+        "CREATE TABLE plain (id int PRIMARY KEY, flag bool, exact numeric, words varchar(9), fixed char(4),"
+        " ident uuid, document jsonb, mood mood, few few);"
+        + "".join(f"CREATE TABLE t{n} (id int PRIMARY KEY, c {kind});" for n, kind in enumerate(other_types))
+    )
+    entities = {
+        name: Entity(name=name, table=name, key="id", ttl="1h", absent_ttl="1s", path=f"/{name}")
+        for name in ("plain", *(f"t{n}" for n, _ in enumerate(other_types)))
+    }
+    await install(owner, {**ENTITIES, **entities}, Silent())
+    without_settings = await owner.fetchval(
+        "SELECT array_agg(f.proname::text ORDER BY f.proname) FROM pg_proc AS f"
+        " WHERE f.proname LIKE '%\\_log\\_insert' AND f.proconfig IS NULL"
+    )
+    assert without_settings == ["item_log_insert", "part_log_insert", "plain_log_insert"]
+    other = await asyncpg.connect(postgres.dsn_of(own_database), server_settings=STRANGE_SETTINGS)
+    await other.execute(f"INSERT INTO public.plain VALUES (1, {', '.join(plain.values())})")
+    await other.execute("UPDATE public.plain SET flag = flag")
+    logged = await owner.fetch("SELECT payload FROM cachesync.change_log WHERE entity = 'plain'")
+    assert len(logged) == 2
+    assert {record[0] for record in logged} == {await owner.fetchval("SELECT payload FROM cachesync.plain")}
     await owner.close()
     await other.close()
 

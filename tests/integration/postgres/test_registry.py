@@ -100,8 +100,9 @@ CHANGES = {
     CREATE TRIGGER twice AFTER INSERT ON thing REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION cachesync.thing_log_insert()
     """: "trigger twice was added",
-    "DROP TRIGGER announce ON cachesync.change_log": "trigger announce is missing",
-    "ALTER TABLE cachesync.change_log DISABLE TRIGGER announce": "trigger announce is disabled",
+    "CREATE OR REPLACE FUNCTION cachesync.announce_change() RETURNS boolean LANGUAGE sql RETURN false": (
+        "function announce_change was changed"
+    ),
     "ALTER TABLE thing RENAME TO old; CREATE TABLE thing (LIKE old INCLUDING ALL)": (
         "another table is now named public.thing, and the installed one public.old"
     ),

@@ -215,9 +215,27 @@ async def test_only_changes_that_no_service_publishes_are_announced(
         await other.execute("ROLLBACK TO s")
         await other.execute(INSERT, 5, 5)
         await other.execute("UPDATE student SET id = -id")
-    await other.close()
     await admin.execute("SELECT 1")
     assert len(announced) == 3
+    relay = await asyncpg.connect(sample)
+    assert await relay.fetchval("SELECT cachesync.stay_awake()")
+    async with other.transaction():
+        await other.execute(INSERT, 6, 6)
+        await relay.execute("SELECT cachesync.fall_asleep()")
+        await admin.execute("SELECT 1")
+        await other.execute(INSERT, 7, 7)
+    await admin.execute("SELECT 1")
+    assert len(announced) == 4
+    assert await relay.fetchval("SELECT cachesync.stay_awake()")
+    await other.execute(INSERT, 8, 8)
+    await admin.execute("SELECT 1")
+    assert len(announced) == 4
+    # A relay that has died is not awake.
+    await relay.close()
+    await other.execute(INSERT, 9, 9)
+    await admin.execute("SELECT 1")
+    assert len(announced) == 5
+    await other.close()
 
 
 async def test_several_relays_share_the_work(
@@ -635,7 +653,10 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
 ) -> None:
     await admin.execute(INSERT, 1, 3)
     await admin.execute(
-        "DROP TRIGGER announce ON cachesync.change_log;"
+        "CREATE FUNCTION cachesync.announce() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER announce AFTER INSERT ON cachesync.change_log EXECUTE FUNCTION cachesync.announce();"
+        "ALTER TABLE cachesync.change_log ADD CHECK (operation IN ('upsert', 'delete', 'truncate'));"
+        "DROP FUNCTION cachesync.announce_change;"
         "DROP INDEX cachesync.change_log_unpublished;"
         "DROP FUNCTION cachesync.latest_version, cachesync.own_changes;"
         "ALTER TABLE cachesync.change_log DROP COLUMN relay_at;"
@@ -646,6 +667,9 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
     with pytest.raises(NotInstalledError, match="run `cachesync install`"):
         await asyncio.to_thread(new_relay().run)
     await install(admin, entities, Silent())
+    left = "SELECT count(*) FROM {} WHERE {} = 'cachesync.change_log'::regclass AND {}"
+    assert await admin.fetchval(left.format("pg_constraint", "conrelid", "contype = 'c'")) == 0
+    assert await admin.fetchval(left.format("pg_trigger", "tgrelid", "NOT tgisinternal")) == 0
     async with run_relay():
         await admin.execute(INSERT, 4, 4)
         await all_published(admin)
