@@ -72,7 +72,7 @@ class Cluster:
         problem = ""
         for url, node in [*self._primaries.items(), (self._seed_url, self._seed)]:
             try:
-                ranges = await node.call("CLUSTER SLOTS")
+                ranges = await node.call("CLUSTER", "SLOTS")
             except CacheUnavailableError as error:
                 problem = str(error)
                 continue

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
+from hiredis import pack_command
 from redis.exceptions import AskError, NoScriptError
 
 from cachesync import metrics
 from cachesync.errors import CacheRefusedError, CacheUnavailableError
 from cachesync.slots.breaker import Breaker
-from cachesync.slots.scripts import call_script, refusal_of
+from cachesync.slots.connection import Connection
+from cachesync.slots.scripts import call_script, refusal_of, script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,17 +21,42 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from cachesync.slots.condition import Condition
-    from cachesync.slots.scripts import Command
+    from cachesync.slots.scripts import Command, Script
 
 _FAILURES: Final = 3
 _PAUSE_SECONDS: Final = 1.0
-_MAX_ROUND_TRIPS: Final = 1
 # For this long, a Redis that deleted something counts as one that can.
 _TRUST_SECONDS: Final = 0.2
 # As many deletes as fit into a round trip together with everything else.
 _MAX_OVERDUE: Final = 1000
 
-_Pending = tuple["Command", asyncio.Future[Any]]
+
+class _Call(NamedTuple):
+    """A command that waits for its reply.
+
+    Attributes:
+        command: the command.
+        reply: the future reply.
+        script: the script that the command calls by its digest; None for another command.
+    """
+
+    command: Command
+    reply: asyncio.Future[Any]
+    script: Script | None = None
+
+
+class _Batch(NamedTuple):
+    """What one round trip sends, in this order.
+
+    Attributes:
+        calls: the commands that wait for their replies.
+        deletes: the keys to delete before anything is read.
+        reads: the futures of the slots to read, by their names.
+    """
+
+    calls: list[_Call]
+    deletes: list[str]
+    reads: dict[str, list[asyncio.Future[Any]]]
 
 
 class RoundTrips:
@@ -66,28 +93,60 @@ class RoundTrips:
         self._deletes = Breaker(1, _PAUSE_SECONDS)
         self._deleted_at = -_TRUST_SECONDS
         self._overdue: set[str] = set()
-        self._pending: list[_Pending] = []
-        self._round_trips: set[asyncio.Task[None]] = set()
+        self._calls: list[_Call] = []
+        self._reads: dict[str, list[asyncio.Future[Any]]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        # Whether a round trip is in progress, or about to begin.
+        self._is_busy = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.condition = condition
 
     def node_for(self, _: str) -> Self:
         """Return the Redis that owns a key: a single Redis owns every key."""
         return self
 
+    def read(self, name: str) -> asyncio.Future[bytes | None]:
+        """Read a slot with the next round trip.
+
+        Returns:
+            The content of the slot; None if it is empty. The future fails as that of `call`.
+        """
+        future: asyncio.Future[bytes | None] = self._loop.create_future()
+        # One read for all who want the slot at the same time, after it has been loaded.
+        if name in self._reads:
+            self._reads[name].append(future)
+        else:
+            self._reads[name] = [future]
+        if not self._is_busy:
+            self._send_soon()
+        return future
+
     def call(self, *command: bytes | str | int) -> asyncio.Future[Any]:
         """Send a command with the next round trip.
 
         Returns:
-            The reply. The future fails with a NoScriptError if the Redis does not know the script, with a
-            CacheRefusedError if the Redis rejected the command, and with a CacheUnavailableError if the Redis
-            did not respond, or is not being called after repeated failures.
+            The reply. The future fails with a CacheRefusedError if the Redis rejected the command, and with a
+            CacheUnavailableError if the Redis did not respond, or is not being called after repeated
+            failures.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._pending.append((command, future))
-        if len(self._pending) == 1 and len(self._round_trips) < _MAX_ROUND_TRIPS:
-            loop.call_soon(self._send)
-        return future
+        return self._call(command)
+
+    def run(self, name: str, slots: int, *call: bytes | str | int) -> asyncio.Future[Any]:
+        """Run a script with the next round trip.
+
+        Args:
+            name: the name of the script.
+            slots: the number of slots.
+            call: the names of the slots and the arguments of the script.
+
+        Returns:
+            The reply. The future fails as that of `call`.
+        """
+        lua = script(name)
+        return self._call(("EVALSHA", lua.sha, slots, *call), lua)
 
     def delete_before_reading(self, name: str) -> None:
         """Delete a slot before anything is read again, because it may be older than a write.
@@ -108,85 +167,118 @@ class RoundTrips:
         return None
 
     async def close(self) -> None:
-        """Wait for the round trip in progress, then disconnect."""
-        await asyncio.gather(*self._round_trips, return_exceptions=True)
+        """Wait for the round trips in progress, then disconnect."""
+        await self._idle.wait()
+        if self._connection is not None:
+            self._connection.close()
         await self._client.aclose()
 
+    def _call(self, command: Command, lua: Script | None = None) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls.append(_Call(command, future, lua))
+        if not self._is_busy:
+            self._send_soon()
+        return future
+
+    def _send_soon(self) -> None:
+        self._is_busy = True
+        self._idle.clear()
+        self._loop.call_soon(self._send)
+
     def _send(self) -> None:
-        batch, self._pending = self._pending, []
-        if not batch:
-            return
+        """Begin a round trip with all that waits for one."""
+        batch = self._next_batch()
+        if batch is None:
+            self._is_busy = False
+            self._idle.set()
+        elif self._connection is not None and self._connection.is_open:
+            self._transmit(self._connection, batch)
+        else:
+            self._connecting = self._loop.create_task(self._connect(batch))
+
+    def _next_batch(self) -> _Batch | None:
+        calls, reads = self._calls, self._reads
+        if not calls and not reads:
+            return None
+        self._calls, self._reads = [], {}
+        batch = _Batch(calls, [], reads)
         if not self._breaker.allows():
             _fail(batch, CacheUnavailableError("Redis is not being called after repeated failures"))
-            return
-        gets: list[_Pending] = []
-        others: list[_Pending] = []
-        for pending in batch:
-            (gets if pending[0][0] == "GET" else others).append(pending)
-        deletes: list[str] = []
-        if gets and (self._overdue or time.monotonic() >= self._deleted_at + _TRUST_SECONDS):
+            return None
+        if reads and (self._overdue or time.monotonic() >= self._deleted_at + _TRUST_SECONDS):
             if self._deletes.allows():
-                deletes = [self.probe, *self._overdue]
-            else:
-                _fail(gets, CacheUnavailableError("Redis is not being read while it refuses to delete"))
-                if not others:
-                    return
-                gets = []
-        task = asyncio.get_running_loop().create_task(self._round_trip(others, deletes, gets))
-        self._round_trips.add(task)
-        task.add_done_callback(self._finished)
+                return _Batch(calls, [self.probe, *self._overdue], reads)
+            unread = CacheUnavailableError("Redis is not being read while it refuses to delete")
+            _fail(_Batch([], [], reads), unread)
+            return _Batch(calls, [], {}) if calls else None
+        return batch
 
-    def _finished(self, round_trip: asyncio.Task[None]) -> None:
-        self._round_trips.discard(round_trip)
-        self._send()
-
-    async def _round_trip(self, others: list[_Pending], deletes: list[str], gets: list[_Pending]) -> None:
-        commands: list[Command] = [*(command for command, _ in others), *(("DEL", name) for name in deletes)]
+    async def _connect(self, batch: _Batch) -> None:
         try:
-            replies, slots = await self._execute(commands, [str(command[1]) for command, _ in gets])
-        # Not only redis-py's errors: uvloop raises RuntimeError for a connection that was reset since its
-        # last use, and no reply may be waited for forever, whatever went wrong.
-        except Exception as error:  # noqa: BLE001
-            self._breaker.failed()
-            metrics.cache_failures.inc()
-            reason = str(error) or type(error).__name__
-            if self._breaker.is_open:
-                self.condition.unavailable(reason)
-            _fail([*others, *gets], CacheUnavailableError(f"Redis is unavailable: {reason}"))
+            self._connection = await Connection.open(self._client.connection_pool)
+        except Exception as error:  # noqa: BLE001 - whatever the reason, nobody may wait forever
+            self._failed(batch, error)
+        else:
+            self._transmit(self._connection, batch)
+
+    def _transmit(self, connection: Connection, batch: _Batch) -> None:
+        try:
+            packed = [_packed(*one.command) for one in batch.calls]
+            packed += [_packed("DEL", name) for name in batch.deletes]
+            # MGET instead of GET, which fails for a key of another Redis type. One command for all slots:
+            # packing many commands and parsing many replies would cost a hit as much as everything else
+            # combined. But a cluster rejects a command with keys of several hash slots, even if one node owns
+            # all of them.
             if self._on_stale_map is not None:
-                self._on_stale_map()
+                packed += [_packed("MGET", name) for name in batch.reads]
+            elif batch.reads:
+                packed.append(_packed("MGET", *batch.reads))
+            connection.round_trip(
+                b"".join(packed),
+                len(packed),
+                lambda replies: self._finished(batch, replies),
+            )
+        # A name that is no text, or a transport that the event loop has just closed.
+        except Exception as error:  # noqa: BLE001
+            self._failed(batch, error)
+
+    def _finished(self, batch: _Batch, replies: list[Any] | Exception) -> None:
+        if isinstance(replies, Exception):
+            self._failed(batch, replies)
             return
         self._breaker.succeeded()
         self.condition.responded()
-        for command, reply in zip(commands, replies, strict=True):
-            if command[0] == "DEL":
-                self._note_delete(str(command[1]), reply)
-        for (_, future), reply in zip(others, replies, strict=False):
-            self._resolve(future, reply)
-        refusal = next((reply for reply in replies[len(others) :] if _is_refusal(reply)), None)
-        for (_, future), slot in zip(gets, slots, strict=True):
-            self._resolve(future, slot if refusal is None else refusal)
+        calls, deletes, reads = batch
+        refusal = None
+        for name, reply in zip(deletes, replies[len(calls) :], strict=False):
+            self._note_delete(name, reply)
+            if _is_refusal(reply):
+                refusal = refusal or reply
+        for call, reply in zip(calls, replies, strict=False):
+            self._resolve(call, reply)
+        if reads:
+            slots = replies[len(calls) + len(deletes) :]
+            if self._on_stale_map is not None:
+                slots = [one if isinstance(one, Exception) else one[0] for one in slots]
+            elif isinstance(slots[0], Exception):
+                slots *= len(reads)
+            else:
+                slots = slots[0]
+            for futures, slot in zip(reads.values(), slots, strict=True):
+                for future in futures:
+                    self._settle(future, slot if refusal is None else refusal)
+        self._send()
 
-    async def _execute(self, commands: list[Command], names: list[str]) -> tuple[list[Any], list[Any]]:
-        """Send commands in one round trip, and then read slots; return the replies and the slots."""
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        # MGET instead of GET, which fails for a key of another Redis type. One command for all slots: packing
-        # many commands and parsing many replies would cost a hit as much as everything else combined. But a
-        # cluster rejects a command with keys of several hash slots, even if one node owns all of them.
+    def _failed(self, batch: _Batch, error: Exception) -> None:
+        self._breaker.failed()
+        metrics.cache_failures.inc()
+        reason = str(error) or type(error).__name__
+        if self._breaker.is_open:
+            self.condition.unavailable(reason)
+        _fail(batch, CacheUnavailableError(f"Redis is unavailable: {reason}"))
         if self._on_stale_map is not None:
-            for name in names:
-                pipeline.execute_command("MGET", name)
-        elif names:
-            pipeline.execute_command("MGET", *names)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        read = replies[len(commands) :]
-        del replies[len(commands) :]
-        if len(read) == len(names):
-            return replies, [one if isinstance(one, Exception) else one[0] for one in read]
-        slots = read[0]
-        return replies, [slots] * len(names) if isinstance(slots, Exception) else slots
+            self._on_stale_map()
+        self._send()
 
     def _note_delete(self, name: str, reply: Any) -> None:
         if _is_refusal(reply):
@@ -198,7 +290,16 @@ class RoundTrips:
             self._deletes.succeeded()
             self._deleted_at = time.monotonic()
 
-    def _resolve(self, future: asyncio.Future[Any], reply: Any) -> None:
+    def _resolve(self, call: _Call, reply: Any) -> None:
+        if call.command[0] == "DEL":
+            self._note_delete(str(call.command[1]), reply)
+        if call.script is not None and isinstance(reply, NoScriptError):
+            # This loads the script again. Its first argument is the digest.
+            self._calls.append(_Call(("EVAL", call.script.source, *call.command[2:]), call.reply))
+        else:
+            self._settle(call.reply, reply)
+
+    def _settle(self, future: asyncio.Future[Any], reply: Any) -> None:
         if not isinstance(reply, Exception):
             if not future.done():
                 future.set_result(reply)
@@ -217,12 +318,21 @@ class RoundTrips:
             future.set_exception(error)
 
 
+def _packed(*command: bytes | str | int) -> bytes:
+    pack: Any = pack_command  # declared for a tuple of one item
+    packed: bytes = pack(command)
+    return packed
+
+
 def _is_refusal(reply: Any) -> bool:
     """Return whether a reply is an error other than that the script or the key is somewhere else."""
     return isinstance(reply, Exception) and not isinstance(reply, (NoScriptError, AskError))
 
 
-def _fail(batch: list[_Pending], error: Exception) -> None:
-    for _, future in batch:
+def _fail(batch: _Batch, error: Exception) -> None:
+    waiting = [call.reply for call in batch.calls]
+    for futures in batch.reads.values():
+        waiting += futures
+    for future in waiting:
         if not future.done():
             future.set_exception(error)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from cachesync.errors import CacheRefusedError, CacheUnavailableError
 from cachesync.slots.clients import check_url, is_cluster, service_client
 from cachesync.slots.cluster import Cluster
 from cachesync.slots.condition import Condition
 from cachesync.slots.round_trips import RoundTrips
-from cachesync.slots.scripts import call_script, is_emptied
+from cachesync.slots.scripts import is_emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from cachesync.slots.layout import SlotChange
 
@@ -49,7 +49,7 @@ class Slots:
         await cluster.refresh()
         return cls(cluster)
 
-    async def get(self, name: str) -> bytes | None:
+    def get(self, name: str) -> Awaitable[bytes | None]:
         """Return the content of a slot; None if it is empty.
 
         Args:
@@ -58,8 +58,7 @@ class Slots:
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        slot: bytes | None = await self._redis.node_for(name).call("GET", name)
-        return slot
+        return self._redis.node_for(name).read(name)
 
     async def lease(
         self, name: str, token: str, lease_ms: int, fingerprint: bytes, purpose: Literal["read", "write"]
@@ -79,9 +78,10 @@ class Slots:
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        slot: bytes | None = await self._run("lease", name, token, lease_ms, fingerprint, purpose)
+        node = self._redis.node_for(name)
+        slot: bytes | None = await node.run("lease", 1, name, token, lease_ms, fingerprint, purpose)
         if slot is None:
-            self._redis.node_for(name).condition.stored()
+            node.condition.stored()
         return slot
 
     async def fill(self, name: str, token: str, content: bytes, ttl_ms: int) -> bool:
@@ -99,7 +99,7 @@ class Slots:
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        return bool(await self._run("fill", name, token, content, ttl_ms))
+        return bool(await self._redis.node_for(name).run("fill", 1, name, token, content, ttl_ms))
 
     async def change(self, change: SlotChange, token: str) -> bool:
         """Apply a committed change of this service to its slot; if Redis refuses it, empty the slot.
@@ -116,7 +116,7 @@ class Slots:
         """
         node = self._redis.node_for(change.name)
         try:
-            effect = await call_script("change", (*change, token), node.call)
+            effect = await node.run("change", 1, *change, token)
         except CacheRefusedError as error:
             if is_emptied(error):
                 return True
@@ -147,7 +147,7 @@ class Slots:
         rows = [part for change in changes for part in (change.version, change.content)]
         with suppress(CacheUnavailableError):
             node = self._redis.node_for(names[0])
-            await call_script("advance", (*names, changes[0].ttl_ms, *rows), node.call, len(names))
+            await node.run("advance", len(names), *names, changes[0].ttl_ms, *rows)
 
     async def release(self, name: str, token: str) -> None:
         """Give up a lease without filling the slot.
@@ -159,7 +159,7 @@ class Slots:
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        await self._run("release", name, token)
+        await self._redis.node_for(name).run("release", 1, name, token)
 
     async def problem(self) -> str | None:
         """Return why the Redis, or a primary of the Redis Cluster, cannot be used now; None if it can."""
@@ -168,6 +168,3 @@ class Slots:
     async def close(self) -> None:
         """Wait for the commands in progress, then disconnect."""
         await self._redis.close()
-
-    async def _run(self, name: str, slot: str, *arguments: bytes | str | int) -> Any:
-        return await call_script(name, (slot, *arguments), self._redis.node_for(slot).call)
