@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cachesync.service.publisher import Publisher
     from cachesync.service.settings import ServiceSettings
     from cachesync.service.table import Commit, Page, Table, Transaction
+    from cachesync.slots.layout import SlotChange
     from cachesync.slots.single import Slots
 
 # Between two reads of a slot whose lease another process holds.
@@ -587,22 +588,22 @@ class EntityCache:
             slot_change_of(self._service, self._entities[change.entity], change) for change in newest.values()
         ]
         for start in range(0, len(slot_changes), _SLOTS_AT_ONCE):
-            results = await asyncio.gather(
-                *(
-                    # A trigger of the table can give the row another key than the one whose slot was leased.
-                    self._slots.change(one, lease.token if one.name == lease.name else "")
-                    for one in slot_changes[start : start + _SLOTS_AT_ONCE]
-                ),
-                return_exceptions=True,
-            )
-            for one, result in zip(slot_changes[start:], results, strict=False):
-                if isinstance(result, CacheUnavailableError):
-                    applied = False
-                elif isinstance(result, BaseException):
-                    raise result
-                else:
-                    applied &= result
-                    lease.applied |= one.name == lease.name
+            together = slot_changes[start : start + _SLOTS_AT_ONCE]
+            if len(together) == 1:
+                # The usual write, which saves a task.
+                applied &= await self._apply_one(lease, together[0])
+            else:
+                applied &= all(await asyncio.gather(*(self._apply_one(lease, one) for one in together)))
+        return applied
+
+    async def _apply_one(self, lease: _Lease, change: SlotChange) -> bool:
+        # A trigger of the table can give the row another key than the one whose slot was leased.
+        is_leased = change.name == lease.name
+        try:
+            applied = await self._slots.change(change, lease.token if is_leased else "")
+        except CacheUnavailableError:
+            return False
+        lease.applied |= is_leased
         return applied
 
     def _publish(self, changes: Iterable[Change]) -> None:
