@@ -47,6 +47,9 @@ _EVENTS: Final = {"insert": 4, "delete": 8, "update": 16}
 _DREW_NO_VERSION: Final = "CS001"
 # Raised by the function `cachesync.bounded`.
 _TOO_LARGE: Final = "CS002"
+# Raised by the function `cachesync.kept`.
+_KEPT_NO_ROW: Final = "CS003"
+_DISCARDED: Final = "a trigger of the table discarded the new row"
 # Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
 _OWN_CHANGES: Final = 1000
 _OWN_PAYLOAD_BYTES: Final = 4 << 20
@@ -241,16 +244,28 @@ class Table:
         Args:
             row: the values of the row; columns that are not given get their default.
         """
-        query = self._insert_statement(row.columns)
         arguments = [row.text] if row.values else []
         started = _now()
-        async with self._translated(row) as connection, connection.transaction():
-            inserted = await connection.fetchrow(query, *arguments)
-            # The AFTER INSERT trigger can draw a new version, which RETURNING does not show.
+        async with self._translated(row) as connection:
+            try:
+                record = await connection.fetchrow(self._insert_statement("insert", row.columns), *arguments)
+            except asyncpg.FeatureNotSupportedError:
+                return await self._insert_with_rules(connection, row.columns, arguments, started)
+        if record is None:
+            raise AssertionError
+        inserted = self._row(record["key"], record)
+        return Commit(inserted.key, inserted.version, inserted, _transaction(record, started))
+
+    async def _insert_with_rules(
+        self, connection: Connection, columns: Sequence[str], arguments: Sequence[str], started: float
+    ) -> Commit:
+        async with connection.transaction():
+            inserted = await connection.fetchrow(
+                self._insert_statement("insert_with_rules", columns), *arguments
+            )
             record = None if inserted is None else await connection.fetchrow(self._read, inserted["key"])
             if inserted is None or record is None:
-                message = "a trigger of the table discarded the new row"
-                raise ConstraintViolatedError(None, (), message)
+                raise ConstraintViolatedError(None, (), _DISCARDED)
             if not record["version"]:
                 raise self._capture_lost()
             found = self._row(inserted["key"], record)
@@ -372,17 +387,23 @@ class Table:
     def _row(self, key: str, record: asyncpg.Record) -> Row:
         return Row(key, record["version"], self.fingerprint, record["payload"].encode())
 
-    def _insert_statement(self, columns: Sequence[str]) -> str:
+    def _insert_statement(self, kind: str, columns: Sequence[str]) -> str:
         """Return the statement that inserts the given columns."""
-        cached = ("insert", *sorted(columns))
+        cached = (kind, *sorted(columns))
         if cached not in self._writes:
             names = [identifier(name) for name in cached[1:]]
-            self._writes[cached] = statement(
-                "service/insert" if names else "service/insert_defaults",
+            insert = statement(
+                "service/insert_values" if names else "service/insert_defaults",
                 columns=", ".join(names),
                 values=", ".join(f"p.{name}" for name in names),
                 definitions=_definitions(self._given_columns(cached[1:])),
+                **self._fragments,
+            )
+            self._writes[cached] = statement(
+                f"service/{kind}",
+                insert=insert,
                 spreads=self._spreads("insert", defaults=True),
+                row_limit=str(self._row_limit),
                 **self._fragments,
             )
         return self._writes[cached]
@@ -432,6 +453,8 @@ class Table:
             except asyncpg.PostgresError as error:
                 if error.sqlstate == _DREW_NO_VERSION or _lacks_version(error):
                     raise self._capture_lost() from error
+                if error.sqlstate == _KEPT_NO_ROW:
+                    raise ConstraintViolatedError(None, (), _DISCARDED) from error
                 if error.sqlstate == _TOO_LARGE:
                     raise self._too_large(error.message) from error
                 row_error = self._row_error_for(error)

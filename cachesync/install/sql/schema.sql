@@ -286,6 +286,19 @@ BEGIN
 END
 $cachesync$;
 
+-- The key of a row that was inserted. Fails if there is none, so that what the trigger that has discarded the row did
+-- is undone too.
+CREATE OR REPLACE FUNCTION cachesync.kept(key text) RETURNS text
+LANGUAGE plpgsql
+AS $cachesync$
+BEGIN
+    IF key IS NULL THEN
+        RAISE EXCEPTION 'a trigger of the table discarded the new row' USING ERRCODE = 'CS003';
+    END IF;
+    RETURN key;
+END
+$cachesync$;
+
 -- A payload that a service may write. Fails if it is larger than that.
 CREATE OR REPLACE FUNCTION cachesync.bounded(payload text, bytes integer) RETURNS text
 LANGUAGE plpgsql
@@ -461,7 +474,7 @@ $cachesync$;
 GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
 GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
 GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
-GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_worker;
+GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),
 cachesync.row_to_json(record)
@@ -471,6 +484,7 @@ cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
 cachesync.drawn(bigint, bigint),
 cachesync.bounded(text, integer),
+cachesync.kept(text),
 cachesync.page(text, text, integer, bigint),
 cachesync.merge_patch(jsonb, jsonb),
 cachesync.can_write(oid, oid),

@@ -48,6 +48,7 @@ CREATE TABLE grandchild (
 """
 NAMES = ("parent", "child", "grandchild")
 UNMARKED = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 
 
 class Family:
@@ -486,3 +487,46 @@ async def test_change_that_a_trigger_discards_is_reported(
             "merge": lambda: parents.merge("1", row(n=5), None),
             "delete": lambda: parents.delete("1", None),
         }[write]()
+
+
+async def test_insert_that_a_trigger_discards_is_undone_with_all_that_the_trigger_did(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    await admin.execute(
+        "CREATE FUNCTION redirect() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO child (id) VALUES (NEW.id); RETURN NULL; END';"
+        "CREATE TRIGGER redirect BEFORE INSERT ON parent FOR EACH ROW EXECUTE FUNCTION redirect()"
+    )
+    with pytest.raises(ConstraintViolatedError, match="a trigger of the table discarded the new row"):
+        await family.caches["parent"].insert(row(id=1))
+    assert await admin.fetchval("SELECT count(*) FROM child") == 0
+
+
+async def test_insert_into_a_table_with_rules_reaches_the_rows_that_they_change(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    await populate(admin)
+    await admin.execute("CREATE RULE also AS ON INSERT TO parent DO ALSO UPDATE child SET n = 8 WHERE id = 1")
+    await family.cache_all()
+    for identifier in (8, 9):
+        written = await family.caches["parent"].insert(row(id=identifier))
+        assert written.cached
+        assert await family.stale() == []
+    assert (await family.read("child", 1))["n"] == 8
+
+
+async def test_insert_that_waited_for_a_delete_returns_the_version_that_the_row_got(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    async with admin.transaction():
+        await admin.execute("INSERT INTO parent VALUES (1, 11, 0)")
+        insert = asyncio.create_task(family.caches["parent"].insert(row(id=1, n=5)))
+        # A transaction sees the other sessions as they were when it first looked.
+        while not await admin.fetchval(WAITING):
+            await admin.execute("SELECT pg_stat_clear_snapshot()")
+            await asyncio.sleep(0.01)
+        # This draws a higher version than the insert, which waits for it.
+        await admin.execute("DELETE FROM parent WHERE id = 1")
+    written = await insert
+    assert written.version == await admin.fetchval("SELECT row_version FROM parent WHERE id = 1")
+    assert await family.stale() == []
