@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import orjson
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_RE,
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from cachesync.tested_packages import require_tested
 from serving import problems
@@ -53,6 +59,8 @@ _CLOSING_SECONDS: Final = 2.0
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _CHECKED: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
+# With these, the application frames its response by itself.
+_OWN_FRAMING: Final = frozenset({b"connection", b"transfer-encoding"})
 _ALWAYS_ANSWERED: Final = (b"/health/", b"/metrics")
 _READ: Final = re.compile(rb"(?:GET|HEAD) ((?!/health/|/metrics)/[^\s#]*) ")
 _REQUEST_ID: Final = re.compile(rb"\r\n(?i:x-request-id):[ \t]*([^\r]*)")
@@ -219,6 +227,52 @@ class Connections:
             await asyncio.sleep(seconds)
             for connection in list(self._open):
                 connection.sweep(seconds)
+
+
+class _Cycle(RequestResponseCycle):
+    """Writes an ordinary response at once, and validates its header fields together.
+
+    uvicorn's own cycle writes the head before the body, and validates the name and the value of each field by
+    itself, which takes a sixth of the time of a hit.
+    """
+
+    _start: Any = None
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response."""
+        if not self.response_started and message["type"] == "http.response.start":
+            self.response_started = True
+            self._start = message
+            return
+        start, self._start = self._start, None
+        if start is None:
+            await super().send(message)
+            return
+        body = message.get("body", b"")
+        fields = [*self.default_headers, *start["headers"]]
+        by_name = dict(fields)
+        length = by_name.get(b"content-length")
+        if length is None or int(length) != len(body) or not _OWN_FRAMING.isdisjoint(by_name):
+            self.response_started = False
+            await super().send(start)
+            await super().send(message)
+            return
+        if HEADER_RE.search(b"".join(by_name)) or HEADER_VALUE_RE.search(
+            b"".join([one for _, one in fields])
+        ):
+            message = "a header field of the response is invalid"
+            raise RuntimeError(message)
+        if self.disconnected:
+            return
+        self.waiting_for_100_continue = False
+        if not self.keep_alive:
+            fields.append((b"connection", b"close"))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[start["status"]], _lines(fields), body))
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
 
 
 #: Those of this worker process.
@@ -483,6 +537,8 @@ class Connection(HttpToolsProtocol):
         if self._is_unread:
             self._deferred = cycle, app
             return
+        # uvicorn does not let a protocol choose the class.
+        cycle.__class__ = _Cycle
         self._running = cycle
         self._task = task = self.loop.create_task(cycle.run_asgi(app))
         self.tasks.add(task)
