@@ -16,6 +16,7 @@ from cachesync.service.service import Service
 from serving import metrics, problems
 from serving.body import Bodies
 from serving.health import Live, Ready
+from serving.hits import Hits
 from serving.openapi import OpenApi
 from serving.overload import Admission
 from serving.problems import OVERLOADED, Problem
@@ -58,6 +59,7 @@ class App(falcon.asgi.App[Request, Response]):
 
     Attributes:
         internal: the application for the metrics port.
+        hits: answers the reads of existing rows.
         reads: the admission of reads.
         writes: the admission of writes; separate, so that writes that wait for a lock do not stop the reads.
         start_error: the reason why the application could not start.
@@ -74,6 +76,7 @@ class App(falcon.asgi.App[Request, Response]):
         seconds = settings.queue_ms / 1000
         self.reads = Admission(seconds, settings.connection_limit)
         self.writes = Admission(seconds, settings.connection_limit)
+        self.hits = Hits()
         self.start_error: Exception | None = None
         self._body_seconds = settings.client_timeout_ms / 1000
         self._metrics_port = settings.metrics_port
@@ -95,7 +98,8 @@ class App(falcon.asgi.App[Request, Response]):
             return
         admission.in_flight += 1
         try:
-            await super().__call__(scope, receive, send)
+            if not await self.hits.answer(scope, send):
+                await super().__call__(scope, receive, send)
         except asyncio.CancelledError:
             # The client has left, or the process must exit: nobody waits for the response.
             pass
@@ -257,7 +261,7 @@ class _Record:
         if req.outcome:
             resp.set_header("X-Cache", req.outcome)
         status = resp.status_code
-        metrics.observe(getattr(resource, "entity", ""), req, status)
+        metrics.observe(getattr(resource, "entity", ""), req.method, req.outcome, req.started, status)
         # Reads of existing and of missing rows are ordinary.
         if req.method not in _READS or (status >= _FIRST_ERROR and status != _NOT_FOUND):
             _log.info(
@@ -301,3 +305,4 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
         bodies = Bodies(cache, settings.body_limit)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))
         app.add_route(f"{path}/{{key}}", OneRow(cache, bodies))
+        app.hits.add(cache)

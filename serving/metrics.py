@@ -29,21 +29,21 @@ _requests: Final = BufferedHistogram(
 _children: Final[dict[tuple[str, str, int, str], BufferedHistogram]] = {}
 
 
-def observe(entity: str, request: Request, status: int) -> None:
+def observe(entity: str, method: str, outcome: str, started: float, status: int) -> None:
     """Count a request.
 
     Args:
         entity: the entity that was requested, or the name of the service's own resource.
-        request: the request.
+        method: the method of the request.
+        outcome: the value of the response's `X-Cache` header.
+        started: when the request arrived, from `time.perf_counter`.
         status: the HTTP status of its response.
     """
-    key = (entity, request.method, status, request.outcome)
+    key = (entity, method, status, outcome)
     child = _children.get(key)
     if child is None:
-        child = _children[key] = _requests.labels(
-            entity, request.method, f"{status // 100}xx", request.outcome
-        )
-    child.observe(perf_counter() - request.started)
+        child = _children[key] = _requests.labels(entity, method, f"{status // 100}xx", outcome)
+    child.observe(perf_counter() - started)
 
 
 def flush() -> None:

@@ -12,6 +12,7 @@ from cachesync.errors import DuplicateRowError, InvalidValueError, VersionMismat
 from cachesync.service.cache import Outcome
 from serving import problems
 from serving.conditions import creates_only, etag, expected_versions, none_match, refuse
+from serving.hits import READ
 from serving.problems import FieldError, Problem, field_problem
 from serving.request import segment_text
 
@@ -100,8 +101,11 @@ class OneRow:
 
         A cached payload is sent as is, neither decoded nor encoded.
         """
+        given = req.scope.get(READ)
         try:
-            read = await self._cache.read(self._text(key))
+            if isinstance(given, Exception):
+                raise given
+            read = given or await self._cache.read(self._text(key))
         except InvalidValueError as error:
             raise self._invalid_key(error.message) from None
         req.outcome = read.outcome

@@ -198,7 +198,7 @@ class MemoryService:
 
 
 def served(app: App, port: int = 8090) -> Any:
-    """Return the application as a server calls it: with the address of the connection in the scope.
+    """Return the application as a server calls it: with the address of the connection, and a list of headers.
 
     Args:
         app: the application.
@@ -206,7 +206,9 @@ def served(app: App, port: int = 8090) -> Any:
     """
 
     async def call(scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        await app({**scope, "server": ("127.0.0.1", port)}, receive, send)
+        # Those of Falcon's test client, and their names and values, can be iterated over only once.
+        headers = [tuple(field) for field in scope.get("headers", ())]
+        await app({**scope, "server": ("127.0.0.1", port), "headers": headers}, receive, send)
 
     return call
 

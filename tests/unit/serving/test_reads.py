@@ -95,6 +95,20 @@ async def test_unknown_path_returns_a_problem(client: ASGIConductor, path: str) 
     assert (answer.json["type"], answer.json["instance"]) == ("/problems/not-found", path)
 
 
+@pytest.mark.parametrize("outcome", Outcome)
+async def test_read_without_a_precondition_has_the_same_response(
+    client: ASGIConductor, service: MemoryService, outcome: Outcome
+) -> None:
+    """It is answered without Falcon."""
+    service.student.outcome = outcome
+    same = {"X-Request-ID": "same"}
+    short = await client.simulate_get("/students/1", headers=same, query_string="a=1")
+    whole = await client.simulate_get("/students/1", headers={**same, "If-None-Match": '"7"'})
+    assert (short.status_code, short.content) == (whole.status_code, whole.content) == (200, short.content)
+    assert dict(short.headers) == dict(whole.headers)
+    assert short.headers["x-cache"] == outcome
+
+
 @pytest.mark.parametrize("method", ["POST", "TRACE", "CONNECT", "PROPFIND", "BREW", "WEBSOCKET"])
 async def test_unsupported_method_returns_the_supported_ones(client: ASGIConductor, method: str) -> None:
     answer = await client.simulate_request(method, "/students/1")
