@@ -123,6 +123,7 @@ class Properties:
         row_security: whether policies decide which rows a user sees.
         hides_rows: whether row security, if enabled, also applies to the owner of the table.
         restrictive_policies: the restrictive policies that apply to the role `cachesync_service`.
+        late_triggers: the triggers of others that can change a new row after it got its version.
         subscribes: whether a subscription writes to the table.
         inherits: whether the table is a partition or part of an inheritance tree.
         key_columns: the columns of the primary key; empty if there is none.
@@ -135,6 +136,7 @@ class Properties:
     row_security: bool
     hides_rows: bool
     restrictive_policies: tuple[str, ...]
+    late_triggers: tuple[str, ...]
     subscribes: bool
     inherits: bool
     key_columns: tuple[str, ...]
@@ -178,6 +180,7 @@ async def describe_tables(
             row_security=record["row_security"],
             hides_rows=record["hides_rows"],
             restrictive_policies=tuple(record["restrictive_policies"]),
+            late_triggers=tuple(record["late_triggers"]),
             subscribes=record["subscribes"],
             inherits=record["inherits"],
             key_columns=tuple(record["key_columns"]),

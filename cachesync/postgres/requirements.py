@@ -39,6 +39,12 @@ def _trigger_problem(properties: Properties) -> str | None:
             "a subscription writes to it, which does not fire statement triggers; register the table in the "
             "publishing database instead"
         )
+    if properties.late_triggers:
+        names = ", ".join(map(repr, properties.late_triggers))
+        return (
+            f"its trigger {names} fires after those of db-cache-sync, which would miss what it does to the key; "
+            "rename it so that it sorts before 'zzz_cachesync_version'"
+        )
     if properties.hides_rows:
         return (
             "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "

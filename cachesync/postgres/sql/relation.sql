@@ -15,6 +15,16 @@ SELECT
             -- 0 is PUBLIC.
             AND (0 = ANY(p.polroles) OR to_regrole('cachesync_service') = ANY(p.polroles))
     ) AS restrictive_policies,
+    (
+        SELECT coalesce(array_agg(g.tgname ORDER BY g.tgname), '{}')
+        FROM pg_trigger AS g
+        JOIN pg_proc AS f ON f.oid = g.tgfoid
+        JOIN pg_namespace AS s ON s.oid = f.pronamespace
+        WHERE
+            g.tgrelid = c.oid AND g.tgname > 'zzz_cachesync_version' AND g.tgenabled <> 'D'
+            -- 1 is the bit of FOR EACH ROW, 2 that of BEFORE, 4 and 16 are those of INSERT and UPDATE.
+            AND g.tgtype & 3 = 3 AND g.tgtype & 20 <> 0 AND s.nspname <> 'cachesync'
+    ) AS late_triggers,
     EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid) AS subscribes,
     c.relispartition OR EXISTS (SELECT FROM pg_inherits AS i WHERE c.oid IN (i.inhparent, i.inhrelid)) AS inherits,
     coalesce(k.columns, '{}') AS key_columns,

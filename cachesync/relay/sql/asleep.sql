@@ -1,2 +1,2 @@
 -- Withdraws what `awake.sql` announces.
-SELECT pg_advisory_unlock(1684169587, 1);
+SELECT cachesync.fall_asleep();

@@ -289,6 +289,17 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
         ),
         ("CREATE UNLOGGED TABLE thing (id int PRIMARY KEY)", {}, "unlogged"),
         (
+            """
+            CREATE TABLE thing (id int PRIMARY KEY);
+            CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+            CREATE TRIGGER "zzzäh" BEFORE INSERT ON thing FOR EACH ROW EXECUTE FUNCTION f();
+            CREATE TRIGGER zzz_b BEFORE UPDATE ON thing FOR EACH ROW EXECUTE FUNCTION f();
+            CREATE TRIGGER zzzz BEFORE DELETE ON thing FOR EACH ROW EXECUTE FUNCTION f()
+            """,
+            {},
+            "its trigger 'zzzäh' fires after those of db-cache-sync.*rename it",
+        ),
+        (
             "CREATE TABLE thing (id int PRIMARY KEY); ALTER TABLE thing FORCE ROW LEVEL SECURITY",
             {},
             "row security also applies to its owner",

@@ -103,6 +103,10 @@ CHANGES = {
     "CREATE OR REPLACE FUNCTION cachesync.announce_change() RETURNS boolean LANGUAGE sql RETURN false": (
         "function announce_change was changed"
     ),
+    """
+    CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.id := NEW.id + 1; RETURN NEW; END';
+    CREATE TRIGGER zzzz BEFORE UPDATE OF name ON thing FOR EACH ROW EXECUTE FUNCTION move()
+    """: "its trigger 'zzzz' fires after those of db-cache-sync",
     "ALTER TABLE thing RENAME TO old; CREATE TABLE thing (LIKE old INCLUDING ALL)": (
         "another table is now named public.thing, and the installed one public.old"
     ),
@@ -158,6 +162,7 @@ REPAIRS = {
         "DO $$ BEGIN ALTER TABLE thing NO INHERIT above; EXCEPTION WHEN OTHERS THEN NULL; END $$"
     ),
     "it is unlogged": "ALTER TABLE thing SET LOGGED",
+    "its trigger 'zzzz'": "ALTER TRIGGER zzzz ON thing RENAME TO move",
     "the type of column 'mood' has changed": "DROP CAST IF EXISTS (mood AS json)",
     "row security was enabled": "ALTER TABLE thing DISABLE ROW LEVEL SECURITY",
     "row security also": "ALTER TABLE thing NO FORCE ROW LEVEL SECURITY",
