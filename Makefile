@@ -7,10 +7,10 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up unit test faults compose docker images containers check format lock audit clean
+.PHONY: help setup demo up unit test faults bench bench-quick compose docker images containers check format lock audit clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create the environment in .venv; does nothing unless requirements.txt has changed
 
@@ -47,6 +47,12 @@ test: setup ## run all tests against real servers and measure coverage; K=expres
 
 faults: setup ## check what clients see while components fail; MINUTES=60 SEED=1 BREAK=lease, see docs/faults.md
 	$(PYTHON) -m tests.faults.history
+
+bench: setup ## measure everything, in under 30 minutes; writes benchmarks/results.json and docs/benchmarks.md
+	$(PYTHON) -m benchmarks
+
+bench-quick: setup ## compare ratios with those kept, in 2 minutes; KEEP=1 keeps the new ones
+	$(PYTHON) -m benchmarks --quick $(if $(KEEP),--keep)
 
 compose: .env docker ## start the whole system in containers and run the demo; stays up, see docs/compose.md
 	$(COMPOSE) up --build --detach

@@ -125,7 +125,6 @@ def _services(system: System, pools: list[int]) -> Iterator[tuple[int, Service]]
 def main(pools: str = "2,5,10", connections: int = 32, seconds: int = 10) -> None:
     """Measure the resource usage of a service under load."""
     console = Console()
-    wrk.require(console)
     with System(Settings(), console) as system:
         system.airflow.stop()  # not needed, and it would use CPU time
         for service in system.services.values():

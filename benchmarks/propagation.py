@@ -1,224 +1,213 @@
-"""Time from a write's acknowledgement to the entry in sb's cache: percentiles under open-loop load.
+"""Time from the commit of a change to the new value in sb's Redis, under open-loop load.
 
-Writes are sent at a fixed rate, regardless of how long earlier ones take, to rows that sb has cached. Redis
-reports each change of sb's slots as a keyspace notification. The time of a write is the time from its
-acknowledgement to the notification after which the slot holds its version or a later one.
-
-With `--psql`, the writes are SQL statements that bypass the services; the acknowledgement is the commit.
-
-`python -m benchmarks.propagation` starts the whole system, measures, and stops it. With `--running`, it uses
-the system that `make demo` or `make up` has started.
+Changes are sent on schedule, whether or not earlier ones have been answered, to rows that the caches hold. A
+change is a statement of SQL or a PUT at sa; its time starts with the response to the commit or to the PUT.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from contextlib import nullcontext
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from math import inf
-from typing import Annotated
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-import asyncpg
-import redis.asyncio
-import typer
-import uvloop
-from rich.console import Console
-
+from benchmarks import pgbench
+from benchmarks.cpu import Usage, accounting
 from benchmarks.http_client import Client
-from benchmarks.percentiles import in_milliseconds
-from local.settings import Settings
-from local.system import System
+from benchmarks.percentiles import milliseconds
+from benchmarks.target import FIRST, ROWS
+from benchmarks.watch import Watch
+from local.ports import HOST
 
-ROWS = 2000
-_LAG_LIMIT_SECONDS = 30.0
+if TYPE_CHECKING:
+    from benchmarks.target import Target
+
+_CLIENTS: Final = 32
+_EACH: Final = ROWS // _CLIENTS
+_LAG_LIMIT_SECONDS: Final = 30.0
+# Up to these rates all changes are timed, half of them, a fifth, or a tenth: the last digit of a key decides.
+_SAMPLES: Final = ((500, "*"), (1000, "*[02468]"), (2000, "*[05]"), (1_000_000, "*0"))
+_SUSTAINED: Final = 0.97
+_FINAL_LAG_SECONDS: Final = 1.0
+_UPDATE: Final = f"""\
+\\set key {FIRST} + :client_id * {_EACH} + :n % {_EACH}
+UPDATE student SET name = :n WHERE id = :key;"""
 
 
-class Watch:
-    """Records when versions appear in sb's slots.
+class Change(NamedTuple):
+    """A change that was acknowledged.
 
     Attributes:
-        lags: the time each expected version took to appear, in seconds.
+        key: the row.
+        number: what it wrote; grows with every change of the row.
+        seconds: time from its schedule to the acknowledgement.
+        acknowledged: time of the acknowledgement, in seconds since the epoch.
     """
 
-    def __init__(self, url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(url, protocol=2)
-        self._awaited: dict[str, list[tuple[int, float]]] = {}
-        self._seen: dict[str, int] = {}
-        self.lags: list[float] = []
-
-    async def start(self) -> asyncio.Task[None]:
-        """Subscribe to the notifications and return the task that processes them."""
-        await self._client.config_set("notify-keyspace-events", "K$g")
-        pubsub = self._client.pubsub()
-        await pubsub.psubscribe("__keyspace@*__:sb:student:*")
-        return asyncio.create_task(self._listen(pubsub))
-
-    def expect(self, key: str, version: int, acknowledged: float) -> None:
-        """Record that a write has been acknowledged at the given time."""
-        if self._seen.get(key, 0) >= version:
-            # The version appeared before the acknowledgement.
-            self.lags.append(0.0)
-            return
-        self._awaited.setdefault(key, []).append((version, acknowledged))
-
-    @property
-    def missing(self) -> int:
-        """The number of expected versions that have not appeared yet."""
-        return sum(map(len, self._awaited.values()))
-
-    async def _listen(self, pubsub: redis.asyncio.client.PubSub) -> None:
-        async for message in pubsub.listen():
-            if message["type"] != "pmessage":
-                continue
-            now = time.perf_counter()
-            key = message["channel"].rpartition(b":")[2].decode()
-            version = self._seen[key] = await self._version(key)
-            self._settle(key, version, now)
-
-    def _settle(self, key: str, version: int, appeared: float) -> None:
-        """Record the lags of the expected versions up to this one, which appeared at the given time."""
-        waiting = self._awaited.pop(key, [])
-        self.lags += [max(0.0, appeared - when) for expected, when in waiting if expected <= version]
-        later = [one for one in waiting if one[0] > version]
-        if later:
-            self._awaited[key] = later
-
-    async def _version(self, key: str) -> int:
-        """Return the version of the value that the slot holds, or 0 if it holds none."""
-        slot = await self._client.getrange(f"sb:student:{key}", 0, 19)
-        assert isinstance(slot, bytes)
-        return int(slot[1:]) if slot.startswith(b"V") else 0
-
-    async def sweep(self) -> None:
-        """Find the versions that appeared before they were expected; their lag is 0."""
-        for key in list(self._awaited):
-            self._settle(key, await self._version(key), -inf)
+    key: int
+    number: int
+    seconds: float
+    acknowledged: float
 
 
-class Service:
-    """Writes through sa."""
+class Writer(Protocol):
+    """Sends changes on schedule."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._client = Client("127.0.0.1", settings.sa_port)
+    async def write(self, rate: int, seconds: float) -> tuple[float, list[Change]]:
+        """Send changes at this rate; return how many were acknowledged per second, and these."""
 
-    async def write(self, key: int) -> int | None:
-        """Change a row; return its new version, or None if the write failed."""
-        try:
-            answer = await self._client.request(
-                "PUT", f"/students/{key}", b'{"name":"Ann","age":%d}' % random.randrange(99)
+
+class Sql:
+    """Changes rows in SQL, in sessions that do not identify themselves as a service."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    async def write(self, rate: int, seconds: float) -> tuple[float, list[Change]]:
+        """Send UPDATEs at this rate, at random times as they would come from many clients."""
+        load = pgbench.Load(_UPDATE, _CLIENTS, seconds, rate, start=_first_number())
+        tps, transactions = await pgbench.run(self._dsn, load)
+        return tps, [
+            Change(
+                FIRST + one.client * _EACH + (load.start + one.number) % _EACH,
+                load.start + one.number,
+                one.seconds,
+                one.ended,
             )
-        except OSError:  # more concurrent connections than the server accepts
-            return None
-        return int(answer.headers[b"etag"].strip(b'"')) if answer.status == HTTPStatus.OK else None
+            for one in transactions
+        ]
+
+
+class Put:
+    """Changes rows through sa."""
+
+    def __init__(self, port: int) -> None:
+        self._client = Client(HOST, port)
+        self._failed = 0
+
+    async def write(self, rate: int, seconds: float) -> tuple[float, list[Change]]:
+        """Send PUTs at this rate."""
+        changes: list[Change] = []
+        first = _first_number()
+
+        async def put(number: int, due: float) -> None:
+            key = FIRST + number % ROWS
+            try:
+                answer = await self._client.request(
+                    "PUT", f"/students/{key}", b'{"name":"%d","age":20}' % number
+                )
+            except (OSError, EOFError):  # more concurrent connections than the server accepts
+                return
+            now = time.time()
+            if answer.status == HTTPStatus.OK:
+                changes.append(Change(key, number, now - due, now))
+
+        begin, tasks = time.time(), []
+        for index in range(round(rate * seconds)):
+            due = begin + index / rate
+            if (delay := due - time.time()) > 0:
+                await asyncio.sleep(delay)
+            tasks.append(asyncio.create_task(put(first + index, due)))
+        await asyncio.gather(*tasks)
+        return len(changes) / (time.time() - begin), changes
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
 
-class Psql:
-    """Writes in SQL, in sessions that do not identify themselves as a service."""
+@dataclass
+class Propagation:
+    """One run.
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    Attributes:
+        rate: changes per second that the schedule had.
+        achieved: changes per second that were acknowledged.
+        acknowledged: seconds from the schedule to the acknowledgement, of each change that got one.
+        lags: seconds from the acknowledgement until the change was readable, of each change that was timed.
+        missing: timed changes that were not readable after 30 seconds.
+        final: median lag of the last tenth of the run, in seconds.
+        usage: CPU time of the run, until the last change was readable.
+    """
 
-    async def write(self, key: int) -> int | None:
-        """Change a row; return its new version."""
-        statement = "UPDATE student SET age = $2 WHERE id = $1 RETURNING row_version"
-        version: int | None = await self._pool.fetchval(statement, key, random.randrange(99))
-        return version
+    rate: int
+    achieved: float
+    acknowledged: list[float]
+    lags: list[float]
+    missing: int
+    final: float
+    usage: Usage = field(default_factory=Usage)
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._pool.close()
+    @property
+    def sustained(self) -> bool:
+        """Whether the rate was kept up: nearly all changes got through, and lag did not accumulate."""
+        # Random times vary the number of changes by the root of it.
+        share = _SUSTAINED - 3 / len(self.acknowledged) ** 0.5
+        enough = self.achieved >= share * self.rate
+        return enough and not self.missing and self.final <= _FINAL_LAG_SECONDS
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the run by name."""
+        count = len(self.acknowledged)
+        figures = {
+            "acknowledged_share": self.achieved / self.rate,
+            "acknowledged_p50_ms": milliseconds(self.acknowledged, 0.5),
+            "acknowledged_p99_ms": milliseconds(self.acknowledged, 0.99),
+            "p50_ms": milliseconds(self.lags, 0.5),
+            "p99_ms": milliseconds(self.lags, 0.99),
+            "missing": float(self.missing),
+            "sustained": float(self.sustained),
+            "cpu_us": 1e6 * self.usage.total() / count,
+        }
+        return figures | {f"cpu_us.{name}": used for name, used in self.usage.per(count).items()}
 
 
-async def prepare(settings: Settings) -> None:
-    """Create the rows and have sb cache them."""
-    sa, sb = Client("127.0.0.1", settings.sa_port), Client("127.0.0.1", settings.sb_port)
-    for key in range(ROWS):
-        body = b'{"id":%d,"name":"before","age":20}' % key
-        answer = await sa.request("PUT", f"/students/{key}", body)
-        assert answer.status in {HTTPStatus.OK, HTTPStatus.CREATED}, answer
-        await sb.request("GET", f"/students/{key}")
-        await sb.request("GET", f"/students/{key}")
-    await sa.close()
-    await sb.close()
-
-
-async def measure(watch: Watch, writer: Service | Psql, rate: int, seconds: int) -> str:
-    """Write at a fixed rate and return the percentiles as text."""
-    acknowledged: list[float] = []
-    failures = 0
-
-    async def write(due: float) -> None:
-        nonlocal failures
-        key = random.randrange(ROWS)
-        version = await writer.write(key)
-        if version is None:
-            failures += 1
-            return
-        now = time.perf_counter()
-        acknowledged.append(now - due)
-        watch.expect(str(key), version, now)
-
-    watch.lags.clear()
-    await _open_loop(write, rate, seconds)
-    deadline = time.perf_counter() + _LAG_LIMIT_SECONDS
-    while watch.missing and time.perf_counter() < deadline:
-        await asyncio.sleep(0.2)
-        await watch.sweep()
-    return (
-        f"{rate} writes/s for {seconds} s, {failures} failed, {watch.missing} never arrived\n"
-        f"  acknowledged after  {in_milliseconds(acknowledged)}\n"
-        f"  then in sb's cache  {in_milliseconds(watch.lags)}"
+async def measure(target: Target, writer: Writer, rate: int, seconds: float) -> Propagation:
+    """Send changes at this rate, and time when they become readable in sb's Redis."""
+    keys = next(keys for limit, keys in _SAMPLES if rate <= limit)
+    async with Watch.watching(target.caches["sb"], keys) as watch:
+        with accounting(target.processes) as usage:
+            achieved, changes = await writer.write(rate, seconds)
+            timed = [change for change in changes if _is_timed(change.key, keys)]
+            deadline = time.monotonic() + _LAG_LIMIT_SECONDS
+            while _missing(watch, timed) and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+        timed.sort(key=lambda change: change.acknowledged)
+        lags = [
+            max(0.0, seen - change.acknowledged)
+            for change in timed
+            if (seen := watch.readable(change.key, change.number)) is not None
+        ]
+    last = lags[-max(1, len(lags) // 10) :]
+    return Propagation(
+        rate=rate,
+        achieved=achieved,
+        acknowledged=[change.seconds for change in changes],
+        lags=lags,
+        missing=len(timed) - len(lags),
+        final=milliseconds(last, 0.5) / 1000,
+        usage=usage,
     )
 
 
-async def run(system: System, settings: Settings, rates: list[int], seconds: int, *, psql: bool) -> None:
-    """Measure at each rate, and print the percentiles."""
-    console = Console()
-    await prepare(settings)
-    writer = Psql(await asyncpg.create_pool(system.dsn)) if psql else Service(settings)
-    watch = Watch(system.redis_urls["sb"])
-    listening = await watch.start()
-    for rate in rates:
-        await measure(watch, writer, rate, 3)  # warms up
-        await asyncio.sleep(1)
-        console.print(await measure(watch, writer, rate, seconds), soft_wrap=True)
-    listening.cancel()
-    await writer.close()
+async def warm_up(target: Target, writer: Writer) -> None:
+    """Send a few changes, until all of a second's changes have become readable."""
+    deadline = time.monotonic() + 60
+    while (await measure(target, writer, 100, 5)).missing:
+        assert time.monotonic() < deadline, "changes do not reach sb's Redis"
 
 
-async def _open_loop(write: object, rate: int, seconds: int) -> None:
-    """Start `rate` writes per second on schedule, regardless of how long earlier ones take."""
-    assert callable(write)
-    begin = time.perf_counter()
-    tasks = []
-    for number in range(rate * seconds):
-        due = begin + number / rate
-        delay = due - time.perf_counter()
-        if delay > 0:
-            await asyncio.sleep(delay)
-        tasks.append(asyncio.create_task(write(due)))
-    await asyncio.gather(*tasks)
+def _missing(watch: Watch, changes: list[Change]) -> bool:
+    # The last are the likeliest, and then nothing else is looked at.
+    return any(watch.readable(change.key, change.number) is None for change in reversed(changes))
 
 
-def main(
-    rates: Annotated[list[int] | None, typer.Option("--rate", help="Writes per second.")] = None,
-    seconds: int = 20,
-    *,
-    psql: Annotated[bool, typer.Option("--psql", help="Write in SQL, bypassing the services.")] = False,
-    running: Annotated[bool, typer.Option("--running", help="Use the system that is running.")] = False,
-) -> None:
-    """Measure how long a change takes to reach another service's cache after its acknowledgement."""
-    settings = Settings()
-    system = System(settings, Console())
-    with nullcontext() if running else system:
-        uvloop.run(run(system, settings, rates or [100, 1000], seconds, psql=psql))
+def _is_timed(key: int, keys: str) -> bool:
+    digits = keys.strip("*[]") or "0123456789"
+    return str(key % 10) in digits
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def _first_number() -> int:
+    # Grows faster than any load counts.
+    return round(time.time() * 10_000)

@@ -192,6 +192,31 @@ def _row(measured: Measured) -> list[str]:
 _COLUMNS: Final = ("examined", "s", "slots/s", "MB", "Python s", "Redis s", "PostgreSQL s")
 
 
+def full_runs(rows: int, rounds: int) -> list[dict[str, float]]:
+    """Return the figures of full runs at one size, by round."""
+    folder = REPOSITORY / ".local" / "benchmark"
+    results = []
+    with claim_any(folder) as state, Postgres(state) as postgres, Redis(state) as cache:
+        postgres.drop_databases()
+        servers = Servers(postgres, cache)
+        servers.install()
+        servers.fill(rows)
+        for _ in range(rounds):
+            bound = servers.bound(rows)
+            measured = servers.reconcile()
+            used = measured.python + measured.redis + measured.postgresql
+            results.append(
+                {
+                    "slots_per_s": measured.examined / measured.seconds,
+                    "bound_slots_per_s": rows / bound,
+                    "ratio": bound / measured.seconds,
+                    "cpu_us": 1e6 * used / measured.examined,
+                    "memory_mb": measured.megabytes,
+                }
+            )
+    return results
+
+
 def main(
     sizes: Annotated[
         list[int] | None, typer.Option("--rows", help="Number of rows. Can be repeated.")

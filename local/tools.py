@@ -45,6 +45,17 @@ def require_maven() -> str:
     return _which("mvn")
 
 
+def require_wrk() -> str:
+    """Return the path of `wrk`, with which the benchmarks send HTTP requests; install it if possible.
+
+    Raises:
+        MissingToolError: there is none, and it cannot be installed automatically.
+    """
+    missing = "wrk is missing; install it so that `wrk` is on the PATH (Debian: apt-get install wrk)"
+    _install_unless(lambda: shutil.which("wrk") is not None, missing, "wrk")
+    return _which("wrk")
+
+
 def fetch_jars(parent: Path, pom: Path) -> Path:
     """Return a directory in `parent` with the jars that `pom` declares; Maven fills it once per version."""
     folder = parent / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
