@@ -262,6 +262,8 @@ class _Cycle(RequestResponseCycle):
         ):
             message = "a header field of the response is invalid"
             raise RuntimeError(message)
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
         if self.disconnected:
             return
         self.waiting_for_100_continue = False

@@ -453,7 +453,10 @@ async def test_write_that_draws_no_version_is_rolled_back(
     await admin.execute(
         {
             "disabled": "ALTER TABLE parent DISABLE TRIGGER ALL",
-            "dropped": f"DROP TRIGGER zzz_cachesync_version ON parent; {default}",
+            "dropped": (
+                "DROP TRIGGER zzz_cachesync_version ON parent;"
+                f"DROP TRIGGER zzz_cachesync_version_update ON parent; {default}"
+            ),
             "swapped": (
                 "ALTER TABLE parent RENAME TO old; CREATE TABLE parent (LIKE old INCLUDING ALL);"
                 f"INSERT INTO parent SELECT * FROM old; GRANT ALL ON parent TO cachesync_service; {default}"
@@ -500,6 +503,22 @@ async def test_insert_that_a_trigger_discards_is_undone_with_all_that_the_trigge
     with pytest.raises(ConstraintViolatedError, match="a trigger of the table discarded the new row"):
         await family.caches["parent"].insert(row(id=1))
     assert await admin.fetchval("SELECT count(*) FROM child") == 0
+
+
+async def test_insert_of_a_row_that_a_later_trigger_deletes_leaves_nothing_cached(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    await admin.execute(
+        "CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN DELETE FROM parent WHERE id = NEW.id; INSERT INTO child (id) VALUES (NEW.id); RETURN NULL; END';"
+        "CREATE TRIGGER take AFTER INSERT ON parent FOR EACH ROW EXECUTE FUNCTION take()"
+    )
+    await family.caches["child"].read("1")
+    written = await family.caches["parent"].insert(row(id=1))
+    assert written.cached
+    assert await family.stale() == []
+    assert await family.read("parent", 1) is None
+    assert await family.read("child", 1) is not None
 
 
 async def test_insert_into_a_table_with_rules_reaches_the_rows_that_they_change(
