@@ -42,8 +42,8 @@ def _trigger_problem(properties: Properties) -> str | None:
     if properties.late_triggers:
         names = ", ".join(map(repr, properties.late_triggers))
         return (
-            f"its trigger {names} fires after those of db-cache-sync, which would miss what it does to the key; "
-            "rename it so that it sorts before 'zzz_cachesync_version'"
+            f"its trigger {names} fires after those of db-cache-sync, which would miss what it does to the "
+            "key; rename it so that it sorts before 'zzz_cachesync_version'"
         )
     if properties.hides_rows:
         return (

@@ -510,7 +510,8 @@ async def test_insert_of_a_row_that_a_later_trigger_deletes_leaves_nothing_cache
 ) -> None:
     await admin.execute(
         "CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN DELETE FROM parent WHERE id = NEW.id; INSERT INTO child (id) VALUES (NEW.id); RETURN NULL; END';"
+        " 'BEGIN DELETE FROM parent WHERE id = NEW.id; INSERT INTO child (id) VALUES (NEW.id);"
+        " RETURN NULL; END';"
         "CREATE TRIGGER take AFTER INSERT ON parent FOR EACH ROW EXECUTE FUNCTION take()"
     )
     await family.caches["child"].read("1")
