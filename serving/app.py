@@ -295,6 +295,7 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
     own = {**health, "/openapi.json": OpenApi(service.caches.values(), settings)}
     for path, resource in own.items():
         app.add_route(path, resource)
+        app.hits.leave(path)
     for cache in service.caches.values():
         path = cache.entity.path
         if path in own:
@@ -304,5 +305,6 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
             raise DeclarationError(message)
         bodies = Bodies(cache, settings.body_limit)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))
+        app.hits.leave(path)
         app.add_route(f"{path}/{{key}}", OneRow(cache, bodies))
         app.hits.add(cache)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from serving import metrics
 from serving.conditions import etag
-from serving.request import request_id
+from serving.request import STARTED, request_id
 
 if TYPE_CHECKING:
     from cachesync.service.cache import EntityCache
@@ -25,6 +25,12 @@ class Hits:
 
     def __init__(self) -> None:
         self._caches: dict[bytes, EntityCache] = {}
+        # Resources that have a path which could also be that of a row.
+        self._others: set[bytes] = set()
+
+    def leave(self, path: str) -> None:
+        """Leave the requests for a path to Falcon."""
+        self._others.add(path.encode())
 
     def add(self, cache: EntityCache) -> None:
         """Answer the reads of an entity's rows."""
@@ -43,13 +49,13 @@ class Hits:
         path: bytes = scope["raw_path"]
         folder, _, key = path.rpartition(b"/")
         cache = self._caches.get(folder)
-        if cache is None or not key or not key.isascii() or b"%" in key:
+        if cache is None or not key or not key.isascii() or b"%" in key or path in self._others:
             return False
         headers = scope["headers"]
         for name, _ in headers:
             if name == b"if-none-match":
                 return False
-        started = perf_counter()
+        started = scope[STARTED] = perf_counter()
         try:
             read = await cache.read(key.decode())
         except Exception as error:  # noqa: BLE001 - Falcon responds to it

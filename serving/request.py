@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+STARTED: Final = "cachesync.started"
+"""The key in a scope under which the time of arrival is passed on, from `time.perf_counter`."""
+
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 # All printable ASCII characters stay as they are. Other bytes are not allowed in a URI.
 _TARGET: Final = "".join(map(chr, range(0x21, 0x7F)))
@@ -44,7 +47,7 @@ class Request(falcon.asgi.Request):
     def __init__(
         self, scope: dict[str, Any], receive: Receive, first_event: Any = None, options: Any = None
     ) -> None:
-        self.started = perf_counter()
+        self.started = scope.get(STARTED) or perf_counter()
         self.outcome = ""
         self._request_id = ""
         path: bytes = scope["raw_path"]

@@ -252,7 +252,14 @@ class _Cycle(RequestResponseCycle):
         fields = [*self.default_headers, *start["headers"]]
         by_name = dict(fields)
         length = by_name.get(b"content-length")
-        if length is None or int(length) != len(body) or not _OWN_FRAMING.isdisjoint(by_name):
+        if (
+            length is None
+            or int(length) != len(body)
+            or not _OWN_FRAMING.isdisjoint(by_name)
+            # uvicorn sends no body in response to a HEAD request, whatever the application passes.
+            or self.scope["method"] == "HEAD"
+            or message.get("more_body")
+        ):
             self.response_started = False
             await super().send(start)
             await super().send(message)

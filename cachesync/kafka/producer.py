@@ -247,6 +247,8 @@ class Sender:
         self.generation += 1
         stuck.purge()
         stuck.poll(0)
+        # Of the new producer's queue.
+        self._queued = self._undelivered = 0
 
     def _send_smaller(self, topic: str, smaller: Change, settled: Settled, *, alone: bool) -> None:
         if smaller.operation is Operation.TRUNCATE:

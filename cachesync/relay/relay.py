@@ -60,6 +60,8 @@ _PRUNE_PAUSE_SECONDS: Final = 0.05
 # late that a message has timed out.
 _MESSAGE_SECONDS: Final = 4.0
 _DELIVERY_SECONDS: Final = 7.0
+# The reconciliation takes the time of the mark for that of the acknowledgement.
+_LATE_SECONDS: Final = 1.0
 _FLUSH_SECONDS: Final = 0.05
 _PROBE_SECONDS: Final = 1.0
 _STATEMENT_SECONDS: Final = 30.0
@@ -68,11 +70,20 @@ _OUTAGE_BACKOFF: Final = Backoff(first=0.5, longest=5)
 _REFUSAL_BACKOFF: Final = Backoff(first=1, longest=60)
 _MAX_REFUSED: Final = 10_000
 
+_NOT_INSTALLED: Final = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
+)
 _SESSION: Final = {
     # If a server crash loses a mark, the change is only published again.
     "synchronous_commit": "off",
     # A frozen relay must not keep its lines locked for the others.
     "idle_in_transaction_session_timeout": "15s",
+    # While a relay is awake, writers do not notify the others, even if it is frozen or its host is gone. It
+    # otherwise executes a statement every few seconds, even while Kafka is unavailable.
+    "idle_session_timeout": "30s",
     # Each of the relay's queries has one good plan, which outdated statistics must not change.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -178,7 +189,7 @@ class Relay:
                 database.failed(str(error))
                 await asyncio.sleep(database.backoff())
             except DatabaseError as error:
-                if isinstance(error.__cause__, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)):
+                if isinstance(error.__cause__, _NOT_INSTALLED):
                     message = f"{error.__cause__}; run `cachesync install`"
                     raise NotInstalledError(message) from error
                 raise
@@ -200,9 +211,10 @@ class Relay:
         self._next_sweep = 0.0
         while True:
             # This round may miss a change that is announced from now on; the next one finds it.
+            announced = self._changed.is_set()
             self._changed.clear()
             if not self._kafka.ongoing or self._sender.is_available(_PROBE_SECONDS):
-                await self._publish(connection)
+                await self._publish(connection, announced=announced)
             await self._maintain(connection)
             if self._kafka.ongoing:
                 self._sender.poll(0)
@@ -214,11 +226,13 @@ class Relay:
                     async with asyncio.timeout(_PRUNE_PAUSE_SECONDS if self._pruner.busy else _SWEEP_SECONDS):
                         await self._changed.wait()
 
-    async def _publish(self, connection: asyncpg.Connection) -> None:
+    async def _publish(self, connection: asyncpg.Connection, *, announced: bool) -> None:
         """Publish the newest lines, or the whole backlog if that is due or if there are many."""
         if time.monotonic() < self._next_sweep:
             taken = await self._publish_round(connection, self._backlog.start, 0)
-            if taken.counts.total() < _NEWEST_LINES or self._kafka.ongoing:
+            lines = taken.counts.total()
+            # What was announced but is not among the newest was written long before its commit.
+            if self._kafka.ongoing or 0 < lines < _NEWEST_LINES or (lines == 0 and not announced):
                 return
         self._next_sweep = time.monotonic() + (_AWAKE_SWEEP_SECONDS if self._is_awake else _SWEEP_SECONDS)
         await self._sweep(connection)
@@ -272,7 +286,8 @@ class Relay:
         refused = self._refused_entities.waiting()
         names = [name for name in self._entities if name not in refused]
         # An exception ends the session, and thereby the transaction.
-        transaction = connection.transaction()
+        # At a stricter default, writers and the relay would fail each other's transactions.
+        transaction = connection.transaction(isolation="read_committed")
         await transaction.start()
         taken = _Round(
             await connection.fetch(
@@ -287,6 +302,7 @@ class Relay:
                 self._refused_versions.all(),
             )
         )
+        started = time.monotonic()
         failures = await self._deliver(taken) if taken.counts else {}
         superseded = [version for version, newest in taken.superseded.items() if newest not in failures]
         acknowledged = taken.counts.total() - len(failures)
@@ -294,6 +310,9 @@ class Relay:
             unmarked = [*failures, *taken.superseded.keys() - superseded]
             if unmarked:
                 await connection.execute(statement("relay/unmark"), unmarked)
+            if time.monotonic() - started > _LATE_SECONDS:
+                published = {version for _, version in taken.versions()}.difference(failures)
+                await connection.execute(statement("relay/remark"), [*published, *superseded])
             await transaction.commit()
         else:
             await transaction.rollback()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _TIMEOUT_SECONDS: Final = 10.0
 _READ_BYTES: Final = 1 << 18
+# The timeout of a socket is that for everything that one call sends.
+_SEND_BYTES: Final = 1 << 16
 
 
 class Bulk:
@@ -86,7 +88,10 @@ class Bulk:
         with translate_redis_errors(self._name):
             if self._seconds is not None:
                 connected.settimeout(self._seconds)
-            connected.sendall(packed)
+            rest = memoryview(packed)
+            while rest:
+                connected.sendall(rest[:_SEND_BYTES])
+                rest = rest[_SEND_BYTES:]
             while len(replies) < count:
                 reply = reader.gets()
                 if isinstance(reply, hiredis.PushNotification):

@@ -102,6 +102,7 @@ class RoundTrips:
         self._is_busy = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._is_closed = False
         self.condition = condition
 
     def node_for(self, _: str) -> Self:
@@ -169,6 +170,7 @@ class RoundTrips:
     async def close(self) -> None:
         """Wait for the round trips in progress, then disconnect."""
         await self._idle.wait()
+        self._is_closed = True
         if self._connection is not None:
             self._connection.close()
         await self._client.aclose()
@@ -202,6 +204,9 @@ class RoundTrips:
             return None
         self._calls, self._reads = [], {}
         batch = _Batch(calls, [], reads)
+        if self._is_closed:
+            _fail(batch, CacheUnavailableError("the connection to Redis has been closed"))
+            return None
         if not self._breaker.allows():
             _fail(batch, CacheUnavailableError("Redis is not being called after repeated failures"))
             return None
@@ -216,8 +221,10 @@ class RoundTrips:
     async def _connect(self, batch: _Batch) -> None:
         try:
             self._connection = await Connection.open(self._client.connection_pool)
-        except Exception as error:  # noqa: BLE001 - whatever the reason, nobody may wait forever
+        except BaseException as error:  # whatever the reason, nobody may wait forever
             self._failed(batch, error)
+            if not isinstance(error, Exception):
+                raise
         else:
             self._transmit(self._connection, batch)
 
@@ -246,6 +253,20 @@ class RoundTrips:
         if isinstance(replies, Exception):
             self._failed(batch, replies)
             return
+        try:
+            self._distribute(batch, replies)
+        except Exception as error:  # noqa: BLE001
+            self._report(batch, error)
+        finally:
+            self._send()
+
+    def _report(self, batch: _Batch, error: Exception) -> None:
+        """Report an error of this module or of the log: nobody may wait forever because of it."""
+        message = f"Redis's replies were not handled: {error}"
+        _fail(batch, CacheUnavailableError(message))
+        self._loop.call_exception_handler({"message": message, "exception": error})
+
+    def _distribute(self, batch: _Batch, replies: list[Any]) -> None:
         self._breaker.succeeded()
         self.condition.responded()
         calls, deletes, reads = batch
@@ -267,18 +288,21 @@ class RoundTrips:
             for futures, slot in zip(reads.values(), slots, strict=True):
                 for future in futures:
                     self._settle(future, slot if refusal is None else refusal)
-        self._send()
 
-    def _failed(self, batch: _Batch, error: Exception) -> None:
-        self._breaker.failed()
-        metrics.cache_failures.inc()
+    def _failed(self, batch: _Batch, error: BaseException) -> None:
         reason = str(error) or type(error).__name__
-        if self._breaker.is_open:
-            self.condition.unavailable(reason)
         _fail(batch, CacheUnavailableError(f"Redis is unavailable: {reason}"))
-        if self._on_stale_map is not None:
-            self._on_stale_map()
-        self._send()
+        try:
+            self._breaker.failed()
+            metrics.cache_failures.inc()
+            if self._breaker.is_open:
+                self.condition.unavailable(reason)
+            if self._on_stale_map is not None:
+                self._on_stale_map()
+        except Exception as another:  # noqa: BLE001
+            self._report(batch, another)
+        finally:
+            self._send()
 
     def _note_delete(self, name: str, reply: Any) -> None:
         if _is_refusal(reply):

@@ -126,14 +126,19 @@ def settings_of(
 
 @pytest.fixture
 def open_service(
-    settings_of: Callable[..., ServiceSettings],
+    settings_of: Callable[..., ServiceSettings], topics: str, entities: dict[str, Entity]
 ) -> Callable[..., AbstractAsyncContextManager[Service]]:
     """Opens a service on the sample database, with the given changes to its settings."""
 
     @asynccontextmanager
     async def opened(name: str, **changed: object) -> AsyncIterator[Service]:
         service = await Service.open(settings_of(name, **changed))
+        others = [cache.entity for cache in service.caches.values() if cache.entity.name not in entities]
         try:
+            # Without its topic, a change would keep the service from closing for seconds.
+            await asyncio.to_thread(
+                create_topics, {"bootstrap.servers": topics}, others, partitions=1, replication=1
+            )
             yield service
         finally:
             await service.close()

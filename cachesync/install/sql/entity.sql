@@ -15,7 +15,8 @@ LANGUAGE plpgsql SECURITY DEFINER
 AS $cachesync$
 BEGIN
     NEW.row_version := pg_catalog.nextval('cachesync.row_version');
-    IF NEW.{{key}} OPERATOR(pg_catalog.<>) OLD.{{key}} THEN
+    -- PL/pgSQL shows a generated column of the new row as null here, so that such a key counts as changed.
+    IF NEW.{{key}} OPERATOR(pg_catalog.=) OLD.{{key}} IS NOT TRUE THEN
         PERFORM pg_catalog.set_config('cachesync.moved', 'on', true);
     END IF;
     RETURN NEW;

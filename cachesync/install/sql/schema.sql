@@ -479,6 +479,7 @@ GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),
 cachesync.row_to_json(record)
 TO cachesync_service, cachesync_worker;
+GRANT EXECUTE ON FUNCTION cachesync.stay_awake(), cachesync.fall_asleep() TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol
@@ -67,8 +68,9 @@ class RunningWork:
         await asyncio.to_thread(self._executor.shutdown)
 
 
+@functools.cache
 def _exempt_from_garbage_collection() -> None:
-    """Let the garbage collector pass over what has been loaded so far.
+    """Let the garbage collector pass over what has been loaded so far; once per process.
 
     Airflow has loaded hundreds of thousands of objects, which live as long as the process. Each full
     collection would examine them all, while every thread waits.

@@ -215,7 +215,7 @@ async def play(stage: Interleaving, steps: list[tuple[int, Operation]]) -> Witne
     return witness
 
 
-async def log_of(observer: asyncpg.Connection, key: int, entity: str = "item") -> list[str]:
+async def log_of(observer: asyncpg.Connection, key: int | str, entity: str = "item") -> list[str]:
     """Return the operations logged for a key in version order."""
     return [
         record["operation"]
@@ -672,6 +672,22 @@ async def test_key_that_a_trigger_changes_is_logged_as_deleted(stage: Interleavi
     assert await log_of(stage.observer, 1) == ["upsert", "delete"]
     assert await log_of(stage.observer, 2) == ["upsert"]
     assert await log_of(stage.observer, 101) == ["upsert"]
+
+
+async def test_generated_key_that_changes_is_logged_as_deleted(postgres: Postgres, own_database: str) -> None:
+    owner = await asyncpg.connect(postgres.dsn_of(own_database))
+    await owner.execute(
+        "CREATE TABLE word (spelling text, word text GENERATED ALWAYS AS (lower(spelling)) STORED PRIMARY KEY)"
+    )
+    entity = Entity(name="word", table="word", key="word", ttl="1h", absent_ttl="1s", path="/word")
+    await install(owner, {**ENTITIES, "word": entity}, Silent())
+    await owner.execute("INSERT INTO word VALUES ('Old'), ('Other')")
+    await owner.execute("UPDATE word SET spelling = 'New' WHERE word = 'old'")
+    await owner.execute("UPDATE word SET spelling = 'OTHER' WHERE word = 'other'")
+    assert await log_of(owner, "old", "word") == ["upsert", "delete"]
+    assert await log_of(owner, "new", "word") == ["upsert"]
+    assert await log_of(owner, "other", "word") == ["upsert", "upsert"]
+    await owner.close()
 
 
 @pytest.mark.usefixtures("own_database")

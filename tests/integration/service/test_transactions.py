@@ -14,7 +14,6 @@ import redis as redis_client
 from cachesync.entity import load_entities
 from cachesync.errors import CaptureLostError, ConstraintViolatedError
 from cachesync.install.installer import install
-from cachesync.kafka.topics import create_topics
 from cachesync.service import cache as service_cache
 from cachesync.service import table as service_table
 from cachesync.service.cache import Outcome
@@ -91,7 +90,7 @@ class Family:
 
 @pytest.fixture
 def open_family(
-    open_service: OpenService, admin: asyncpg.Connection, redis_sa: Redis, topics: str, tmp_path: Path
+    open_service: OpenService, admin: asyncpg.Connection, redis_sa: Redis, tmp_path: Path
 ) -> Callable[[], AbstractAsyncContextManager[Family]]:
     """Opens the service sa on the three tables."""
 
@@ -105,9 +104,6 @@ def open_family(
             )
         )
         entities = load_entities(file)
-        await asyncio.to_thread(
-            create_topics, {"bootstrap.servers": topics}, entities.values(), partitions=1, replication=1
-        )
         await admin.execute(TABLES)
         await install(admin, entities, Silent())
         async with open_service("sa", cachesync_entities=file) as service:

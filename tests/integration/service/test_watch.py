@@ -39,6 +39,7 @@ CREATE TABLE word (
 );
 INSERT INTO word (id, mood, moods, letters) VALUES (1, 'sad', '{sad,happy}', 4)
 """
+REGISTERED = "SELECT fingerprint, lost_at FROM cachesync.entity WHERE name = 'word'"
 SOON = 200
 NEVER = 60_000
 
@@ -136,7 +137,7 @@ async def test_login_that_loses_a_privilege_is_told_what_to_run(
 ) -> None:
     cache = service.caches["word"]
     await cache.read("1")
-    before = await admin.fetchrow("SELECT fingerprint, lost_at FROM cachesync.entity")
+    before = await admin.fetchrow(REGISTERED)
     await admin.execute(f"REVOKE {revoked} FROM cachesync_service")
     problem = await until_suspended(cache)
     assert lacking in problem
@@ -147,7 +148,10 @@ async def test_login_that_loses_a_privilege_is_told_what_to_run(
     await install(admin, load_entities(declared), Silent())
     await until_resumed(cache)
     assert (await cache.read("1")).outcome is Outcome.HIT
-    assert await admin.fetchrow("SELECT fingerprint, lost_at FROM cachesync.entity") == before
+    assert (
+        await admin.fetchrow("SELECT fingerprint, lost_at FROM cachesync.entity WHERE name = 'word'")
+        == before
+    )
     await cache.merge("1", RowInput.from_json(b'{"letters": 8}'), None)
 
 
