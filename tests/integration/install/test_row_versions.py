@@ -677,7 +677,8 @@ async def test_key_that_a_trigger_changes_is_logged_as_deleted(stage: Interleavi
 async def test_generated_key_that_changes_is_logged_as_deleted(postgres: Postgres, own_database: str) -> None:
     owner = await asyncpg.connect(postgres.dsn_of(own_database))
     await owner.execute(
-        "CREATE TABLE word (spelling text, word text GENERATED ALWAYS AS (lower(spelling)) STORED PRIMARY KEY)"
+        "CREATE TABLE word"
+        " (spelling text, word text GENERATED ALWAYS AS (lower(spelling)) STORED PRIMARY KEY)"
     )
     entity = Entity(name="word", table="word", key="word", ttl="1h", absent_ttl="1s", path="/word")
     await install(owner, {**ENTITIES, "word": entity}, Silent())
