@@ -15,8 +15,13 @@ LANGUAGE plpgsql SECURITY DEFINER
 AS $cachesync$
 BEGIN
     NEW.row_version := pg_catalog.nextval('cachesync.row_version');
-    -- PL/pgSQL shows a generated column of the new row as null here, so that such a key counts as changed.
-    IF NEW.{{key}} OPERATOR(pg_catalog.=) OLD.{{key}} IS NOT TRUE THEN
+    -- PL/pgSQL shows a generated column of the new row as null here. Such a key counts as changed, unless the row only
+    -- draws again.
+    IF
+        NEW.{{key}} OPERATOR(pg_catalog.<>) OLD.{{key}}
+        OR NEW.{{key}} IS NULL
+        AND coalesce(pg_catalog.current_setting('cachesync.moved', true), '') OPERATOR(pg_catalog.<>) 'off'
+    THEN
         PERFORM pg_catalog.set_config('cachesync.moved', 'on', true);
     END IF;
     RETURN NEW;

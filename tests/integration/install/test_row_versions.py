@@ -688,6 +688,11 @@ async def test_generated_key_that_changes_is_logged_as_deleted(postgres: Postgre
     assert await log_of(owner, "old", "word") == ["upsert", "delete"]
     assert await log_of(owner, "new", "word") == ["upsert"]
     assert await log_of(owner, "other", "word") == ["upsert", "upsert"]
+    # Here, every row that may have another key draws again.
+    async with owner.transaction(isolation="repeatable_read"):
+        await owner.execute("UPDATE word SET spelling = 'Newer' WHERE word = 'new'")
+    assert await log_of(owner, "new", "word") == ["upsert", "delete"]
+    assert (await log_of(owner, "newer", "word"))[-1] == "upsert"
     await owner.close()
 
 
