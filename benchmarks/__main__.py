@@ -289,16 +289,19 @@ def main(
     require_wrk()
     results = Results.begin()
     began = time.monotonic()
-    Suite(_PLANS[quick], set(only or ()), results).run(quick=quick)
-    results.seconds = round(time.monotonic() - began)
-    _console.print(f"took {results.seconds:.0f} s")
     aims = load_aims()
-    if only:
+    try:
+        Suite(_PLANS[quick], set(only or ()), results).run(quick=quick)
+    finally:
+        results.seconds = round(time.monotonic() - began)
+        _console.print(f"took {results.seconds:.0f} s")
+        # What was measured before an error is kept.
+        if not quick and not only:
+            results.save(_FULL)
+            report.write(results, aims)
+    if only or not quick:
         return
-    if not quick:
-        results.save(_FULL)
-        report.write(results, aims)
-    elif keep or not _QUICK.exists():
+    if keep or not _QUICK.exists():
         results.save(_QUICK)
         _console.print(f"kept in {_QUICK.relative_to(REPOSITORY)}")
     else:
