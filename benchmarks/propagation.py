@@ -125,7 +125,8 @@ class Propagation:
         rate: changes per second that the schedule had.
         achieved: changes per second that were acknowledged.
         acknowledged: seconds from the schedule to the acknowledgement, of each change that got one.
-        lags: seconds from the acknowledgement until the change was readable, of each change that was timed.
+        lags: seconds from the acknowledgement until the change was readable, of each change that was timed;
+            30 seconds if it was not readable by then.
         missing: timed changes that were not readable after 30 seconds.
         final: median lag of the last tenth of the run, in seconds.
         usage: CPU time of the run, until the last change was readable.
@@ -174,18 +175,18 @@ async def measure(target: Target, writer: Writer, rate: int, seconds: float) -> 
             while _missing(watch, timed) and time.monotonic() < deadline:
                 await asyncio.sleep(0.1)
         timed.sort(key=lambda change: change.acknowledged)
-        lags = [
-            max(0.0, seen - change.acknowledged)
-            for change in timed
-            if (seen := watch.readable(change.key, change.number)) is not None
-        ]
+        seen = [watch.readable(change.key, change.number) for change in timed]
+    lags = [
+        _LAG_LIMIT_SECONDS if one is None else max(0.0, one - change.acknowledged)
+        for one, change in zip(seen, timed, strict=True)
+    ]
     last = lags[-max(1, len(lags) // 10) :]
     return Propagation(
         rate=rate,
         achieved=achieved,
         acknowledged=[change.seconds for change in changes],
         lags=lags,
-        missing=len(timed) - len(lags),
+        missing=seen.count(None),
         final=milliseconds(last, 0.5) / 1000,
         usage=usage,
     )
