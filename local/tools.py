@@ -40,9 +40,7 @@ def require_maven() -> str:
     Raises:
         MissingToolError: there is none, and it cannot be installed automatically.
     """
-    missing = "Maven is missing; install it so that `mvn` is on the PATH"
-    _install_unless(lambda: shutil.which("mvn") is not None, missing, "maven")
-    return _which("mvn")
+    return _require("mvn", "Maven is missing; install it so that `mvn` is on the PATH", "maven")
 
 
 def require_wrk() -> str:
@@ -52,8 +50,7 @@ def require_wrk() -> str:
         MissingToolError: there is none, and it cannot be installed automatically.
     """
     missing = "wrk is missing; install it so that `wrk` is on the PATH (Debian: apt-get install wrk)"
-    _install_unless(lambda: shutil.which("wrk") is not None, missing, "wrk")
-    return _which("wrk")
+    return _require("wrk", missing, "wrk")
 
 
 def fetch_jars(parent: Path, pom: Path) -> Path:
@@ -68,6 +65,11 @@ def fetch_jars(parent: Path, pom: Path) -> Path:
         unfinished.rename(folder)
     shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _require(program: str, missing: str, package: str) -> str:
+    _install_unless(lambda: shutil.which(program) is not None, missing, package)
+    return _which(program)
 
 
 def _install_unless(is_there: Callable[[], bool], missing: str, *packages: str) -> None:
