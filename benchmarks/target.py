@@ -27,8 +27,8 @@ BULK_FIRST: Final = 10_000_000
 _WAIT_SECONDS: Final = 600.0
 _SAMPLE: Final = 1000
 
-# In the format of `redis-cli --pipe`; none of the payloads contains an apostrophe.
-_SLOTS: Final = """
+#: The slots of a service, in the format of `redis-cli --pipe`; none of the payloads contains an apostrophe.
+SLOTS: Final = """
 COPY (
     SELECT
         'SET {service}:student:' || v.key
@@ -79,7 +79,7 @@ class Target:
                 f" {triggers}; COMMIT; VACUUM ANALYZE student",
             )
             for service, url in self.caches.items():
-                _cache(self.dsn, url, _SLOTS.format(service=service, first=first, last=last))
+                _cache(self.dsn, url, SLOTS.format(service=service, first=first, last=last))
         else:
             run_sql(self.dsn, f"{_PLAIN.format(first=first, last=last)}; VACUUM ANALYZE student")
 
