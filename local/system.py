@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -209,7 +210,8 @@ class System:
         run_sql(self.dsn, 'GRANT cachesync_worker TO :"name"', name=_WORKER)
 
     def _make_topics(self) -> None:
-        cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
+        consumers = os.environ.get("CACHESYNC_CONSUMERS_PER_CACHE", "1")
+        cachesync("create-topics", "--partitions", consumers, KAFKA_BOOTSTRAP_SERVERS=self.bootstrap_servers)
 
     @property
     def triggerer_log(self) -> str:

@@ -34,7 +34,7 @@ _LOGGING: Final = REPOSITORY / "local" / "kafka-server" / "log4j2.properties"
 _NAME: Final = "debezium"
 _TOPIC: Final = "bare.public.student"
 #: As many as `cachesync create-topics` creates by default.
-_PARTITIONS: Final = 6
+_PARTITIONS: Final = 1
 #: The settings that its documentation names for throughput, on top of its defaults.
 TUNED: Final = {
     "max.batch.size": "20480",

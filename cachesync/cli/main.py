@@ -107,8 +107,13 @@ def create_topics(
     bootstrap_servers: BootstrapServers,
     entities: EntitiesFile = Path("entities.toml"),
     partitions: Annotated[
-        int, typer.Option(min=1, max=_MAX_PARTITIONS, help="Partitions of each entity's topic.")
-    ] = 6,
+        int,
+        typer.Option(
+            min=1,
+            max=_MAX_PARTITIONS,
+            help="Partitions of each entity's topic: as many as a cache has consumers. More are slower.",
+        ),
+    ] = 1,
     replication: Annotated[
         int, typer.Option(min=1, max=_MAX_REPLICATION, help="Number of brokers that store each message.")
     ] = 1,
