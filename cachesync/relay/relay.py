@@ -81,9 +81,6 @@ _SESSION: Final = {
     "synchronous_commit": "off",
     # A frozen relay must not keep its lines locked for the others.
     "idle_in_transaction_session_timeout": "15s",
-    # While a relay is awake, writers do not notify the others, even if it is frozen or its host is gone. It
-    # otherwise executes a statement every few seconds, even while Kafka is unavailable.
-    "idle_session_timeout": "30s",
     # Each of the relay's queries has one good plan, which outdated statistics must not change.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -145,6 +142,7 @@ class Relay:
         self._oldest_lines = _OLDEST_LINES.start
         self._next_sweep = 0.0
         self._is_awake = False
+        self._is_announced = False
         self._next_count = 0.0
         self._published = 0
         self._refused_entities = _Refused[str]()
@@ -207,8 +205,8 @@ class Relay:
                 await connection.close(timeout=_CLOSE_SECONDS)
 
     async def _relay(self, connection: asyncpg.Connection) -> None:
-        self._is_awake = False
-        self._next_sweep = 0.0
+        self._is_awake = self._is_announced = False
+        self._next_count = self._next_sweep = 0.0
         while True:
             # This round may miss a change that is announced from now on; the next one finds it.
             announced = self._changed.is_set()
@@ -249,20 +247,22 @@ class Relay:
                 await self._maintain(connection)
 
     async def _stay_awake(self, connection: asyncpg.Connection) -> None:
-        """Announce whether the relay looks for changes by itself; of several relays, only one can."""
+        """Decide whether the relay looks for changes by itself, and announce if it wants to be notified."""
         now = time.monotonic()
         if now < self._next_count:
             return
-        busy = self._published > _BUSY_LINES
+        self._is_awake = self._published > _BUSY_LINES
         self._published = 0
         self._next_count = now + _BUSY_SECONDS
-        if busy and not self._is_awake:
-            self._is_awake = await connection.fetchval(statement("relay/awake"))
-        elif self._is_awake and not busy:
-            await connection.fetchval(statement("relay/asleep"))
-            self._is_awake = False
-            # A change may have been made since the last round.
-            self._changed.set()
+        if self._is_awake and self._is_announced:
+            await connection.fetchval(statement("relay/awake"))
+            self._is_announced = False
+        elif not self._is_awake and not self._is_announced:
+            # Of several relays, one announces it for all.
+            self._is_announced = await connection.fetchval(statement("relay/asleep"))
+            if self._is_announced:
+                # A change may have been made since the last round.
+                self._changed.set()
 
     def _adjust(self, seconds: float) -> None:
         """Adjust the size of the next round to the time that a full one has taken."""

@@ -74,19 +74,21 @@ LANGUAGE sql VOLATILE
 RETURN clock_timestamp()
 + CASE WHEN current_setting('cachesync.source', true) <> '' THEN interval '2 seconds' ELSE interval '0' END;
 
--- A relay holds this lock of its session while it is awake: it then looks for changes every few milliseconds.
-CREATE OR REPLACE FUNCTION cachesync.stay_awake() RETURNS boolean
+-- A relay holds this lock of its session while it sleeps until it is notified. Of several relays that sleep, one holds
+-- it, and all are notified.
+CREATE OR REPLACE FUNCTION cachesync.fall_asleep() RETURNS boolean
 LANGUAGE sql VOLATILE
 RETURN pg_try_advisory_lock(1684169587, 1);
 
-CREATE OR REPLACE FUNCTION cachesync.fall_asleep() RETURNS boolean
+CREATE OR REPLACE FUNCTION cachesync.stay_awake() RETURNS boolean
 LANGUAGE sql VOLATILE
 RETURN pg_advisory_unlock(1684169587, 1);
 
 -- Notifies a sleeping relay of changes that nobody else publishes, once per transaction. NOTIFY takes a lock that all
--- databases of the server share, until the commit is complete, so that a relay that is awake anyway is not notified. A
--- lock that a session can get, which it releases at once, is held by no relay. A relay that falls asleep before the
--- transaction commits finds its changes when it next sweeps. The services, which publish their changes, do not notify.
+-- databases of the server share, until the commit is complete, so that nobody is notified while no relay sleeps: none
+-- runs, or it is awake and looks for changes every few milliseconds. A lock that a session can share, which it releases
+-- at once, is held by no relay. A relay that falls asleep before the transaction commits finds its changes when it next
+-- sweeps. The services, which publish their changes, do not notify.
 --
 -- If a rollback to a savepoint discards the notification, it also resets the setting. PostgreSQL cannot prepare a
 -- transaction that notifies, so that databases and roles with two-phase commits turn it off; the relay then finds their
@@ -98,10 +100,12 @@ RETURN CASE
         coalesce(current_setting('cachesync.source', true), '') = ''
         AND coalesce(current_setting('cachesync.announced', true), '') = ''
         AND coalesce(lower(current_setting('cachesync.notify', true)), '') NOT IN ('off', 'false', 'no', '0')
-        AND pg_try_advisory_lock_shared(1684169587, 1)
+        AND CASE
+            WHEN pg_try_advisory_lock_shared(1684169587, 1) THEN NOT pg_advisory_unlock_shared(1684169587, 1)
+            ELSE true
+        END
         THEN
-            pg_advisory_unlock_shared(1684169587, 1)
-            AND pg_notify('cachesync_change', '') IS NOT NULL
+            pg_notify('cachesync_change', '') IS NOT NULL
             AND set_config('cachesync.announced', 'on', true) = 'on'
     ELSE false
 END;

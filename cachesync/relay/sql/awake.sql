@@ -1,3 +1,2 @@
--- Announces to writers that the relay looks for changes by itself, so that they do not notify it. Returns whether it
--- does: only one session can, and none while a writer finds out.
+-- Withdraws what `asleep.sql` announces: from now on, the relay looks for changes by itself.
 SELECT cachesync.stay_awake();

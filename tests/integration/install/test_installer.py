@@ -934,6 +934,8 @@ async def test_transaction_can_be_prepared_where_notifications_are_off(
 ) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY)")
     await install(owner, thing(), Silent())
+    relay = await asyncpg.connect(database)
+    await relay.execute("SELECT cachesync.fall_asleep()")
     with pytest.raises(asyncpg.FeatureNotSupportedError, match="PREPARE a transaction that has executed"):
         await owner.execute("BEGIN; INSERT INTO thing VALUES (1); PREPARE TRANSACTION 'first'")
     name = database.rpartition("/")[2]
@@ -942,6 +944,7 @@ async def test_transaction_can_be_prepared_where_notifications_are_off(
     await other.execute("BEGIN; INSERT INTO thing VALUES (1), (2); UPDATE thing SET id = 3 WHERE id = 1")
     await other.execute(f"DELETE FROM thing WHERE id = 2; PREPARE TRANSACTION '{name}'")
     await other.close()
+    await relay.close()
     await owner.execute(f"COMMIT PREPARED '{name}'")
     logged = "SELECT array_agg(key ORDER BY version) FROM cachesync.change_log WHERE relay_at <= now()"
     assert await owner.fetchval(logged) == ["1", "2", "3", "1", "2"]
