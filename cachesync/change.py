@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachesync.value import encode_head
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Operation(StrEnum):
@@ -61,6 +64,11 @@ class Change:
     source: str
     changed_at: datetime
 
+    @property
+    def changed_ms(self) -> int:
+        """When the statement that made the change ended, in milliseconds since 1970."""
+        return (self.changed_at - EPOCH) // MILLISECOND
+
 
 class Event(NamedTuple):
     """What a cache needs to know of a change.
@@ -88,7 +96,7 @@ def event_of(change: Change) -> Event:
         change.entity,
         None if change.key is None else change.key.encode(),
         change.value or encode_head(change.version),
-        int(1000 * change.changed_at.timestamp()),
+        change.changed_ms,
     )
 
 

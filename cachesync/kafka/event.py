@@ -13,10 +13,10 @@ Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kaf
 from __future__ import annotations
 
 import gc
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from cachesync.change import Change, Event, Operation, event_of
+from cachesync.change import EPOCH, MILLISECOND, Change, Event, Operation, event_of
 from cachesync.errors import UndecodableError
 from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_value, is_value, version_of
 
@@ -30,9 +30,7 @@ TRUNCATE_KEY: Final = b"\x00truncate"
 
 _TYPE_PREFIX: Final = b"cachesync."
 _TYPES: Final = {_TYPE_PREFIX + operation.value.encode(): operation for operation in Operation}
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
-_LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_LAST_MILLISECOND: Final = (datetime(9999, 1, 1, tzinfo=UTC) - EPOCH) // MILLISECOND
 _MAX_VERSION: Final = (1 << 63) - 1
 _MAX_VERSION_DIGITS: Final = 19
 _BEFORE_FIRST: Final = encode_head(0)
@@ -59,17 +57,12 @@ def message_value(change: Change) -> bytes | None:
     return b"" if change.value is None and change.operation is Operation.UPSERT else change.value
 
 
-def message_timestamp(change: Change) -> int:
-    """Return the message timestamp of a change, in milliseconds."""
-    return (change.changed_at - _EPOCH) // _MILLISECOND
-
-
 def time_of(milliseconds: int) -> datetime:
     """Return the time of a message.
 
     Kafka accepts almost any number. If it is not a time, the nearest one is returned.
     """
-    return _EPOCH + max(0, min(milliseconds, _LAST_MILLISECOND)) * _MILLISECOND
+    return EPOCH + max(0, min(milliseconds, _LAST_MILLISECOND)) * MILLISECOND
 
 
 def encode_headers(change: Change) -> Headers:

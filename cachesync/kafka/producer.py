@@ -15,7 +15,7 @@ from cachesync.backoff import Backoff
 from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client, recovery_seconds
-from cachesync.kafka.event import encode_headers, message_key, message_timestamp, message_value, time_of
+from cachesync.kafka.event import encode_headers, message_key, message_value, time_of
 from cachesync.value import version_of
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Sender:
                 key=message_key(change),
                 value=message_value(change),
                 headers=encode_headers(change),
-                timestamp=message_timestamp(change),
+                timestamp=change.changed_ms,
                 on_delivery=partial(self._delivered, settled, shrink),
             )
         except (BufferError, KafkaException) as error:

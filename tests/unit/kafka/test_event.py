@@ -22,7 +22,6 @@ from cachesync.kafka.event import (
     decode_message,
     encode_headers,
     message_key,
-    message_timestamp,
     message_value,
     without_value,
 )
@@ -70,7 +69,7 @@ def test_upsert_survives_the_round_trip_through_its_message_but_for_its_source(
         changed_at=MOMENT + timedelta(milliseconds=milliseconds),
     )
     assert encode_headers(change) == []
-    decoded = decode("thing", message_key(change), message_value(change), [], message_timestamp(change))
+    decoded = decode("thing", message_key(change), message_value(change), [], change.changed_ms)
     assert decoded == replace(change, source="")
 
 
