@@ -44,8 +44,10 @@ CHANNEL: Final = "cachesync_change"
 # Each round also takes some of the newest lines, so that a single change does not wait behind a million
 # older ones. It waits for up to two rounds, whose size is therefore limited by their duration.
 _NEWEST_LINES: Final = 250
-_OLDEST_LINES: Final = range(400, 4000)
-_MAX_BYTES: Final = 8 << 20
+# After so many lines, a statement writes lines of several rows, which are not among the newest.
+_BULK_LINES: Final = 100
+_OLDEST_LINES: Final = range(16, 4000)
+_MAX_BYTES: Final = 2 << 20
 _ROUND_SECONDS: Final = 0.04
 # With more changes than this in a while, the relay looks for them at short intervals, and writers do not
 # notify it. With fewer, that would cost more than the notifications, which can also be faster.
@@ -230,7 +232,7 @@ class Relay:
             taken = await self._publish_round(connection, self._backlog.start, 0)
             lines = taken.counts.total()
             # What was announced but is not among the newest was written long before its commit.
-            if self._kafka.ongoing or 0 < lines < _NEWEST_LINES or (lines == 0 and not announced):
+            if self._kafka.ongoing or 0 < lines < _BULK_LINES or (lines == 0 and not announced):
                 return
         self._next_sweep = time.monotonic() + (_AWAKE_SWEEP_SECONDS if self._is_awake else _SWEEP_SECONDS)
         await self._sweep(connection)

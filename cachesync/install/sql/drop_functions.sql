@@ -1,3 +1,3 @@
 DROP FUNCTION IF EXISTS
 {{draw_update}}(), {{log_insert}}(), {{log_update}}(), {{log_move}}(), {{log_delete}}(), {{log_truncate}}(),
-{{log_moves}}(text [], bigint []), {{redraw}}(text [], bigint []), {{redraw_as_writer}}();
+{{keep_moved}}(bigint), {{redraw}}(text [], bigint []), {{redraw_as_writer}}();

@@ -7,9 +7,9 @@
 -- The functions that every write calls set no search_path, which would cost each call time. They need none: every name,
 -- operator and type has its schema.
 
--- Draws the version of an updated row, and remembers for the transaction that a row got another key. Only a row trigger
--- sees both keys of a row without a join, which every bulk update would pay for, and a WHEN clause would be compiled for
--- every statement.
+-- Draws the version of an updated row, and logs the delete of its old key if it got another one. Only a row trigger sees
+-- both keys of a row without a join, which every bulk update would pay for, and a WHEN clause would be compiled for every
+-- statement.
 CREATE OR REPLACE FUNCTION {{draw_update}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 AS $cachesync$
@@ -23,6 +23,10 @@ BEGIN
         AND coalesce(pg_catalog.current_setting('cachesync.moved', true), '') OPERATOR(pg_catalog.<>) 'off'
     THEN
         PERFORM pg_catalog.set_config('cachesync.moved', 'on', true);
+        INSERT INTO cachesync.change_log (version, entity, key, operation, source)
+        SELECT
+            pg_catalog.nextval('cachesync.row_version'), {{entity}}, OLD.{{key}}::pg_catalog.text, 'delete',
+            cachesync.source();
     END IF;
     RETURN NEW;
 END
@@ -35,6 +39,13 @@ DECLARE
     lowest pg_catalog.int8;
     highest pg_catalog.int8;
     drawn pg_catalog.int8;
+    logged pg_catalog.int8;
+    rows_in_line pg_catalog.int4;
+    bytes_in_line pg_catalog.int4;
+    keys pg_catalog.text [];
+    payloads pg_catalog.text [];
+    "row" pg_catalog.record;
+    last_version pg_catalog.int8;
     announced pg_catalog.bool;
 BEGIN
     -- An insert draws its number before its uniqueness check, which can then wait for a delete of the same key
@@ -60,36 +71,40 @@ CREATE OR REPLACE FUNCTION {{log_update}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER {{settings}}
 AS $cachesync$
 DECLARE
+    logged pg_catalog.int8;
+    rows_in_line pg_catalog.int4;
+    bytes_in_line pg_catalog.int4;
+    keys pg_catalog.text [];
+    payloads pg_catalog.text [];
+    "row" pg_catalog.record;
+    last_version pg_catalog.int8;
     announced pg_catalog.bool;
 BEGIN
     IF pg_catalog.current_setting('cachesync.moved', true) OPERATOR(pg_catalog.=) 'on' THEN
+        PERFORM {{keep_moved}}(pg_catalog.min(n.row_version)) FROM new_rows AS n;
         -- A row that got its key by an update has waited for that key as an insert would.
         PERFORM {{redraw}}(
             pg_catalog.array_agg(n.{{key}}::pg_catalog.text), pg_catalog.array_agg(n.row_version)
         )
         FROM new_rows AS n;
-        PERFORM {{log_moves}}(
-            pg_catalog.array_agg(o.{{key}}::pg_catalog.text), pg_catalog.array_agg(o.row_version)
-        )
-        FROM old_rows AS o;
     END IF;
     {{log_new_rows}}
     RETURN NULL;
 END
 $cachesync$;
 
--- Logs the keys that no row has any more after an update of these rows. The settings are those of `log_delete`.
-CREATE OR REPLACE FUNCTION {{log_moves}}(keys text [], versions bigint []) RETURNS void
+-- Removes the deletes of this transaction from the log, from a version on, whose keys have new rows: a statement can give
+-- one row the key that it takes from another. Only an old snapshot still shows a row with a lower version.
+CREATE OR REPLACE FUNCTION {{keep_moved}}(lowest bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $cachesync$
 BEGIN
-    INSERT INTO cachesync.change_log (version, entity, key, operation, source)
-    SELECT nextval('cachesync.row_version'), {{entity}}, o.key::text, 'delete', cachesync.source()
-    FROM unnest(keys::{{key_type}} [], versions) AS o (key, version)
-    WHERE NOT EXISTS (
-        SELECT FROM {{table}} AS t WHERE t.{{key}} = o.key AND t.row_version > o.version
-    );
+    DELETE FROM cachesync.change_log AS l
+    WHERE
+        l.version > lowest AND l.entity = {{entity}} AND l.operation = 'delete'
+        AND l.transaction = pg_current_xact_id()
+        AND EXISTS (SELECT FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}} AND t.row_version >= lowest);
 END
 $cachesync$;
 
@@ -191,7 +206,7 @@ $cachesync$;
 -- A user who could create triggers with these functions on a table of their own could write anything into the log.
 REVOKE ALL ON FUNCTION
 {{draw_update}}(), {{log_insert}}(), {{log_update}}(), {{log_delete}}(), {{log_truncate}}(),
-{{log_moves}}(text [], bigint []), {{redraw}}(text [], bigint []), {{redraw_as_writer}}()
+{{keep_moved}}(bigint), {{redraw}}(text [], bigint []), {{redraw_as_writer}}()
 FROM public;
 
 -- Triggers that were renamed, or that an earlier version made, would log changes twice.
@@ -230,8 +245,7 @@ CREATE OR REPLACE TRIGGER cachesync_log_insert AFTER INSERT ON {{table}}
 REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_insert}}();
 
 CREATE OR REPLACE TRIGGER cachesync_log_update AFTER UPDATE ON {{table}}
-REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
-FOR EACH STATEMENT EXECUTE FUNCTION {{log_update}}();
+REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_update}}();
 
 CREATE OR REPLACE TRIGGER cachesync_log_delete AFTER DELETE ON {{table}}
 REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION {{log_delete}}();

@@ -49,6 +49,7 @@ END
 $cachesync$;
 COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when they were installed';
 
+-- A line has one row, with the operation 'upsert', or several, 'upserts'; or a 'delete' or a 'truncate'.
 CREATE TABLE IF NOT EXISTS cachesync.change_log (
     version bigint PRIMARY KEY,
     entity text NOT NULL,
@@ -66,6 +67,11 @@ COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in t
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
 LANGUAGE sql STABLE
 RETURN coalesce(nullif(left(current_setting('cachesync.source', true), 100), ''), session_user::text);
+
+-- Whether the session publishes its changes itself.
+CREATE OR REPLACE FUNCTION cachesync.publishes() RETURNS boolean
+LANGUAGE sql STABLE
+RETURN coalesce(current_setting('cachesync.source', true), '') <> '';
 
 -- When the relay may take a line. A session that identifies itself publishes its own changes and gets the time to
 -- do so.
@@ -132,6 +138,17 @@ BEGIN
         ALTER TABLE cachesync.change_log
         ALTER COLUMN transaction SET DEFAULT pg_current_xact_id(),
         ALTER COLUMN login SET DEFAULT session_user;
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a WHERE a.attrelid = 'cachesync.change_log'::regclass AND a.attname = 'keys'
+    ) THEN
+        -- The rows of a line that has several. Their versions are consecutive, and that of the line is the last one. Not
+        -- compressed, because the relay soon reads them.
+        ALTER TABLE cachesync.change_log
+        ADD COLUMN keys text [],
+        ADD COLUMN payloads text [],
+        ALTER COLUMN keys SET STORAGE EXTERNAL,
+        ALTER COLUMN payloads SET STORAGE EXTERNAL;
     END IF;
     IF to_regclass('cachesync.change_log_unpublished') IS NULL THEN
         -- Not on the version: the primary key provides the same order, and the planner could choose that, which leads
@@ -352,6 +369,37 @@ BEGIN ATOMIC
         AND (l.login = session_user OR (SELECT pg_has_role(session_user, 'cachesync_worker', 'MEMBER')));
 END;
 
+-- Marks changes as unpublished again. A line of several rows is split for that, because Kafka may reject one of them for
+-- good.
+CREATE OR REPLACE FUNCTION cachesync.unpublish(versions bigint []) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
+AS $cachesync$
+BEGIN
+    WITH shared AS (
+        DELETE FROM cachesync.change_log AS l
+        WHERE
+            l.operation = 'upserts'
+            -- Lines do not overlap: a version that has no line of its own is in the next one.
+            AND l.version = ANY(ARRAY(
+                SELECT (SELECT min(o.version) FROM cachesync.change_log AS o WHERE o.version >= u.version)
+                FROM unnest(versions) AS u (version)
+            ))
+        RETURNING l.*
+    )
+    INSERT INTO cachesync.change_log (
+        version, entity, key, operation, fingerprint, payload, source, changed_at, relay_at, transaction, login,
+        published_at
+    )
+    SELECT
+        s.version - cardinality(s.keys) + r.position, s.entity, r.key, 'upsert', s.fingerprint, r.payload, s.source,
+        s.changed_at, s.relay_at, s.transaction, s.login, s.published_at
+    FROM shared AS s
+    CROSS JOIN unnest(s.keys, s.payloads) WITH ORDINALITY AS r (key, payload, position);
+    UPDATE cachesync.change_log AS l SET published_at = NULL WHERE l.version = ANY(versions);
+END
+$cachesync$;
+
 -- The JSON of a row with types whose text depends on the search_path or the locale of the session. The services' own
 -- sessions keep their search_path, on which functions of triggers may rely.
 CREATE OR REPLACE FUNCTION cachesync.row_to_json("row" record) RETURNS json
@@ -450,6 +498,7 @@ REVOKE ALL ON FUNCTION
 cachesync.draw_version(),
 cachesync.overtaken(text, text [], bigint []),
 cachesync.mark_published(bigint []),
+cachesync.unpublish(bigint []),
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint)
 FROM public;
@@ -477,7 +526,8 @@ END
 $cachesync$;
 GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
 GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
-GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
+GRANT SELECT, INSERT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
+GRANT EXECUTE ON FUNCTION cachesync.unpublish(bigint []) TO cachesync_worker;
 GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),

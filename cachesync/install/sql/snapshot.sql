@@ -115,7 +115,7 @@ FROM (
     WHERE
         f.pronamespace = 'cachesync'::regnamespace
         AND f.proname IN (
-            'announce_change', 'draw_version', 'overtaken', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
+            'announce_change', 'draw_version', 'overtaken', 'publishes', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
         )
     UNION ALL
     SELECT
@@ -176,7 +176,7 @@ FROM (
         AND f.proname IN (
             SELECT objects.entity || s.suffix
             FROM unnest(ARRAY[
-                '_draw_update', '_log_insert', '_log_update', '_log_moves', '_log_delete', '_log_truncate', '_redraw',
+                '_draw_update', '_log_insert', '_log_update', '_keep_moved', '_log_delete', '_log_truncate', '_redraw',
                 '_redraw_as_writer', '_log_move'
             ]) AS s (suffix)
         )

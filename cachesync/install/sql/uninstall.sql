@@ -2,7 +2,8 @@
 DROP FUNCTION IF EXISTS
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
-cachesync.mark_published(bigint []);
+cachesync.mark_published(bigint []),
+cachesync.unpublish(bigint []);
 DROP TABLE IF EXISTS
 cachesync.entity, cachesync.change_log, cachesync.dead_letter_action,
 cachesync.reconciliation, cachesync.reconciliation_chunk;

@@ -9,6 +9,17 @@ WHERE
     AND (l.published_at > now() - interval '5 seconds'
         OR l.published_at IS NULL AND l.changed_at > now() - interval '5 minutes')
 UNION ALL
+SELECT l.version - cardinality(l.keys) + r.position, r.key
+FROM cachesync.change_log AS l
+CROSS JOIN unnest(l.keys) WITH ORDINALITY AS r (key, position)
+WHERE
+    cardinality($2::bigint []) > 0
+    AND (l.published_at > now() - interval '5 seconds'
+        OR l.published_at IS NULL AND l.changed_at > now() - interval '5 minutes')
+    AND l.entity = $1
+    AND l.operation = 'upserts'
+    AND l.version - cardinality(l.keys) + r.position = ANY($2::bigint [])
+UNION ALL
 SELECT l.version, l.key
 FROM cachesync.change_log AS l
 WHERE
@@ -16,5 +27,5 @@ WHERE
     AND (l.published_at > now() - interval '5 seconds'
         OR l.published_at IS NULL AND l.changed_at > now() - interval '5 minutes')
     AND l.entity = $1
-    AND l.operation <> 'upsert'
+    AND l.operation IN ('delete', 'truncate')
     AND (l.key IS NULL OR l.key = ANY($3::text []));

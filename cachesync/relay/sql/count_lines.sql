@@ -1,2 +1,6 @@
--- The number of lines with versions above $1 and up to $2.
-SELECT count(*) FROM cachesync.change_log WHERE version > $1 AND version <= $2;
+-- The number of changes with versions above $1 and up to $2. A line has at most 100.
+SELECT coalesce(sum(least(l.version, $2) - greatest(l.version - coalesce(cardinality(l.keys), 1), $1)), 0)::bigint
+FROM cachesync.change_log AS l
+WHERE
+    l.version > $1 AND l.version < $2 + 100
+    AND l.version - coalesce(cardinality(l.keys), 1) < $2;

@@ -1,7 +1,8 @@
--- Takes the unpublished lines to publish next: the oldest, and some of the newest, so that these do not wait behind many
--- older ones. Until the next vacuum, the index still contains lines that have been published, so the newest are only
--- looked for among those of the last two seconds. The lines are marked as published, and locked, until the transaction ends: the relay commits once Kafka has
--- acknowledged them. Lines that another relay has locked are skipped.
+-- Takes the unpublished lines to publish next: the oldest, and some of the newest that have one row, so that a single
+-- change does not wait behind a bulk change. Until the next vacuum, the index still contains lines that have been
+-- published, so the newest are only looked for among those of the last two seconds. The lines are marked as published,
+-- and locked, until the transaction ends: the relay commits once Kafka has acknowledged them. Lines that another relay
+-- has locked are skipped.
 -- $1 the declared entities, $2 the position of the sweep, $3 the versions to leave out, $4 the maximum number of
 -- oldest lines, $5 that of newest lines, $6 the payload size in bytes after which each of the two stops, $7 the size
 -- above which a payload cannot be published, $8 the versions that Kafka has rejected before.
@@ -9,12 +10,16 @@
 -- The result has one row for each entity, with the keys, values and times, in milliseconds, of the upserts that can be
 -- published as they are, and one row for each other line. `newest` is set if Kafka may not accept a line: it is the
 -- highest version of the line's key among these lines. Each row has the position at which the sweep continues, or null
--- if it is complete. The payload of a line that is too large is not read: octet_length takes the size from the row, not
--- from the payload's separate storage (TOAST).
+-- if it is complete. Payloads that are too large or that are not needed yet are not read: octet_length and pg_column_size
+-- take the size from the row, not from the payload's separate storage (TOAST).
 WITH oldest AS MATERIALIZED (
     SELECT
         l.ctid AS place, l.relay_at, l.version,
-        CASE WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload) ELSE 0 END AS size
+        CASE
+            WHEN l.operation = 'upserts' THEN pg_column_size(l.payloads)
+            WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload)
+            ELSE 0
+        END AS size
     FROM cachesync.change_log AS l
     WHERE
         l.published_at IS NULL AND l.relay_at >= $2 AND l.relay_at <= statement_timestamp()
@@ -29,6 +34,7 @@ WITH oldest AS MATERIALIZED (
     FROM cachesync.change_log AS l
     WHERE
         l.published_at IS NULL
+        AND l.operation <> 'upserts'
         AND l.relay_at >= statement_timestamp() - interval '2 seconds' AND l.relay_at <= statement_timestamp()
         AND l.entity = ANY($1::text []) AND l.version <> ALL($3::bigint [])
     ORDER BY l.relay_at DESC
@@ -59,17 +65,26 @@ WITH oldest AS MATERIALIZED (
         l.version, l.entity, l.key, l.operation, l.source, l.changed_at,
         coalesce(octet_length(l.payload) > $7, false) AS too_large,
         l.version = ANY($8::bigint []) AS rejected,
-        CASE WHEN octet_length(l.payload) <= $7 THEN l.fingerprint END AS fingerprint,
-        CASE WHEN octet_length(l.payload) <= $7 THEN l.payload END AS payload
-), values AS (
-    SELECT
-        m.entity, m.key,
-        convert_to('V' || lpad(m.version::text, 19, '0') || m.fingerprint || m.payload, 'UTF8') AS value,
-        -- Floating-point numbers are precise enough for microseconds, and much faster than numeric ones. The addend is
-        -- larger than their error.
-        floor(date_part('epoch', m.changed_at) * 1000 + 0.0005)::bigint AS milliseconds
+        CASE WHEN l.operation = 'upserts' OR octet_length(l.payload) <= $7 THEN l.fingerprint END AS fingerprint,
+        CASE WHEN octet_length(l.payload) <= $7 THEN l.payload END AS payload,
+        l.keys, l.payloads
+), rows AS (
+    SELECT m.entity, m.key, m.version, m.fingerprint, m.payload, m.changed_at
     FROM marked AS m
     WHERE m.payload IS NOT NULL AND NOT m.rejected
+    UNION ALL
+    SELECT m.entity, r.key, m.version - cardinality(m.keys) + r.position, m.fingerprint, r.payload, m.changed_at
+    FROM marked AS m
+    CROSS JOIN unnest(m.keys, m.payloads) WITH ORDINALITY AS r (key, payload, position)
+    WHERE m.operation = 'upserts'
+), values AS (
+    SELECT
+        r.entity, r.key,
+        convert_to('V' || lpad(r.version::text, 19, '0') || r.fingerprint || r.payload, 'UTF8') AS value,
+        -- Floating-point numbers are precise enough for microseconds, and much faster than numeric ones. The addend is
+        -- larger than their error.
+        floor(date_part('epoch', r.changed_at) * 1000 + 0.0005)::bigint AS milliseconds
+    FROM rows AS r
 )
 SELECT
     (SELECT r.position FROM reached AS r) AS position,
@@ -84,7 +99,10 @@ SELECT
     m.version, m.key, m.operation, m.fingerprint, m.payload, m.source, m.changed_at,
     CASE
         WHEN m.too_large OR m.rejected
-            THEN (SELECT max(o.version) FROM marked AS o WHERE o.entity = m.entity AND o.key = m.key)
+            THEN greatest(
+                (SELECT max(o.version) FROM marked AS o WHERE o.entity = m.entity AND o.key = m.key),
+                (SELECT max(o.version) FROM rows AS o WHERE o.entity = m.entity AND o.key = m.key)
+            )
     END
 FROM marked AS m
-WHERE m.payload IS NULL OR m.rejected;
+WHERE m.operation <> 'upserts' AND (m.payload IS NULL OR m.rejected);

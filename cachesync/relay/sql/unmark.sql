@@ -1,2 +1,2 @@
--- Marks lines that were taken as unpublished again. $1 their versions.
-UPDATE cachesync.change_log AS l SET published_at = NULL WHERE l.version = ANY($1::bigint []);
+-- Marks changes as unpublished again. $1 their versions.
+SELECT cachesync.unpublish($1);

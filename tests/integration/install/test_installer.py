@@ -49,7 +49,7 @@ WITH schemas AS (
     SELECT format(
         'function %s %s',
         f.oid::regprocedure,
-        md5(regexp_replace(pg_get_functiondef(f.oid), '''[0-9a-f]{8}''', ''))
+        md5(regexp_replace(pg_get_functiondef(f.oid), '''[0-9a-f]{8}''', '', 'g'))
     )
     FROM pg_proc AS f JOIN schemas AS s ON s.oid = f.pronamespace
 )

@@ -41,7 +41,10 @@ INSERT = (
     "INSERT INTO student (id, name, age) SELECT i, 'n' || i, 20 FROM generate_series($1::int, $2::int) AS i"
 )
 BEFORE_ALL = datetime(1970, 1, 1, tzinfo=UTC)
-UNPUBLISHED = "SELECT count(*) FROM cachesync.change_log WHERE published_at IS NULL"
+UNPUBLISHED = (
+    "SELECT coalesce(sum(coalesce(cardinality(keys), 1)), 0)::int FROM cachesync.change_log"
+    " WHERE published_at IS NULL"
+)
 
 
 class Reader:
@@ -150,10 +153,11 @@ async def all_published(admin: asyncpg.Connection) -> None:
 
 
 async def logged(admin: asyncpg.Connection) -> list[int]:
-    return [
-        line["version"]
-        for line in await admin.fetch("SELECT version FROM cachesync.change_log ORDER BY version")
-    ]
+    changes = await admin.fetch(
+        "SELECT generate_series(version - coalesce(cardinality(keys), 1) + 1, version) AS version"
+        " FROM cachesync.change_log ORDER BY version"
+    )
+    return [change["version"] for change in changes]
 
 
 async def test_changes_of_other_writers_are_published_as_they_are_logged(
@@ -398,6 +402,37 @@ async def test_lines_of_a_round_that_are_not_acknowledged_stay_unpublished(
     assert reader.versions() == sorted(versions + failed)
 
 
+async def test_row_that_is_rejected_is_separated_from_those_in_its_line(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivered = Relay._deliver  # noqa: SLF001
+    await admin.execute(INSERT, 1, 500)
+    versions = await logged(admin)
+    # In the middle, and the last one, of a line, and a whole line.
+    failed = [versions[150], versions[299], *versions[300:400]]
+    rejected = False
+
+    async def deliver(self: Relay, taken: relay._Round) -> Any:
+        nonlocal rejected
+        failures = await delivered(self, taken)
+        if rejected or versions[450] not in [version for _, version in taken.versions()]:
+            return failures
+        rejected = True
+        return failures | dict.fromkeys(failed, _Failure("student", KafkaError(KafkaError.INVALID_RECORD)))
+
+    monkeypatch.setattr(Relay, "_deliver", deliver)
+    async with run_relay():
+        await wait_until(admin, f"({UNPUBLISHED}) = {len(failed)}")
+        assert await logged(admin) == versions
+        assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log WHERE keys IS NOT NULL") == 1
+        await all_published(admin)
+    assert await logged(admin) == versions
+    assert reader.versions() == sorted(versions + failed)
+    values = {change.key: change.value for change in reader.changes()}
+    rows = await admin.fetch("SELECT key, payload FROM cachesync.student")
+    assert {key: value[28:].decode() for key, value in values.items() if key and value} == dict(rows)
+
+
 async def test_line_stays_open_while_the_newer_change_of_its_key_is_not_acknowledged(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -601,6 +636,7 @@ async def test_missing_versions_are_counted_once_no_transaction_can_still_log_th
     await transaction.start()
     await other.execute(INSERT, 1, 5)
     await admin.execute(INSERT, 10, 12)
+    await admin.execute(INSERT, 1000, 1349)
     assert await counted() == before
     await transaction.commit()
     await other.close()
@@ -643,11 +679,11 @@ async def test_sweeps_start_at_the_oldest_change_that_can_still_be_unpublished(
 
 
 async def test_backlog_is_reported(admin: asyncpg.Connection) -> None:
-    await admin.execute(INSERT, 1, 7)
+    await admin.execute(INSERT, 1, 700)
     await admin.execute("UPDATE cachesync.change_log SET changed_at = now() - interval '90 s'")
     await admin.execute("UPDATE cachesync.change_log SET relay_at = changed_at")
     await Backlog().step(admin)
-    assert REGISTRY.get_sample_value("cachesync_backlog") == 7
+    assert REGISTRY.get_sample_value("cachesync_backlog") == 700
     assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
 
 
