@@ -383,6 +383,7 @@ def _functions(entity: str) -> dict[str, str]:
         "log_insert",
         "log_update",
         "log_move",
+        "log_moves",
         "keep_moved",
         "log_delete",
         "log_truncate",

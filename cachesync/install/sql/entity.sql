@@ -2,7 +2,6 @@
 -- change pays for all its rows at once. A session keeps the plans of a function from its first statement, which
 -- may change one row, for later statements, which may change a million. So no query here may have a plan that is
 -- fast only for few rows, or only for many.
-
 --
 -- The functions that every write calls set no search_path, which would cost each call time. They need none: every name,
 -- operator and type has its schema.
@@ -39,14 +38,6 @@ DECLARE
     lowest pg_catalog.int8;
     highest pg_catalog.int8;
     drawn pg_catalog.int8;
-    logged pg_catalog.int8;
-    rows_in_line pg_catalog.int4;
-    bytes_in_line pg_catalog.int4;
-    keys pg_catalog.text [];
-    payloads pg_catalog.text [];
-    "row" pg_catalog.record;
-    last_version pg_catalog.int8;
-    announced pg_catalog.bool;
 BEGIN
     -- An insert draws its number before its uniqueness check, which can then wait for a delete of the same key
     -- that draws a higher one. This is only possible if others have drawn since this statement's first number.
@@ -70,15 +61,6 @@ $cachesync$;
 CREATE OR REPLACE FUNCTION {{log_update}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER {{settings}}
 AS $cachesync$
-DECLARE
-    logged pg_catalog.int8;
-    rows_in_line pg_catalog.int4;
-    bytes_in_line pg_catalog.int4;
-    keys pg_catalog.text [];
-    payloads pg_catalog.text [];
-    "row" pg_catalog.record;
-    last_version pg_catalog.int8;
-    announced pg_catalog.bool;
 BEGIN
     IF pg_catalog.current_setting('cachesync.moved', true) OPERATOR(pg_catalog.=) 'on' THEN
         PERFORM {{keep_moved}}(pg_catalog.min(n.row_version)) FROM new_rows AS n;
@@ -94,17 +76,18 @@ END
 $cachesync$;
 
 -- Removes the deletes of this transaction from the log, from a version on, whose keys have new rows: a statement can give
--- one row the key that it takes from another. Only an old snapshot still shows a row with a lower version.
+-- one row the key that it takes from another. Only an old snapshot still shows a row with a lower version. The subquery is
+-- executed for each of the deletes: as a join, it could be a scan of the whole table.
 CREATE OR REPLACE FUNCTION {{keep_moved}}(lowest bigint) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off
 AS $cachesync$
 BEGIN
     DELETE FROM cachesync.change_log AS l
     WHERE
         l.version > lowest AND l.entity = {{entity}} AND l.operation = 'delete'
         AND l.transaction = pg_current_xact_id()
-        AND EXISTS (SELECT FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}} AND t.row_version >= lowest);
+        AND (SELECT bool_or(t.row_version >= lowest) FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}});
 END
 $cachesync$;
 
@@ -230,8 +213,8 @@ BEGIN
 END
 $cachesync$;
 
--- An earlier version logged moves by a trigger for each row.
-DROP FUNCTION IF EXISTS {{log_move}}();
+-- Earlier versions logged moves by a trigger for each row, or by comparing the old rows with the table.
+DROP FUNCTION IF EXISTS {{log_move}}(), {{log_moves}}(text [], bigint []);
 
 -- Triggers fire in the order of their names. As the last ones, these triggers see the row as the others have changed
 -- it, and the others can compare the old row with the new one before its version changes.

@@ -49,7 +49,7 @@ END
 $cachesync$;
 COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when they were installed';
 
--- A line has one row, with the operation 'upsert', or several, 'upserts'; or a 'delete' or a 'truncate'.
+-- The operation is 'upsert', 'upserts' (of several rows, which share the line), 'delete' or 'truncate'.
 CREATE TABLE IF NOT EXISTS cachesync.change_log (
     version bigint PRIMARY KEY,
     entity text NOT NULL,
@@ -142,8 +142,8 @@ BEGIN
     IF NOT EXISTS (
         SELECT FROM pg_attribute AS a WHERE a.attrelid = 'cachesync.change_log'::regclass AND a.attname = 'keys'
     ) THEN
-        -- The rows of a line that has several. Their versions are consecutive, and that of the line is the last one. Not
-        -- compressed, because the relay soon reads them.
+        -- The rows that share a line, instead of its key and payload. Their versions are consecutive, and that of the
+        -- line is the last one. Not compressed, because the relay soon reads them.
         ALTER TABLE cachesync.change_log
         ADD COLUMN keys text [],
         ADD COLUMN payloads text [],
@@ -185,6 +185,25 @@ AS $cachesync$
 BEGIN
     NEW.row_version := pg_catalog.nextval('cachesync.row_version');
     RETURN NEW;
+END
+$cachesync$;
+
+-- Writes one line for rows with consecutive versions, of which the last is given. The functions of the entities' triggers
+-- call it with the privileges of the owner.
+CREATE OR REPLACE FUNCTION cachesync.log_upserts(
+    last_version bigint, entity text, fingerprint text, keys text [], payloads text []
+)
+RETURNS void
+LANGUAGE plpgsql
+AS $cachesync$
+BEGIN
+    IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 1 THEN
+        INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source)
+        SELECT last_version, entity, keys[1], 'upsert', fingerprint, payloads[1], cachesync.source();
+    ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.>) 1 THEN
+        INSERT INTO cachesync.change_log (version, entity, operation, fingerprint, source, keys, payloads)
+        SELECT last_version, entity, 'upserts', fingerprint, cachesync.source(), keys, payloads;
+    END IF;
 END
 $cachesync$;
 
@@ -260,7 +279,7 @@ BEGIN ATOMIC
 END;
 
 -- The unpublished changes that a committed transaction of this login has made, after a position in the log, up to 1,000
--- at a time. Payloads are left out as soon as the lines before them, and their own, have `payload_bytes`. The first
+-- lines at a time. Payloads are left out as soon as the lines before them, and their own, have `payload_bytes`. The first
 -- position is the beginning of the transaction, whose lines are due later than that.
 CREATE OR REPLACE FUNCTION cachesync.own_changes(
     made_by xid8, after_relay_at timestamptz, after_version bigint, payload_bytes bigint
@@ -273,12 +292,13 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
 BEGIN ATOMIC
     SELECT
-        m.version, m.entity, m.key, m.operation, m.fingerprint,
+        m.version - coalesce(cardinality(m.keys) - r.position, 0), m.entity, coalesce(m.key, r.key),
+        CASE WHEN m.keys IS NULL THEN m.operation ELSE 'upsert' END, m.fingerprint,
         CASE
             WHEN
-                sum(octet_length(m.payload)) OVER (ORDER BY m.relay_at, m.version)
+                sum(octet_length(coalesce(m.payload, r.payload))) OVER (ORDER BY m.relay_at, m.version, r.position)
                 <= own_changes.payload_bytes
-                THEN m.payload
+                THEN coalesce(m.payload, r.payload)
         END,
         m.source, m.changed_at, m.relay_at
     FROM (
@@ -291,7 +311,8 @@ BEGIN ATOMIC
         ORDER BY l.relay_at, l.version
         LIMIT 1000
     ) AS m
-    ORDER BY m.relay_at, m.version;
+    LEFT JOIN LATERAL unnest(m.keys, m.payloads) WITH ORDINALITY AS r (key, payload, position) ON true
+    ORDER BY m.relay_at, m.version, r.position;
 END;
 
 -- The version that a write of a row has drawn. Fails if it has drawn none that is higher: the triggers that make every
@@ -355,9 +376,9 @@ BEGIN
 END
 $cachesync$;
 
--- A service marks only the lines that its own login wrote; the background work marks all lines. Uses the primary key,
--- whatever the statistics are. With IS NULL, the planner could instead read all unpublished lines, which can be a
--- million after a bulk change.
+-- A service marks only the lines that its own login wrote; the background work marks all lines. A line that rows share
+-- is left to the relay, because some of them may not have been published. Uses the primary key, whatever the statistics
+-- are. With IS NULL, the planner could instead read all unpublished lines, which can be a million after a bulk change.
 CREATE OR REPLACE FUNCTION cachesync.mark_published(versions bigint []) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
@@ -365,14 +386,15 @@ BEGIN ATOMIC
     UPDATE cachesync.change_log AS l
     SET published_at = clock_timestamp()
     WHERE
-        l.version = ANY(mark_published.versions) AND coalesce(l.published_at, '-infinity') = '-infinity'
+        l.version = ANY(mark_published.versions) AND l.operation <> 'upserts'
+        AND coalesce(l.published_at, '-infinity') = '-infinity'
         AND (l.login = session_user OR (SELECT pg_has_role(session_user, 'cachesync_worker', 'MEMBER')));
 END;
 
--- Marks changes as unpublished again. A line of several rows is split for that, because Kafka may reject one of them for
--- good.
+-- Marks changes as unpublished again. A line that rows share is replaced by one for each row, because Kafka may reject
+-- some of them for good. The relay calls it for lines that it has locked.
 CREATE OR REPLACE FUNCTION cachesync.unpublish(versions bigint []) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $cachesync$
 BEGIN
@@ -496,6 +518,7 @@ $cachesync$;
 -- A user who could create a trigger with the first function on a table of their own could exhaust the numbers.
 REVOKE ALL ON FUNCTION
 cachesync.draw_version(),
+cachesync.log_upserts(bigint, text, text, text [], text []),
 cachesync.overtaken(text, text [], bigint []),
 cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []),
@@ -526,14 +549,17 @@ END
 $cachesync$;
 GRANT USAGE ON SCHEMA cachesync TO cachesync_service, cachesync_worker;
 GRANT SELECT ON cachesync.entity TO cachesync_service, cachesync_worker;
-GRANT SELECT, INSERT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
-GRANT EXECUTE ON FUNCTION cachesync.unpublish(bigint []) TO cachesync_worker;
+GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync_worker;
 GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),
 cachesync.row_to_json(record)
 TO cachesync_service, cachesync_worker;
-GRANT EXECUTE ON FUNCTION cachesync.stay_awake(), cachesync.fall_asleep() TO cachesync_worker;
+GRANT EXECUTE ON FUNCTION
+cachesync.stay_awake(),
+cachesync.fall_asleep(),
+cachesync.unpublish(bigint [])
+TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),

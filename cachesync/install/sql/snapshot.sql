@@ -115,7 +115,8 @@ FROM (
     WHERE
         f.pronamespace = 'cachesync'::regnamespace
         AND f.proname IN (
-            'announce_change', 'draw_version', 'overtaken', 'publishes', 'relay_at', 'row_to_json', 'runs_code_of_its_owner', 'source'
+            'announce_change', 'draw_version', 'log_upserts', 'overtaken', 'publishes', 'relay_at', 'row_to_json',
+            'runs_code_of_its_owner', 'source'
         )
     UNION ALL
     SELECT

@@ -123,6 +123,14 @@ OPERATORS: Final = """
         IN ('text', 'bigint', 'integer', 'uuid', 'name', 'oid', 'interval', 'text[]')
 """
 
+# The functions that run with the privileges of the owner, including the one that only the others call.
+OF_THE_OWNER: Final = """
+    FROM pg_proc AS f
+    WHERE
+        f.pronamespace = 'cachesync'::regnamespace
+        AND (f.prosecdef OR f.proname = 'log_upserts')
+"""
+
 
 @pytest.fixture
 async def owner(postgres: Postgres) -> AsyncIterator[asyncpg.Connection]:
@@ -200,7 +208,7 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
     role = await attacker.fetchval("SELECT session_user")
     await owner.execute(
         f"INSERT INTO item VALUES ('a', 'old'), ('b', 'old'); {own_code}"
-        f"GRANT cachesync_service TO {role}; GRANT TRUNCATE ON item, note TO {role};"
+        f"GRANT cachesync_service, cachesync_worker TO {role}; GRANT TRUNCATE ON item, note TO {role};"
         f"GRANT INSERT ON audit TO {role}"
     )
     await shadow(attacker, owner)
@@ -212,13 +220,17 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
         # Others draw versions, so that the next statement must draw again.
         await owner.execute("INSERT INTO note DEFAULT VALUES")
         await attacker.execute(
-            "INSERT INTO public.item VALUES ('c', 'new'); INSERT INTO public.note DEFAULT VALUES"
+            "INSERT INTO public.item VALUES ('c', 'new'); INSERT INTO public.note DEFAULT VALUES;"
+            "INSERT INTO public.item SELECT pg_catalog.format('bulk %s', i), 'new'"
+            " FROM pg_catalog.generate_series(1, 250) AS i;"
+            "DELETE FROM public.item WHERE pg_catalog.starts_with(id, 'bulk')"
         )
         await owner.execute("INSERT INTO note DEFAULT VALUES")
         await attacker.execute(
             "UPDATE public.item SET id = 'd' WHERE id OPERATOR(pg_catalog.=) 'c';"
             "UPDATE public.note SET id = pg_catalog.gen_random_uuid();"
             "SELECT cachesync.latest_version('item', 'c'); SELECT cachesync.mark_published('{1}');"
+            "SELECT cachesync.unpublish('{1}');"
             "SELECT cachesync.own_changes(pg_catalog.pg_current_xact_id(), '-infinity', 0, 1000);"
             "DELETE FROM public.item WHERE id OPERATOR(pg_catalog.=) 'd'; DELETE FROM public.note; COMMIT"
         )
@@ -226,10 +238,9 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'd'") >= 4
     await attacker.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
     await attacker.execute("BEGIN; COMMIT")
-    definers = "SELECT f.oid, f.proname FROM pg_proc AS f WHERE f.prosecdef"
     not_run = await owner.fetchval(
-        f"SELECT array_agg(d.proname ORDER BY d.proname) FROM ({definers}) AS d"
-        " WHERE NOT EXISTS (SELECT FROM pg_stat_user_functions AS s WHERE s.funcid = d.oid AND s.calls > 0)"
+        f"SELECT array_agg(f.proname ORDER BY f.proname) {OF_THE_OWNER}"
+        " AND NOT EXISTS (SELECT FROM pg_stat_user_functions AS s WHERE s.funcid = f.oid AND s.calls > 0)"
     )
     assert not_run is None
 
@@ -260,27 +271,31 @@ async def insert_while_another_draws(writer: asyncpg.Connection, owner: asyncpg.
 def unqualified(source: str) -> list[str]:
     """Return the operators, types and functions in the body of a PL/pgSQL function that have no schema."""
     code = re.sub(r"--[^\n]*|'(?:[^']|'')*'", "", source)
-    declared, _, body = code.rpartition("BEGIN")
+    declared = "".join(re.findall(r"\bDECLARE\b(.*?)\bBEGIN\b", code, re.DOTALL))
+    body = re.sub(r"\bDECLARE\b.*?\bBEGIN\b|\bFOR \S+ IN\b", " ", code, flags=re.DOTALL)
     types = re.findall(r"^ *\w+ ((?!pg_catalog\.)\w+)", declared, re.MULTILINE)
     casts = re.findall(r"::\s*((?!pg_catalog\.)\w+)", body)
     body = re.sub(r"::|:=|\.\*|\(\*\)|OPERATOR\(pg_catalog\.[^)]+\)", " ", body)
     operators = re.findall(r"[-+*/<>=~!@#%^&|`?]+|\b(?:I?LIKE|IN|BETWEEN|SIMILAR|DISTINCT)\b", body)
-    calls = re.findall(r"(?<![.\w\"])(?!LATERAL|coalesce)(\w+) ?\(", body)
+    calls = re.findall(r"(?<![.\w\"])(?!LATERAL|FROM|coalesce)(\w+) ?\(", body)
     tables = re.findall(r"\b(?:FROM|JOIN|INTO) (?!new_rows|old_rows|LATERAL|lowest)(\w+)\b(?!\.)", body)
     return types + casts + operators + calls + tables
 
 
 def test_names_without_a_schema_are_recognized() -> None:
-    found = unqualified("DECLARE\n a text;\nBEGIN b := a = min(a::int) FROM t; END")
-    assert found == ["text", "int", "=", "min", "t"]
+    found = unqualified(
+        "DECLARE\n a text;\nBEGIN b := a = min(a::int) FROM t;"
+        " DECLARE\n c date;\nBEGIN FOR c IN SELECT max(d) FROM (SELECT FROM u) AS d LOOP END LOOP; END; END"
+    )
+    assert found == ["text", "date", "int", "=", "min", "max", "t", "u"]
 
 
-async def test_every_definer_function_qualifies_names_or_finds_temporary_objects_last(
+async def test_every_function_of_the_owner_qualifies_names_or_finds_temporary_objects_last(
     owner: asyncpg.Connection,
 ) -> None:
     await owner.execute(TABLES)
     await install(owner, ENTITIES, Silent())
-    found = await owner.fetch("SELECT proname, proconfig, prosrc FROM pg_proc WHERE prosecdef")
+    found = await owner.fetch(f"SELECT f.proname, f.proconfig, f.prosrc {OF_THE_OWNER}")
     assert len(found) > 10
     for name, settings, source in found:
         if any(setting.startswith("search_path=") for setting in settings or ()):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import subprocess
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -499,6 +500,33 @@ async def test_lines_of_an_earlier_version_are_not_rewritten_and_belong_to_no_lo
     lines = await owner.fetch("SELECT transaction::text, login FROM cachesync.change_log ORDER BY version")
     login = await owner.fetchval("SELECT session_user::text")
     assert [tuple(line) for line in lines] == [("0", ""), (transaction, login)]
+
+
+async def test_upgrade_replaces_how_an_earlier_version_logged_changed_keys(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    await install(owner, thing(), Silent())
+    installed = await owner.fetchval(CATALOGUE)
+    await owner.execute(
+        "INSERT INTO thing SELECT i FROM generate_series(1, 3) AS i;"
+        "DROP FUNCTION cachesync.own_changes;"
+        "ALTER TABLE cachesync.change_log DROP COLUMN keys, DROP COLUMN payloads;"
+        "CREATE OR REPLACE TRIGGER cachesync_log_update AFTER UPDATE ON thing"
+        " REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows"
+        " FOR EACH STATEMENT EXECUTE FUNCTION cachesync.thing_log_update();"
+        "ALTER TABLE thing ENABLE ALWAYS TRIGGER cachesync_log_update;"
+        "DROP FUNCTION cachesync.thing_keep_moved;"
+        "CREATE FUNCTION cachesync.thing_log_moves(keys text [], versions bigint []) RETURNS void"
+        " LANGUAGE sql AS '';"
+        "UPDATE cachesync.entity SET definition = ''"
+    )
+    await install(owner, thing(), Silent())
+    assert await owner.fetchval(CATALOGUE) == installed
+    await owner.execute("UPDATE thing SET id = id + 10")
+    changes = "SELECT key, operation FROM cachesync.change_log WHERE operation <> 'truncate' ORDER BY version"
+    assert [tuple(change) for change in await owner.fetch(changes)] == [
+        *((str(key), "upsert") for key in (1, 2, 3)),
+        *chain.from_iterable(((str(key + 10), "upsert"), (str(key), "delete")) for key in (1, 2, 3)),
+    ]
 
 
 async def test_writers_need_only_rights_on_the_table(owner: asyncpg.Connection, database: str) -> None:

@@ -649,65 +649,6 @@ async def test_idle_update_that_a_trigger_drops_draws_no_version(stage: Interlea
     assert await log_of(stage.observer, 1) == ["upsert"]
 
 
-CHANGES: Final = """
-SELECT r.key, l.version - coalesce(cardinality(l.keys), 1) + r.position AS version, r.payload
-FROM cachesync.change_log AS l
-CROSS JOIN unnest(coalesce(l.keys, ARRAY[l.key]), coalesce(l.payloads, ARRAY[l.payload]))
-    WITH ORDINALITY AS r (key, payload, position)
-WHERE l.entity = 'item'
-ORDER BY r.key
-"""
-
-
-@pytest.mark.usefixtures("own_database")
-@pytest.mark.parametrize("others_draw", [False, True])
-async def test_rows_of_a_bulk_statement_share_lines_and_keep_their_versions(
-    stage: Interleaving, *, others_draw: bool
-) -> None:
-    observer = stage.observer
-    if others_draw:
-        await observer.execute(
-            "CREATE FUNCTION draw() RETURNS trigger LANGUAGE plpgsql AS "
-            "'BEGIN PERFORM nextval(''cachesync.row_version''); RETURN NEW; END';"
-            "CREATE TRIGGER draw BEFORE INSERT OR UPDATE ON item FOR EACH ROW WHEN (new.amount % 70 = 0)"
-            " EXECUTE FUNCTION draw()"
-        )
-    rows = "SELECT key, version, payload FROM cachesync.item ORDER BY key"
-    lines = "SELECT count(*) FROM cachesync.change_log WHERE entity = 'item'"
-    for statement in (
-        "INSERT INTO item SELECT i, repeat('x', i % 3000), i FROM generate_series(1, 1000) AS i",
-        "UPDATE item SET note = note || '.'",
-    ):
-        await observer.execute("TRUNCATE cachesync.change_log")
-        if statement.startswith("INSERT"):
-            await observer.execute("DELETE FROM item")
-            await observer.execute("TRUNCATE cachesync.change_log")
-        await observer.execute(statement)
-        assert await observer.fetch(CHANGES) == await observer.fetch(rows)
-        assert 109 <= await observer.fetchval(lines) < 160
-    await observer.execute("TRUNCATE cachesync.change_log; SET cachesync.source = 'sa'")
-    await observer.execute("UPDATE item SET note = 'y'")
-    await observer.execute("RESET cachesync.source")
-    assert await observer.fetchval(lines) == 1000
-    assert await observer.fetch(CHANGES) == await observer.fetch(rows)
-
-
-@pytest.mark.usefixtures("own_database")
-async def test_bulk_change_of_keys_logs_only_the_keys_that_no_row_has(stage: Interleaving) -> None:
-    observer = stage.observer
-    await observer.execute("INSERT INTO item SELECT i, 'x', i FROM generate_series(10, 409) AS i")
-    # So that each row takes a key that another one has just left.
-    await observer.execute("UPDATE item SET id = -id WHERE id >= 10")
-    await observer.execute("UPDATE item SET id = 9 - id WHERE id < 0")
-    await observer.execute("TRUNCATE cachesync.change_log")
-    await observer.execute("UPDATE item SET id = id - 3 WHERE id >= 19")
-    changes = await observer.fetch(CHANGES)
-    assert [change["key"] for change in changes if change["payload"] is None] == ["416", "417", "418"]
-    upserts = {change["key"]: change["version"] for change in changes if change["payload"] is not None}
-    rows = await observer.fetch("SELECT key, version FROM cachesync.item WHERE key::int >= 16")
-    assert upserts == dict(rows)
-
-
 @pytest.mark.usefixtures("own_database")
 async def test_key_that_a_trigger_changes_is_logged_as_deleted(stage: Interleaving) -> None:
     await stage.observer.execute(
