@@ -44,7 +44,7 @@ CHANNEL: Final = "cachesync_change"
 # Each round also takes some of the newest lines, so that a single change does not wait behind a million
 # older ones. It waits for up to two rounds, whose size is therefore limited by their duration.
 _NEWEST_LINES: Final = 250
-# After so many lines, a statement writes lines of several rows, which are not among the newest.
+# After so many lines, the rows of a statement share lines, which are not taken as the newest.
 _BULK_LINES: Final = 100
 _OLDEST_LINES: Final = range(16, 4000)
 _MAX_BYTES: Final = 2 << 20
@@ -280,7 +280,7 @@ class Relay:
     async def _publish_round(
         self, connection: asyncpg.Connection, position: datetime, oldest_lines: int
     ) -> _Round:
-        """Publish some lines, which are marked in the same transaction; unmark those that failed.
+        """Publish some lines, which are marked in the same transaction; unmark the changes that failed.
 
         A line that Kafka may not accept is not published if there is a newer change of its key; it stays
         marked if that one is acknowledged.
@@ -308,7 +308,9 @@ class Relay:
         failures = await self._deliver(taken) if taken.counts else {}
         superseded = [version for version, newest in taken.superseded.items() if newest not in failures]
         acknowledged = taken.counts.total() - len(failures)
-        if acknowledged:
+        # Those that share a line are then separated, even if nothing else was taken.
+        rejected = any(error is not None and error.code() in _CHANGE_ERRORS for _, error in failures.values())
+        if acknowledged or rejected:
             unmarked = [*failures, *taken.superseded.keys() - superseded]
             if unmarked:
                 await connection.execute(statement("relay/unmark"), unmarked)

@@ -1,5 +1,5 @@
--- Takes the unpublished lines to publish next: the oldest, and some of the newest that have one row, so that a single
--- change does not wait behind a bulk change. Until the next vacuum, the index still contains lines that have been
+-- Takes the unpublished lines to publish next: the oldest, and some of the newest that are not shared by rows, so that a
+-- single change does not wait behind a bulk change. Until the next vacuum, the index still contains lines that have been
 -- published, so the newest are only looked for among those of the last two seconds. The lines are marked as published,
 -- and locked, until the transaction ends: the relay commits once Kafka has acknowledged them. Lines that another relay
 -- has locked are skipped.
@@ -14,12 +14,8 @@
 -- take the size from the row, not from the payload's separate storage (TOAST).
 WITH oldest AS MATERIALIZED (
     SELECT
-        l.ctid AS place, l.relay_at, l.version,
-        CASE
-            WHEN l.operation = 'upserts' THEN pg_column_size(l.payloads)
-            WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload)
-            ELSE 0
-        END AS size
+        l.ctid AS place, l.relay_at, l.version, octet_length(l.payload) AS bytes,
+        pg_column_size(l.payloads) AS shared_bytes
     FROM cachesync.change_log AS l
     WHERE
         l.published_at IS NULL AND l.relay_at >= $2 AND l.relay_at <= statement_timestamp()
@@ -29,8 +25,8 @@ WITH oldest AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 ), newest AS MATERIALIZED (
     SELECT
-        l.ctid AS place, l.relay_at, l.version,
-        CASE WHEN octet_length(l.payload) <= $7 THEN octet_length(l.payload) ELSE 0 END AS size
+        l.ctid AS place, l.relay_at, l.version, octet_length(l.payload) AS bytes,
+        pg_column_size(l.payloads) AS shared_bytes
     FROM cachesync.change_log AS l
     WHERE
         l.published_at IS NULL
@@ -40,16 +36,27 @@ WITH oldest AS MATERIALIZED (
     ORDER BY l.relay_at DESC
     LIMIT $5
     FOR UPDATE SKIP LOCKED
+), found AS MATERIALIZED (
+    SELECT
+        f.place, f.relay_at, f.version, f.oldest,
+        CASE WHEN f.bytes > $7 THEN 0 ELSE coalesce(f.bytes, f.shared_bytes, 0) END AS size
+    FROM (
+        SELECT o.*, true AS oldest FROM oldest AS o
+        UNION ALL
+        SELECT n.*, false FROM newest AS n
+    ) AS f
 ), sized AS MATERIALIZED (
     SELECT
-        o.place, o.relay_at, true AS oldest,
-        sum(o.size) OVER (ORDER BY o.relay_at, o.version ROWS UNBOUNDED PRECEDING) - o.size AS before
-    FROM oldest AS o
+        f.place, f.relay_at, f.oldest,
+        sum(f.size) OVER (ORDER BY f.relay_at, f.version ROWS UNBOUNDED PRECEDING) - f.size AS before
+    FROM found AS f
+    WHERE f.oldest
     UNION ALL
     SELECT
-        n.place, n.relay_at, false,
-        sum(n.size) OVER (ORDER BY n.relay_at DESC, n.version ROWS UNBOUNDED PRECEDING) - n.size
-    FROM newest AS n
+        f.place, f.relay_at, f.oldest,
+        sum(f.size) OVER (ORDER BY f.relay_at DESC, f.version ROWS UNBOUNDED PRECEDING) - f.size
+    FROM found AS f
+    WHERE NOT f.oldest
 ), reached AS MATERIALIZED (
     SELECT
         CASE

@@ -48,9 +48,11 @@ UNPUBLISHED = (
 
 
 class Reader:
-    """Reads the messages that arrive in the topic from now on."""
+    """Reads the messages that arrive in the topic of an entity from now on."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, entity: str = "student") -> None:
+        self._entity = entity
+        self._topic = f"cachesync.{entity}"
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap_servers,
@@ -61,12 +63,12 @@ class Reader:
         )
         self._read_to = self._ends()
         self._consumer.assign(
-            [TopicPartition("cachesync.student", number, end) for number, end in self._read_to.items()]
+            [TopicPartition(self._topic, number, end) for number, end in self._read_to.items()]
         )
         self.messages: list[Message] = []
 
     def _ends(self) -> dict[int, int]:
-        partitions = [TopicPartition("cachesync.student", number) for number in range(6)]
+        partitions = [TopicPartition(self._topic, number) for number in range(6)]
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -91,7 +93,7 @@ class Reader:
                 assert offset is not None
                 self._read_to[number] = offset + 1
                 self.messages.append(message)
-        return [decode_message("student", message) for message in self.messages]
+        return [decode_message(self._entity, message) for message in self.messages]
 
     def versions(self) -> list[int]:
         return sorted(change.version for change in self.changes())
@@ -426,11 +428,108 @@ async def test_row_that_is_rejected_is_separated_from_those_in_its_line(
         assert await logged(admin) == versions
         assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log WHERE keys IS NOT NULL") == 1
         await all_published(admin)
-    assert await logged(admin) == versions
     assert reader.versions() == sorted(versions + failed)
     values = {change.key: change.value for change in reader.changes()}
-    rows = await admin.fetch("SELECT key, payload FROM cachesync.student")
+    rows: Any = await admin.fetch("SELECT key::text, payload FROM cachesync.student")
     assert {key: value[28:].decode() for key, value in values.items() if key and value} == dict(rows)
+
+
+async def test_line_whose_rows_are_all_rejected_is_separated_although_nothing_else_is_published(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker can reject a batch because of one of its messages, which it then rejects for good."""
+    delivered = Relay._deliver  # noqa: SLF001
+    await admin.execute(INSERT, 1, 200)
+    versions = await logged(admin)
+    await admin.execute("UPDATE cachesync.change_log SET published_at = now() WHERE keys IS NULL")
+
+    async def deliver(self: Relay, taken: relay._Round) -> Any:
+        policy = _Failure("student", KafkaError(KafkaError.POLICY_VIOLATION))
+        if taken.upserts:
+            return {version: policy for _, version in taken.versions()}
+        kept = [change for change in taken.changes if change.version == versions[150]]
+        taken.changes = [change for change in taken.changes if change not in kept]
+        return await delivered(self, taken) | {change.version: policy for change in kept}
+
+    monkeypatch.setattr(Relay, "_deliver", deliver)
+    monkeypatch.setattr(relay, "_REFUSAL_BACKOFF", Backoff(first=0.01, longest=0.01))
+    async with run_relay():
+        await wait_until(admin, f"({UNPUBLISHED}) = 1")
+        assert await admin.fetchval(f"{UNPUBLISHED} AND version = {versions[150]}") == 1
+    assert await logged(admin) == versions
+    assert reader.versions() == [*versions[100:150], *versions[151:]]
+
+
+async def test_row_that_shares_a_line_and_is_too_large_for_a_message_is_published_without_its_payload(
+    admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    await admin.execute(
+        "INSERT INTO student SELECT i, repeat('x', CASE i WHEN 150 THEN 40000 ELSE 1 END), 20"
+        " FROM generate_series(1, 200) AS i"
+    )
+    assert (
+        await admin.fetchval("SELECT keys[50] FROM cachesync.change_log WHERE cardinality(keys) = 100")
+        == "150"
+    )
+    async with run_relay(**{"message.max.bytes": 20_000}):
+        await all_published(admin)
+    assert reader.versions() == await logged(admin)
+    assert [change.key for change in reader.changes() if change.value is None] == ["150"]
+
+
+async def test_bulk_changes_of_several_entities_are_published_to_their_topics(
+    admin: asyncpg.Connection, topics: str, run_relay: RunRelay, reader: Reader
+) -> None:
+    courses = Reader(topics, "course")
+    async with run_relay(), admin.transaction():
+        await admin.execute(INSERT, 1, 350)
+        await admin.execute("INSERT INTO course (title) SELECT 'x' FROM generate_series(1, 350)")
+        await admin.execute("DELETE FROM student WHERE id <= 150")
+        await admin.execute("UPDATE course SET fee = 2")
+    async with run_relay():
+        await all_published(admin)
+    newest: dict[str, dict[str | None, Change]] = {}
+    for entity, changes in (("student", reader.changes()), ("course", courses.changes())):
+        for change in sorted(changes, key=lambda change: change.version):
+            newest.setdefault(entity, {})[change.key] = change
+    courses.close()
+    for entity, of_keys in newest.items():
+        values = {key: change.value[28:].decode() for key, change in of_keys.items() if change.value}
+        rows: Any = await admin.fetch(f"SELECT key::text, payload FROM cachesync.{entity}")
+        assert values == dict(rows)
+    assert len(newest["student"]) == len(newest["course"]) == 350
+
+
+async def test_bulk_change_that_commits_late_is_published(
+    sample: str, admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
+) -> None:
+    late = await asyncpg.connect(sample)
+    async with run_relay():
+        async with late.transaction():
+            await late.execute(INSERT, 1, 350)
+            await late.execute("UPDATE student SET age = 21")
+            await admin.execute(INSERT, 1000, 1200)
+            await all_published(admin)
+            # Longer than lines are among the newest.
+            await asyncio.sleep(2.2)
+        await all_published(admin)
+    await late.close()
+    assert reader.versions() == await logged(admin)
+
+
+async def test_worker_can_separate_rows_but_not_write_lines(worker: str, admin: asyncpg.Connection) -> None:
+    await admin.execute(INSERT, 1, 200)
+    versions = await logged(admin)
+    connection = await asyncpg.connect(worker)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute(
+            "INSERT INTO cachesync.change_log (version, entity, operation, source)"
+            " VALUES (1, 'student', 'truncate', 'x')"
+        )
+    await connection.execute("SELECT cachesync.unpublish($1)", [versions[150]])
+    await connection.close()
+    assert await logged(admin) == versions
+    assert await admin.fetchval("SELECT count(*) FROM cachesync.change_log") == 200
 
 
 async def test_line_stays_open_while_the_newer_change_of_its_key_is_not_acknowledged(
@@ -604,7 +703,10 @@ async def test_stopped_relay_ends_soon_even_if_the_database_is_frozen(
 async def test_old_lines_are_pruned_in_batches_except_unpublished_ones(
     admin: asyncpg.Connection, run_relay: RunRelay
 ) -> None:
+    # Rows that a service changes have lines of their own.
+    await admin.execute("SET cachesync.source = 'sa'")
     await admin.execute(INSERT, 1, 12_000)
+    await admin.execute("RESET cachesync.source")
     old = "now() - interval '25 hours'"
     await admin.execute(
         f"UPDATE cachesync.change_log SET changed_at = {old}, relay_at = 'infinity',"
@@ -711,7 +813,7 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
         "DROP FUNCTION cachesync.announce_change;"
         "DROP INDEX cachesync.change_log_unpublished;"
         "DROP FUNCTION cachesync.latest_version, cachesync.own_changes;"
-        "ALTER TABLE cachesync.change_log DROP COLUMN relay_at;"
+        "ALTER TABLE cachesync.change_log DROP COLUMN relay_at, DROP COLUMN keys, DROP COLUMN payloads;"
         "ALTER TABLE cachesync.entity DROP COLUMN relation, DROP COLUMN shape, DROP COLUMN objects,"
         " DROP COLUMN lost_at;"
         "CREATE INDEX change_log_unpublished ON cachesync.change_log (version) WHERE published_at IS NULL"
@@ -722,7 +824,9 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
     left = "SELECT count(*) FROM {} WHERE {} = 'cachesync.change_log'::regclass AND {}"
     assert await admin.fetchval(left.format("pg_constraint", "conrelid", "contype = 'c'")) == 0
     assert await admin.fetchval(left.format("pg_trigger", "tgrelid", "NOT tgisinternal")) == 0
+    # The lines of the earlier version wait next to lines that rows share.
+    await admin.execute(INSERT, 4, 300)
     async with run_relay():
-        await admin.execute(INSERT, 4, 4)
         await all_published(admin)
     assert reader.versions() == await logged(admin)
+    assert len(reader.versions()) == 300
