@@ -50,7 +50,7 @@ _TOO_LARGE: Final = "CS002"
 # Raised by the function `cachesync.kept`.
 _KEPT_NO_ROW: Final = "CS003"
 _DISCARDED: Final = "a trigger of the table discarded the new row"
-# Number of changes that `own_changes` returns at once, and the size of the payloads that it returns in all.
+# Number of lines that `own_changes` reads at once, and the size of the payloads that it returns in all.
 _OWN_CHANGES: Final = 1000
 _OWN_PAYLOAD_BYTES: Final = 4 << 20
 
@@ -341,7 +341,8 @@ class Table:
                     statement("service/own_changes"), transaction.name, *position, payload_bytes
                 )
             yield [change_of(line) for line in lines]
-            more = len(lines) == _OWN_CHANGES
+            # A line can have several changes.
+            more = len(lines) >= _OWN_CHANGES
             if more:
                 position = (lines[-1]["relay_at"], lines[-1]["version"])
                 payload_bytes = 0

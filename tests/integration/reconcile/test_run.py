@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -251,15 +252,21 @@ async def test_unpublished_and_recently_published_changes_are_not_drift(
 ) -> None:
     await fill(admin, slots, 1000)
     slots.set("sb:student:2000", b"A")
-    await admin.execute("UPDATE student SET age = 1 WHERE id <= 100")
+    # Most of these rows share lines of the change log.
+    await admin.execute("UPDATE student SET age = 1 WHERE id <= 350")
     await admin.execute("DELETE FROM student WHERE id > 900")
     await admin.execute("INSERT INTO student VALUES (2000, 'Ann', 1)")
     assert (await reconcile()).outcome == "clean"
     await admin.execute("UPDATE cachesync.change_log SET changed_at = changed_at - interval '1 hour'")
     report = await reconcile(dry_run=True)
-    assert (report.stale, report.orphan, report.false_absent) == (100, 100, 1)
+    assert (report.stale, report.orphan, report.false_absent) == (350, 100, 1)
     await admin.execute("UPDATE cachesync.change_log SET published_at = clock_timestamp()")
     assert (await reconcile()).outcome == "clean"
+    # Of the row before those of a shared line, and the row after them.
+    await admin.execute("UPDATE cachesync.change_log SET published_at = now() - interval '1 hour'")
+    await admin.execute("UPDATE cachesync.change_log SET published_at = now() WHERE keys @> '{150}'")
+    report = await reconcile(dry_run=True)
+    assert (report.stale, report.orphan, report.false_absent) == (250, 100, 1)
 
 
 @pytest.mark.parametrize("asked", [{}, {"deep": True}, {"mode": "delta"}], ids=["full", "deep", "delta"])
@@ -467,20 +474,22 @@ async def test_delta_examines_the_changes_since_the_last_run_that_left_no_drift(
     assert (first.examined, first.outcome) == (5000, "clean")
     assert "full" in first.notes[0]
     # The cache has applied all of these changes, and lost some of them again.
-    await admin.execute("UPDATE student SET age = 50 WHERE id <= 20")
+    await admin.execute("UPDATE student SET age = 150 WHERE id <= 220")
     await admin.execute(
         "UPDATE cachesync.change_log SET published_at = clock_timestamp() WHERE published_at IS NULL"
     )
-    await admin.execute("DELETE FROM student WHERE id = 21")
+    shared = "SELECT count(*) FROM cachesync.change_log WHERE keys @> '{220}' AND published_at > $1"
+    assert await admin.fetchval(shared, datetime.now(UTC) - timedelta(minutes=1)) == 1
+    await admin.execute("DELETE FROM student WHERE id = 221")
     await admin.execute("UPDATE cachesync.change_log SET changed_at = changed_at - interval '1 hour'")
     await asyncio.sleep(5)
-    assert (await reconcile(mode="delta", dry_run=True)).stale == 20
+    assert (await reconcile(mode="delta", dry_run=True)).stale == 220
     second = await reconcile(mode="delta")
-    assert (second.examined, second.stale, second.orphan, second.repaired) == (21, 20, 1, 21)
+    assert (second.examined, second.stale, second.orphan, second.repaired) == (221, 220, 1, 221)
     assert second.notes == ()
     # The deleted rows are gone; since the second run, only the changes within the margin are examined again.
     third = await reconcile(mode="delta")
-    assert (third.examined, third.outcome) == (20, "clean")
+    assert (third.examined, third.outcome) == (220, "clean")
 
     await admin.execute("TRUNCATE student")
     await publish_all(admin)

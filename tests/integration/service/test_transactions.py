@@ -347,6 +347,29 @@ async def test_every_row_of_a_large_cascade_is_covered(family: Family, admin: as
     await all_marked(admin, other=201)
 
 
+async def test_every_row_of_a_bulk_statement_of_a_trigger_that_hides_the_service_is_covered(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    """The relay publishes the lines that its rows share; the service's own slots follow at once."""
+    await admin.execute(
+        "INSERT INTO parent VALUES (1, 11, 0);"
+        "INSERT INTO child SELECT g, 1, NULL, 0 FROM generate_series(1, 1200) AS g;"
+        "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql SET cachesync.source = '' AS"
+        " 'BEGIN UPDATE child SET n = 7; RETURN NULL; END';"
+        "CREATE TRIGGER touch AFTER UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION touch()"
+    )
+    await family.cache_all()
+    await admin.execute("UPDATE cachesync.change_log SET published_at = now()")
+    assert (await family.caches["parent"].merge("1", row(n=1), None)).cached
+    assert await family.stale() == []
+    assert (await family.read("child", 1200))["n"] == 7
+    shared = f"{UNMARKED} AND operation = 'upserts'"
+    async with asyncio.timeout(30):
+        while await admin.fetchval(UNMARKED) > 11:
+            await asyncio.sleep(0.02)
+    assert await admin.fetchval(shared) == 11
+
+
 async def test_slots_of_payloads_that_are_not_fetched_are_emptied(
     family: Family, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
