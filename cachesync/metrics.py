@@ -118,11 +118,11 @@ superseded: Final = Counter(
     "cachesync_superseded",
     "Changes that Kafka rejects, closed because the relay published a newer change of their key",
 )
-backlog: Final = Gauge("cachesync_backlog", "Changes waiting for the relay, counted up to 100,000")
+backlog: Final = Gauge("cachesync_backlog", "Changes waiting for the relay, in up to 100,000 lines")
 backlog_age: Final = Gauge("cachesync_backlog_age_seconds", "Age of the oldest change waiting for the relay")
 gap: Final = Counter(
     "cachesync_gap",
-    "Row versions missing from the change log, because a write was rolled back or bypassed the triggers",
+    "Row versions missing from the change log, such as those of writes that were rolled back",
 )
 capture_lost: Final = Gauge(
     "cachesync_capture_lost",

@@ -1,4 +1,4 @@
-"""Measures the unpublished part of the change log, and counts the versions that have no line in it."""
+"""Measures the unpublished part of the change log, and counts the versions that are in none of its lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import asyncpg
 
 _COUNT_SECONDS: Final = 5.0
-_MAX_COUNTED: Final = 100_000
+_MAX_LINES: Final = 100_000
 _SAMPLE_SECONDS: Final = 10.0
 # This long after its version was drawn, a change has been committed or rolled back, or a snapshot shows its
 # transaction as in progress.
@@ -71,13 +71,13 @@ class Backlog:
             self.start = _BEFORE_ALL
 
     async def _count(self, connection: asyncpg.Connection) -> None:
-        (backlog,) = await connection.fetch(statement("relay/backlog"), _MAX_COUNTED, self.start)
-        metrics.backlog.set(backlog["lines"])
+        (backlog,) = await connection.fetch(statement("relay/backlog"), _MAX_LINES, self.start)
+        metrics.backlog.set(backlog["changes"])
         metrics.backlog_age.set(backlog["age"])
         self.start = min(self._settled_at, backlog["first"] or self._settled_at)
 
     async def _sample(self, connection: asyncpg.Connection, now: float) -> None:
-        """Count the versions without a line between two samples, once no open transaction can add any."""
+        """Count the versions without a change between two samples, once no open transaction can add any."""
         (record,) = await connection.fetch(statement("relay/sequence_sample"))
         self._samples.append(_Sample(now, record["taken_at"], record["version"], record["next_transaction"]))
         while (
@@ -88,5 +88,5 @@ class Backlog:
             low, high = self._samples.popleft().version, self._samples[0].version
             self._settled_at = self._samples[0].taken_at
             if high > low:
-                lines = await connection.fetchval(statement("relay/count_lines"), low, high)
-                metrics.gap.inc(high - low - lines)
+                changes = await connection.fetchval(statement("relay/count_changes"), low, high)
+                metrics.gap.inc(high - low - changes)

@@ -1,7 +1,7 @@
--- The unpublished lines that are due: their number, counted up to $1; the age of the oldest, in seconds; and the
+-- The unpublished changes that are due: their number in the first $1 lines; the age of the oldest, in seconds; and the
 -- time from which they are due. No line that was due before $2 is unpublished.
 SELECT
-    coalesce(sum(d.changes), 0)::bigint AS lines,
+    coalesce(sum(d.changes), 0)::bigint AS changes,
     coalesce(extract(epoch FROM statement_timestamp() - min(greatest(d.relay_at, d.changed_at))), 0)::float AS age,
     min(d.relay_at) AS first
 FROM (

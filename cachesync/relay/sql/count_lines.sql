@@ -1,6 +1,0 @@
--- The number of changes with versions above $1 and up to $2. A line has at most 100.
-SELECT coalesce(sum(least(l.version, $2) - greatest(l.version - coalesce(cardinality(l.keys), 1), $1)), 0)::bigint
-FROM cachesync.change_log AS l
-WHERE
-    l.version > $1 AND l.version < $2 + 100
-    AND l.version - coalesce(cardinality(l.keys), 1) < $2;
