@@ -23,6 +23,7 @@ from local.errors import CommandError, LocalError
 from local.postgres import run_sql
 from local.process import run
 from local.settings import REPOSITORY
+from tests.change_log import CHANGES
 from tests.faults.history.record import Difference, Kind, Logged, Row, digest
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def logged_since(dsn: str, version: int) -> list[Logged]:
         connection = await connect(dsn, "history")
         try:
             records = await connection.fetch(
-                "SELECT * FROM cachesync.change_log WHERE version > $1 AND key IS NOT NULL", version
+                f"SELECT * FROM {CHANGES} AS c WHERE c.version > $1 AND c.key IS NOT NULL", version
             )
         finally:
             await connection.close()

@@ -163,7 +163,9 @@ class Workload:
         )[0]
         entity = random.choice(list(_TABLES))
         of_entity = STUDENTS if entity == "student" else COURSES
-        rows = random.sample(of_entity, 40) if kind == "bulk" else [_pick(random)]
+        # From 101 rows on, rows share lines of the change log.
+        count = random.choice((40, len(of_entity)))
+        rows = random.sample(of_entity, count) if kind == "bulk" else [_pick(random)]
         entity = rows[0].entity
         start = self._clock()
         transaction = connection.transaction()
