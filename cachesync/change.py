@@ -43,7 +43,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line of the change log.
+    """One change in the change log.
 
     Attributes:
         entity: the entity's name.
