@@ -6,9 +6,9 @@ import asyncio
 import re
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import urlsplit
 
 import hiredis
@@ -63,6 +63,9 @@ class Watch:
     it holds. The time is that of the notification, at which the slot could be read.
     """
 
+    # Redis reports to all or to none.
+    _watching: ClassVar[Counter[str]] = Counter()
+
     def __init__(self) -> None:
         self._seen: dict[int, list[tuple[int, float]]] = {}
         self._asked: deque[tuple[int, float]] = deque()
@@ -75,13 +78,16 @@ class Watch:
         watch = cls()
         listening = await _Connection.open(url, watch._on_notification)
         watch._reading = await _Connection.open(url, watch._on_value)
+        cls._watching[url] += 1
         listening.send("CONFIG", "SET", "notify-keyspace-events", "K$")
         listening.send("PSUBSCRIBE", f"__keyspace@*__:{_SLOT.decode()}{keys}")
         try:
             yield watch
         finally:
             listening.send("PUNSUBSCRIBE")
-            listening.send("CONFIG", "SET", "notify-keyspace-events", "")
+            cls._watching[url] -= 1
+            if not cls._watching[url]:
+                listening.send("CONFIG", "SET", "notify-keyspace-events", "")
             await asyncio.sleep(0.05)
             listening.close()
             watch._reading.close()
