@@ -49,6 +49,10 @@ _BULK_LINES: Final = 100
 _OLDEST_LINES: Final = range(16, 4000)
 _MAX_BYTES: Final = 2 << 20
 _ROUND_SECONDS: Final = 0.04
+# After such a round, the relay publishes only the newest lines, for this many times as long as the round has
+# taken: the streams would otherwise fall behind, and single changes would wait in Kafka.
+_REST: Final = 1.5
+_REST_POLL_SECONDS: Final = 0.01
 # With more changes than this in a while, the relay looks for them at short intervals, and writers do not
 # notify it. With fewer, that would cost more than the notifications, which can also be faster.
 _BUSY_LINES: Final = 20
@@ -245,8 +249,17 @@ class Relay:
             taken = await self._publish_round(connection, position, self._oldest_lines)
             position = None if self._kafka.ongoing else taken.position
             if position is not None:
-                self._adjust(time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self._adjust(seconds)
                 await self._maintain(connection)
+                await self._rest(connection, _REST * seconds)
+
+    async def _rest(self, connection: asyncpg.Connection, seconds: float) -> None:
+        """Publish only the newest lines for a while."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._kafka.ongoing:
+            await asyncio.sleep(_REST_POLL_SECONDS)
+            await self._publish_round(connection, self._backlog.start, 0)
 
     async def _stay_awake(self, connection: asyncpg.Connection) -> None:
         """Decide whether the relay looks for changes by itself, and announce if it wants to be notified."""

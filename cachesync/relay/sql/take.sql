@@ -39,7 +39,9 @@ WITH oldest AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT
         f.place, f.relay_at, f.version, f.oldest,
-        CASE WHEN f.bytes > $7 THEN 0 ELSE coalesce(f.bytes, f.shared_bytes, 0) END AS size
+        -- Also of rows that share a line, a round must not take more than the producer's queue holds: at most 100 of
+        -- them count as at least 512 bytes each.
+        CASE WHEN f.bytes > $7 THEN 0 ELSE coalesce(f.bytes, greatest(f.shared_bytes, 51200), 0) END AS size
     FROM (
         SELECT o.*, true AS oldest FROM oldest AS o
         UNION ALL

@@ -18,11 +18,20 @@ from cachesync.backoff import Backoff
 from cachesync.errors import NotInstalledError, PrivilegeError
 from cachesync.install.installer import install
 from cachesync.kafka.event import decode_message
+from cachesync.kafka.producer import producer_settings
 from cachesync.postgres.change_log import change_of
 from cachesync.postgres.statements import statement
 from cachesync.relay import backlog, relay
 from cachesync.relay.backlog import Backlog
-from cachesync.relay.relay import CHANNEL, Relay, _Failure
+from cachesync.relay.relay import (
+    _BULK_LINES,
+    _MAX_BYTES,
+    _NEWEST_LINES,
+    _OLDEST_LINES,
+    CHANNEL,
+    Relay,
+    _Failure,
+)
 from local.postgres import create_role
 from local.silent import Silent
 
@@ -556,6 +565,17 @@ async def test_line_stays_open_while_the_newer_change_of_its_key_is_not_acknowle
         assert await admin.fetchval(f"{UNPUBLISHED} AND version = {versions[1]}") == 1
         await all_published(admin)
     assert sorted(set(reader.versions())) == [versions[0], versions[2]]
+
+
+async def test_round_takes_no_more_changes_than_the_queue_of_the_producer_holds(
+    admin: asyncpg.Connection,
+) -> None:
+    await admin.execute(INSERT, 1, 30_000)
+    limits = _OLDEST_LINES.stop, _NEWEST_LINES, _MAX_BYTES, 1_000_000
+    async with admin.transaction():
+        lines = await admin.fetch(statement("relay/take"), ["student"], BEFORE_ALL, [], *limits, [])
+    taken = sum(len(line["keys"]) for line in lines)
+    assert _BULK_LINES < taken < producer_settings({})["queue.buffering.max.messages"]
 
 
 async def test_relay_announces_that_it_sleeps_unless_there_are_many_changes(
