@@ -83,11 +83,18 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $cachesync$
 BEGIN
+    -- At any other isolation level, these rows draw again anyway (`overtaken`), and a serializable transaction that reads
+    -- the end of the log would conflict with every writer.
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RETURN;
+    END IF;
     DELETE FROM cachesync.change_log AS l
     WHERE
-        l.version > lowest AND l.entity = {{entity}} AND l.operation = 'delete'
+        l.version > $1 AND l.entity = {{entity}} AND l.operation = 'delete'
         AND l.transaction = pg_current_xact_id()
-        AND (SELECT bool_or(t.row_version >= lowest) FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}});
+        AND (
+            SELECT bool_or(t.row_version >= $1) FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}}
+        );
 END
 $cachesync$;
 

@@ -27,13 +27,18 @@ TABLES: Final = """
     CREATE TABLE item (id int PRIMARY KEY, note text NOT NULL, amount int NOT NULL DEFAULT 0);
     CREATE TABLE copy (id int PRIMARY KEY, note text NOT NULL);
     CREATE TABLE pair (half int, id int GENERATED ALWAYS AS (half * 2) STORED PRIMARY KEY);
+    CREATE TABLE names (
+        id int PRIMARY KEY, lowest int, highest int, drawn int, keys int, payloads int, bytes int, "row" int,
+        version int, "key" int, entity int, fingerprint int, last_version int, logged int, announced int,
+        versions int, position int
+    );
     CREATE TABLE source AS SELECT i AS id, 'from the source' AS note FROM generate_series(201, 600) AS i;
 """
 ENTITIES: Final = {
     name: Entity.model_validate(
         {"name": name, "table": name, "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": f"/{name}"}
     )
-    for name in ("item", "copy", "pair")
+    for name in ("item", "copy", "pair", "names")
 }
 OF_ENTITY: Final = f"SELECT * FROM {CHANGES} AS c WHERE c.entity = $1 ORDER BY c.version"
 LINES: Final = "SELECT count(*) FROM cachesync.change_log WHERE entity = $1"
@@ -271,6 +276,34 @@ async def test_only_keys_that_no_row_has_any_more_are_logged_as_deleted(session:
     changes = await session.fetch(OF_ENTITY, "item")
     assert [change["key"] for change in changes if change["operation"] == "delete"] == ["398", "399", "400"]
     assert len(changes) == 397 + 3
+
+
+async def test_columns_can_have_the_names_of_the_variables_of_the_triggers(
+    session: asyncpg.Connection,
+) -> None:
+    await session.execute("INSERT INTO names SELECT i FROM generate_series(1, 300) AS i")
+    await session.execute("UPDATE names SET id = -id, lowest = 1 WHERE id > 100")
+    await session.execute("UPDATE names SET id = -1 WHERE id = 1; UPDATE names SET id = 1 WHERE id = -101")
+    await session.execute("DELETE FROM names WHERE id = 3")
+    assert await replayed(session, "names") == await rows_of(session, "names")
+
+
+async def test_serializable_transactions_that_change_keys_of_different_tables_do_not_fail_each_other(
+    database: str, session: asyncpg.Connection
+) -> None:
+    await session.execute("INSERT INTO copy SELECT id, note FROM item")
+    await session.execute("VACUUM ANALYZE item, copy")
+    other = await asyncpg.connect(database)
+    async with (
+        session.transaction(isolation="serializable"),
+        other.transaction(isolation="serializable"),
+    ):
+        await session.execute("UPDATE item SET id = -1 WHERE id = 1")
+        await other.execute("UPDATE copy SET id = -1 WHERE id = 1")
+        await session.execute("INSERT INTO item VALUES (20000, 'new', 0)")
+    await other.close()
+    for entity in ("item", "copy"):
+        assert await replayed(session, entity) == await rows_of(session, entity)
 
 
 async def test_key_of_a_row_that_an_old_snapshot_still_shows_is_logged_as_deleted(
