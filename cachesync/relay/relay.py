@@ -50,8 +50,10 @@ _OLDEST_LINES: Final = range(16, 4000)
 _MAX_BYTES: Final = 2 << 20
 _ROUND_SECONDS: Final = 0.04
 # After such a round, the relay publishes only the newest lines, for this many times as long as the round has
-# taken: the streams would otherwise fall behind, and single changes would wait in Kafka.
+# taken: the streams would otherwise fall behind, and single changes would wait in Kafka. A round is much longer
+# only if Kafka is slow.
 _REST: Final = 1.5
+_MAX_REST_SECONDS: Final = 0.25
 _REST_POLL_SECONDS: Final = 0.01
 # With more changes than this in a while, the relay looks for them at short intervals, and writers do not
 # notify it. With fewer, that would cost more than the notifications, which can also be faster.
@@ -252,7 +254,7 @@ class Relay:
                 seconds = time.monotonic() - started
                 self._adjust(seconds)
                 await self._maintain(connection)
-                await self._rest(connection, _REST * seconds)
+                await self._rest(connection, min(_REST * seconds, _MAX_REST_SECONDS))
 
     async def _rest(self, connection: asyncpg.Connection, seconds: float) -> None:
         """Publish only the newest lines for a while."""
