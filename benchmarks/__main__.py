@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,6 @@ from benchmarks.results import Results
 from benchmarks.target import BULK_FIRST, FIRST, ROWS, Target
 from benchmarks.throughput import Bare
 from local.ports import free_port
-from local.postgres import run_sql
 from local.service import Service
 from local.settings import REPOSITORY, Settings
 from local.system import System
@@ -104,6 +104,8 @@ class Suite:
             servers = {
                 name: None for name in Settings.model_fields if name.endswith(("_dsn", "_url", "_bootstrap"))
             }
+            # An earlier run may have left a backlog, and topics with other partitions.
+            shutil.rmtree(_STATE / "run", ignore_errors=True)
             settings = Settings.model_validate({"state": _STATE, **ports, **servers})
             system = System(settings, _console)
             if quick:
@@ -124,8 +126,6 @@ class Suite:
     async def _own(self, system: System, *, quick: bool) -> None:
         target = Target(system.dsn, system.redis_urls, system.processes)
         target.unbounded()
-        # What an earlier run left behind, which would only make this one slower.
-        run_sql(system.dsn, "TRUNCATE student; DROP TABLE IF EXISTS plain; VACUUM FULL student")
         tables = writer.Tables(target)
         await tables.prepare()
         if not quick:
