@@ -50,8 +50,8 @@ _OLDEST_LINES: Final = range(16, 4000)
 _MAX_BYTES: Final = 2 << 20
 _ROUND_SECONDS: Final = 0.04
 # After such a round, the relay publishes only the newest lines, for this many times as long as the round has
-# taken: the streams would otherwise fall behind, and single changes would wait in Kafka. A round is much longer
-# only if Kafka is slow.
+# taken: the streams would otherwise fall behind, and single changes would wait in Kafka. A round takes much
+# longer only if Kafka is slow.
 _REST: Final = 1.5
 _MAX_REST_SECONDS: Final = 0.25
 _REST_POLL_SECONDS: Final = 0.01
