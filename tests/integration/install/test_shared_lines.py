@@ -7,6 +7,7 @@ import random
 import secrets
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -152,12 +153,19 @@ def template(postgres: Postgres) -> Iterator[str]:
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
 
 
-@pytest.fixture
-def database(postgres: Postgres, template: str) -> Iterator[str]:
+@contextmanager
+def copied(postgres: Postgres, template: str) -> Iterator[str]:
+    """Yield the address of a copy of the database, which is dropped afterwards."""
     name = f"lines_{secrets.token_hex(4)}"
     postgres.sql(f"CREATE DATABASE {name} TEMPLATE {template}", "postgres")
     yield postgres.dsn_of(name)
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+def database(postgres: Postgres, template: str) -> Iterator[str]:
+    with copied(postgres, template) as dsn:
+        yield dsn
 
 
 @pytest.fixture
@@ -172,10 +180,8 @@ async def session(database: str) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture(scope="module")
 def reused_database(postgres: Postgres, template: str) -> Iterator[str]:
     """A database for tests that leave only rows and triggers behind; to create one takes longer."""
-    name = f"{template}_reused"
-    postgres.sql(f"CREATE DATABASE {name} TEMPLATE {template}", "postgres")
-    yield postgres.dsn_of(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    with copied(postgres, template) as dsn:
+        yield dsn
 
 
 @pytest.fixture
