@@ -19,6 +19,7 @@ _LOG: Final = logging.getLogger("cachesync.kafka")
 # librdkafka's defaults, in milliseconds.
 _DEFAULTS: Final = {
     "fetch.wait.max.ms": 500,
+    "max.poll.interval.ms": 300_000,
     "reconnect.backoff.max.ms": 10_000,
     "socket.connection.setup.timeout.ms": 30_000,
     "socket.timeout.ms": 60_000,
@@ -73,10 +74,26 @@ def recovery_seconds(settings: Mapping[str, Any]) -> float:
     Args:
         settings: librdkafka's settings.
     """
-    wait = {name: int(settings.get(name, default)) for name, default in _DEFAULTS.items()}
-    response = wait["socket.timeout.ms"] + wait["fetch.wait.max.ms"]
-    connection = wait["socket.connection.setup.timeout.ms"]
-    return (max(response, connection) + wait["reconnect.backoff.max.ms"]) / 1000
+    response = _milliseconds(settings, "socket.timeout.ms") + _milliseconds(settings, "fetch.wait.max.ms")
+    connection = _milliseconds(settings, "socket.connection.setup.timeout.ms")
+    return (max(response, connection) + _milliseconds(settings, "reconnect.backoff.max.ms")) / 1000
+
+
+def rebalance_seconds(settings: Mapping[str, Any]) -> float:
+    """Return how long a rebalance can take, while the coordinator waits for all members of the group to join.
+
+    Until then, it also holds back its responses to the other requests on a joining member's connection.
+
+    Source: https://kafka.apache.org/protocol.html#The_Messages_JoinGroup (`rebalance_timeout_ms`)
+
+    Args:
+        settings: librdkafka's settings, the same for all members.
+    """
+    return _milliseconds(settings, "max.poll.interval.ms") / 1000
+
+
+def _milliseconds(settings: Mapping[str, Any], name: str) -> int:
+    return int(settings.get(name, _DEFAULTS[name]))
 
 
 @contextmanager

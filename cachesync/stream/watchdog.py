@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from cachesync.errors import StreamError
 from cachesync.kafka import errors
-from cachesync.kafka.clients import recovery_seconds
+from cachesync.kafka.clients import rebalance_seconds, recovery_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +28,10 @@ _TIMEOUT_SECONDS: Final = 2.0
 # Another consumer must connect first, which on a busy machine alone can take longer than that.
 _OTHERS_TIMEOUT_SECONDS: Final = 10.0
 _LATEST: Final = -1
+
+
+class _CoordinatorError(KafkaException):
+    """The coordinator of the group did not respond."""
 
 
 @dataclass(slots=True)
@@ -51,7 +55,8 @@ class Watchdog:
     Nothing is expected of a consumer while Kafka is unavailable to others as well, while the cache is
     unavailable, or if other members of its group have all partitions and make progress. After an outage, it
     gets the time that a client can need to connect again: if it got no response at some time since it was
-    last well, others must have gotten theirs for that long.
+    last well, others must have gotten theirs for that long. The coordinator of its group may take as long as
+    a rebalance to respond.
 
     Args:
         consumer: the consumer; `look` is called from its thread.
@@ -71,13 +76,15 @@ class Watchdog:
     ) -> None:
         self._consumer = consumer
         self._recovery_seconds = recovery_seconds(settings)
+        self._rebalance_seconds = rebalance_seconds(settings)
         self._topics = tuple(topics)
         self._connect = connect
         self._is_cache_available = is_cache_available
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._has_assignment = False
         self._outside_since: float | None = None
-        self._unanswered_since: float | None = None
+        # By the error's class.
+        self._unanswered_since: dict[type[KafkaException], float] = {}
         self._others_answered_since: float | None = None
         self._is_suspected = False
         # When the consumer last got no response.
@@ -97,7 +104,8 @@ class Watchdog:
             return
         if gap > _MAX_GAP_SECONDS:
             self._forget()
-            self._unanswered_since = self._others_answered_since = None
+            self._unanswered_since.clear()
+            self._others_answered_since = None
         self._looked_at = now
         self._is_suspected = False
         try:
@@ -109,7 +117,7 @@ class Watchdog:
                 self._require_others_unanswered(now, error)
                 return
             self._forget()
-        self._unanswered_since = None
+        self._unanswered_since.clear()
         if not self._is_suspected:
             self._others_answered_since = None
 
@@ -124,7 +132,9 @@ class Watchdog:
         ]
         if not places:
             return
-        committed, ends = _offsets(self._consumer, places)
+        ends = _ends(self._consumer, places)
+        self._unanswered_since.pop(KafkaException, None)
+        committed = _committed(self._consumer, places)
         done = self._consumer.position(places) if assigned else committed
         self._require_group(now)
         for place, commit, position, end in zip(places, committed, done, ends, strict=True):
@@ -182,12 +192,14 @@ class Watchdog:
 
     def _require_others_unanswered(self, now: float, error: KafkaException) -> None:
         """Raise a StreamError if the consumer has gotten no response for too long although others have."""
-        if self._unanswered_since is None:
-            self._unanswered_since = now
-        waited = now - self._unanswered_since
-        if waited < _PATIENCE_SECONDS:
+        patience = _PATIENCE_SECONDS
+        if isinstance(error, _CoordinatorError):
+            patience += self._rebalance_seconds
+        since = self._unanswered_since.setdefault(type(error), now)
+        waited = now - since
+        if waited < patience:
             return
-        if self._is_certain(self._unanswered_since, self._ask_another(self._responds)):
+        if self._is_certain(since, self._ask_another(self._responds)):
             reason = error.args[0].str()
             message = (
                 f"no response to the consumer for {waited:.0f} s, although Kafka responds to others: {reason}"
@@ -213,7 +225,9 @@ class Watchdog:
 
     def _responds(self, other: Consumer) -> bool:
         """Return True if another consumer gets the responses that are expected of Kafka."""
-        _offsets(other, self._all_partitions(other, _OTHERS_TIMEOUT_SECONDS), _OTHERS_TIMEOUT_SECONDS)
+        places = self._all_partitions(other, _OTHERS_TIMEOUT_SECONDS)
+        _ends(other, places, _OTHERS_TIMEOUT_SECONDS)
+        _committed(other, places, _OTHERS_TIMEOUT_SECONDS)
         return True
 
     def _ask_another(self, question: Callable[[Consumer], bool | None]) -> bool | None:
@@ -244,13 +258,26 @@ class Watchdog:
         self._failed_at = -inf
 
 
-def _offsets(
+def _ends(
     consumer: Consumer, places: list[TopicPartition], timeout: float = _TIMEOUT_SECONDS
-) -> tuple[list[TopicPartition], list[TopicPartition]]:
-    """Return the offsets that the group has committed in partitions, and those after their last messages."""
-    committed = consumer.committed(places, timeout=timeout)
+) -> list[TopicPartition]:
+    """Return the offsets after the last messages of partitions."""
     latest = [TopicPartition(place.topic, place.partition, _LATEST) for place in places]
-    return committed, consumer.offsets_for_times(latest, timeout=timeout)
+    return consumer.offsets_for_times(latest, timeout=timeout)
+
+
+def _committed(
+    consumer: Consumer, places: list[TopicPartition], timeout: float = _TIMEOUT_SECONDS
+) -> list[TopicPartition]:
+    """Return the offsets that the group has committed in partitions.
+
+    Raises:
+        _CoordinatorError: the coordinator of the group did not respond.
+    """
+    try:
+        return consumer.committed(places, timeout=timeout)
+    except KafkaException as error:
+        raise _CoordinatorError(*error.args) from error
 
 
 def _has_message(other: Consumer, begin: TopicPartition, end: int) -> bool | None:

@@ -521,6 +521,26 @@ def test_stream_does_not_end_while_redis_or_kafka_is_unavailable(
 
 
 @pytest.mark.usefixtures("impatient")
+def test_stream_does_not_end_while_it_waits_for_another_member_of_its_group(
+    watched: RunWatched, topics: str, group: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_PATIENCE_SECONDS", 1.0)
+    other = consumer(topics, group)
+    assigned = threading.Event()
+    other.subscribe(["cachesync.student"], on_assign=lambda *_: assigned.set())
+    wait_until(lambda: other.poll(0.1) is None and assigned.is_set(), "the other has its partitions", 60)
+    with watched() as (_, stream, errors):
+        # The other one does not poll, but sends heartbeats, so that the group waits for it. Each look at the
+        # consumer takes seconds, and this is longer than the watchdog's patience and the time to recover.
+        time.sleep(14)
+        assert not errors
+        assert not stream.assigned.is_set()
+        other.close()
+        require_progress(stream, topics)
+        assert not errors
+
+
+@pytest.mark.usefixtures("impatient")
 def test_stream_ends_if_only_its_consumer_gets_no_response(watched: RunWatched) -> None:
     with watched() as (_, stream, errors), pytest.MonkeyPatch.context() as patch:
         assert stream.assigned.wait(30)

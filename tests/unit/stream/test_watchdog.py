@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from cachesync.errors import StreamError
-from cachesync.kafka.clients import recovery_seconds
+from cachesync.kafka.clients import rebalance_seconds, recovery_seconds
 from cachesync.kafka.errors import TIMED_OUT
 from cachesync.stream import watchdog
 from cachesync.stream.watchdog import Watchdog
@@ -33,15 +33,16 @@ class Kafka:
     now = 1000.0
     responds = True
     responds_to_others = True
+    coordinator_responds = True
     done = end = 10
 
     def connect(self) -> Any:
-        return self._consumer(lambda: self.responds_to_others)
+        return self._consumer(lambda: self.responds_to_others, lambda: True)
 
     def watched(self) -> Any:
-        return self._consumer(lambda: self.responds)
+        return self._consumer(lambda: self.responds, lambda: self.coordinator_responds)
 
-    def _consumer(self, is_answered: Callable[[], bool]) -> Any:
+    def _consumer(self, is_answered: Callable[[], bool], coordinator_responds: Callable[[], bool]) -> Any:
         def respond(*_: object, **__: object) -> Any:
             if not is_answered():
                 raise KafkaException(KafkaError(TIMED_OUT))
@@ -49,6 +50,8 @@ class Kafka:
 
         def committed(*_: object, **__: object) -> list[TopicPartition]:
             respond()
+            if not coordinator_responds():
+                raise KafkaException(KafkaError(TIMED_OUT))
             return [TopicPartition(TOPIC, 0, self.done)]
 
         def ends(*_: object, **__: object) -> list[TopicPartition]:
@@ -112,6 +115,25 @@ def test_consumer_is_given_up_if_only_others_get_a_response(kafka: Kafka, look: 
         StreamError, match=r"no response to the consumer .* although Kafka responds to others"
     ):
         look(60 + recovery_seconds({}) + 3 * LOOK_SECONDS)
+
+
+def test_coordinator_may_take_as_long_as_a_rebalance_to_respond(kafka: Kafka, look: Look) -> None:
+    kafka.coordinator_responds = False
+    look(LOOK_SECONDS)
+    for _ in range(4):
+        look(rebalance_seconds({}) / 4)
+        # Neither adds to the other.
+        kafka.responds = False
+        look(LOOK_SECONDS)
+        kafka.responds = True
+    kafka.coordinator_responds = True
+    look(300)
+
+
+def test_consumer_is_given_up_if_its_coordinator_responds_only_to_others(kafka: Kafka, look: Look) -> None:
+    kafka.coordinator_responds = False
+    with pytest.raises(StreamError, match="although Kafka responds to others"):
+        look(60 + rebalance_seconds({}) + recovery_seconds({}) + 3 * LOOK_SECONDS)
 
 
 def test_consumer_without_progress_is_given_up_although_it_gets_a_response_now_and_then(
