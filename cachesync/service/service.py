@@ -65,7 +65,7 @@ class Service:
         async with AsyncExitStack() as opened:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
-            tables = [await Table.open(database, entity, settings.row_limit) for entity in entities.values()]
+            tables = await Table.open_all(database, entities.values(), settings.row_limit)
             for table in tables:
                 if table.entity.columns not in {None, table.registration.columns}:
                     name = table.entity.name

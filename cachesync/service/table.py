@@ -164,36 +164,51 @@ class Table:
         self._writes: dict[tuple[str, ...], str] = {}
 
     @classmethod
-    async def open(cls, database: Database, entity: Entity, row_limit: int) -> Table:
-        """Return the table of an entity as it is registered.
+    async def open_all(cls, database: Database, entities: Iterable[Entity], row_limit: int) -> list[Table]:
+        """Return the tables of entities as they are registered.
 
         Args:
             database: the database.
-            entity: the entity.
+            entities: the entities.
             row_limit: maximum size of the payload of a written row, in bytes.
 
         Raises:
-            NotInstalledError: the entity is not installed, or on another table, or a served column is
+            NotInstalledError: an entity is not installed, or on another table, or a served column is
                 missing.
             PrivilegeError: the login does not have the role of a service.
             DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
-            registration = installed(await read_registry(connection), entity)
-            relation = await describe_relation(connection, entity)
-            served = {} if relation is None else {column.name: column for column in relation.columns}
-            if not served.keys() >= set(registration.columns):
-                raise NotInstalledError(registration.problem or _not_as_declared(entity))
-            # A worker's login can read the registry, but its requests would all fail.
-            table = identifier(*entity.schema_and_table)
-            if not await connection.fetchval("SELECT has_table_privilege($1, 'DELETE')", table):
-                login = await connection.fetchval("SELECT quote_ident(current_user)")
-                message = (
-                    f"the login {login} may not change table {table}; run GRANT cachesync_service TO "
-                    f"{login}, or `cachesync install` if it has that role"
-                )
-                raise PrivilegeError(message)
-            constraints = await connection.fetch(statement("service/constraints"), *entity.schema_and_table)
+            # Its cost grows with the number of registered entities, so that it is read once for all.
+            registry = await read_registry(connection)
+            return [
+                await cls._open(database, connection, entity, installed(registry, entity), row_limit)
+                for entity in entities
+            ]
+
+    @classmethod
+    async def _open(
+        cls,
+        database: Database,
+        connection: Connection,
+        entity: Entity,
+        registration: Registration,
+        row_limit: int,
+    ) -> Table:
+        relation = await describe_relation(connection, entity)
+        served = {} if relation is None else {column.name: column for column in relation.columns}
+        if not served.keys() >= set(registration.columns):
+            raise NotInstalledError(registration.problem or _not_as_declared(entity))
+        # A worker's login can read the registry, but its requests would all fail.
+        table = identifier(*entity.schema_and_table)
+        if not await connection.fetchval("SELECT has_table_privilege($1, 'DELETE')", table):
+            login = await connection.fetchval("SELECT quote_ident(current_user)")
+            message = (
+                f"the login {login} may not change table {table}; run GRANT cachesync_service TO {login}, or "
+                "`cachesync install` if it has that role"
+            )
+            raise PrivilegeError(message)
+        constraints = await connection.fetch(statement("service/constraints"), *entity.schema_and_table)
         return cls(
             database,
             entity,
@@ -204,8 +219,9 @@ class Table:
         )
 
     async def reopened(self) -> Table:
-        """Return the table as it is registered now; raises the errors of `open`."""
-        return await Table.open(self._database, self.entity, self._row_limit)
+        """Return the table as it is registered now; raises the errors of `open_all`."""
+        (table,) = await Table.open_all(self._database, [self.entity], self._row_limit)
+        return table
 
     async def read(self, key: str) -> Row | None:
         """Return the row with a key in canonical form; None if there is none."""

@@ -6,10 +6,13 @@ import asyncio
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from cachesync.errors import KafkaUnavailableError, NotInstalledError, PrivilegeError, SettingsError
+from cachesync.postgres import registry
+from cachesync.service import table
 from cachesync.service.service import Service
 from local.postgres import create_role
 from tests.integration.conftest import ENTITIES_FILE
@@ -87,6 +90,17 @@ async def test_settings_that_the_kafka_client_rejects_are_an_error(
     async with leaving_nothing(admin):
         with pytest.raises(KafkaUnavailableError):
             await Service.open(settings_of("sa", **wrong))
+
+
+async def test_registry_is_read_once_for_all_entities(
+    settings_of: SettingsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = AsyncMock(side_effect=registry.read_registry)
+    monkeypatch.setattr(table, "read_registry", read)
+    service = await Service.open(settings_of("sa"))
+    await service.close()
+    assert len(service.caches) > 1
+    assert read.await_count == 1
 
 
 async def test_closed_service_leaves_nothing_open(settings_of: SettingsOf, admin: asyncpg.Connection) -> None:
