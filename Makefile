@@ -7,7 +7,7 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up unit test faults bench bench-quick compose docker images containers check format lock audit clean
+.PHONY: help setup demo up unit test faults bench bench-quick bench-growth compose docker images containers check format lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ bench: setup ## measure everything, in under 30 minutes; writes benchmarks/resul
 
 bench-quick: setup ## compare ratios with those kept, in 2 minutes; KEEP=1 keeps the new ones
 	$(PYTHON) -m benchmarks --quick $(if $(KEEP),--keep)
+
+bench-growth: setup ## measure how cost grows with rows, entities and so on; writes a part of docs/benchmarks.md
+	$(PYTHON) -m benchmarks.growth
 
 compose: .env docker ## start the whole system in containers and run the demo; stays up, see docs/compose.md
 	$(COMPOSE) up --build --detach

@@ -24,15 +24,14 @@ if TYPE_CHECKING:
     from benchmarks.target import Target
 
 _CLIENTS: Final = 32
-_EACH: Final = ROWS // _CLIENTS
 _LAG_LIMIT_SECONDS: Final = 30.0
 # Up to these rates all changes are timed, half of them, a fifth, or a tenth: the last digit of a key decides.
 _SAMPLES: Final = ((500, "*"), (1000, "*[02468]"), (2000, "*[05]"), (1_000_000, "*0"))
 _SUSTAINED: Final = 0.97
 _FINAL_LAG_SECONDS: Final = 1.0
-_UPDATE: Final = f"""\
-\\set key {FIRST} + :client_id * {_EACH} + :n % {_EACH}
-UPDATE student SET name = :n WHERE id = :key;"""
+_UPDATE: Final = """\
+\\set key {first} + :client_id * {each} + :n % {each}
+UPDATE student SET name = :n{filler} WHERE id = :key;"""
 
 
 class Change(NamedTuple):
@@ -59,18 +58,27 @@ class Writer(Protocol):
 
 
 class Sql:
-    """Changes rows in SQL, in sessions that do not identify themselves as a service."""
+    """Changes rows in SQL, in sessions that do not identify themselves as a service.
 
-    def __init__(self, dsn: str) -> None:
+    Args:
+        dsn: the database.
+        rows: number of rows that are changed in turn, from `FIRST` on.
+        filler: bytes by which the name of each is made longer.
+    """
+
+    def __init__(self, dsn: str, rows: int = ROWS, filler: int = 0) -> None:
         self._dsn = dsn
+        self._each = rows // _CLIENTS
+        text = f" || repeat(' ', {filler})" if filler else ""
+        self._script = _UPDATE.format(first=FIRST, each=self._each, filler=text)
 
     async def write(self, rate: int, seconds: float) -> tuple[float, list[Change]]:
         """Send UPDATEs at this rate, at random times as they would come from many clients."""
-        load = pgbench.Load(_UPDATE, _CLIENTS, seconds, rate, start=_first_number())
+        load = pgbench.Load(self._script, _CLIENTS, seconds, rate, start=_first_number())
         tps, transactions = await pgbench.run(self._dsn, load)
         return tps, [
             Change(
-                FIRST + one.client * _EACH + (load.start + one.number) % _EACH,
+                FIRST + one.client * self._each + (load.start + one.number) % self._each,
                 load.start + one.number,
                 one.seconds,
                 one.ended,

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from benchmarks.aims import Aim
     from benchmarks.results import Spread
 
-_PAGE: Final = REPOSITORY / "docs" / "benchmarks.md"
-_PLOTS: Final = REPOSITORY / "docs" / "plots"
-_BLOCK: Final = "<!-- {name}: made by `make bench` -->\n"
+PAGE: Final = REPOSITORY / "docs" / "benchmarks.md"
+PLOTS: Final = REPOSITORY / "docs" / "plots"
+_BLOCK: Final = "<!-- {name}: made by `make {command}` -->\n"
 _END: Final = "<!-- end -->"
 _NAMES: Final = {"sql": "SQL", "put": "PUT at sa", "debezium": "Debezium, bare sink"}
 _RATE: Final = re.compile(r"(\w+)_(\d+)\.p50_ms")
@@ -35,30 +35,30 @@ _HUNDRED: Final = 100
 
 def write(results: Results, aims: Sequence[Aim]) -> None:
     """Write the plots, and the generated blocks of the page."""
-    page = _PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     for name, text in (
-        ("machine", _machine(results)),
+        ("machine", description(results)),
         ("aims", table(results, aims)),
         ("propagation", _propagation(results)),
         ("processes", _processes(results)),
         ("writer", _writer(results)),
     ):
         page = with_block(page, name, text)
-    _PAGE.write_text(page, encoding="utf-8")
-    _PLOTS.mkdir(exist_ok=True)
+    PAGE.write_text(page, encoding="utf-8")
+    PLOTS.mkdir(exist_ok=True)
     # The same results make the same file.
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 9}):
-        _plot_propagation(results).savefig(_PLOTS / "propagation.svg", metadata={"Date": None})
-        _plot_cpu(results).savefig(_PLOTS / "cpu.svg", metadata={"Date": None})
+        _plot_propagation(results).savefig(PLOTS / "propagation.svg", metadata={"Date": None})
+        _plot_cpu(results).savefig(PLOTS / "cpu.svg", metadata={"Date": None})
 
 
-def with_block(page: str, name: str, text: str) -> str:
+def with_block(page: str, name: str, text: str, command: str = "bench") -> str:
     """Return the page with the text in the generated block of this name."""
-    begin = _BLOCK.format(name=name)
+    begin = _BLOCK.format(name=name, command=command)
     before, found, rest = page.partition(begin)
     _, end, after = rest.partition(_END)
     if not (found and end):
-        message = f"{_PAGE} has no block {begin!r}"
+        message = f"{PAGE} has no block {begin!r}"
         raise ValueError(message)
     return f"{before}{begin}\n{text}\n\n{end}{after}"
 
@@ -77,18 +77,19 @@ def table(results: Results, aims: Sequence[Aim]) -> str:
             [
                 aim.what,
                 aim.text or bound,
-                "not measured" if spread is None else _shown(spread),
-                "" if peer is None else _shown(peer),
+                "not measured" if spread is None else with_spread(spread),
+                "" if peer is None else with_spread(peer),
                 "" if value is None or peer is None else f"{value:.2f}",
                 {None: "", True: "yes", False: "**no**"}[met],
             ]
         )
         if met is False:
             reasons.append(f"- {aim.what}: {aim.why or 'not examined yet.'}")
-    return "\n".join([_markdown(rows), *(["", "Why a figure is short:", "", *reasons] if reasons else [])])
+    return "\n".join([markdown(rows), *(["", "Why a figure is short:", "", *reasons] if reasons else [])])
 
 
-def _machine(results: Results) -> str:
+def description(results: Results) -> str:
+    """Return when, for how long, and on what the results were measured."""
     machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     versions = ", ".join(f"{name} {value}" for name, value in results.versions.items())
     return (
@@ -113,7 +114,7 @@ def _propagation(results: Results) -> str:
     for kind, rate in _rates(results):
         name = f"{kind}_{rate}"
         shown = [
-            _shown(spread) if (spread := results.spread(f"{name}.{figure}")) is not None else ""
+            with_spread(spread) if (spread := results.spread(f"{name}.{figure}")) is not None else ""
             for figure in ("acknowledged_p50_ms", "acknowledged_p99_ms", "p50_ms", "p99_ms")
         ]
         share, kept = results.spread(f"{name}.acknowledged_share"), results.spread(f"{name}.sustained")
@@ -128,7 +129,7 @@ def _propagation(results: Results) -> str:
                 "yes" if kept.low else "**no**",
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _processes(results: Results) -> str:
@@ -149,7 +150,7 @@ def _processes(results: Results) -> str:
     totals = [results.spread(f"{load}.cpu_us") for load in loads]
     total = ["**all, without the load generator and other programs**"]
     rows.append([*total, *("" if each is None else f"{each.median:,.3g}" for each in totals)])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 _LOADS: Final = {
@@ -174,9 +175,9 @@ def _writer(results: Results) -> str:
                 f"running.{name}_tps", f"running.{name}_share", f"debezium_writer.{name}_share",
             )  # fmt: skip
             spreads = [results.spread(figure) for figure in figures]
-            shown = ["" if spread is None else _shown(spread) for spread in spreads]
+            shown = ["" if spread is None else with_spread(spread) for spread in spreads]
             rows.append([f"{kind.upper()}, {clients} client{'s' * (clients > 1)}", *shown])
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _rates(results: Results) -> list[tuple[str, int]]:
@@ -256,7 +257,8 @@ _COLORS: Final = {
 }
 
 
-def _shown(spread: Spread) -> str:
+def with_spread(spread: Spread) -> str:
+    """Return the median, with the lowest and the highest value if they differ."""
     if spread.low == spread.high:
         return _number(spread.median)
     return f"{_number(spread.median)} ({_number(spread.low)} to {_number(spread.high)})"
@@ -268,7 +270,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table whose first row is its head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

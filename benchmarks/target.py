@@ -89,6 +89,10 @@ class Target:
             with redis.Redis.from_url(url) as cache:
                 cache.config_set("maxmemory", 0)
 
+    def keep_uncompressed(self) -> None:
+        """Store long names as they are, so that PostgreSQL handles as many bytes as the caches."""
+        run_sql(self.dsn, "ALTER TABLE student ALTER COLUMN name SET STORAGE EXTERNAL")
+
     async def until_all_hold(self, marker: bytes, first: int, count: int) -> float:
         """Wait until the slots of a range of rows contain a text in all caches, and return the time.
 

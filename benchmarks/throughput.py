@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     _Pairs = dict[str, tuple["Service | Bare", str]]
 
-_CONNECTIONS: Final = 32
+CONNECTIONS: Final = 32
 _WRONG: Final = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)")
 _POST: Final = """
 local id = {first}
@@ -82,7 +82,7 @@ def hits(service: Service, bare: Bare, rounds: int, seconds: int) -> list[dict[s
     assert (answer.headers["x-cache"], answer.content) == ("HIT", PAYLOAD)
     pairs: _Pairs = {"constant": (bare, "/constant"), "hit": (service, "/students/1")}
     return [
-        _compared({name: _rate(server, path, seconds) for name, (server, path) in pairs.items()})
+        _compared({name: rate(server, path, seconds) for name, (server, path) in pairs.items()})
         for seconds in (1, *[seconds] * rounds)
     ][1:]
 
@@ -91,7 +91,7 @@ def posts(service: Service, bare: Bare, rounds: int, seconds: int) -> list[dict[
     """Return, by round, POSTs per second of both, their ratio, and the CPU time of each."""
     pairs: _Pairs = {"insert": (bare, "/rows"), "post": (service, "/students")}
     return [
-        _compared({name: _rate(server, path, seconds, post=True) for name, (server, path) in pairs.items()})
+        _compared({name: rate(server, path, seconds, post=True) for name, (server, path) in pairs.items()})
         for seconds in (1, *[seconds] * rounds)
     ][1:]
 
@@ -103,9 +103,11 @@ def _compared(rates: dict[str, tuple[float, float]]) -> dict[str, float]:
     return figures | {f"{name}_cpu_us": cpu for name, (_, cpu) in rates.items()} | {"ratio": own / base}
 
 
-def _rate(server: Service | Bare, path: str, seconds: int, *, post: bool = False) -> tuple[float, float]:
+def rate(
+    server: Service | Bare, path: str, seconds: int, *, connections: int = CONNECTIONS, post: bool = False
+) -> tuple[float, float]:
     """Run `wrk`; return requests per second, and the server's microseconds of CPU time per request."""
-    command = wrk.command(f"{server.url}{path}", _CONNECTIONS, seconds)
+    command = wrk.command(f"{server.url}{path}", connections, seconds, "--timeout", "10s")
     if post:
         script = server.folder / "post.lua"
         # Lua writes numbers with up to 14 digits. At up to 10,000 rows/s, no later run has the same keys.
@@ -115,5 +117,5 @@ def _rate(server: Service | Bare, path: str, seconds: int, *, post: bool = False
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     wrong = _WRONG.search(output)
     assert wrong is None, wrong
-    rate = wrk.requests_per_second(output)
-    return rate, usage.per(round(rate * usage.seconds))[server.name]
+    per_second = wrk.requests_per_second(output)
+    return per_second, usage.per(round(per_second * usage.seconds))[server.name]

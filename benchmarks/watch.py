@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 # The writers of the benchmarks put a number into the column `name` that grows with every change of a row.
-_NUMBER: Final = re.compile(rb'"name":"(\d+)"')
+_NUMBER: Final = re.compile(rb'"name":"(\d+) *"')
 _SLOT: Final = b"sb:student:"
 
 

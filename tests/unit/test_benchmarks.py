@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from benchmarks import report
 from benchmarks.aims import Aim, load_aims
+from benchmarks.growth.report import table
 from benchmarks.pgbench import transaction_of
 from benchmarks.regressions import regressions
 from benchmarks.results import Results, Spread
@@ -97,6 +98,17 @@ def test_only_the_named_block_of_the_page_is_replaced() -> None:
     )
     with pytest.raises(ValueError, match="has no block"):
         report.with_block(page, "y", "new")
+
+
+def test_the_table_of_growth_has_a_row_for_each_step_in_order() -> None:
+    figures = {"caches_8.cpu_us": [900.0], "caches_1.cpu_us": [200.0, 300.0], "rows_10.hits_per_s": [5.0]}
+    measured = results().model_copy(update={"figures": figures})
+    _, _, *rows = table(measured).splitlines()
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| rows, changed in turn", "10", ""],
+        ["| caches", "1", "250 (200 to 300)"],
+        ["| caches", "8", "900"],
+    ]
 
 
 def test_results_are_the_same_after_they_were_saved(tmp_path: Path) -> None:
