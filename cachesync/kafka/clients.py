@@ -50,7 +50,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         settings: librdkafka's settings.
 
     Raises:
-        SettingsError: a setting is null or not valid Unicode, or the brokers or the group are empty.
+        SettingsError: a setting is null or not valid Unicode, the brokers or the group are empty, or a time
+            that this library needs to know is not an integer.
     """
     for name, value in settings.items():
         if value is None or (name in _NOT_EMPTY and not str(value).strip()):
@@ -61,6 +62,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         except UnicodeEncodeError as error:
             message = f"Kafka client settings: {name} is not valid Unicode"
             raise SettingsError(message) from error
+        # The client would read "30s" as 30.
+        if name in _DEFAULTS and not _is_integer(value):
+            message = f"Kafka client settings: {name} is not an integer"
+            raise SettingsError(message)
 
 
 def recovery_seconds(settings: Mapping[str, Any]) -> float:
@@ -94,6 +99,14 @@ def rebalance_seconds(settings: Mapping[str, Any]) -> float:
 
 def _milliseconds(settings: Mapping[str, Any], name: str) -> int:
     return int(settings.get(name, _DEFAULTS[name]))
+
+
+def _is_integer(value: object) -> bool:
+    try:
+        int(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 @contextmanager

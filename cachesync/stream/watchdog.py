@@ -56,7 +56,7 @@ class Watchdog:
     unavailable, or if other members of its group have all partitions and make progress. After an outage, it
     gets the time that a client can need to connect again: if it got no response at some time since it was
     last well, others must have gotten theirs for that long. The coordinator of its group may take as long as
-    a rebalance to respond.
+    a rebalance to respond, from the time on when Kafka responds to others.
 
     Args:
         consumer: the consumer; `look` is called from its thread.
@@ -85,7 +85,9 @@ class Watchdog:
         self._outside_since: float | None = None
         # By the error's class.
         self._unanswered_since: dict[type[KafkaException], float] = {}
-        self._others_answered_since: float | None = None
+        # When others began to get responses without a break, and when they last did, by the class of the
+        # error that the consumer got meanwhile.
+        self._others_answered: dict[type[KafkaException], tuple[float, float]] = {}
         self._is_suspected = False
         # When the consumer last got no response.
         self._failed_at = -inf
@@ -105,7 +107,7 @@ class Watchdog:
         if gap > _MAX_GAP_SECONDS:
             self._forget()
             self._unanswered_since.clear()
-            self._others_answered_since = None
+            self._others_answered.clear()
         self._looked_at = now
         self._is_suspected = False
         try:
@@ -119,13 +121,16 @@ class Watchdog:
             self._forget()
         self._unanswered_since.clear()
         if not self._is_suspected:
-            self._others_answered_since = None
+            self._others_answered.clear()
 
     def _look(self, now: float) -> None:
         assigned = self._consumer.assignment()
         if bool(assigned) != self._has_assignment:
             self._has_assignment = bool(assigned)
             self._forget()
+            # Either the coordinator has responded, or another rebalance begins.
+            self._unanswered_since.pop(_CoordinatorError, None)
+            self._others_answered.pop(_CoordinatorError, None)
         places = [
             TopicPartition(place.topic, place.partition)
             for place in assigned or self._all_partitions(self._consumer)
@@ -192,36 +197,49 @@ class Watchdog:
 
     def _require_others_unanswered(self, now: float, error: KafkaException) -> None:
         """Raise a StreamError if the consumer has gotten no response for too long although others have."""
-        patience = _PATIENCE_SECONDS
-        if isinstance(error, _CoordinatorError):
-            patience += self._rebalance_seconds
-        since = self._unanswered_since.setdefault(type(error), now)
-        waited = now - since
-        if waited < patience:
+        self._unanswered_since.setdefault(type(error), now)
+        unanswered = {
+            kind: since for kind, since in self._unanswered_since.items() if now - since >= _PATIENCE_SECONDS
+        }
+        if not unanswered:
             return
-        if self._is_certain(since, self._ask_another(self._responds)):
-            reason = error.args[0].str()
-            message = (
-                f"no response to the consumer for {waited:.0f} s, although Kafka responds to others: {reason}"
-            )
-            raise StreamError(message)
+        answer = self._ask_another(self._responds)
+        for kind, since in unanswered.items():
+            if self._is_certain(since, answer, kind):
+                message = (
+                    f"no response to the consumer for {now - since:.0f} s, although Kafka responds to others"
+                    f": {error.args[0].str()}"
+                )
+                raise StreamError(message)
 
-    def _is_certain(self, since: float, answer: bool | None) -> bool:  # noqa: FBT001
+    def _is_certain(
+        self,
+        since: float,
+        answer: bool | None,  # noqa: FBT001
+        kind: type[KafkaException] = KafkaException,
+    ) -> bool:
         """Return whether the consumer must be replaced, after another one was asked.
 
         Args:
             since: since when the consumer has not been well.
             answer: what the other one said; None if it got no response.
+            kind: the class of the error because of which it was asked, if there was one.
         """
         if answer is None:
-            self._others_answered_since = None
+            self._others_answered.clear()
             return False
         if self._failed_at < since:
             return answer
         now = time.monotonic()
-        if self._others_answered_since is None:
-            self._others_answered_since = now
-        return answer and now - self._others_answered_since > self._recovery_seconds
+        began, latest = self._others_answered.get(kind, (now, now))
+        if now - latest > _MAX_GAP_SECONDS:
+            # Nobody was asked for a while, in which Kafka may have been unavailable.
+            began = now
+        self._others_answered[kind] = began, now
+        needed = self._recovery_seconds
+        if kind is _CoordinatorError:
+            needed += self._rebalance_seconds
+        return answer and now - began > needed
 
     def _responds(self, other: Consumer) -> bool:
         """Return True if another consumer gets the responses that are expected of Kafka."""

@@ -29,6 +29,8 @@ def test_a_setting_that_librdkafka_rejects_is_an_error_of_this_library() -> None
         {"bootstrap.servers": None},
         {"bootstrap.servers": ""},
         {"session.timeout.ms": None},
+        {"max.poll.interval.ms": "300s"},
+        {"socket.timeout.ms": "0x2710"},
     ],
 )
 def test_a_setting_that_would_abort_the_process_or_reach_no_broker_is_a_settings_error(

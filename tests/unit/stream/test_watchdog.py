@@ -27,13 +27,14 @@ TOPIC = "cachesync.student"
 class Kafka:
     """Responds to no consumer, to others, or to all; its clock only moves when the watchdog looks.
 
-    The consumers have no partition, and their group has committed `done` of the messages up to `end`.
+    Their group has committed `done` of the messages up to `end`.
     """
 
     now = 1000.0
     responds = True
     responds_to_others = True
     coordinator_responds = True
+    assigned = False
     done = end = 10
 
     def connect(self) -> Any:
@@ -63,13 +64,14 @@ class Kafka:
 
         return SimpleNamespace(
             assign=lambda _: None,
-            assignment=list,
+            assignment=lambda: [TopicPartition(TOPIC, 0)] if self.assigned else [],
             committed=committed,
             get_watermark_offsets=lambda *_, **__: (0, -1),
             list_topics=respond,
             memberid=lambda: "member",
             offsets_for_times=ends,
             poll=poll,
+            position=lambda _: [TopicPartition(TOPIC, 0, self.done)],
             close=lambda: None,
         )
 
@@ -194,3 +196,51 @@ def test_what_was_before_a_long_pause_does_not_count(kafka: Kafka, look: Look) -
 )
 def test_time_to_recover_follows_from_the_settings(settings: dict[str, Any], seconds: float) -> None:
     assert recovery_seconds(settings) == seconds
+
+
+def test_each_outage_counts_by_itself(kafka: Kafka, look: Look) -> None:
+    kafka.responds = kafka.responds_to_others = False
+    look(60)
+    kafka.responds_to_others = True
+    look(30)
+    # Connected, but not yet to the coordinator, when the next outage begins.
+    kafka.responds = True
+    kafka.coordinator_responds = False
+    look(10)
+    kafka.responds = kafka.responds_to_others = False
+    look(60)
+    kafka.responds_to_others = True
+    look(recovery_seconds({}))
+    kafka.responds = kafka.coordinator_responds = True
+    look(300)
+
+
+def test_rebalance_after_an_outage_may_take_its_time(kafka: Kafka, look: Look) -> None:
+    kafka.coordinator_responds = False
+    look(LOOK_SECONDS)
+    kafka.responds = kafka.responds_to_others = False
+    look(600)
+    kafka.responds = kafka.responds_to_others = True
+    look(rebalance_seconds({}))
+    kafka.coordinator_responds = True
+    look(300)
+
+
+def test_rebalance_may_follow_another(kafka: Kafka, look: Look) -> None:
+    for _ in range(2):
+        kafka.coordinator_responds = False
+        look(250)
+        kafka.assigned = not kafka.assigned
+        look(LOOK_SECONDS)
+
+
+def test_consumer_is_given_up_if_its_brokers_and_its_coordinator_take_turns(kafka: Kafka, look: Look) -> None:
+    kafka.coordinator_responds = False
+
+    def take_turns() -> None:
+        for _ in range(20):
+            kafka.responds = not kafka.responds
+            look(45)
+
+    with pytest.raises(StreamError, match="although Kafka responds to others"):
+        take_turns()
