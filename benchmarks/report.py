@@ -17,7 +17,7 @@ from benchmarks.results import Results
 from local.settings import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.results import Spread
 
 PAGE: Final = REPOSITORY / "docs" / "benchmarks.md"
-PLOTS: Final = REPOSITORY / "docs" / "plots"
+_PLOTS: Final = REPOSITORY / "docs" / "plots"
 _BLOCK: Final = "<!-- {name}: made by `make {command}` -->\n"
 _END: Final = "<!-- end -->"
 _NAMES: Final = {"sql": "SQL", "put": "PUT at sa", "debezium": "Debezium, bare sink"}
@@ -45,11 +45,33 @@ def write(results: Results, aims: Sequence[Aim]) -> None:
     ):
         page = with_block(page, name, text)
     PAGE.write_text(page, encoding="utf-8")
-    PLOTS.mkdir(exist_ok=True)
+    write_plots(propagation=lambda: _plot_propagation(results), cpu=lambda: _plot_cpu(results))
+
+
+def write_plots(**plots: Callable[[], Figure]) -> None:
+    """Write plots, each to the file of its name."""
+    _PLOTS.mkdir(exist_ok=True)
     # The same results make the same file.
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 9}):
-        _plot_propagation(results).savefig(PLOTS / "propagation.svg", metadata={"Date": None})
-        _plot_cpu(results).savefig(PLOTS / "cpu.svg", metadata={"Date": None})
+        for name, plot in plots.items():
+            plot().savefig(_PLOTS / f"{name}.svg", metadata={"Date": None})
+
+
+def draw_spreads(axes: Axes, points: Sequence[tuple[int, Spread | None]], label: str) -> None:
+    """Draw a line of medians with their spreads; those that were not measured are left out."""
+    known = [(place, spread) for place, spread in points if spread is not None]
+    axes.errorbar(
+        [place for place, _ in known],
+        [spread.median for _, spread in known],
+        yerr=[
+            [spread.median - spread.low for _, spread in known],
+            [spread.high - spread.median for _, spread in known],
+        ],
+        marker="o",
+        markersize=3,
+        capsize=2,
+        label=label,
+    )
 
 
 def with_block(page: str, name: str, text: str, command: str = "bench") -> str:
@@ -196,20 +218,7 @@ def _plot_propagation(results: Results) -> Figure:
             if other == kind
         ]
         for index, plot in enumerate(axes):
-            spreads = [(rate, both[index]) for rate, both in points]
-            known = [(rate, spread) for rate, spread in spreads if spread is not None]
-            plot.errorbar(
-                [rate for rate, _ in known],
-                [spread.median for _, spread in known],
-                yerr=[
-                    [spread.median - spread.low for _, spread in known],
-                    [spread.high - spread.median for _, spread in known],
-                ],
-                marker="o",
-                markersize=3,
-                capsize=2,
-                label=label,
-            )
+            draw_spreads(plot, [(rate, both[index]) for rate, both in points], label)
     for plot, title in zip(axes, ("p50", "p99"), strict=True):
         plot.set(
             xscale="log",

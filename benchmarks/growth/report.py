@@ -8,16 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.report import PAGE, PLOTS, description, markdown, with_block, with_spread
+from benchmarks.report import (
+    PAGE,
+    description,
+    draw_spreads,
+    markdown,
+    with_block,
+    with_spread,
+    write_plots,
+)
 from benchmarks.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from benchmarks.results import Spread
 
 _COMMAND: Final = "bench-growth"
 _TITLES: Final = {
@@ -47,9 +52,7 @@ def write(results: Results) -> None:
     page = PAGE.read_text(encoding="utf-8")
     text = f"{description(results)}\n\n{table(results)}"
     PAGE.write_text(with_block(page, "growth", text, _COMMAND), encoding="utf-8")
-    PLOTS.mkdir(exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": "benchmarks", "font.size": 9}):
-        _plot(results).savefig(PLOTS / "growth.svg", metadata={"Date": None})
+    write_plots(growth=lambda: _plot(results))
 
 
 def table(results: Results) -> str:
@@ -84,24 +87,9 @@ def _plot(results: Results) -> Figure:
 
 
 def _lines(axes: Axes, results: Results, dimension: str, figure: str, label: str) -> None:
-    points: list[tuple[int, Spread]] = [
-        (step, spread)
-        for step in _steps(results, dimension)
-        if (spread := results.spread(f"{dimension}_{step}.{figure}")) is not None
-    ]
-    if points:
-        axes.errorbar(
-            [step for step, _ in points],
-            [spread.median for _, spread in points],
-            yerr=[
-                [spread.median - spread.low for _, spread in points],
-                [spread.high - spread.median for _, spread in points],
-            ],
-            marker="o",
-            markersize=3,
-            capsize=2,
-            label=label,
-        )
+    points = [(step, results.spread(f"{dimension}_{step}.{figure}")) for step in _steps(results, dimension)]
+    if any(spread is not None for _, spread in points):
+        draw_spreads(axes, points, label)
 
 
 if __name__ == "__main__":
