@@ -7,7 +7,7 @@ import random
 import secrets
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -168,13 +168,22 @@ def database(postgres: Postgres, template: str) -> Iterator[str]:
         yield dsn
 
 
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Yield a session, which ends at once, whatever state a test has left it in."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
 @pytest.fixture
 async def session(database: str) -> AsyncIterator[asyncpg.Connection]:
     """A session that is not a service's, on a table with 400 items."""
-    connection = await asyncpg.connect(database)
-    await connection.execute(ITEMS)
-    yield connection
-    connection.terminate()
+    async with connected(database) as connection:
+        await connection.execute(ITEMS)
+        yield connection
 
 
 @pytest.fixture(scope="module")
@@ -187,11 +196,10 @@ def reused_database(postgres: Postgres, template: str) -> Iterator[str]:
 @pytest.fixture
 async def emptied_session(reused_database: str) -> AsyncIterator[asyncpg.Connection]:
     """As `session`, in the reused database."""
-    connection = await asyncpg.connect(reused_database)
-    await connection.execute("DROP FUNCTION IF EXISTS meddle() CASCADE")
-    await connection.execute(f"TRUNCATE {', '.join(ENTITIES)}; TRUNCATE cachesync.change_log; {ITEMS}")
-    yield connection
-    connection.terminate()
+    async with connected(reused_database) as connection:
+        await connection.execute("DROP FUNCTION IF EXISTS meddle() CASCADE")
+        await connection.execute(f"TRUNCATE {', '.join(ENTITIES)}; TRUNCATE cachesync.change_log; {ITEMS}")
+        yield connection
 
 
 async def rows_of(session: asyncpg.Connection, entity: str) -> dict[str, tuple[int, str]]:
