@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from cachesync.entity import Entity
+    from cachesync.postgres.connect import Connection
     from cachesync.postgres.registry import Registration
     from cachesync.service.publisher import Publisher
     from cachesync.service.settings import ServiceSettings
@@ -220,13 +221,9 @@ class EntityCache:
         self.columns = table.columns
         self.key_column = table.key_column
 
-    async def reload(self) -> None:
-        """Read the description of the table again.
-
-        Raises:
-            NotInstalledError: the entity is no longer installed as declared.
-        """
-        self.adopt(await self._table.reopened())
+    async def reload(self, connection: Connection, registration: Registration) -> None:
+        """Read the description of the table again; see `Table.reopened`."""
+        self.adopt(await self._table.reopened(connection, registration))
 
     def describes(self, registration: Registration) -> bool:
         """Return whether the description of the table is still the registered one."""

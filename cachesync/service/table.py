@@ -218,10 +218,18 @@ class Table:
             row_limit=row_limit,
         )
 
-    async def reopened(self) -> Table:
-        """Return the table as it is registered now; raises the errors of `open_all`."""
-        (table,) = await Table.open_all(self._database, [self.entity], self._row_limit)
-        return table
+    async def reopened(self, connection: Connection, registration: Registration) -> Table:
+        """Return the table as it is now.
+
+        Args:
+            connection: a connection with the role `cachesync_service`.
+            registration: the entity as it is registered now.
+
+        Raises:
+            NotInstalledError: a served column is missing.
+            PrivilegeError: the login does not have the role of a service.
+        """
+        return await Table._open(self._database, connection, self.entity, registration, self._row_limit)
 
     async def read(self, key: str) -> Row | None:
         """Return the row with a key in canonical form; None if there is none."""

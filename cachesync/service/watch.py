@@ -16,7 +16,6 @@ from cachesync.service.table import installed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from cachesync.postgres.registry import Registration
     from cachesync.service.cache import EntityCache
     from cachesync.service.database import Database
 
@@ -88,29 +87,29 @@ class Watch:
             await self.look()
 
     async def _compare(self) -> None:
+        reloaded = False
         try:
             async with self._database.connection() as connection:
+                # Its cost grows with the number of registered entities, so that it is read once for all.
                 registry = await read_registry(connection, of_service=True)
+                for cache in self._caches.values():
+                    try:
+                        registration = installed(registry, cache.entity)
+                        problem = registration.problem
+                        if problem is None and not cache.describes(registration):
+                            await cache.reload(connection, registration)
+                            reloaded = True
+                            _log.info("table reloaded", entity=cache.entity.name)
+                    except (NotInstalledError, PrivilegeError) as error:
+                        problem = str(error)
+                    _set_problem(cache, problem)
         except (NotInstalledError, PrivilegeError) as error:
             for cache in self._caches.values():
                 _set_problem(cache, str(error))
-            return
-        for cache in self._caches.values():
-            try:
-                problem = await self._follow(cache, registry)
-            except NotInstalledError as error:
-                problem = str(error)
-            _set_problem(cache, problem)
-
-    async def _follow(self, cache: EntityCache, registry: Mapping[str, Registration]) -> str | None:
-        """Give the cache the present description of its table; return why it cannot be used."""
-        registration = installed(registry, cache.entity)
-        if registration.problem is None and not cache.describes(registration):
-            await cache.reload()
-            # A session can have cached plans for the table as it was.
-            await self._database.renew()
-            _log.info("table reloaded", entity=cache.entity.name)
-        return registration.problem
+        finally:
+            if reloaded:
+                # Sessions can have cached plans for the tables as they were.
+                await self._database.renew()
 
 
 def _set_problem(cache: EntityCache, problem: str | None) -> None:

@@ -12,6 +12,8 @@ from redis.asyncio import Redis as RedisClient
 from cachesync.entity import load_entities
 from cachesync.errors import CaptureLostError, DatabaseError, InvalidValueError, NotInstalledError
 from cachesync.install.installer import install
+from cachesync.postgres.registry import read_registry
+from cachesync.service import table, watch
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
 from cachesync.service.service import Service
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.entity import Entity
+    from cachesync.postgres.connect import Connection
+    from cachesync.postgres.registry import Registration
     from cachesync.service.cache import EntityCache
     from cachesync.service.settings import ServiceSettings
     from local.redis import Redis
@@ -182,6 +186,39 @@ async def test_installation_after_a_gap_empties_what_the_fingerprint_does_not_in
     assert tuple(change) == ("truncate", None)
     async with RedisClient.from_url(redis_sa.url) as client:
         assert await client.get("sa:word:2") == b"A"
+
+
+async def test_service_reads_the_registry_once_however_many_tables_have_changed(
+    admin: asyncpg.Connection, open_service: OpenService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost of reading it grows with the number of entities."""
+    names = [f"word{number}" for number in range(5)]
+    file = tmp_path / "entities.toml"
+    file.write_text(
+        "".join(
+            f'[{name}]\ntable = "{name}"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1h"\npath = "/{name}"\n'
+            for name in names
+        )
+    )
+    entities = load_entities(file)
+    await admin.execute("".join(f"CREATE TABLE {name} (id int PRIMARY KEY);" for name in names))
+    await install(admin, entities, Silent())
+    reads = 0
+
+    async def counted(connection: Connection, *, of_service: bool = False) -> dict[str, Registration]:
+        nonlocal reads
+        reads += 1
+        return await read_registry(connection, of_service=of_service)
+
+    async with open_service("sa", cachesync_entities=file, schema_check_ms=NEVER) as service:
+        caches = service.caches.values()
+        monkeypatch.setattr(watch, "read_registry", counted)
+        monkeypatch.setattr(table, "read_registry", counted)
+        await admin.execute("".join(f"ALTER TABLE {name} ADD COLUMN letters int;" for name in names))
+        await install(admin, entities, Silent())
+        await next(iter(caches)).look(0)
+        assert [len(cache.columns) for cache in caches] == [2] * len(names)
+    assert reads == 1
 
 
 async def test_restarted_service_serves_reads_while_triggers_are_off(
