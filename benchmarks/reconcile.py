@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
 import asyncpg
 import redis
@@ -38,7 +40,12 @@ from local.settings import REPOSITORY
 from local.silent import Silent
 from local.state import claim_any
 
+if TYPE_CHECKING:
+    import resource
+
 _BATCH: Final = 1000
+_PEAK: Final = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+_SAMPLE_SECONDS: Final = 0.02
 _FILL: Final = """
 TRUNCATE student;
 TRUNCATE cachesync.change_log, cachesync.reconciliation, cachesync.reconciliation_chunk;
@@ -132,14 +139,14 @@ class Servers:
             stderr=subprocess.DEVNULL,
         )
         assert process.stdout is not None
+        megabytes, used = _watch(process)
         report = json.loads(process.stdout.read())
-        _, _, used = os.wait4(process.pid, 0)
         after = [of_tree(server) for server in (self._cache, self._postgres)]
         assert report["outcome"] == "clean", report
         return Measured(
             examined=report["examined"],
             seconds=report["duration_s"],
-            megabytes=used.ru_maxrss / 1024,
+            megabytes=megabytes,
             python=used.ru_utime + used.ru_stime,
             redis=after[0] - before[0],
             postgresql=after[1] - before[1],
@@ -155,6 +162,19 @@ class Servers:
     def _copy(self, statement: str, output: int) -> subprocess.Popen[bytes]:
         psql, environment = client("psql", self._postgres.dsn, "-Xq", "-c", statement)
         return subprocess.Popen(psql, env=environment, stdout=output)
+
+
+def _watch(process: subprocess.Popen[bytes]) -> tuple[float, resource.struct_rusage]:
+    """Wait for the end of a process; return its maximum resident size in MB, and what it used."""
+    peak = 0
+    while True:
+        # Not `ru_maxrss`, which includes the size of this process when it forked.
+        found = _PEAK.search(Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))
+        peak = int(found[1]) if found is not None else peak
+        ended, _, used = os.wait4(process.pid, os.WNOHANG)
+        if ended:
+            return peak / 1024, used
+        time.sleep(_SAMPLE_SECONDS)
 
 
 def _load() -> str:
