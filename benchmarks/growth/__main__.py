@@ -142,29 +142,19 @@ def _pipeline(**size: int) -> Pipeline:
 def main(
     *,
     only: Annotated[
-        list[str] | None, typer.Option(help="Measure only this, and keep the rest. Can be repeated.")
+        list[str] | None, typer.Option(help="Measure only this, and print the figures. Can be repeated.")
     ] = None,
 ) -> None:
     """Measure how cost grows, and write the results."""
     require_wrk()
     results = Results.begin()
-    names = only or list(_STEPS)
-    earlier = 0.0
-    if only:
-        kept = Results.load(_FILE)
-        earlier = kept.seconds
-        results.figures = {
-            name: values for name, values in kept.figures.items() if name.partition("_")[0] not in names
-        }
     growth = Growth(results)
     began = time.monotonic()
-    try:
-        for name in names:
-            uvloop.run(getattr(growth, name)())
-    finally:
-        results.seconds = earlier + round(time.monotonic() - began)
-        _console.print(f"took {results.seconds:.0f} s")
-        # What was measured before an error is kept.
+    for name in only or _STEPS:
+        uvloop.run(getattr(growth, name)())
+    results.seconds = round(time.monotonic() - began)
+    _console.print(f"took {results.seconds:.0f} s")
+    if not only:
         results.save(_FILE)
         report.write(results)
 
