@@ -51,6 +51,26 @@ OnChange = Literal["refresh", "invalidate"]
 """The effect of a change on a cached value: replace it, or empty the slot."""
 
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+
+
+def _listed(names: object) -> object:
+    if isinstance(names, str):
+        return [names]
+    if not isinstance(names, list | tuple) or not names:
+        message = "must be the name of a column, or a list of such names"
+        raise ValueError(message)
+    return names
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) != len(names):
+        message = "must not list a column twice"
+        raise ValueError(message)
+    return names
+
+
+KeyColumns = Annotated[tuple[Identifier, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
+"""The columns of a key; a single one can be given as text."""
 # The length limit leaves room for the suffixes of the database objects that are named after the entity.
 _NAME: Final = matching(
     r"[a-z][a-z0-9_]{0,39}",
@@ -82,7 +102,7 @@ class Entity(BaseModel):
     Attributes:
         name: names the Kafka topic `cachesync.{name}` and the slots `{service}:{name}:{key}`.
         table: the table, as `name` or `schema.name`, without SQL quotes.
-        key: the primary key column.
+        key: the columns of the primary key, in its order.
         columns: the columns that are cached and served, in this order; None for all columns.
         ttl: how long a value stays cached.
         absent_ttl: how long *absent* (no such row) stays cached.
@@ -96,7 +116,7 @@ class Entity(BaseModel):
 
     name: Annotated[str, AfterValidator(_NAME)]
     table: Annotated[str, AfterValidator(_TABLE)]
-    key: Identifier
+    key: KeyColumns
     columns: tuple[Identifier, ...] | None = None
     ttl: Duration
     absent_ttl: Duration
@@ -109,13 +129,11 @@ class Entity(BaseModel):
     def _check_columns(cls, columns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
         if columns is None:
             return None
-        if len(set(columns)) != len(columns):
-            message = "must not list a column twice"
-            raise ValueError(message)
-        key = info.data.get("key")
-        if key is not None and key not in columns:
-            message = f"must include the key column {key!r}"
-            raise ValueError(message)
+        columns = _distinct(columns)
+        for name in info.data.get("key", ()):
+            if name not in columns:
+                message = f"must include the key column {name!r}"
+                raise ValueError(message)
         return columns
 
     @property
@@ -196,7 +214,9 @@ def _field_problems(name: str, section: Mapping[str, Any], error: ValidationErro
         if field == "name":
             yield f"[{name}] {in_words(one['type'], one['msg'], {})}"
         elif one["type"] != "extra_forbidden":
-            place = ".".join(map(str, one["loc"]))
+            # A key that is given as text has no position.
+            loc = one["loc"] if isinstance(section.get(field), list) else one["loc"][:1]
+            place = ".".join(map(str, loc))
             yield f"{name}.{place} {in_words(one['type'], one['msg'], one.get('ctx', {}))}"
     fields = [field for field in Entity.model_fields if field != "name"]
     every = f"; the fields are {', '.join(fields)}"

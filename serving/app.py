@@ -21,7 +21,7 @@ from serving.openapi import OpenApi
 from serving.overload import Admission
 from serving.problems import OVERLOADED, Problem
 from serving.request import Request, begin_request_ids, request_id, target
-from serving.resources import OneRow, Rows
+from serving.resources import OneRow, Rows, path_fields
 from serving.uvicorn_internals import connections
 
 if TYPE_CHECKING:
@@ -306,5 +306,6 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
         bodies = Bodies(cache, settings.body_limit)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))
         app.hits.leave(path)
-        app.add_route(f"{path}/{{key}}", OneRow(cache, bodies))
+        fields = "/".join(f"{{{field}}}" for field in path_fields(cache.key))
+        app.add_route(f"{path}/{fields}", OneRow(cache, bodies))
         app.hits.add(cache)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from jsonschema_rs import Draft202012Validator
 
 from cachesync.errors import CaptureLostError, InvalidValueError
-from cachesync.service.row_input import RowInput, exact_integer
+from cachesync.service.row_input import RowInput, exact_integer, text_of
 from serving import problems
 from serving.problems import FieldError, Kind, Problem, field_problem
 from serving.schema import insert_schema, patch_schema, replace_schema
@@ -83,7 +83,7 @@ class Bodies:
     def _describe(self) -> None:
         cache = self._cache
         self._columns = cache.columns
-        self._key = cache.key_column
+        self._key = cache.key
         self._integers = frozenset(
             column.name for column in cache.columns if column.integer_range is not None
         )
@@ -117,14 +117,18 @@ class Bodies:
         self._validate(self._replace, members)
         self._compare_key(members, key)
         row = self._exact(text, members)
-        if self._key.name in members or self._key.generated:
+        missing = {
+            column.name: int(part) if column.name in self._integers else part
+            for column, part in zip(self._key.columns, self._key.parts(key), strict=True)
+            if column.name not in members and not column.generated
+        }
+        if not missing:
             return row
-        value = int(key) if self._key.name in self._integers else key
         start = row.text.index("{") + 1
+        added = ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in missing.items())
         comma = "," if members else ""
-        member = f"{json.dumps(self._key.name)}:{json.dumps(value)}"
-        text = f"{row.text[:start]}{member}{comma}{row.text[start:]}"
-        return RowInput(text, {self._key.name: value, **row.values})
+        text = f"{row.text[:start]}{added}{comma}{row.text[start:]}"
+        return RowInput(text, {**missing, **row.values})
 
     async def to_merge(self, request: Request, key: str) -> RowInput:
         """Return the merge patch in the body of a PATCH.
@@ -205,18 +209,22 @@ class Bodies:
                 yield kind, FieldError(str(error.instance_path[0]), error.message)
 
     def _compare_key(self, members: dict[str, Any], key: str) -> None:
-        if self._key.name not in members:
-            return
-        given = members[self._key.name]
-        try:
-            canonical = self._key.canonical_key(given if isinstance(given, str) else str(int(given)))
-        except InvalidValueError as error:
-            raise field_problem(problems.INVALID_VALUE, FieldError(self._key.name, error.message)) from None
-        if canonical != key:
-            raise field_problem(
-                problems.KEY_MISMATCH,
-                FieldError(self._key.name, f"must be the key in the path, {key!r}, or omitted"),
-            )
+        for column, part in zip(self._key.columns, self._key.parts(key), strict=True):
+            if column.name not in members:
+                continue
+            given = members[column.name]
+            if column.name in self._integers and not isinstance(given, str):
+                # The schema also accepts 1.0 and 1e2.
+                given = int(given)
+            try:
+                canonical = column.canonical_key(text_of(given))
+            except InvalidValueError as error:
+                raise field_problem(problems.INVALID_VALUE, FieldError(column.name, error.message)) from None
+            if canonical != part:
+                raise field_problem(
+                    problems.KEY_MISMATCH,
+                    FieldError(column.name, f"must be the key in the path, {part!r}, or omitted"),
+                )
 
     def _exact(self, text: str, members: dict[str, Any]) -> RowInput:
         """Write integers such as 1.0 and 1e2 the way PostgreSQL parses them: 1 and 100."""

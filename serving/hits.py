@@ -24,7 +24,8 @@ class Hits:
     """
 
     def __init__(self) -> None:
-        self._caches: dict[bytes, EntityCache] = {}
+        # By the number of segments of a key, the lowest first: Falcon prefers the longest path of an entity.
+        self._caches: dict[int, dict[bytes, EntityCache]] = {}
         # Resources that have a path which could also be that of a row.
         self._others: set[bytes] = set()
 
@@ -34,7 +35,8 @@ class Hits:
 
     def add(self, cache: EntityCache) -> None:
         """Answer the reads of an entity's rows."""
-        self._caches[cache.entity.path.encode()] = cache
+        self._caches.setdefault(len(cache.key.columns), {})[cache.entity.path.encode()] = cache
+        self._caches = dict(sorted(self._caches.items()))
 
     async def answer(self, scope: dict[str, Any], send: Send) -> bool:
         """Answer a request if it is such a read.
@@ -47,9 +49,13 @@ class Hits:
         if scope["method"] != "GET":
             return False
         path: bytes = scope["raw_path"]
-        folder, _, key = path.rpartition(b"/")
-        cache = self._caches.get(folder)
-        if cache is None or not key or not key.isascii() or b"%" in key or path in self._others:
+        cache = None
+        for count, caches in self._caches.items():
+            folder, *segments = path.rsplit(b"/", count)
+            cache = caches.get(folder)
+            if cache is not None:
+                break
+        if cache is None or not all(segments) or not path.isascii() or b"%" in path or path in self._others:
             return False
         headers = scope["headers"]
         for name, _ in headers:
@@ -57,7 +63,7 @@ class Hits:
                 return False
         started = scope[STARTED] = perf_counter()
         try:
-            read = await cache.read(key.decode())
+            read = await cache.read(tuple([segment.decode() for segment in segments]))
         except Exception as error:  # noqa: BLE001 - Falcon responds to it
             scope[READ] = error
             return False

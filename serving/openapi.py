@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from serving import problems
 from serving.body import JSON, MERGE_PATCH
-from serving.resources import DEFAULT_PAGE
+from serving.resources import DEFAULT_PAGE, path_fields
 from serving.schema import column_schema, insert_schema, patch_schema, replace_schema, row_schema
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from falcon.asgi import Response
 
     from cachesync.postgres.catalog import Column
+    from cachesync.postgres.key import Key
     from cachesync.service.cache import EntityCache
     from serving.request import Request
     from serving.settings import Settings
@@ -129,7 +130,8 @@ def document(caches: list[EntityCache], settings: Settings) -> Part:
         schemas[f"{name}.replace"] = replace_schema(cache)
         schemas[f"{name}.patch"] = patch_schema(cache)
         paths[cache.entity.path] = _rows(cache, settings)
-        paths[f"{cache.entity.path}/{{key}}"] = _one_row(cache)
+        fields = "/".join(f"{{{field}}}" for field in path_fields(cache.key))
+        paths[f"{cache.entity.path}/{fields}"] = _one_row(cache)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -158,12 +160,7 @@ def _rows(cache: EntityCache, settings: Settings) -> Part:
     }
     limit = {"type": "integer", "minimum": 1, "maximum": settings.page_limit}
     parameters = [
-        {
-            "name": "after",
-            "in": "query",
-            "description": "Return the rows whose keys follow this one",
-            "schema": _key_schema(cache.key_column),
-        },
+        {"name": "after", "in": "query", **_after(cache.key)},
         {
             "name": "limit",
             "in": "query",
@@ -216,18 +213,19 @@ def _one_row(cache: EntityCache) -> Part:
         **_problems(400, 404, 503),
     }
     known = [_parameter("If-None-Match"), _parameter("X-Request-ID")]
-    only_replaces = (404,) if cache.key_column.generated else ()
+    only_replaces = (404,) if cache.key.generated else ()
     guarded = [_parameter("If-Match"), _parameter("X-Request-ID")]
     merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache))
     return {
         "parameters": [
             {
-                "name": "key",
+                "name": field,
                 "in": "path",
                 "required": True,
-                "description": f"The row's {cache.key_column.name}",
-                "schema": _key_schema(cache.key_column),
+                "description": f"The row's {column.name}",
+                "schema": _key_schema(column),
             }
+            for field, column in zip(path_fields(cache.key), cache.key.columns, strict=True)
         ],
         "get": {
             "operationId": f"read_{name}",
@@ -430,6 +428,17 @@ def _problem_schema() -> Part:
     }
 
 
+def _after(key: Key) -> Part:
+    """Return the description and the schema of the key that precedes a page."""
+    description = "Return the rows whose keys follow this one"
+    if len(key.columns) == 1:
+        return {"description": description, "schema": _key_schema(key.columns[0])}
+    return {
+        "description": f"{description}: {', '.join(key.names)}, separated by /; ~1 is a /, and ~0 is a ~",
+        "schema": {"type": "string"},
+    }
+
+
 def _key_schema(column: Column) -> Part:
     return {name: value for name, value in column_schema(column).items() if name != "readOnly"}
 
@@ -440,12 +449,12 @@ def _page_example(cache: EntityCache) -> Part:
 
 def _writable_example(cache: EntityCache) -> Part:
     """Return a row for a PUT, which has its key in the path."""
-    return _example(c for c in cache.columns if not c.generated and c is not cache.key_column)
+    return _example(c for c in cache.columns if not c.generated and c.name not in cache.key.names)
 
 
 def _insert_example(cache: EntityCache) -> Part:
-    key = cache.key_column
-    return _writable_example(cache) | ({} if key.generated or key.has_default else _example([key]))
+    needed = [column for column in cache.key.columns if not (column.generated or column.has_default)]
+    return _writable_example(cache) | _example(needed)
 
 
 def _example(columns: Iterable[Column]) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -17,14 +18,19 @@ from serving.problems import FieldError, Problem, field_problem
 from serving.request import segment_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from falcon.asgi import Response
 
+    from cachesync.postgres.key import Key
     from cachesync.service.cache import EntityCache, Written
     from cachesync.service.row_input import RowInput
     from serving.body import Bodies
     from serving.request import Request
 
 DEFAULT_PAGE: Final = 100
+# The names that Falcon's router accepts.
+_FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -69,7 +75,7 @@ class Rows:
         refuse(req, "If-Match", "If-None-Match")
         row = await self._bodies.to_insert(req)
         written = await self._cache.insert(row)
-        _answer(req, resp, written, self._path)
+        _answer(req, resp, written, self._cache)
 
     def _limit(self, text: str | None) -> int:
         if text is None:
@@ -83,7 +89,7 @@ class Rows:
 
 
 class OneRow:
-    """`/{path}/{key}`: reads and writes one row.
+    """`/{path}/{key}`: reads and writes one row. A key of several columns has a segment for each.
 
     Args:
         cache: the entity's cache.
@@ -94,9 +100,8 @@ class OneRow:
         self.entity = cache.entity.name
         self._cache = cache
         self._bodies = bodies
-        self._path = cache.entity.path
 
-    async def on_get(self, req: Request, resp: Response, key: str) -> None:
+    async def on_get(self, req: Request, resp: Response, /, **segments: str) -> None:
         """Read the row through the cache.
 
         A cached payload is sent as is, neither decoded nor encoded.
@@ -105,9 +110,9 @@ class OneRow:
         try:
             if isinstance(given, Exception):
                 raise given
-            read = given or await self._cache.read(self._text(key))
+            read = given or await self._cache.read(self._texts(segments))
         except InvalidValueError as error:
-            raise self._invalid_key(error.message) from None
+            raise self._invalid_key(error) from None
         req.outcome = read.outcome
         row = read.row
         if row is None:
@@ -122,10 +127,10 @@ class OneRow:
 
     on_head = on_get
 
-    async def on_put(self, req: Request, resp: Response, key: str) -> None:
+    async def on_put(self, req: Request, resp: Response, /, **segments: str) -> None:
         """Replace the row, or create it if it does not exist."""
-        key = self._key(key)
-        if self._cache.key_column.generated:
+        key = self._key(segments)
+        if self._cache.key.generated:
             refuse(req, "If-None-Match")
         create = creates_only(req)
         expected = expected_versions(req)
@@ -134,20 +139,20 @@ class OneRow:
             written = await self._create(row)
         else:
             written = await self._replace(key, row, expected)
-        _answer(req, resp, written, self._path, key)
+        _answer(req, resp, written, self._cache, key)
 
-    async def on_patch(self, req: Request, resp: Response, key: str) -> None:
+    async def on_patch(self, req: Request, resp: Response, /, **segments: str) -> None:
         """Apply a JSON merge patch to the row."""
-        key = self._key(key)
+        key = self._key(segments)
         refuse(req, "If-None-Match")
         expected = expected_versions(req)
         row = await self._bodies.to_merge(req, key)
         written = await self._cache.merge(key, row, expected)
-        _answer(req, resp, written, self._path, key)
+        _answer(req, resp, written, self._cache, key)
 
-    async def on_delete(self, req: Request, resp: Response, key: str) -> None:
+    async def on_delete(self, req: Request, resp: Response, /, **segments: str) -> None:
         """Delete the row."""
-        key = self._key(key)
+        key = self._key(segments)
         refuse(req, "If-None-Match")
         written = await self._cache.delete(key, expected_versions(req))
         _report_bypass(req, written)
@@ -157,12 +162,12 @@ class OneRow:
         try:
             return await self._cache.insert(row)
         except DuplicateRowError as error:
-            if error.columns == (self._cache.key_column.name,):
+            if error.columns == self._cache.key.names:
                 raise Problem(problems.PRECONDITION_FAILED, "a row with this key already exists") from None
             raise
 
     async def _replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
-        if expected is not None or not self._cache.key_column.generated:
+        if expected is not None or not self._cache.key.generated:
             return await self._cache.replace(key, row, expected)
         try:
             # The database generates the keys, so a new row would get a different one.
@@ -173,31 +178,45 @@ class OneRow:
     def _not_found(self) -> Problem:
         return Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
 
-    def _text(self, segment: str) -> str:
-        try:
-            return segment_text(segment)
-        except UnicodeEncodeError:
-            message = "is not valid UTF-8"
-            raise self._invalid_key(message) from None
+    def _texts(self, segments: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the text of each column of the key in a path."""
+        texts = []
+        for name, column in zip(path_fields(self._cache.key), self._cache.key.names, strict=True):
+            try:
+                texts.append(segment_text(segments[name]))
+            except UnicodeEncodeError:
+                raise self._invalid_key(InvalidValueError(column, "is not valid UTF-8")) from None
+        return tuple(texts)
 
-    def _key(self, segment: str) -> str:
+    def _key(self, segments: Mapping[str, str]) -> str:
         try:
-            return self._cache.key_column.canonical_key(self._text(segment))
+            return self._cache.key.canonical(self._texts(segments))
         except InvalidValueError as error:
-            raise self._invalid_key(error.message) from None
+            raise self._invalid_key(error) from None
 
-    def _invalid_key(self, message: str) -> Problem:
-        return field_problem(problems.INVALID_KEY, FieldError(self._cache.key_column.name, message))
+    def _invalid_key(self, error: InvalidValueError) -> Problem:
+        return field_problem(problems.INVALID_KEY, FieldError(error.column or "key", error.message))
 
 
-def _answer(req: Request, resp: Response, written: Written, path: str, key: str | None = None) -> None:
+def path_fields(key: Key) -> list[str]:
+    """Return the names of the fields in the path of a row, one for each column of its key."""
+    if len(key.columns) == 1:
+        return ["key"]
+    if all(_FIELD.fullmatch(name) and not iskeyword(name) for name in key.names):
+        return list(key.names)
+    return [f"key_{number}" for number in range(1, len(key.columns) + 1)]
+
+
+def _answer(
+    req: Request, resp: Response, written: Written, cache: EntityCache, key: str | None = None
+) -> None:
     """Respond to a write other than a delete.
 
     Args:
         req: the request.
         resp: the response.
         written: the write.
-        path: the path of the entity.
+        cache: the entity's cache.
         key: the key in the path of the request, if there is one.
     """
     row = written.row
@@ -206,7 +225,7 @@ def _answer(req: Request, resp: Response, written: Written, path: str, key: str 
     _report_bypass(req, written)
     resp.set_header("ETag", etag(row.version))
     resp.data = row.payload
-    own_path = f"{path}/{quote(row.key, safe='')}"
+    own_path = "/".join([cache.entity.path, *(quote(part, safe="") for part in cache.key.parts(row.key))])
     if written.created:
         resp.status = 201
         resp.set_header("Location", own_path)

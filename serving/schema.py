@@ -60,7 +60,7 @@ def insert_schema(cache: EntityCache) -> Schema:
 
 def replace_schema(cache: EntityCache) -> Schema:
     """Return the schema of a row that replaces another. The key can be omitted, as it is in the path."""
-    others = (column for column in cache.columns if column.name != cache.key_column.name)
+    others = (column for column in cache.columns if column.name not in cache.key.names)
     return _write_schema(cache.columns, required=_required(others))
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.errors import InstallError
 from cachesync.mistakes import did_you_mean
-from cachesync.postgres.catalog import KEY_TYPES, VERSION_COLUMN, describe_relation
+from cachesync.postgres.canonical import KEY_TYPES, refusal
+from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
 from cachesync.postgres.requirements import unmet_requirement
 from cachesync.postgres.statements import statement
 
@@ -83,7 +84,7 @@ def _row_security_problem(entity: Entity, properties: Properties) -> str | None:
 
 def _column_problem(entity: Entity, relation: Relation) -> str | None:
     names = [column.name for column in relation.columns]
-    missing = [name for name in (entity.key, *(entity.columns or ())) if name not in names]
+    missing = [name for name in dict.fromkeys((*entity.key, *(entity.columns or ()))) if name not in names]
     if missing:
         nearest = "".join(did_you_mean(name, names) for name in missing)
         return f"it has no column {', '.join(map(repr, missing))}{nearest}; its columns: {', '.join(names)}"
@@ -100,11 +101,17 @@ def _column_problem(entity: Entity, relation: Relation) -> str | None:
                 "of a type, which would run in the sessions of all writers with the privileges of the owner; "
                 "drop the cast, or declare columns without it"
             )
-    column = next(column for column in relation.columns if column.name == entity.key)
-    if column.base_type not in KEY_TYPES:
-        return f"its key has the type {column.declared_type}; supported types: {', '.join(sorted(KEY_TYPES))}"
-    if not column.deterministic:
-        return "its key has a nondeterministic collation, so different texts can be the same key"
+    for column in relation.columns:
+        if column.name in entity.key and not column.can_be_key:
+            return (
+                f"its key column {column.name!r} has the type {column.declared_type}, {refusal(column)}; "
+                f"supported types: {', '.join(sorted(KEY_TYPES))}, and enums"
+            )
+        if column.name in entity.key and not column.deterministic:
+            return (
+                f"its key column {column.name!r} has a nondeterministic collation, so different texts can be "
+                "the same key"
+            )
     return None
 
 
@@ -152,9 +159,10 @@ def refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[st
         for entity in entities.values():
             same_name = entity.name == record["name"]
             same_table = entity.schema_and_table == table
-            if same_name != same_table or (same_name and entity.key != record["key_column"]):
+            key = tuple(record["key_columns"])
+            if same_name != same_table or (same_name and entity.key != key):
                 message = (
                     f"entity {entity.name!r}: {record['name']!r} is installed on {'.'.join(table)} with key "
-                    f"{record['key_column']!r}; run `cachesync uninstall {record['name']}` first"
+                    f"{', '.join(map(repr, key))}; run `cachesync uninstall {record['name']}` first"
                 )
                 raise InstallError(message)

@@ -20,12 +20,13 @@ from cachesync.install.checks import (
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation
 from cachesync.postgres.connect import SEARCH_PATH, translate_postgres_errors
+from cachesync.postgres.key import Key
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
 from cachesync.postgres.registry import Registration, fingerprint, read_registry
 from cachesync.postgres.statements import identifier, literal, statement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 
     from cachesync.entity import Entity
 
@@ -222,7 +223,7 @@ async def _install_entity(
     start_over: bool,
 ) -> None:
     columns = relation.served(entity)
-    key = next(column for column in columns if column.name == entity.key)
+    key = Key.of(entity, columns)
     names = [column.name for column in columns]
     session_text = any(column.session_text for column in columns)
     schema, table = entity.schema_and_table
@@ -236,27 +237,35 @@ async def _install_entity(
     installation = await connection.fetchval(statement("install/installation"), entity.name, changed)
     installed_fingerprint = fingerprint(entity.name, shape, installation)
     qualified = identifier(schema, table)
-    row = {
-        "table": qualified,
-        "table_name": literal(qualified),
-        "key": identifier(key.name),
-        # The base type, which has a schema whatever the search_path is.
-        "key_type": f"pg_catalog.{key.base_type}",
-    }
-    privileges = f"SELECT ({row['key']}, row_version) and UPDATE (row_version) on {qualified}"
+    readable = ", ".join([*map(identifier, key.names), VERSION_COLUMN])
+    privileges = f"SELECT ({readable}) and UPDATE ({VERSION_COLUMN}) on {qualified}"
     script = statement(
         "install/entity",
-        **row,
+        table=qualified,
+        table_name=literal(qualified),
         entity=literal(entity.name),
-        key_name=literal(key.name),
+        key_names=_array(key.names),
+        key_changes=key.differs("NEW", "OLD"),
+        key_is_unknown=key.is_unknown("NEW"),
+        key_before=key.text("OLD"),
+        key_of_new=key.text("n"),
+        key_of_old=key.text("o"),
+        has_key_of_old=key.same("t", "o"),
+        has_key_of_line=key.matches("t", "l.key"),
+        shown_key=key.view_columns("t"),
         overtaken=literal(f"cachesync.{entity.name}_overtaken"),
-        draw_again=statement("install/draw_again", **row),
+        draw_again=statement(
+            "install/draw_again",
+            table=qualified,
+            table_name=literal(qualified),
+            has_key_of_list=key.matches("t", "u.key"),
+        ),
         hint=literal(f"Grant the role {privileges}."),
         fingerprint=literal(installed_fingerprint),
         payload=payload_expression("t", names, session_text=session_text),
         log_new_rows=statement(
             "install/log_new_rows",
-            key=row["key"],
+            key_of_new=key.text("n"),
             entity=literal(entity.name),
             fingerprint=literal(installed_fingerprint),
             json_schema="cachesync" if session_text else "pg_catalog",
@@ -277,8 +286,8 @@ async def _install_entity(
         entity=literal(entity.name),
         schema_name=literal(schema),
         table_name=literal(table),
-        key_name=literal(entity.key),
-        column_names=f"ARRAY[{', '.join(map(literal, names))}]",
+        key_names=_array(key.names),
+        column_names=_array(names),
         fingerprint=literal(installed_fingerprint),
         definition=literal(definition),
         installation=str(installation),
@@ -287,6 +296,10 @@ async def _install_entity(
     if damaged:
         script += statement("install/start_over", entity=literal(entity.name))
     await _execute(connection, script, identifier(schema, table), lock_attempts)
+
+
+def _array(texts: Iterable[str]) -> str:
+    return f"ARRAY[{', '.join(map(literal, texts))}]"
 
 
 async def _bypass_row_security(connection: asyncpg.Connection, entity: Entity, lock_attempts: int) -> None:
@@ -300,7 +313,7 @@ async def _bypass_row_security(connection: asyncpg.Connection, entity: Entity, l
 
 
 async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> None:
-    """Grant the services their privileges.
+    """Grant the services and the background work their privileges.
 
     The owner of the table cannot grant all of them if others own schemas or sequences that it uses.
     """
@@ -314,13 +327,15 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
         )
     )
-    for used in await _missing_privileges(connection, entity):
-        await connection.execute(f"GRANT USAGE ON {used} TO cachesync_service")
+    for used, role in await _missing_privileges(connection, entity):
+        await connection.execute(f"GRANT USAGE ON {used} TO {role}")
     missing = await _missing_privileges(connection, entity)
     if missing:
+        role = missing[0][1]
+        objects = ", ".join(used for used, lacking in missing if lacking == role)
         message = (
-            f"entity {entity.name!r}: cannot grant USAGE on {', '.join(missing)} to the role "
-            "cachesync_service; have the owner run GRANT USAGE ON ... TO cachesync_service"
+            f"entity {entity.name!r}: cannot grant USAGE on {objects} to the role {role}; have the owner run "
+            f"GRANT USAGE ON ... TO {role}"
         )
         raise InstallError(message)
 
@@ -346,9 +361,10 @@ async def _revoke_temporary(connection: asyncpg.Connection) -> None:
         raise InstallError(message)
 
 
-async def _missing_privileges(connection: asyncpg.Connection, entity: Entity) -> list[str]:
+async def _missing_privileges(connection: asyncpg.Connection, entity: Entity) -> list[tuple[str, str]]:
+    """Return the objects on which roles still need USAGE, each with the role."""
     uses = await connection.fetch(statement("install/uses"), *entity.schema_and_table)
-    return [record["object"] for record in uses if not record["granted"]]
+    return [(record["object"], record["role"]) for record in uses if not record["granted"]]
 
 
 async def _uninstall_entity(
@@ -356,7 +372,7 @@ async def _uninstall_entity(
 ) -> None:
     uses = {
         other: {
-            use["object"]
+            (use["object"], use["role"])
             for use in await connection.fetch(
                 statement("install/uses"), record["schema_name"], record["table_name"]
             )
@@ -368,8 +384,8 @@ async def _uninstall_entity(
         table = identifier(record["schema_name"], record["table_name"])
         no_longer_used = uses.pop(name).difference(*uses.values())
         script = statement("install/drop_entity", table=table, view=identifier("cachesync", name))
-        for used in sorted(no_longer_used):
-            script += f"REVOKE USAGE ON {used} FROM cachesync_service;"
+        for used, role in sorted(no_longer_used):
+            script += f"REVOKE USAGE ON {used} FROM {role};"
         await _execute(connection, script, table, lock_attempts)
     await connection.execute(statement("install/drop_functions", **_functions(name)))
     # After the triggers are gone, so that nobody waits for these deletes, which can take a while.

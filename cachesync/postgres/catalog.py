@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cachesync.errors import InvalidValueError
-from cachesync.postgres.statements import statement
+from cachesync.postgres.canonical import INTEGER_RANGES, KEY_TYPES, canonical_text
+from cachesync.postgres.statements import identifier, statement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,23 +17,10 @@ if TYPE_CHECKING:
 
 VERSION_COLUMN: Final = "row_version"
 
-_INTEGER_RANGES: Final = {
-    name: (-(1 << bits - 1), (1 << bits - 1) - 1) for name, bits in (("int2", 16), ("int4", 32), ("int8", 64))
-}
-_TEXTS: Final = frozenset({"text", "varchar"})
-# Types whose values have one canonical text, whatever the client's spelling; see `Column.canonical_key`.
-KEY_TYPES: Final = frozenset({*_INTEGER_RANGES, *_TEXTS, "uuid"})
 # Types whose values have the same text in every session; that of others may depend on `PAYLOAD_SETTINGS`.
-_PLAIN: Final = frozenset({*KEY_TYPES, "bool", "bpchar", "numeric", "json", "jsonb"})
-_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,18}")
-
-
-def is_storable(text: str) -> bool:
-    """Return whether PostgreSQL can store a text: it has no NUL, and no unpaired surrogate."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False
+_PLAIN: Final = frozenset(
+    {*INTEGER_RANGES, "text", "varchar", "uuid", "bool", "bpchar", "numeric", "json", "jsonb"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +31,7 @@ class Column:
         name: the name of the column.
         declared_type: the type as declared, such as `numeric(8,2)` or the name of a domain.
         base_type: PostgreSQL's internal name of the type, with domains resolved, such as `int8` or `_text`.
+        type_schema: the schema of that type.
         category: the category letter of the type in `pg_type`, such as `A` for arrays.
         nullable: whether the column accepts null.
         has_default: whether an insert can omit the column even if it does not accept null.
@@ -58,11 +45,13 @@ class Column:
             cannot determine for a service, such as on its search_path.
         own_cast: the name of a function that is not written in C and that PostgreSQL calls to convert a
             value, or a part of it, to JSON; None if there is none.
+        cast_enum: whether the type is an enum with casts of its own, which could run code of its owner.
     """
 
     name: str
     declared_type: str
     base_type: str
+    type_schema: str
     category: str
     nullable: bool
     has_default: bool
@@ -74,6 +63,7 @@ class Column:
     deterministic: bool
     session_text: bool
     own_cast: str | None
+    cast_enum: bool
 
     @property
     def settings_text(self) -> bool:
@@ -83,13 +73,25 @@ class Column:
     @property
     def integer_range(self) -> tuple[int, int] | None:
         """The minimum and maximum of an integer type; None for other types."""
-        return _INTEGER_RANGES.get(self.base_type)
+        return INTEGER_RANGES.get(self.base_type)
+
+    @property
+    def sql_type(self) -> str:
+        """The base type in SQL: not a domain, nor a type with a length, and whatever the search_path is."""
+        return identifier(self.type_schema, self.base_type)
+
+    @property
+    def can_be_key(self) -> bool:
+        """Whether the values of the column have a canonical text."""
+        if self.labels is not None:
+            return not self.cast_enum
+        return self.type_schema == "pg_catalog" and self.base_type in KEY_TYPES
 
     def canonical_key(self, text: object) -> str:
-        """Return the canonical form of a key, which names the slot and the messages of the row.
+        """Return the canonical form of a value of a key column.
 
         Args:
-            text: the key as text; for a `uuid`, in any spelling that Python accepts.
+            text: the value as text, in one of its spellings.
 
         Raises:
             InvalidValueError: the text is not a valid key of this column's type.
@@ -97,18 +99,9 @@ class Column:
         if not isinstance(text, str):
             message = f"a key is text, not {type(text).__name__}"
             raise InvalidValueError(self.name, message)
-        bounds = _INTEGER_RANGES.get(self.base_type)
-        if bounds is not None:
-            low, high = bounds
-            if _INTEGER.fullmatch(text) and low <= int(text) <= high:
-                return text
-        elif self.base_type == "uuid":
-            try:
-                return str(uuid.UUID(text))
-            except ValueError:
-                pass
-        elif is_storable(text) and (self.max_length is None or len(text) <= self.max_length):
-            return text
+        canonical = canonical_text(self, text)
+        if canonical is not None:
+            return canonical
         message = f"{text[:80]!r} is not a valid value of type {self.declared_type}"
         raise InvalidValueError(self.name, message)
 

@@ -42,7 +42,7 @@ class Registration:
     Attributes:
         name: the entity.
         schema_and_table: its table.
-        key: its key column.
+        key: its key columns.
         columns: its served columns.
         fingerprint: the schema fingerprint of its payloads.
         definition: a digest of the installed objects' definitions.
@@ -55,7 +55,7 @@ class Registration:
 
     name: str
     schema_and_table: tuple[str, str]
-    key: str
+    key: tuple[str, ...]
     columns: tuple[str, ...]
     fingerprint: str
     definition: str
@@ -140,7 +140,7 @@ def _registration(record: asyncpg.Record, tables: Mapping[tuple[str, str], Prope
     return Registration(
         name=record["name"],
         schema_and_table=table,
-        key=record["key_column"],
+        key=tuple(record["key_columns"]),
         columns=tuple(record["columns"]),
         fingerprint=record["fingerprint"],
         definition=record["definition"],
@@ -166,7 +166,7 @@ def _findings(record: asyncpg.Record, properties: Properties | None) -> Iterator
         yield _moved(record["name"], table, record["current_name"], exists=record["named"] is not None)
         return
     if properties is not None:
-        problem = unmet_requirement(table, record["key_column"], properties)
+        problem = unmet_requirement(table, record["key_columns"], properties)
         if problem is not None:
             yield f"table {table}: {problem}"
     shapes = list(_shape_findings(json.loads(record["registered_shape"]), json.loads(record["shape"])))

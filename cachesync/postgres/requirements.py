@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cachesync.postgres.catalog import Properties
 
 _KINDS: Final = {
@@ -15,12 +17,12 @@ _KINDS: Final = {
 }
 
 
-def unmet_requirement(table: str, key: str, properties: Properties) -> str | None:
+def unmet_requirement(table: str, key: Sequence[str], properties: Properties) -> str | None:
     """Return why the changes of a table's rows would be missed, and the remedy; None if they would not.
 
     Args:
         table: the table as declared.
-        key: the key column of the entity.
+        key: the key columns of the entity.
         properties: the table as the catalog describes it.
     """
     if properties.kind != "r":
@@ -53,12 +55,16 @@ def _trigger_problem(properties: Properties) -> str | None:
     return None
 
 
-def _key_problem(table: str, key: str, properties: Properties) -> str | None:
+def _key_problem(table: str, key: Sequence[str], properties: Properties) -> str | None:
+    declared = ", ".join(key)
     if not properties.key_columns:
-        return f"it has no primary key; run ALTER TABLE {table} ADD PRIMARY KEY ({key})"
-    if properties.key_columns != (key,):
+        return f"it has no primary key; run ALTER TABLE {table} ADD PRIMARY KEY ({declared})"
+    if properties.key_columns != tuple(key):
         columns = ", ".join(properties.key_columns)
-        return f"its primary key is ({columns}); it must be the declared key, the single column {key!r}"
+        return (
+            f"its primary key is ({columns}); it must be the declared key ({declared}), with its columns in "
+            "the same order"
+        )
     if properties.key_deferrable:
         return (
             "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 from cachesync.change import Row
 from cachesync.errors import InvalidValueError, NotInstalledError
 from cachesync.postgres.catalog import describe_relation
+from cachesync.postgres.key import Key
 from cachesync.postgres.statements import identifier, statement
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.postgres.catalog import Column
 
 
 class Rows:
@@ -24,21 +24,19 @@ class Rows:
     Args:
         connection: a connection with the role `cachesync_worker`.
         entity: the entity.
-        key: the key column of the entity.
+        key: the key of the entity.
     """
 
-    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Column) -> None:
+    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Key) -> None:
         self._connection = connection
         self._entity = entity.name
         self._key = key
-        self._fragments = {
-            "view": identifier("cachesync", entity.name),
-            "key_type": f"pg_catalog.{key.base_type}",
-        }
+        self._view = identifier("cachesync", entity.name)
+        self._read = statement("postgres/rows", view=self._view, has_key=key.in_view().matches("v", "u.key"))
 
     @classmethod
     async def open(cls, connection: asyncpg.Connection, entity: Entity) -> Self:
-        """Look up the key column and return the reader.
+        """Look up the key columns and return the reader.
 
         Args:
             connection: a connection with the role `cachesync_worker`.
@@ -52,14 +50,12 @@ class Rows:
         if relation is None or await connection.fetchval("SELECT to_regclass($1)", view) is None:
             message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
             raise NotInstalledError(message)
-        return cls(connection, entity, next(one for one in relation.columns if one.name == entity.key))
+        return cls(connection, entity, Key.of(entity, relation.columns))
 
     async def read(self, keys: Iterable[str]) -> dict[str, Row]:
         """Return the rows that exist, by key; keys that no row can have are skipped."""
         possible = [key for key in keys if self.impossible(key) is None]
-        records = await self._connection.fetch(
-            statement("postgres/rows", **self._fragments), possible, self._entity
-        )
+        records = await self._connection.fetch(self._read, possible, self._entity)
         return {
             record["key"]: Row(
                 record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
@@ -70,9 +66,10 @@ class Rows:
     def impossible(self, key: str) -> str | None:
         """Return why no row can have this key in this form; None if a row can."""
         try:
-            if self._key.canonical_key(key) == key:
+            canonical = self._key.canonical(key)
+            if canonical == key:
                 return None
-            reason = f"its canonical form is {self._key.canonical_key(key)!r}"
+            reason = f"its canonical form is {canonical!r}"
         except InvalidValueError as error:
             reason = error.message
         return f"no row can have the key {key!r}: {reason}"

@@ -14,6 +14,8 @@ from cachesync.postgres.statements import statement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cachesync.entity import Entity
+    from cachesync.postgres.key import Key
     from cachesync.reconcile.source import Values
 
 # Forces the good plan, even if statistics are outdated: the key's index, and a hash join of slots and rows.
@@ -40,7 +42,25 @@ async def connect_for_rows(dsn: str | None) -> asyncpg.Connection:
 
 
 class ComparedRows(Rows):
-    """Compares slots with the rows of one entity. Requires a connection made by `connect_for_rows`."""
+    """Compares slots with the rows of one entity. Requires a connection made by `connect_for_rows`.
+
+    Args:
+        connection: the connection.
+        entity: the entity.
+        key: the key of the entity.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Key) -> None:
+        super().__init__(connection, entity, key)
+        shown = key.in_view()
+        if len(shown.columns) == 1:
+            key_type = shown.columns[0].sql_type
+            rows = statement("reconcile/rows_by_keys", view=self._view, key_type=key_type)
+        else:
+            # An index of several columns finds one key at a time.
+            key_type = "text"
+            rows = statement("reconcile/row_by_key", view=self._view, has_key=shown.matches("t", "s.key"))
+        self._fragments = {"rows": rows.strip(), "key_type": key_type}
 
     async def fingerprint(self) -> bytes:
         """Return the entity's schema fingerprint.

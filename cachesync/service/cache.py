@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 from cachesync import metrics
 from cachesync.change import Change, Operation, Row
@@ -136,6 +136,9 @@ _MISMATCH: Final = "the row does not have the expected version"
 # A client can cause invalid values as often as it likes, and each makes the service look at the catalog.
 _LOOK_SECONDS: Final = 1.0
 
+GivenKey: TypeAlias = str | tuple[str, ...]
+"""A key as a caller gives it: its text, or the text of each of its columns."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -175,7 +178,8 @@ def _report_unexpected(task: asyncio.Task[Written]) -> None:
 class EntityCache:
     """Reads and writes the rows of one entity through the cache of this service.
 
-    Keys can have any spelling that `Column.canonical_key` accepts.
+    Keys are given as text, or, if they have several columns, as a tuple with the text of each. They can have
+    any spelling that `Key.canonical` accepts.
 
     Writes can have a precondition, `expected`: None means no precondition; an empty set means that the row
     must exist; any other set means that the row must have one of the given versions.
@@ -183,7 +187,7 @@ class EntityCache:
     Attributes:
         entity: the entity.
         columns: the served columns.
-        key_column: the key column.
+        key: the key.
         writes: the writes in progress.
         problem: why changes of the entity may not be captured, and what to run; None if they are. While it is
             set, reads go past the cache, and writes are refused.
@@ -219,7 +223,7 @@ class EntityCache:
         """Use another description of the table from now on."""
         self._table = table
         self.columns = table.columns
-        self.key_column = table.key_column
+        self.key = table.key
 
     async def reload(self, connection: Connection, registration: Registration) -> None:
         """Read the description of the table again; see `Table.reopened`."""
@@ -229,7 +233,7 @@ class EntityCache:
         """Return whether the description of the table is still the registered one."""
         return self._table.registration == registration
 
-    async def read(self, key: str) -> Read:
+    async def read(self, key: GivenKey) -> Read:
         """Read a row.
 
         Args:
@@ -239,23 +243,23 @@ class EntityCache:
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the row is not cached, and the database did not respond.
         """
-        key = self.key_column.canonical_key(key)
-        name = self._name(key)
+        text = self.key.canonical(key)
+        name = self._name(text)
         if self.problem is not None:
-            return Read(Outcome.BYPASS, await self._from_database(key))
+            return Read(Outcome.BYPASS, await self._from_database(text))
         try:
-            answer = self._served(await self._slots.get(name), key)
+            answer = self._served(await self._slots.get(name), text)
             if answer is None:
-                answer = await self._load(name, key)
+                answer = await self._load(name, text)
         except CacheUnavailableError:
             answer = None
         if answer is None:
-            row = await self._from_database(key)
+            row = await self._from_database(text)
             self._advance([(name, row)])
             answer = Read(Outcome.BYPASS, row)
         return answer
 
-    async def page(self, after: str | None, limit: int) -> Page:
+    async def page(self, after: GivenKey | None, limit: int) -> Page:
         """Read a page of rows in key order from the database.
 
         A page of large rows ends early, at `ServiceSettings.page_bytes`.
@@ -272,9 +276,8 @@ class EntityCache:
         if not _is_integer(limit) or not 0 < limit <= _MAX_PAGE:
             message = f"the limit of a page must be from 1 to {_MAX_PAGE}"
             raise SettingsError(message)
-        if after is not None:
-            after = self.key_column.canonical_key(after)
-        page = await self._following_schema(lambda: self._table.page(after, limit, self._page_bytes))
+        start = None if after is None else self.key.canonical(after)
+        page = await self._following_schema(lambda: self._table.page(start, limit, self._page_bytes))
         self._advance([(self._name(row.key), row) for row in page])
         return page
 
@@ -298,7 +301,7 @@ class EntityCache:
             return await self._complete(lease, await self._insert(row), created=True)
 
     @_uninterrupted
-    async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
+    async def replace(self, key: GivenKey, row: RowInput, expected: frozenset[int] | None) -> Written:
         """Replace a row, or insert it if it does not exist and there is no precondition.
 
         Args:
@@ -314,11 +317,11 @@ class EntityCache:
             InvalidValueError: a value is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
-        key = self._key_for(key, row)
-        async with self._leased(key) as lease:
+        text = self._key_for(key, row)
+        async with self._leased(text) as lease:
             for attempt in range(1, _REPLACE_ATTEMPTS + 1):
                 replaced = await self._following_schema(
-                    lambda: self._table.replace(key, row, _versions(expected))
+                    lambda: self._table.replace(text, row, _versions(expected))
                 )
                 if replaced is not None:
                     return await self._complete(lease, replaced, created=False)
@@ -327,14 +330,14 @@ class EntityCache:
                 try:
                     inserted = await self._insert(row)
                 except DuplicateRowError as error:
-                    if error.columns != (self.entity.key,) or attempt == _REPLACE_ATTEMPTS:
+                    if error.columns != self.entity.key or attempt == _REPLACE_ATTEMPTS:
                         raise
                 else:
                     return await self._complete(lease, inserted, created=True)
             raise AssertionError
 
     @_uninterrupted
-    async def merge(self, key: str, patch: RowInput, expected: frozenset[int] | None) -> Written:
+    async def merge(self, key: GivenKey, patch: RowInput, expected: frozenset[int] | None) -> Written:
         """Apply a JSON merge patch (RFC 7396) to a row.
 
         Args:
@@ -350,15 +353,15 @@ class EntityCache:
             InvalidValueError: a value is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
-        key = self._key_for(key, patch)
-        async with self._leased(key) as lease:
-            merged = await self._following_schema(lambda: self._table.merge(key, patch, _versions(expected)))
+        text = self._key_for(key, patch)
+        async with self._leased(text) as lease:
+            merged = await self._following_schema(lambda: self._table.merge(text, patch, _versions(expected)))
             if merged is None:
-                await self._raise_refusal(key, expected)
+                await self._raise_refusal(text, expected)
             return await self._complete(lease, merged, created=False)
 
     @_uninterrupted
-    async def delete(self, key: str, expected: frozenset[int] | None) -> Written:
+    async def delete(self, key: GivenKey, expected: frozenset[int] | None) -> Written:
         """Delete a row.
 
         Args:
@@ -372,11 +375,11 @@ class EntityCache:
             InvalidValueError: the key is not valid for its column.
             DatabaseUnavailableError: the database did not respond.
         """
-        key = self.key_column.canonical_key(key)
-        async with self._leased(key) as lease:
-            deleted = await self._following_schema(lambda: self._table.delete(key, _versions(expected)))
+        text = self.key.canonical(key)
+        async with self._leased(text) as lease:
+            deleted = await self._following_schema(lambda: self._table.delete(text, _versions(expected)))
             if deleted is None:
-                await self._raise_refusal(key, expected)
+                await self._raise_refusal(text, expected)
             return await self._complete(lease, deleted, created=False)
 
     async def close(self) -> None:
@@ -621,28 +624,31 @@ class EntityCache:
             changed_at=datetime.now(UTC),
         )
 
-    def _given_key(self, row: object) -> str | None:
-        """Return the text of the key in a row; None if it is not given."""
+    def _given_key(self, row: object) -> list[str | None]:
+        """Return the texts of the key columns in a row; None for those that are not given."""
         if not isinstance(row, RowInput):
             message = f"a row is a RowInput, not {type(row).__name__}; use RowInput.from_mapping or from_json"
             raise InvalidValueError(None, message)
-        return row.key_text(self.entity.key)
+        return [row.key_text(name) for name in self.key.names]
 
-    def _key_for(self, key: str, row: RowInput) -> str:
-        """Return the canonical form of a key, which must be that of the row if the row has one."""
-        key = self.key_column.canonical_key(key)
-        text = self._given_key(row)
-        if text is not None and self.key_column.canonical_key(text) != key:
-            raise InvalidValueError(self.entity.key, f"must be {key!r}, the key of the row, or omitted")
-        return key
+    def _key_for(self, key: GivenKey, row: RowInput) -> str:
+        """Return the canonical form of a key, which must be that of the row as far as the row has one."""
+        text = self.key.canonical(key)
+        for column, part, given in zip(
+            self.key.columns, self.key.parts(text), self._given_key(row), strict=True
+        ):
+            if given is not None and column.canonical_key(given) != part:
+                message = f"must be {part!r}, as in the key of the row, or omitted"
+                raise InvalidValueError(column.name, message)
+        return text
 
     def _key_of(self, row: RowInput) -> str | None:
         """Return the canonical key of a row; None if it is not given or if PostgreSQL will reject it."""
-        text = self._given_key(row)
-        if text is None:
+        texts = self._given_key(row)
+        if None in texts:
             return None
         try:
-            return self.key_column.canonical_key(text)
+            return self.key.canonical(texts)
         except InvalidValueError:
             return None
 

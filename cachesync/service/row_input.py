@@ -77,11 +77,17 @@ class RowInput:
         return _encode_row({column: self.values[column]})
 
     def key_text(self, column: str) -> str | None:
-        """Return the value of the key column as PostgreSQL's text; None if it is not given."""
+        """Return the value of a key column as PostgreSQL's text; None if it is not given."""
         if column not in self.values:
             return None
-        value = self.values[column]
-        return str(value) if isinstance(value, str | UUID) else _encode(value)
+        return text_of(self.values[column])
+
+
+def text_of(value: object) -> str:
+    """Return a value of a key column as PostgreSQL's text."""
+    if isinstance(value, str | UUID):
+        return str(value)
+    return value.isoformat() if isinstance(value, date | time) else _encode(value)
 
 
 def _require_type(value: object, expected: type | UnionType, rule: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
 from cachesync.errors import SettingsError
 from cachesync.kafka.settings import KafkaSettings
-from cachesync.postgres.catalog import is_storable
+from cachesync.postgres.canonical import is_storable
 from cachesync.slots.clients import check_url
 
 Milliseconds = Annotated[int, Field(gt=0, le=60_000)]

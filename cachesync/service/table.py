@@ -23,6 +23,7 @@ from cachesync.errors import (
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
 from cachesync.postgres.change_log import change_of
 from cachesync.postgres.connect import is_unavailable
+from cachesync.postgres.key import Key
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import identifier, literal, statement
@@ -120,7 +121,7 @@ class Table:
     Attributes:
         entity: the entity.
         columns: the served columns.
-        key_column: the key column.
+        key: the key.
         registration: the entity as it was registered when the table was opened.
         fingerprint: the schema fingerprint of the payloads that are read.
     """
@@ -141,14 +142,15 @@ class Table:
         self._row_limit = row_limit
         self._columns = {column.name: column for column in columns}
         self.columns = columns
-        self.key_column = self._columns[entity.key]
+        self.key = Key.of(entity, columns)
         self.registration = registration
         self.fingerprint = registration.fingerprint.encode()
         self._fragments = {
             "table": identifier(*entity.schema_and_table),
-            "key": identifier(entity.key),
-            # Not a domain, nor a type with a length: what they exclude is the key of no row, not an error.
-            "key_type": f"pg_catalog.{self.key_column.base_type}",
+            "key_text": self.key.text("t"),
+            "key_columns": self.key.listed("t"),
+            "has_key": self.key.matches("t", "$1::text"),
+            "old_has_key": self.key.matches("o", "$1::text"),
             "payload": payload_expression(
                 "t",
                 [column.name for column in columns],
@@ -156,9 +158,10 @@ class Table:
             ),
         }
         self._read = statement("service/read", **self._fragments)
-        follows = f"t.{self._fragments['key']} > $1::text::{self._fragments['key_type']}"
         self._first_page = statement("service/following", follows="$1::text IS NULL", **self._fragments)
-        self._page = statement("service/following", follows=follows, **self._fragments)
+        self._page = statement(
+            "service/following", follows=self.key.follows("t", "$1::text"), **self._fragments
+        )
         self._delete = statement("service/delete", spreads=self._spreads("delete"), **self._fragments)
         # One entry per set of columns that clients send, which bounds their number.
         self._writes: dict[tuple[str, ...], str] = {}
@@ -257,7 +260,7 @@ class Table:
             try:
                 records = await connection.fetch(statement("service/page"), query, after, limit, size)
             except asyncpg.DataError as error:
-                raise InvalidValueError(self.key_column.name, _text_of(error)) from error
+                raise InvalidValueError(None, _text_of(error)) from error
         more = bool(records) and records[-1]["payload"] is None
         rows = records[:-1] if more else records
         return Page((self._row(record["key"], record) for record in rows), more=more)
@@ -444,7 +447,7 @@ class Table:
             self._writes[cached] = statement(
                 "service/update",
                 assignments=assignments,
-                definitions=_definitions(given or [self.key_column], merged=kind == "merge"),
+                definitions=_definitions(given or self.key.columns, merged=kind == "merge"),
                 spreads=self._spreads("update", defaults=kind == "replace"),
                 row_limit=str(self._row_limit),
                 **self._fragments,
@@ -461,7 +464,7 @@ class Table:
         names = {column.name for column in given}
         for column in self.columns if kind == "replace" else given:
             name = identifier(column.name)
-            if column.generated or column is self.key_column:
+            if column.generated or column in self.key.columns:
                 continue
             if column.name not in names:
                 yield f"{name} = DEFAULT"

@@ -24,7 +24,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_section_declares_an_entity(tmp_path: Path) -> None:
     (thing,) = load_entities(write(tmp_path, THING)).values()
-    assert (thing.name, thing.schema_and_table, thing.key) == ("thing", ("shop", "thing"), "id")
+    assert (thing.name, thing.schema_and_table, thing.key) == ("thing", ("shop", "thing"), ("id",))
     assert (thing.ttl, thing.absent_ttl) == (timedelta(hours=1), timedelta(seconds=0.5))
     assert (thing.columns, thing.on_change, thing.path) == (None, "refresh", "/things")
     assert thing.topic == "cachesync.thing"
@@ -65,6 +65,15 @@ def test_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         (THING + 'columns = "id"\n', "thing.columns must be a list"),
         (THING + 'columns = ["id", 7]\n', "thing.columns.1 must be text"),
         (THING + 'columns = ["id", "id"]\n', "thing.columns must not list a column twice"),
+        (THING.replace('"id"', "7"), "thing.key must be the name of a column, or a list of such names"),
+        (THING.replace('"id"', "[]"), "thing.key must be the name of a column, or a list of such names"),
+        (THING.replace('"id"', '["id", ""]'), "thing.key.1 must not be empty"),
+        (THING.replace('"id"', '["id", 7]'), "thing.key.1 must be text"),
+        (THING.replace('"id"', '["id", "id"]'), "thing.key must not list a column twice"),
+        (
+            THING.replace('"id"', '["id", "line"]') + 'columns = ["id"]\n',
+            "thing.columns must include the key column 'line'",
+        ),
         (THING + 'columns = ["name"]\n', "thing.columns must include the key column 'id'"),
         (THING + "columns = []\n", "thing.columns must include the key column 'id'"),
         (
@@ -127,3 +136,9 @@ def test_entities_keep_the_order_of_the_file(tmp_path: Path) -> None:
 def test_error_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError, match=r"cannot read .*missing\.toml: No such file"):
         load_entities(tmp_path / "missing.toml")
+
+
+def test_a_key_can_have_several_columns(tmp_path: Path) -> None:
+    text = THING.replace('"id"', '["order id", "line"]') + 'columns = ["line", "order id", "x"]\n'
+    (thing,) = load_entities(write(tmp_path, text)).values()
+    assert thing.key == ("order id", "line")

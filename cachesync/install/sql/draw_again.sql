@@ -8,17 +8,17 @@ PERFORM pg_catalog.set_config('cachesync.moved', 'off', true);
 -- snapshot still shows a row below the lowest version.
 EXECUTE $update$
     UPDATE {{table}} AS t SET row_version = 0
-    WHERE
-        t.{{key}} OPERATOR(pg_catalog.=) ANY($1::{{key_type}} [])
-        AND t.row_version OPERATOR(pg_catalog.>=) $2
+    FROM pg_catalog.unnest($1) AS u (key)
+    WHERE {{has_key_of_list}} AND t.row_version OPERATOR(pg_catalog.>=) $2
 $update$ USING overtaken, lowest;
 GET DIAGNOSTICS drawn = ROW_COUNT;
 PERFORM pg_catalog.set_config('cachesync.moved', moved, true);
 EXECUTE $select$
     SELECT EXISTS (
         SELECT FROM {{table}} AS t
+        CROSS JOIN pg_catalog.unnest($1) AS u (key)
         WHERE
-            t.{{key}} OPERATOR(pg_catalog.=) ANY($1::{{key_type}} [])
+            {{has_key_of_list}}
             AND t.row_version OPERATOR(pg_catalog.>=) $2 AND t.row_version OPERATOR(pg_catalog.<=) $3
     )
 $select$ INTO lagging USING overtaken, lowest, highest;

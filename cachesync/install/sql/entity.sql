@@ -17,15 +17,14 @@ BEGIN
     -- PL/pgSQL shows a generated column of the new row as null here. Such a key counts as changed, unless the row only
     -- draws again.
     IF
-        NEW.{{key}} OPERATOR(pg_catalog.<>) OLD.{{key}}
-        OR NEW.{{key}} IS NULL
+        {{key_changes}}
+        OR {{key_is_unknown}}
         AND coalesce(pg_catalog.current_setting('cachesync.moved', true), '') OPERATOR(pg_catalog.<>) 'off'
     THEN
         PERFORM pg_catalog.set_config('cachesync.moved', 'on', true);
         INSERT INTO cachesync.change_log (version, entity, key, operation, source)
         SELECT
-            pg_catalog.nextval('cachesync.row_version'), {{entity}}, OLD.{{key}}::pg_catalog.text, 'delete',
-            cachesync.source();
+            pg_catalog.nextval('cachesync.row_version'), {{entity}}, {{key_before}}, 'delete', cachesync.source();
     END IF;
     RETURN NEW;
 END
@@ -49,7 +48,7 @@ BEGIN
         OR highest OPERATOR(pg_catalog.<>) pg_catalog.pg_sequence_last_value('cachesync.row_version')
     THEN
         PERFORM {{redraw}}(
-            pg_catalog.array_agg(n.{{key}}::pg_catalog.text), pg_catalog.array_agg(n.row_version)
+            pg_catalog.array_agg({{key_of_new}}), pg_catalog.array_agg(n.row_version)
         )
         FROM new_rows AS n;
     END IF;
@@ -66,7 +65,7 @@ BEGIN
         PERFORM {{keep_moved}}(pg_catalog.min(n.row_version)) FROM new_rows AS n;
         -- A row that got its key by an update has waited for that key as an insert would.
         PERFORM {{redraw}}(
-            pg_catalog.array_agg(n.{{key}}::pg_catalog.text), pg_catalog.array_agg(n.row_version)
+            pg_catalog.array_agg({{key_of_new}}), pg_catalog.array_agg(n.row_version)
         )
         FROM new_rows AS n;
     END IF;
@@ -93,7 +92,7 @@ BEGIN
         l.version > $1 AND l.entity = {{entity}} AND l.operation = 'delete'
         AND l.transaction = pg_current_xact_id()
         AND (
-            SELECT bool_or(t.row_version >= $1) FROM {{table}} AS t WHERE t.{{key}} = l.key::{{key_type}}
+            SELECT bool_or(t.row_version >= $1) FROM {{table}} AS t WHERE {{has_key_of_line}}
         );
 END
 $cachesync$;
@@ -107,10 +106,10 @@ BEGIN
     -- One statement can delete a row and insert its key again (WITH ... DELETE); the insert is then the change.
     -- A row with a lower version no longer exists: only a snapshot older than its deletion still shows it.
     INSERT INTO cachesync.change_log (version, entity, key, operation, source)
-    SELECT nextval('cachesync.row_version'), {{entity}}, o.{{key}}::text, 'delete', cachesync.source()
+    SELECT nextval('cachesync.row_version'), {{entity}}, {{key_of_old}}, 'delete', cachesync.source()
     FROM old_rows AS o
     WHERE NOT EXISTS (
-        SELECT FROM {{table}} AS t WHERE t.{{key}} = o.{{key}} AND t.row_version > o.row_version
+        SELECT FROM {{table}} AS t WHERE {{has_key_of_old}} AND t.row_version > o.row_version
     );
     PERFORM cachesync.announce_change();
     RETURN NULL;
@@ -182,7 +181,10 @@ BEGIN
     IF NOT (
         pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'UPDATE')
         AND pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'SELECT')
-        AND pg_catalog.has_column_privilege(TG_RELID, {{key_name}}, 'SELECT')
+        AND (
+            SELECT pg_catalog.bool_and(pg_catalog.has_column_privilege(TG_RELID, u.name, 'SELECT'))
+            FROM pg_catalog.unnest({{key_names}}::pg_catalog.text []) AS u (name)
+        )
     ) THEN
         RAISE EXCEPTION 'a row whose key another transaction can have deleted must draw a new version, which the role % '
             'may not do', current_user
@@ -275,7 +277,7 @@ $cachesync$;
 -- and every later write would then fail in the triggers above.
 CREATE OR REPLACE VIEW {{view}} AS
 SELECT
-    t.{{key}} AS key,
+    {{shown_key}},
     t.row_version AS version,
     {{payload}} AS payload
 FROM {{table}} AS t;

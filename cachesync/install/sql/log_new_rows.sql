@@ -12,7 +12,7 @@ DECLARE
 BEGIN
     INSERT INTO cachesync.change_log (version, entity, key, operation, fingerprint, payload, source)
     SELECT
-        n.row_version, {{entity}}, n.{{key}}::pg_catalog.text, 'upsert', {{fingerprint}},
+        n.row_version, {{entity}}, {{key_of_new}}, 'upsert', {{fingerprint}},
         {{json_schema}}.row_to_json(p.*)::pg_catalog.text, cachesync.source()
     FROM new_rows AS n
     CROSS JOIN LATERAL (SELECT {{columns}}) AS p
@@ -21,7 +21,7 @@ BEGIN
     IF logged OPERATOR(pg_catalog.=) 100::pg_catalog.int8 AND NOT cachesync.publishes() THEN
         FOR "row" IN
             SELECT
-                n.row_version AS version, n.{{key}}::pg_catalog.text AS key,
+                n.row_version AS version, {{key_of_new}} AS key,
                 {{json_schema}}.row_to_json(p.*)::pg_catalog.text AS payload
             FROM (SELECT r.* FROM new_rows AS r OFFSET 100) AS n
             CROSS JOIN LATERAL (SELECT {{columns}}) AS p

@@ -1,9 +1,10 @@
 INSERT INTO cachesync.entity (
-    name, schema_name, table_name, key_column, columns, fingerprint, definition, installation, relation, shape, objects
+    name, schema_name, table_name, key_column, key_columns, columns, fingerprint, definition, installation, relation,
+    shape, objects
 )
 SELECT
-    {{entity}}, {{schema_name}}, {{table_name}}, {{key_name}}, {{column_names}}, {{fingerprint}}, {{definition}},
-    {{installation}}, {{relation}}::regclass, cachesync.shape({{relation}}::regclass, {{column_names}}),
+    {{entity}}, {{schema_name}}, {{table_name}}, ({{key_names}})[1], {{key_names}}, {{column_names}}, {{fingerprint}},
+    {{definition}}, {{installation}}, {{relation}}::regclass, cachesync.shape({{relation}}::regclass, {{column_names}}),
     cachesync.objects({{entity}}, {{relation}}::regclass, {{column_names}}) || cachesync.shared_objects()
 ON CONFLICT (name) DO UPDATE SET
 schema_name = excluded.schema_name,

@@ -1,6 +1,6 @@
 -- The registered entities with the tables that have their triggers now, even if they were renamed; null if the
 -- table was dropped.
-SELECT e.name, e.key_column, n.nspname AS schema_name, c.relname AS table_name
+SELECT e.name, e.key_columns, n.nspname AS schema_name, c.relname AS table_name
 FROM cachesync.entity AS e
 LEFT JOIN pg_class AS c ON c.relkind = 'r' AND c.oid = coalesce(
     (

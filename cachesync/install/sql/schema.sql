@@ -45,6 +45,15 @@ BEGIN
         ALTER TABLE cachesync.entity ADD COLUMN installation bigint NOT NULL DEFAULT 0;
         ALTER TABLE cachesync.entity ALTER COLUMN installation DROP DEFAULT;
     END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+        WHERE a.attrelid = 'cachesync.entity'::regclass AND a.attname = 'key_columns'
+    ) THEN
+        -- Running processes of earlier versions still read key_column, which is the first one.
+        ALTER TABLE cachesync.entity ADD COLUMN key_columns text [];
+        UPDATE cachesync.entity SET key_columns = ARRAY[key_column];
+        ALTER TABLE cachesync.entity ALTER COLUMN key_columns SET NOT NULL;
+    END IF;
 END
 $cachesync$;
 COMMENT ON TABLE cachesync.entity IS 'The registered tables, as they were when they were installed';

@@ -16,6 +16,7 @@ SELECT
     a.attname AS name,
     format_type(a.atttypid, a.atttypmod) AS declared_type,
     t.typname AS base_type,
+    (SELECT s.nspname FROM pg_namespace AS s WHERE s.oid = t.typnamespace) AS type_schema,
     t.typcategory AS category,
     NOT r.not_null AS nullable,
     a.atthasdef OR a.attidentity <> '' OR declared.typdefault IS NOT NULL AS has_default,
@@ -27,7 +28,8 @@ SELECT
     (SELECT array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid) AS labels,
     coalesce(l.collisdeterministic, true) AS deterministic,
     parts.session_text,
-    parts.own_cast
+    parts.own_cast,
+    EXISTS (SELECT FROM pg_cast AS s WHERE t.typtype = 'e' AND t.oid IN (s.castsource, s.casttarget)) AS cast_enum
 FROM resolved AS r
 JOIN pg_type AS t ON t.oid = r.type_oid AND t.typtype <> 'd'
 JOIN pg_class AS c ON c.relname = $2

@@ -41,6 +41,20 @@ CROSS JOIN LATERAL (
             FROM pg_attribute AS a
             JOIN pg_type AS t ON t.oid = a.atttypid
             WHERE a.attrelid = e.relation AND a.attnum > 0 AND NOT a.attisdropped
+            UNION ALL
+            (
+                -- A row is found by its key through the types that domains are over.
+                WITH RECURSIVE key_types AS (
+                    SELECT a.atttypid AS oid
+                    FROM pg_attribute AS a
+                    WHERE a.attrelid = e.relation AND a.attname = ANY(e.key_columns)
+                    UNION ALL
+                    SELECT t.typbasetype
+                    FROM key_types AS k
+                    JOIN pg_type AS t ON t.oid = k.oid AND t.typtype = 'd'
+                )
+                SELECT t.typnamespace FROM key_types AS k JOIN pg_type AS t ON t.oid = k.oid
+            )
         )
         AND NOT has_schema_privilege(n.oid, 'USAGE')
     UNION ALL

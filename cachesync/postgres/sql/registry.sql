@@ -1,7 +1,7 @@
 -- The registered entities, each with what the registry remembers of its table and with what the catalog shows now.
 -- `details` is a digest of the properties of the table that determine which values are valid.
 SELECT
-    e.name, e.schema_name, e.table_name, e.key_column, e.columns, e.fingerprint, e.definition, e.installation,
+    e.name, e.schema_name, e.table_name, e.key_columns, e.columns, e.fingerprint, e.definition, e.installation,
     e.lost_at, e.relation::oid AS relation, e.shape AS registered_shape, e.objects AS registered_objects,
     to_regclass(format('%I.%I', e.schema_name, e.table_name))::oid AS named,
     (

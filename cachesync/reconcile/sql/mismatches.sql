@@ -7,11 +7,7 @@ WITH requested AS MATERIALIZED (
 )
 SELECT s.number, r.version
 FROM unnest((SELECT q.keys FROM requested AS q), string_to_array($3, $4)) WITH ORDINALITY AS s (key, slot, number)
-LEFT JOIN (
-    SELECT t.key, t.version, t.payload
-    FROM {{view}} AS t
-    WHERE t.key = ANY((SELECT q.keys FROM requested AS q)::{{key_type}} [])
-) AS r ON r.key = s.key
+LEFT JOIN {{rows}}
 WHERE s.slot <> coalesce(
     'V' || lpad(r.version::text, 19, '0')
     || (SELECT e.fingerprint FROM cachesync.entity AS e WHERE e.name = $5) || {{digest}},

@@ -16,11 +16,7 @@ FROM (
         generate_series(1, cardinality(q.keys)) AS number
     FROM requested AS q
 ) AS s
-LEFT JOIN (
-    SELECT t.key, t.version
-    FROM {{view}} AS t
-    WHERE t.key = ANY((SELECT q.keys FROM requested AS q)::{{key_type}} [])
-) AS r ON r.key = s.key
+LEFT JOIN {{rows}}
 WHERE s.version IS DISTINCT FROM r.version OR $4 IS DISTINCT FROM (
     SELECT e.fingerprint FROM cachesync.entity AS e WHERE e.name = $3
 );

@@ -4,7 +4,7 @@
 WITH inserted AS (
     {{insert}}
     RETURNING
-        t.{{key}}::text AS key,
+        {{key_text}} AS key,
         cachesync.drawn(0, t.row_version) AS version,
         cachesync.bounded({{payload}}, {{row_limit}}) AS payload,
         CASE

@@ -2,11 +2,11 @@
 -- the row may have; null for any.
 UPDATE {{table}} AS t SET {{assignments}}
 FROM jsonb_to_record($2::text::jsonb) AS p ({{definitions}})
-WHERE t.{{key}} = $1::text::{{key_type}} AND ($3::bigint [] IS NULL OR t.row_version = ANY($3))
+WHERE {{has_key}} AND ($3::bigint [] IS NULL OR t.row_version = ANY($3))
 RETURNING
-    t.{{key}}::text AS key,
+    {{key_text}} AS key,
     cachesync.drawn(
-        (SELECT o.row_version FROM {{table}} AS o WHERE o.{{key}} = $1::text::{{key_type}}), t.row_version
+        (SELECT o.row_version FROM {{table}} AS o WHERE {{old_has_key}}), t.row_version
     ) AS version,
     cachesync.bounded({{payload}}, {{row_limit}}) AS payload,
     CASE WHEN {{spreads}} THEN pg_current_xact_id()::text END AS transaction,

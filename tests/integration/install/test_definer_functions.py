@@ -25,11 +25,26 @@ ENTITIES: Final = {
         {"name": name, "table": name, "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": f"/{name}"}
     )
     for name in ("item", "note")
+} | {
+    "pair": Entity.model_validate(
+        {
+            "name": "pair",
+            "table": "pair",
+            "key": ["word", "amount", "day", "at", "code"],
+            "ttl": "1h",
+            "absent_ttl": "1s",
+            "path": "/pair",
+        }
+    )
 }
 TABLES: Final = """
     CREATE TABLE item (id text PRIMARY KEY, note text);
     CREATE TABLE note (
         id uuid PRIMARY KEY DEFAULT gen_random_uuid(), item_id text REFERENCES item ON DELETE CASCADE
+    );
+    CREATE TABLE pair (
+        word text, amount numeric, day date, at timestamptz, code char(3), note text,
+        PRIMARY KEY (word, amount, day, at, code)
     );
     CREATE TABLE audit (entry text);
 """
@@ -87,7 +102,7 @@ OWN_CODE: Final = {
 }
 # The names that the library's functions use: tables and aliases, types, functions and operators.
 RELATIONS: Final = (
-    *("entity", "change_log", "item", "note", "new_rows", "old_rows", "n", "o", "l", "t", "u", "p"),
+    *("entity", "change_log", "item", "note", "pair", "new_rows", "old_rows", "n", "o", "l", "t", "u", "p"),
     *("pg_class", "pg_depend", "pg_trigger", "pg_proc", "pg_rewrite", "pg_constraint", "pg_index"),
     "pg_attrdef",
 )
@@ -208,7 +223,7 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
     role = await attacker.fetchval("SELECT session_user")
     await owner.execute(
         f"INSERT INTO item VALUES ('a', 'old'), ('b', 'old'); {own_code}"
-        f"GRANT cachesync_service, cachesync_worker TO {role}; GRANT TRUNCATE ON item, note TO {role};"
+        f"GRANT cachesync_service, cachesync_worker TO {role}; GRANT TRUNCATE ON item, note, pair TO {role};"
         f"GRANT INSERT ON audit TO {role}"
     )
     await shadow(attacker, owner)
@@ -223,18 +238,20 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
             "INSERT INTO public.item VALUES ('c', 'new'); INSERT INTO public.note DEFAULT VALUES;"
             "INSERT INTO public.item SELECT pg_catalog.format('bulk %s', i), 'new'"
             " FROM pg_catalog.generate_series(1, 250) AS i;"
-            "DELETE FROM public.item WHERE pg_catalog.starts_with(id, 'bulk')"
+            "DELETE FROM public.item WHERE pg_catalog.starts_with(id, 'bulk');"
+            "INSERT INTO public.pair VALUES ('a/', '1.0', '2026-01-01', '2026-01-01', 'c')"
         )
         await owner.execute("INSERT INTO note DEFAULT VALUES")
         await attacker.execute(
             "UPDATE public.item SET id = 'd' WHERE id OPERATOR(pg_catalog.=) 'c';"
             "UPDATE public.note SET id = pg_catalog.gen_random_uuid();"
+            "UPDATE public.pair SET word = '~'; UPDATE public.pair SET note = 'new'; DELETE FROM public.pair;"
             "SELECT cachesync.latest_version('item', 'c'); SELECT cachesync.mark_published('{1}');"
             "SELECT cachesync.unpublish('{1}');"
             "SELECT cachesync.own_changes(pg_catalog.pg_current_xact_id(), '-infinity', 0, 1000);"
             "DELETE FROM public.item WHERE id OPERATOR(pg_catalog.=) 'd'; DELETE FROM public.note; COMMIT"
         )
-    await attacker.execute("TRUNCATE public.item, public.note")
+    await attacker.execute("TRUNCATE public.item, public.note, public.pair")
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'd'") >= 4
     await attacker.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
     await attacker.execute("BEGIN; COMMIT")
@@ -274,10 +291,10 @@ def unqualified(source: str) -> list[str]:
     declared = "".join(re.findall(r"\bDECLARE\b(.*?)\bBEGIN\b", code, re.DOTALL))
     body = re.sub(r"\bDECLARE\b.*?\bBEGIN\b|\bFOR \S+ IN\b", " ", code, flags=re.DOTALL)
     types = re.findall(r"^ *\w+ ((?!pg_catalog\.)\w+)", declared, re.MULTILINE)
-    casts = re.findall(r"::\s*((?!pg_catalog\.)\w+)", body)
+    casts = re.findall(r"::\s*((?!\"?pg_catalog\"?\.)\"?\w+)", body)
     body = re.sub(r"::|:=|\.\*|\(\*\)|OPERATOR\(pg_catalog\.[^)]+\)", " ", body)
     operators = re.findall(r"[-+*/<>=~!@#%^&|`?]+|\b(?:I?LIKE|IN|BETWEEN|SIMILAR|DISTINCT)\b", body)
-    calls = re.findall(r"(?<![.\w\"])(?!LATERAL|FROM|coalesce)(\w+) ?\(", body)
+    calls = re.findall(r"(?<![.\w\"])(?!(?:LATERAL|FROM|coalesce|AND|OR)\b)(\w+) ?\(", body)
     tables = re.findall(r"\b(?:FROM|JOIN|INTO) (?!new_rows|old_rows|LATERAL|lowest)(\w+)\b(?!\.)", body)
     return types + casts + operators + calls + tables
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from cachesync.entity import Entity
-from cachesync.install.installer import install
+from cachesync.install.installer import install, uninstall
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
 from local.silent import Silent
 from tests.integration.install.interleaving import Copy, Interleaving, Operation
@@ -50,6 +50,15 @@ OWN_TRIGGERS: Final = """
     CREATE TRIGGER aaa_idle BEFORE UPDATE ON item FOR EACH ROW
     EXECUTE FUNCTION suppress_redundant_updates_trigger();
 """
+# Statements that give the items a key of two columns; the others still find them by one.
+TWO_COLUMNS: Final = """
+    ALTER TABLE item DROP CONSTRAINT item_pkey CASCADE, ADD COLUMN kind text NOT NULL DEFAULT 'a/~b';
+    ALTER TABLE item ADD PRIMARY KEY (kind, id), ADD UNIQUE (id);
+    ALTER TABLE part ADD FOREIGN KEY (item_id) REFERENCES item (id) ON DELETE CASCADE ON UPDATE CASCADE;
+"""
+HAS_TWO_COLUMNS: Final = (
+    "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'item'::regclass AND attname = 'kind')"
+)
 ENTITIES: Final = {
     name: Entity.model_validate(
         {"name": name, "table": name, "key": "id", "ttl": "1h", "absent_ttl": "1s", "path": f"/{name}"}
@@ -311,12 +320,21 @@ def schedules(draw: st.DrawFn) -> list[tuple[int, Operation]]:
 @pytest.mark.filterwarnings("ignore:there is no transaction in progress")
 @pytest.mark.usefixtures("own_database")
 @pytest.mark.parametrize("own_triggers", [None, OWN_TRIGGERS], ids=["", "the table has triggers of its own"])
+@pytest.mark.parametrize("key", ["id", ["kind", "id"]], ids=["", "the key has two columns"])
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=schedules())
 async def test_versions_grow_in_commit_order_and_the_log_matches_the_tables(
-    connections: list[asyncpg.Connection], own_triggers: str | None, steps: list[tuple[int, Operation]]
+    connections: list[asyncpg.Connection],
+    own_triggers: str | None,
+    key: str | list[str],
+    steps: list[tuple[int, Operation]],
 ) -> None:
     stage = Interleaving(connections[:3], connections[3])
+    if key != "id" and not await stage.observer.fetchval(HAS_TWO_COLUMNS):
+        await uninstall(stage.observer, ["item"])
+        await stage.observer.execute(TWO_COLUMNS)
+        item = ENTITIES["item"].model_copy(update={"key": tuple(key)})
+        await install(stage.observer, {**ENTITIES, "item": item}, Silent())
     if own_triggers is not None and await stage.observer.fetchval("SELECT to_regproc('meddle') IS NULL"):
         await stage.observer.execute(own_triggers)
     await reset(stage)

@@ -13,6 +13,7 @@ from cachesync.change import Row
 from cachesync.entity import Entity
 from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
 from cachesync.postgres.catalog import Column
+from cachesync.postgres.key import Key
 from cachesync.service.cache import EntityCache, Outcome, Read, Written
 from cachesync.service.table import Page
 from serving.app import create_app
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import timedelta
 
+    from cachesync.service.cache import GivenKey
     from cachesync.service.row_input import RowInput
     from cachesync.service.service import Service
     from serving.app import App
@@ -34,6 +36,7 @@ def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
     """Return a column as the catalog would describe it."""
     usual: dict[str, Any] = {
         "declared_type": base_type,
+        "type_schema": "pg_catalog",
         "nullable": False,
         "has_default": False,
         "generated": False,
@@ -44,6 +47,7 @@ def column(name: str, base_type: str, category: str, **changed: Any) -> Column:
         "deterministic": True,
         "session_text": False,
         "own_cast": None,
+        "cast_enum": False,
     }
     return Column(name=name, base_type=base_type, category=category, **(usual | changed))
 
@@ -64,6 +68,11 @@ THING = (
     column("id", "uuid", "U", has_default=True),
     column("note", "text", "S", nullable=True),
 )
+LINE = (
+    column("product", "text", "S"),
+    column("line", "int4", "N", declared_type="integer"),
+    column("amount", "int4", "N", nullable=True, declared_type="integer"),
+)
 
 
 class MemoryCache:
@@ -78,17 +87,17 @@ class MemoryCache:
         problem: why changes may not be captured; None if they are.
     """
 
-    def __init__(self, name: str, columns: tuple[Column, ...]) -> None:
+    def __init__(self, name: str, columns: tuple[Column, ...], *, key: int = 1) -> None:
+        self.key = Key(columns[:key])
         self.entity = Entity(
             name=name,
             table=name,
-            key=columns[0].name,
+            key=self.key.names,
             ttl=cast("timedelta", "1h"),
             absent_ttl=cast("timedelta", "1m"),
             path=f"/{name}s",
         )
         self.columns = columns
-        self.key_column = columns[0]
         self.fails: Exception | None = None
         self.given: list[RowInput] = []
         self.outcome = Outcome.HIT
@@ -98,24 +107,24 @@ class MemoryCache:
         self._rows: dict[str, Row] = {}
         self._version = 41
 
-    async def read(self, key: str) -> Read:
+    async def read(self, key: GivenKey) -> Read:
         self._fail()
-        return Read(self.outcome, self._rows.get(self.key_column.canonical_key(key)))
+        return Read(self.outcome, self._rows.get(self.key.canonical(key)))
 
-    async def page(self, after: str | None, limit: int) -> Page:
+    async def page(self, after: GivenKey | None, limit: int) -> Page:
         self._fail()
-        if after is not None:
-            after = self.key_column.canonical_key(after)
+        start = None if after is None else self._order(self.key.canonical(after))
         keys = sorted(self._rows, key=self._order)
-        following = [key for key in keys if after is None or self._order(key) > self._order(after)]
+        following = [key for key in keys if start is None or self._order(key) > start]
         return Page((self._rows[key] for key in following[:limit]), more=len(following) > limit)
 
     async def insert(self, row: RowInput) -> Written:
         members = self._members(row)
-        key = str(members.get(self.key_column.name, "6f1c2a34-90ab-4cde-8f01-23456789abcd"))
+        texts = [str(members.get(name, "6f1c2a34-90ab-4cde-8f01-23456789abcd")) for name in self.key.names]
+        key = self.key.canonical(texts)
         if key in self._rows:
-            message = f"Key ({self.key_column.name})=({key}) already exists."
-            raise DuplicateRowError((self.key_column.name,), message)
+            message = f"Key ({', '.join(self.key.names)})=({', '.join(texts)}) already exists."
+            raise DuplicateRowError(self.key.names, message)
         return self._store(key, members, created=True)
 
     async def replace(self, key: str, row: RowInput, expected: frozenset[int] | None) -> Written:
@@ -139,7 +148,8 @@ class MemoryCache:
         return Written(None, self._version, created=False, cached=self.cached)
 
     def _order(self, key: str) -> Any:
-        return int(key) if self.key_column.integer_range else key
+        parts = zip(self.key.columns, self.key.parts(key), strict=True)
+        return [int(part) if column.integer_range else part for column, part in parts]
 
     def _fail(self) -> None:
         if self.fails is not None:
@@ -171,12 +181,13 @@ class MemoryCache:
 
 
 class MemoryService:
-    """A service with three such caches."""
+    """A service with four such caches."""
 
     def __init__(self) -> None:
         self.student = MemoryCache("student", STUDENT)
         self.word = MemoryCache("word", WORD)
         self.thing = MemoryCache("thing", THING)
+        self.line = MemoryCache("line", LINE, key=2)
         self.parts = {"postgresql": True, "redis": True, "kafka": True}
         self.not_installed: dict[str, str] = {}
         self.closed = False
@@ -184,7 +195,8 @@ class MemoryService:
     @property
     def caches(self) -> dict[str, EntityCache]:
         return {
-            cache.entity.name: cast("EntityCache", cache) for cache in (self.student, self.word, self.thing)
+            cache.entity.name: cast("EntityCache", cache)
+            for cache in (self.student, self.word, self.thing, self.line)
         }
 
     def problems(self) -> dict[str, str]:

@@ -125,7 +125,12 @@ async def test_openapi_document_describes_every_path(client: ASGIConductor) -> N
     assert set(document["paths"]) == {
         *("/health/live", "/health/ready", "/openapi.json"),
         *("/students", "/students/{key}", "/words", "/words/{key}", "/things", "/things/{key}"),
+        *("/lines", "/lines/{product}/{line}"),
     }
+    assert [
+        (parameter["name"], parameter["schema"]["type"])
+        for parameter in document["paths"]["/lines/{product}/{line}"]["parameters"]
+    ] == [("product", "string"), ("line", "integer")]
     assert set(document["paths"]["/students/{key}"]) == {
         *("parameters", "get", "head", "put", "patch", "delete")
     }

@@ -1,0 +1,1 @@
+{{value}}::pg_catalog.text

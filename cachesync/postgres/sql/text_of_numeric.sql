@@ -1,0 +1,1 @@
+pg_catalog.trim_scale({{value}})::pg_catalog.text
