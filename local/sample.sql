@@ -14,3 +14,11 @@ CREATE TABLE IF NOT EXISTS public.course (
     capacity smallint CHECK (capacity > 0),
     internal_note text
 );
+
+CREATE TABLE IF NOT EXISTS public.grade (
+    student_id bigint,
+    subject text,
+    points smallint CHECK (points BETWEEN 0 AND 100),
+    remark text,
+    PRIMARY KEY (student_id, subject)
+);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import time
 from contextlib import ExitStack, contextmanager
@@ -36,13 +37,15 @@ PASSWORD = "not-the-one-of-the-env-file"
 
 @pytest.fixture(scope="session")
 def entities_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample's entities, and two more for `every_type.sql`."""
+    """The sample's entities, and three more for `every_type.sql`."""
     file = tmp_path_factory.mktemp("entities") / "entities.toml"
     sections = [(REPOSITORY / "entities.toml").read_text(encoding="utf-8")]
-    for name, key in (("every_type", "id"), ("word", "word")):
+    parts = ["code", "amount", "fee", "day", "clock", "moment", "mood", "flag"]
+    for name, key in (("every_type", "id"), ("every_key", parts), ("word", "word")):
         path = f"/{name.replace('_', '-')}s"
         sections.append(
-            f'[{name}]\ntable = "{name}"\nkey = "{key}"\nttl = "1h"\nabsent_ttl = "30s"\npath = "{path}"\n'
+            f'[{name}]\ntable = "{name}"\nkey = {json.dumps(key)}\n'
+            f'ttl = "1h"\nabsent_ttl = "30s"\npath = "{path}"\n'
         )
     file.write_text("\n".join(sections), encoding="utf-8")
     return file

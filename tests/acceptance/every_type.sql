@@ -1,4 +1,4 @@
--- Tables with a column of every type for which a client can send an invalid value.
+-- Tables with a column of every type, and of every type in a key, for which a client can send an invalid value.
 CREATE TYPE mood AS ENUM ('sad', 'happy');
 CREATE TYPE pair AS (a int, b text);
 CREATE DOMAIN positive AS int CHECK (VALUE > 0);
@@ -14,6 +14,12 @@ CREATE TABLE every_type (
     bits bit(4), cash money, oid_ oid, relation regclass, place point, words tsvector,
     "größe" float8, "sp ace" boolean, "a""b" int, p text, t text,
     twice integer GENERATED ALWAYS AS (small * 2) STORED
+);
+
+CREATE TABLE every_key (
+    code char(3), amount numeric, fee numeric(5, 2), day date, clock time, moment timestamptz, mood mood, flag boolean,
+    note text,
+    PRIMARY KEY (code, amount, fee, day, clock, moment, mood, flag)
 );
 
 CREATE TABLE word (

@@ -259,6 +259,71 @@ def test_metrics_cover_all_worker_processes(sb: Service, student: str) -> None:
     assert float(match[1]) == 39
 
 
+def test_every_spelling_of_a_key_in_a_path_or_a_body_is_that_of_the_row(
+    http: httpx.Client, sb: Service
+) -> None:
+    path = "/every-keys/a%2F/1.5/2/2026-02-03/12:30:00/2026-02-03T12:30:00Z/sad/true"
+    other = "/every-keys/a%2F%20/15e-1/2.00/20260203/12:30/2026-02-03%2014:30:00%2B02/sad/true"
+    assert http.get(other).status_code == 404
+    assert http.get(path).headers["x-cache"] == "HIT"
+    created = http.put(other, json={"note": "first"})
+    assert (created.status_code, created.headers["location"]) == (201, path.replace(":", "%3A"))
+    row = {
+        "code": "a/ ",
+        "amount": 1.5,
+        "fee": 2.00,
+        "day": "2026-02-03",
+        "clock": "12:30:00",
+        "moment": "2026-02-03T12:30:00+00:00",
+        "mood": "sad",
+        "flag": True,
+        "note": "first",
+    }
+    assert created.json() == row
+    for spelling in (path, other):
+        assert http.get(spelling).headers["x-cache"] == "HIT"
+        assert httpx.get(sb.url + spelling).json() == row
+        # What was read is what can be written.
+        assert http.put(spelling, json=row).status_code == 200
+    text = json.dumps(row).replace("1.5", "0.150E+1")
+    changed = http.patch(
+        path, content=text.replace("first", "second"), headers={"Content-Type": "application/json"}
+    )
+    assert changed.json()["note"] == "second"
+    for name, value in {"amount": 1.51, "flag": False, "day": "2026-02-04", "code": "a", "fee": 3}.items():
+        refused = http.patch(path, json={name: value})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, name)
+    assert http.post("/every-keys", json=row).json()["errors"][0]["field"] == "code"
+    for part in ("1.5.", "1e999999", "x", "%00", "%ff", ""):
+        assert http.get(path.replace("1.5", part)).status_code == 400
+    after = {"after": "a~1/1.5/2/2026-02-03/12:30:00/2026-02-03T12:30:00Z/sad/false"}
+    assert http.get("/every-keys", params=after).json()["items"] == [row | {"note": "second"}]
+    assert http.delete(other).status_code == 204
+
+
+def test_row_whose_key_has_two_columns_has_a_path_with_two_segments(http: httpx.Client, sb: Service) -> None:
+    student_id = next(_keys)
+    path = f"/grades/{student_id}/Art%2FMusic~1"
+    assert http.get(path).status_code == 404
+    created = http.put(path, json={"points": 40})
+    assert (created.status_code, created.headers["location"]) == (201, path)
+    row = {"student_id": student_id, "subject": "Art/Music~1", "points": 40, "remark": None}
+    assert created.json() == row
+    assert http.get(path).headers["x-cache"] == "HIT"
+    assert httpx.get(sb.url + path).content == created.content
+    assert http.patch(path, json={"remark": "late", "subject": "Art/Music~1"}).json()["remark"] == "late"
+    assert http.patch(path, json={"subject": "Art"}).json()["errors"][0]["field"] == "subject"
+    assert http.post("/grades", json={"student_id": student_id, "subject": "Art/Music~1"}).status_code == 409
+    second = http.post("/grades", json={"student_id": student_id, "subject": "B"})
+    assert second.headers["location"] == f"/grades/{student_id}/B"
+    page = http.get("/grades", params={"after": f"{student_id}/", "limit": 1}).json()
+    assert [row["subject"] for row in page["items"]] == ["Art/Music~1"]
+    assert page["next"] == f"/grades?after={student_id}%2FArt~1Music~01&limit=1"
+    assert http.get(page["next"]).json()["items"][0]["subject"] == "B"
+    assert http.delete(path).status_code == 204
+    assert http.get(path).status_code == 404
+
+
 def test_metrics_and_rows_have_separate_ports(sb: Service) -> None:
     assert httpx.get(f"{sb.url}/metrics").status_code == 404
     internal = sb.metrics_url.removesuffix("/metrics")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from local.service import Service
     from local.system import System
 
-ENTITIES = ("student", "course")
+ENTITIES = ("student", "course", "grade")
 _ANSWER_SECONDS = 5.0
 _COMMAND_SECONDS = 60.0
 # The services compare their tables with the registry every 10 s.

@@ -24,11 +24,11 @@ _WAYS = tuple(
     )
 )
 _CACHES = ("redis-sa", "redis-sb")
-_TOPICS = ("cachesync.student", "cachesync.course")
+_TOPICS = ("cachesync.student", "cachesync.course", "cachesync.grade")
 _GROUPS = ("cachesync-sa", "cachesync-sb")
 # The tasks whose names begin like this.
 _TASKS = ("apply_sa", "apply_sb", "relay")
-_TABLES = ("student", "course")
+_TABLES = ("student", "course", "grade")
 #: By kind of fault: the possible targets, and the minimum and maximum duration in seconds.
 KINDS: dict[str, tuple[tuple[str, ...], float, float]] = {
     "kill": (_PARTS, 0.0, 4.0),

@@ -8,15 +8,18 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import asyncpg
 import httpx
 
 from cachesync.errors import DatabaseUnavailableError
 from cachesync.postgres.connect import connect
+from cachesync.postgres.key import unescaped
 from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
 
 if TYPE_CHECKING:
@@ -24,11 +27,64 @@ if TYPE_CHECKING:
 
     from local.system import System
 
-STUDENTS = [Row("student", str(key)) for key in range(5000, 5200)]
-COURSES = [Row("course", str(uuid.uuid5(uuid.NAMESPACE_URL, f"course-{number}"))) for number in range(100)]
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the clients need to know of an entity's table.
+
+    Attributes:
+        name: the table.
+        path: the path of the entity.
+        key: the columns of the key.
+        column: a column of text.
+        text: the SQL expression for the text of a row's key.
+        values: the SQL expressions for the values of the key's columns in that text.
+        rows: the rows that clients read and write.
+    """
+
+    name: str
+    path: str
+    key: tuple[str, ...]
+    column: str
+    text: str
+    values: str
+    rows: list[Row]
+
+
+_SUBJECTS = ("Art", "Art~1Music", "~0")
+TABLES = {
+    "student": Table(
+        name="public.student",
+        path="/students",
+        key=("id",),
+        column="name",
+        text="id::text",
+        values="key::bigint",
+        rows=[Row("student", str(key)) for key in range(5000, 5200)],
+    ),
+    "course": Table(
+        name="public.course",
+        path="/courses",
+        key=("id",),
+        column="title",
+        text="id::text",
+        values="key::uuid",
+        rows=[
+            Row("course", str(uuid.uuid5(uuid.NAMESPACE_URL, f"course-{number}"))) for number in range(100)
+        ],
+    ),
+    "grade": Table(
+        name="public.grade",
+        path="/grades",
+        key=("student_id", "subject"),
+        column="remark",
+        text="student_id || '/' || replace(replace(subject, '~', '~0'), '/', '~1')",
+        values="split_part(key, '/', 1)::bigint, "
+        "replace(replace(split_part(key, '/', 2), '~1', '/'), '~0', '~')",
+        rows=[Row("grade", f"{key}/{subject}") for key in range(5000, 5040) for subject in _SUBJECTS],
+    ),
+}
 _HOT = 8
-_PATHS = {"student": "/students", "course": "/courses"}
-_TABLES = {"student": "public.student", "course": "public.course"}
 _CLIENTS = 4
 _PSQL_PAUSE_SECONDS = 0.15
 # Longer than a service's database timeout, shorter than a fault.
@@ -84,8 +140,9 @@ class Workload:
         """Read every row once through each service."""
         for service in self._system.services:
             with self._client(service) as client:
-                for row in STUDENTS + COURSES:
-                    self._read(client, f"{service}-last", service, row)
+                for table in TABLES.values():
+                    for row in table.rows:
+                        self._read(client, f"{service}-last", service, row)
 
     def _client(self, service: str) -> httpx.Client:
         return httpx.Client(base_url=self._system.services[service].url, timeout=_TIMEOUT_SECONDS)
@@ -105,7 +162,7 @@ class Workload:
 
     def _read(self, client: httpx.Client, name: str, service: str, row: Row) -> None:
         start = self._clock()
-        answer = _answer(client, "GET", f"{_PATHS[row.entity]}/{row.key}")
+        answer = _answer(client, "GET", _path(row))
         status = 0 if answer is None else answer.status_code
         known: dict[str, Any] = {"outcome": _READ.get(status, Outcome.UNKNOWN)}
         if answer is not None and status in _READ:
@@ -116,12 +173,11 @@ class Workload:
 
     def _write(self, client: httpx.Client, name: str, service: str, row: Row, random: Random) -> None:
         method = random.choices(("PUT", "PATCH", "DELETE", "POST"), (10, 5, 2, 2))[0]
-        path = _PATHS[row.entity]
-        if method != "POST":
-            path = f"{path}/{row.key}"
+        path = TABLES[row.entity].path if method == "POST" else _path(row)
         body = _content(row, random)
         if method == "POST":
-            body["id"] = int(row.key) if row.entity == "student" else row.key
+            parts = zip(TABLES[row.entity].key, _parts(row), strict=True)
+            body |= {name: int(part) if part.isdigit() else part for name, part in parts}
         start = self._clock()
         answer = _answer(client, method, path, None if method == "DELETE" else body)
         kind = Kind.DELETE if method == "DELETE" else Kind.UPSERT
@@ -159,13 +215,14 @@ class Workload:
 
     async def _transaction(self, connection: asyncpg.Connection, name: str, random: Random) -> None:
         kind = random.choices(
-            ("update", "bulk", "delete", "insert", "again", "rollback"), (9, 3, 2, 4, 2, 2)
+            ("update", "bulk", "delete", "insert", "again", "move", "rollback"), (9, 3, 2, 4, 2, 3, 2)
         )[0]
-        entity = random.choice(list(_TABLES))
-        of_entity = STUDENTS if entity == "student" else COURSES
+        of_entity = random.choice(list(TABLES.values())).rows
         # From 101 rows on, rows share lines of the change log.
         count = random.choice((40, len(of_entity)))
         rows = random.sample(of_entity, count) if kind == "bulk" else [_pick(random)]
+        if kind == "move":
+            rows = random.sample(TABLES["grade"].rows, 2)
         entity = rows[0].entity
         start = self._clock()
         transaction = connection.transaction()
@@ -200,27 +257,60 @@ async def _change(
     connection: asyncpg.Connection, kind: str, entity: str, keys: list[str], random: Random
 ) -> list[tuple[str, int, str | None]]:
     """Change rows in the transaction, and return the key, version and payload of each change."""
-    table = _TABLES[entity]
-    texts = "id::text = ANY($1)"
-    column = "name" if entity == "student" else "title"
+    table, column, text = TABLES[entity].name, TABLES[entity].column, TABLES[entity].text
+    texts = f"{text} = ANY($1)"
+    if kind == "move":
+        return await _move(connection, entity, *keys)
     if kind in {"update", "bulk", "rollback"}:
         await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {texts}", keys, _text(random))
     deleted: list[str] = []
     if kind in {"delete", "again"}:
-        found = await connection.fetch(f"DELETE FROM {table} WHERE {texts} RETURNING id::text", keys)
+        found = await connection.fetch(f"DELETE FROM {table} WHERE {texts} RETURNING {text}", keys)
         deleted = [record[0] for record in found]
     if kind in {"insert", "again"}:
-        key_type = "bigint" if entity == "student" else "uuid"
+        names, values = ", ".join(TABLES[entity].key), TABLES[entity].values
         inserted = await connection.fetch(
-            f"INSERT INTO {table} (id, {column}) SELECT key::{key_type}, $2 "
-            "FROM unnest($1::text[]) AS u (key) ON CONFLICT DO NOTHING RETURNING id::text",
+            f"INSERT INTO {table} ({names}, {column}) SELECT {values}, $2 "
+            f"FROM unnest($1::text[]) AS u (key) ON CONFLICT DO NOTHING RETURNING {text}",
             keys,
             _text(random),
         )
         keys = [record[0] for record in inserted]
     if kind == "delete":
-        version = "SELECT cachesync.latest_version($1, $2)"
-        return [(key, await connection.fetchval(version, entity, key), None) for key in deleted]
+        return [(key, await _latest(connection, entity, key), None) for key in deleted]
+    return await _written(connection, entity, keys)
+
+
+async def _move(
+    connection: asyncpg.Connection, entity: str, source: str, target: str
+) -> list[tuple[str, int, str | None]]:
+    """Give a row the key of another row, which is deleted first."""
+    table, text = TABLES[entity].name, TABLES[entity].text
+    deleted = await connection.fetch(f"DELETE FROM {table} WHERE {text} = $1 RETURNING {text}", target)
+    names = ", ".join(TABLES[entity].key)
+    moved = await connection.fetch(
+        f"UPDATE {table} SET ({names}) = ROW ({TABLES[entity].values}) FROM (SELECT $2::text) AS u (key) "
+        f"WHERE {text} = $1 RETURNING {text}",
+        source,
+        target,
+    )
+    gone = [source] if moved else [target] if deleted else []
+    written: list[tuple[str, int, str | None]] = [
+        (key, await _latest(connection, entity, key), None) for key in gone
+    ]
+    return written + (await _written(connection, entity, [target]) if moved else [])
+
+
+async def _latest(connection: asyncpg.Connection, entity: str, key: str) -> int:
+    """Return the version of the last change that the transaction has made to a key."""
+    version: int = await connection.fetchval("SELECT cachesync.latest_version($1, $2)", entity, key)
+    return version
+
+
+async def _written(
+    connection: asyncpg.Connection, entity: str, keys: list[str]
+) -> list[tuple[str, int, str | None]]:
+    """Return the keys, versions and payloads of rows."""
     records = await connection.fetch(
         f"SELECT key::text, version, payload FROM cachesync.{entity} WHERE key::text = ANY($1)", keys
     )
@@ -228,14 +318,25 @@ async def _change(
 
 
 def _pick(random: Random) -> Row:
-    rows = STUDENTS if random.random() < 0.65 else COURSES
+    rows = TABLES[random.choices(list(TABLES), (5, 3, 2))[0]].rows
     return random.choice(rows[:_HOT] if random.random() < 0.4 else rows)
 
 
 def _content(row: Row, random: Random) -> dict[str, Any]:
     if row.entity == "student":
         return {"name": _text(random), "age": random.randrange(150)}
+    if row.entity == "grade":
+        return {"points": random.randrange(100), "remark": _text(random)}
     return {"title": _text(random), "fee": random.randrange(10_000), "details": {"words": [_text(random)]}}
+
+
+def _parts(row: Row) -> list[str]:
+    """Return the text of each column of a row's key."""
+    return [row.key] if len(TABLES[row.entity].key) == 1 else [*map(unescaped, row.key.split("/"))]
+
+
+def _path(row: Row) -> str:
+    return "/".join([TABLES[row.entity].path, *(quote(part, safe="") for part in _parts(row))])
 
 
 def _text(random: Random) -> str:

@@ -75,6 +75,19 @@ async def test_list_shows_only_open_letters(post: Post, command: Command) -> Non
         assert (await command.json(*mine, "--json", *narrowed))["letters"] == [third]
 
 
+async def test_letters_are_selected_by_the_text_of_a_key_of_several_columns(
+    post: Post, command: Command
+) -> None:
+    for key in (b"7/a~1b", b"7/a"):
+        post.put(key, 20, original_topic="cachesync.grade")
+    mine = ("--service", post.service, "--key", "7/a~1b")
+    (letter,) = (await command.json("list", *mine, "--json"))["letters"]
+    assert (letter["entity"], letter["key"]) == ("grade", "7/a~1b")
+    await command("discard", *mine, "--reason", "known")
+    (other,) = (await command.json("list", "--service", post.service, "--json"))["letters"]
+    assert other["key"] == "7/a"
+
+
 async def test_letters_with_hostile_fields_are_listed_counted_and_shown(post: Post, command: Command) -> None:
     hostile = f"{post.service}\0\x1b[31m"
     post.put(b"\xff\0", 20, service=hostile, timestamp=-(2**62), original_topic="\0\x1b", error="\x1b[2J")

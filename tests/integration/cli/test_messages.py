@@ -79,8 +79,8 @@ async def test_unknown_names_are_reported_with_the_nearest_right_ones(
         f"{ENTITIES_FILE} does not declare entity 'x'",
     ]
     assert await asyncio.to_thread(problems_of, "uninstall", "studnet", "x", CACHESYNC_DSN=sample) == [
-        "studnet: not installed; did you mean 'student'?; installed entities: course, student",
-        "x: not installed; installed entities: course, student",
+        "studnet: not installed; did you mean 'student'?; installed entities: course, grade, student",
+        "x: not installed; installed entities: course, grade, student",
     ]
 
 

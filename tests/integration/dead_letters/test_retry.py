@@ -93,6 +93,20 @@ async def test_retry_of_a_truncate_empties_older_slots(post: Post) -> None:
     assert post.slots.get(f"{post.service}:student:8") == value(30)
 
 
+async def test_retry_finds_the_row_of_a_key_of_several_columns(post: Post) -> None:
+    await post.admin.execute("INSERT INTO grade VALUES (7, 'a/b', 1), (7, '~', 2)")
+    version = await post.admin.fetchval("SELECT version FROM cachesync.grade WHERE key = '7/a~1b'")
+    names = [f"{post.service}:grade:{key}" for key in ("7/a~1b", "7/gone", "7/~0", "7")]
+    post.slots.mset(dict.fromkeys(names, value(10)))
+    for key in (b"7/a~1b", b"7/gone", b"7"):
+        post.put(key, 20, original_topic="cachesync.grade")
+    assert await post.retry() == ["resolved", "resolved", "retried"]
+    row, gone, other, _ = post.slots.mget(names)
+    assert isinstance(row, bytes)
+    assert (int(row[1:20]), gone, other) == (version, None, value(10))
+    assert "no row can have the key '7': a key has a part for each of" in post.letters()[-1].error
+
+
 @pytest.mark.parametrize(
     ("key", "fields", "stage", "error"),
     [

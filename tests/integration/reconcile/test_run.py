@@ -378,6 +378,68 @@ async def test_keys_and_payloads_of_every_type_compare_equal_to_what_services_wr
     assert (await reconcile(declared, entities=["word"])).false_absent == 1
 
 
+@pytest.mark.parametrize("deep", [False, True])
+async def test_slots_of_keys_of_several_columns_are_compared_with_their_rows(
+    admin: asyncpg.Connection,
+    slots: redis_client.Redis,
+    reconcile: Reconcile,
+    open_service: OpenService,
+    deep: bool,  # noqa: FBT001 - pytest passes it by name
+) -> None:
+    subjects = ["Art", "Art/Music", "~", "", "a\nb", "ä'"]
+    async with open_service("sb") as sb:
+        for number in range(300):
+            subject = subjects[number % len(subjects)]
+            row = {"student_id": number, "subject": subject}
+            await sb.caches["grade"].insert(RowInput.from_mapping(row))
+            await sb.caches["grade"].read((str(number), subject))
+    await admin.execute(
+        "UPDATE cachesync.change_log SET published_at = now() - interval '1 hour',"
+        " changed_at = changed_at - interval '1 hour'"
+    )
+    clean = await reconcile(entities=["grade"], deep=deep)
+    assert (clean.examined, clean.outcome) == (300, "clean")
+
+    # Lost changes: of rows, of a part of their keys, and of rows that were absent.
+    slots.set("sb:grade:1000/a~1b", b"A")
+    await admin.execute(
+        "UPDATE grade SET points = 1 WHERE student_id < 60;"
+        "UPDATE grade SET subject = subject || '/' WHERE student_id BETWEEN 60 AND 99;"
+        "DELETE FROM grade WHERE student_id >= 290; INSERT INTO grade VALUES (1000, 'a/b');"
+        "UPDATE cachesync.change_log SET published_at = now() - interval '1 hour',"
+        " changed_at = changed_at - interval '1 hour' WHERE published_at IS NULL"
+    )
+    # Slots of other programs, under names that are no keys.
+    slots.mset({"sb:grade:7": b"A", "sb:grade:x/y": b"A", "sb:grade:1/a/b": b"A"})
+    report = await reconcile(entities=["grade"], deep=deep)
+    assert (report.stale, report.orphan, report.false_absent) == (60, 50, 1)
+    assert (report.outcome, report.repaired) == ("repaired", 111)
+    assert (await reconcile(entities=["grade"], deep=deep)).outcome == "clean"
+
+
+async def test_delta_examines_the_keys_of_several_columns_that_changed(
+    admin: asyncpg.Connection, reconcile: Reconcile, open_service: OpenService
+) -> None:
+    async with open_service("sb") as sb:
+        for number in range(200):
+            await sb.caches["grade"].insert(RowInput.from_mapping({"student_id": number, "subject": "a/b"}))
+            await sb.caches["grade"].read((str(number), "a/b"))
+    await admin.execute(
+        "UPDATE cachesync.change_log SET published_at = now() - interval '1 hour',"
+        " changed_at = changed_at - interval '1 hour'"
+    )
+    assert (await reconcile(entities=["grade"], mode="delta")).examined == 200
+    # In the first statement, rows share lines of the log.
+    await admin.execute(
+        "UPDATE grade SET points = 1 WHERE student_id < 150; DELETE FROM grade WHERE student_id = 199;"
+        "UPDATE cachesync.change_log SET published_at = clock_timestamp(),"
+        " changed_at = changed_at - interval '1 hour' WHERE published_at IS NULL"
+    )
+    await asyncio.sleep(5)
+    second = await reconcile(entities=["grade"], mode="delta")
+    assert (second.examined, second.stale, second.orphan, second.repaired) == (151, 150, 1, 151)
+
+
 async def test_slot_that_changes_before_its_repair_is_left_unchanged(
     admin: asyncpg.Connection,
     slots: redis_client.Redis,
