@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from typing import Any
 
 import orjson
 import structlog
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
-_PROCESSORS: Final[list[structlog.types.Processor]] = [
-    structlog.stdlib.add_logger_name,
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.StackInfoRenderer(),
-    structlog.processors.format_exc_info,
-]
+from cachesync import logs
 
 
 def configure(level: int) -> None:
-    """Write the entries of structlog and of `logging` to standard error in one format.
+    """Write every entry to standard error as one JSON object.
 
     Args:
         level: the minimum level, such as `logging.INFO`.
     """
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_PROCESSORS,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(serializer=_serialize),
-            ],
-        )
-    )
-    logging.root.handlers = [handler]
-    logging.root.setLevel(level)
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_PROCESSORS,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
+    logs.configure(level, structlog.processors.JSONRenderer(serializer=_serialize))
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
