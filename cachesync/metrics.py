@@ -144,3 +144,6 @@ lag: Final = LagHistogram(
 paused: Final = Gauge(
     "cachesync_paused", "1 while the stream is paused because its Redis is unavailable", ["service"]
 )
+restarts: Final = Counter(
+    "cachesync_restarts", "Times that the stream or the relay of this process ended with an error"
+)

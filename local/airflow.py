@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
+from cachesync.kafka.groups import consumer_settings, group_of
 from local.ports import HOST, accepts, free_port
 from local.postgres import address, create_database, create_role, kept_password, run_sql
 from local.private_file import private_folder, write_private
@@ -315,18 +316,7 @@ def connections(redis_urls: Mapping[str, str], bootstrap_servers: str, dsn: str)
         "AIRFLOW_CONN_KAFKA_CACHESYNC": json.dumps(broker),
     }
     for service, url in redis_urls.items():
-        consumer = {
-            "bootstrap.servers": bootstrap_servers,
-            "group.id": f"cachesync-{service}",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 500,
-            "session.timeout.ms": 6000,
-            "heartbeat.interval.ms": 1000,
-            "socket.timeout.ms": 10_000,
-            "socket.connection.setup.timeout.ms": 10_000,
-            "reconnect.backoff.max.ms": 2000,
-        }
+        consumer = consumer_settings({"bootstrap.servers": bootstrap_servers}, group_of(service))
         kafka = {"conn_type": "kafka", "extra": consumer}
         variables[f"AIRFLOW_CONN_REDIS_{service.upper()}"] = url
         variables[f"AIRFLOW_CONN_KAFKA_{service.upper()}"] = json.dumps(kafka)

@@ -1,4 +1,4 @@
-"""Which partitions the consumers of a group have."""
+"""Consumer groups: the settings of their members, and which partitions these have."""
 
 from __future__ import annotations
 
@@ -15,6 +15,32 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 _SECONDS: Final = 10.0
+
+
+def group_of(service: str) -> str:
+    """Return the consumer group of a service's cache, unless the user has chosen another."""
+    return f"cachesync-{service}"
+
+
+def consumer_settings(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """Return the settings of a member of a cache's consumer group; `docs/airflow.md` gives the reasons.
+
+    Args:
+        kafka: librdkafka's settings for connecting to the brokers.
+        group: the consumer group.
+    """
+    return {
+        **kafka,
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 500,
+        "session.timeout.ms": 6000,
+        "heartbeat.interval.ms": 1000,
+        "socket.timeout.ms": 10_000,
+        "socket.connection.setup.timeout.ms": 10_000,
+        "reconnect.backoff.max.ms": 2000,
+    }
 
 
 def unconsumed(kafka: Mapping[str, Any], group: str, topics: Collection[str]) -> list[str]:

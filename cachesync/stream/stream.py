@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.letter import Stage
+from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.errors import (
     CacheUnavailableError,
     KafkaUnavailableError,
@@ -19,21 +20,26 @@ from cachesync.errors import (
     TooManyDeadLettersError,
     UndecodableError,
 )
+from cachesync.kafka.clients import check_settings
 from cachesync.kafka.event import decode_event
+from cachesync.slots.batch import Applier
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from confluent_kafka import Consumer, Message
+    from confluent_kafka import Consumer, Message, Producer
 
     from cachesync.change import Event
-    from cachesync.dead_letters.sender import DeadLetterSender
+    from cachesync.dead_letters.letter import RetryPolicy
     from cachesync.entity import Entity
-    from cachesync.slots.batch import Applier
+    from cachesync.slots.clients import BlockingRedis
 
 _log = structlog.get_logger(__name__)
+
+REDIS_SECONDS: Final = 2.0
+"""Timeout of the stream's Redis: short, so that the stream pauses instead of freezing along with it."""
 
 # librdkafka's names for it.
 _EARLIEST: Final = frozenset({"earliest", "smallest", "beginning"})
@@ -67,6 +73,37 @@ def check_consumer_settings(settings: Mapping[str, Any]) -> None:
     if settings.get("auto.offset.reset") not in _EARLIEST:
         message = "auto.offset.reset must be earliest: a group that has lost its offsets would skip changes"
         raise StreamError(message)
+
+
+def open_stream(
+    service: str,
+    entities: Mapping[str, Entity],
+    client: BlockingRedis,
+    settings: Mapping[str, Any],
+    policy: RetryPolicy,
+    *,
+    connect: Callable[[], Consumer],
+    connect_producer: Callable[[], Producer],
+) -> Stream:
+    """Open the stream of a service's cache.
+
+    Args:
+        service: the service's name.
+        entities: the declared entities by name.
+        client: the service's Redis or Redis Cluster, with the timeout `REDIS_SECONDS`.
+        settings: the consumer's librdkafka settings.
+        policy: determines when a dead letter is due, and how many times it is retried.
+        connect: opens a consumer with these settings.
+        connect_producer: opens a producer for dead letters.
+
+    Raises:
+        SettingsError: a setting of the consumer has no value.
+        StreamError: the consumer would skip changes.
+    """
+    check_consumer_settings(settings)
+    check_settings(settings)
+    letters = DeadLetterSender(connect_producer, service, settings["group.id"], policy)
+    return Stream(connect, Applier(client, service, entities), letters, entities, service, settings=settings)
 
 
 class Stream:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
-from cachesync.backoff import Backoff
-from cachesync.dead_letters.letter import RetryPolicy
+from cachesync.background import BackgroundSettings
 from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
-from cachesync.errors import SettingsError
-
-_PREFIX: Final = "CACHESYNC_"
 
 
-class AirflowSettings(BaseSettings):
+class AirflowSettings(BackgroundSettings):
     """Settings, read from environment variables with the prefix `CACHESYNC_` and these names in upper case.
 
     Attributes:
@@ -26,40 +21,12 @@ class AirflowSettings(BaseSettings):
         entities: the entities file.
         consumers_per_cache: the number of consumers that share the load of each cache.
         handover_hours: how long a run of `cache_sync` or `outbox_relay` lasts before the next one, in hours.
-        change_log_retention_days: how long the change log keeps published lines, in days.
-        dead_letter_attempts: the number of failures, including the first, after which a letter is parked.
-        dead_letter_backoff_seconds: the maximum delay after the first failure, in seconds. It doubles with
-            each further failure, up to an hour.
     """
-
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
 
     caches: Annotated[tuple[ServiceName, ...], NoDecode]
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
     handover_hours: Annotated[float, Field(gt=0, le=24)] = 12
-    change_log_retention_days: Annotated[int, Field(ge=1, le=3650)] = 7
-    dead_letter_attempts: Annotated[int, Field(ge=1, le=100)] = 5
-    dead_letter_backoff_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
-
-    @classmethod
-    def load(cls) -> Self:
-        """Read the settings from the environment.
-
-        Raises:
-            SettingsError: a setting is missing or invalid.
-        """
-        try:
-            return cls()
-        except ValidationError as error:
-            known = {f"{_PREFIX}{field}".upper() for field in cls.model_fields}
-            raise SettingsError.of(error, os.environ.keys() - known, _PREFIX) from None
-
-    @property
-    def retry_policy(self) -> RetryPolicy:
-        """When a dead letter is retried, and when it is parked."""
-        backoff = Backoff(first=self.dead_letter_backoff_seconds, longest=3600, jitter=1)
-        return RetryPolicy(self.dead_letter_attempts, backoff)
 
     @field_validator("caches", mode="before")
     @classmethod

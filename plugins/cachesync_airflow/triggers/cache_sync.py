@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.kafka.hooks.consume import KafkaConsumerHook
 from airflow.providers.apache.kafka.hooks.produce import KafkaProducerHook
 
-from cachesync.dead_letters.sender import DeadLetterSender
 from cachesync.entity import load_entities
-from cachesync.kafka.clients import check_settings
-from cachesync.slots.batch import Applier
-from cachesync.stream.stream import Stream, check_consumer_settings
+from cachesync.stream.stream import REDIS_SECONDS, open_stream
 from cachesync_airflow.connections import consumer, redis
 from cachesync_airflow.settings import AirflowSettings
 from cachesync_airflow.triggers.thread import ThreadTrigger
 
-# Short, so that a frozen Redis does not freeze the stream, which pauses and stays in its consumer group.
-_REDIS_SECONDS: Final = 2.0
+if TYPE_CHECKING:
+    from cachesync.stream.stream import Stream
 
 
 class CacheSyncTrigger(ThreadTrigger):
@@ -41,23 +38,14 @@ class CacheSyncTrigger(ThreadTrigger):
             StreamError: the consumer would skip changes.
         """
         airflow_settings = AirflowSettings.load()
-        entities = load_entities(airflow_settings.entities)
-        settings = consumer(self.service)
-        check_consumer_settings(settings)
-        check_settings(settings)
         connection = f"kafka_{self.service}"
-        client = redis(self.service, _REDIS_SECONDS)
-        return Stream(
-            # A hook returns the same consumer each time. The stream subscribes to the topics.
-            lambda: KafkaConsumerHook([], connection).get_conn,
-            Applier(client, self.service, entities),
-            DeadLetterSender(
-                KafkaProducerHook(connection).get_producer,
-                self.service,
-                settings["group.id"],
-                airflow_settings.retry_policy,
-            ),
-            entities,
+        return open_stream(
             self.service,
-            settings=settings,
+            load_entities(airflow_settings.entities),
+            redis(self.service, REDIS_SECONDS),
+            consumer(self.service),
+            airflow_settings.retry_policy,
+            # A hook returns the same consumer each time. The stream subscribes to the topics.
+            connect=lambda: KafkaConsumerHook([], connection).get_conn,
+            connect_producer=KafkaProducerHook(connection).get_producer,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from cachesync.entity import load_entities
 from cachesync.relay.relay import Relay
 from cachesync_airflow.connections import brokers, database
@@ -17,9 +15,4 @@ class OutboxRelayTrigger(ThreadTrigger):
     def open(self) -> Relay:
         """Create the relay, which connects by itself and reconnects after each outage."""
         settings = AirflowSettings.load()
-        return Relay(
-            database(),
-            brokers(),
-            load_entities(settings.entities),
-            timedelta(days=settings.change_log_retention_days),
-        )
+        return Relay(database(), brokers(), load_entities(settings.entities), settings.retention)

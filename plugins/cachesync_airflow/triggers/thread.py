@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from cachesync.work import RunningWork
 from cachesync_airflow.triggers import work as works
-from cachesync_airflow.triggers.work import RunningWork, waiting
+from cachesync_airflow.triggers.work import waiting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from cachesync_airflow.triggers.work import Work
+    from cachesync.work import Work
 
 # Triggers that an older version of this package has stored do not know when to hand over.
 _STORED_WITHOUT_TIME: Final = timedelta(hours=1)

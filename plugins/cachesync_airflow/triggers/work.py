@@ -1,83 +1,21 @@
-"""Work that runs in its own thread, and can outlive the trigger that started it."""
+"""Work that has outlived the trigger that started it."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import gc
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
 
+    from cachesync.work import RunningWork
+
 _log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 15.0
 """The interval at which a trigger looks at its run, and waiting work for its successor, in seconds."""
-
-
-class Work(Protocol):
-    """Work that blocks a thread until it is stopped."""
-
-    def run(self) -> None:
-        """Work until `stop` is called."""
-
-    def stop(self) -> None:
-        """Make `run` return soon. Can be called from any thread, also before `run`."""
-
-
-class RunningWork:
-    """Work in a thread of its own, so that it blocks neither the event loop nor other triggers' threads.
-
-    Args:
-        name: the name of the thread.
-        open_work: creates the work; called in the thread.
-
-    Attributes:
-        ended: completes when the work has ended; its exception is the error that ended it.
-    """
-
-    def __init__(self, name: str, open_work: Callable[[], Work]) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._open_work = open_work
-        self._work: Work | None = None
-        self._stopping = False
-        self.ended = asyncio.get_running_loop().run_in_executor(self._executor, self._run)
-
-    def _run(self) -> None:
-        work = self._work = self._open_work()
-        _exempt_from_garbage_collection()
-        # `stop` may have been called before there was any work to stop.
-        if self._stopping:
-            work.stop()
-        work.run()
-
-    async def has_ended(self, seconds: float) -> bool:
-        """Wait for the work to end, for at most this many seconds, and return whether it has."""
-        await asyncio.wait({self.ended}, timeout=seconds)
-        return self.ended.done()
-
-    async def stop(self) -> None:
-        """Stop the work, and wait until it has ended."""
-        self._stopping = True
-        if self._work is not None:
-            self._work.stop()
-        await asyncio.to_thread(self._executor.shutdown)
-
-
-@functools.cache
-def _exempt_from_garbage_collection() -> None:
-    """Let the garbage collector pass over what has been loaded so far; once per process.
-
-    Airflow has loaded hundreds of thousands of objects, which live as long as the process. Each full
-    collection would examine them all, while every thread waits.
-    """
-    # What is garbage already would never be freed.
-    gc.collect()
-    gc.freeze()
 
 
 class _Waiting:

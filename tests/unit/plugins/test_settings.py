@@ -47,6 +47,6 @@ def test_all_invalid_settings_are_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SettingsError) as raised:
         AirflowSettings.load()
     assert str(raised.value) == (
-        "CACHESYNC_CACHES is not set, but CACHESYNC_CACHE is; "
-        "CACHESYNC_DEAD_LETTER_ATTEMPTS must be at least 1"
+        "CACHESYNC_DEAD_LETTER_ATTEMPTS must be at least 1; "
+        "CACHESYNC_CACHES is not set, but CACHESYNC_CACHE is"
     )

@@ -1,0 +1,132 @@
+"""Work that runs until it is stopped, such as a stream or a relay, in Airflow or in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+
+from cachesync import metrics
+from cachesync.backoff import Backoff
+from cachesync.errors import CacheSyncError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = structlog.get_logger(__name__)
+
+# As Airflow retries the sensors.
+_BACKOFF: Final = Backoff(first=5, longest=60)
+# Work that has gone on for longer than this has nothing in common with the failures before it.
+_STEADY_SECONDS: Final = 300.0
+
+
+class Work(Protocol):
+    """Work that blocks a thread until it is stopped."""
+
+    def run(self) -> None:
+        """Work until `stop` is called."""
+
+    def stop(self) -> None:
+        """Make `run` return soon. Can be called from any thread, also before `run`."""
+
+
+class RunningWork:
+    """Work in a thread of its own, so that it blocks neither the event loop nor other threads.
+
+    Args:
+        name: the name of the thread.
+        open_work: creates the work; called in the thread.
+
+    Attributes:
+        ended: completes when the work has ended; its exception is the error that ended it.
+    """
+
+    def __init__(self, name: str, open_work: Callable[[], Work]) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._open_work = open_work
+        self._work: Work | None = None
+        self._stopping = False
+        self.ended = asyncio.get_running_loop().run_in_executor(self._executor, self._run)
+
+    def _run(self) -> None:
+        work = self._work = self._open_work()
+        _exempt_from_garbage_collection()
+        # `stop` may have been called before there was any work to stop.
+        if self._stopping:
+            work.stop()
+        work.run()
+
+    async def has_ended(self, seconds: float) -> bool:
+        """Wait for the work to end, for at most this many seconds, and return whether it has."""
+        await asyncio.wait({self.ended}, timeout=seconds)
+        return self.ended.done()
+
+    async def stop(self) -> None:
+        """Stop the work, and wait until it has ended."""
+        self._stopping = True
+        if self._work is not None:
+            self._work.stop()
+        await asyncio.to_thread(self._executor.shutdown)
+
+
+async def keep_working(name: str, open_work: Callable[[], Work]) -> None:
+    """Work until the process receives SIGTERM or SIGINT; start again, with backoff, after an error.
+
+    Args:
+        name: the name of the work, for the log.
+        open_work: creates the work; called again after each error.
+
+    Raises:
+        SettingsError: a setting is invalid, so that starting again could only fail in the same way.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    stop: asyncio.Future[Any] = asyncio.create_task(stopping.wait())
+    failures = 0
+    while not stop.done():
+        started = time.monotonic()
+        _log.info("starting", work=name)
+        work = RunningWork(name, open_work)
+        await asyncio.wait({work.ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await work.stop()
+        error = work.ended.exception()
+        if isinstance(error, SettingsError):
+            raise error
+        if error is not None:
+            _report(name, error)
+        if not stop.done():
+            failures = 1 if time.monotonic() - started > _STEADY_SECONDS else failures + 1
+            metrics.restarts.inc()
+            await asyncio.wait({stop}, timeout=_BACKOFF.delay(failures))
+    _log.info("stopped", work=name)
+
+
+def _report(name: str, error: BaseException) -> None:
+    _log.error(
+        "ended with an error",
+        work=name,
+        error=str(error) or type(error).__name__,
+        # The text of an error of the library says everything.
+        exc_info=None if isinstance(error, CacheSyncError) else error,
+    )
+
+
+@functools.cache
+def _exempt_from_garbage_collection() -> None:
+    """Let the garbage collector pass over what has been loaded so far; once per process.
+
+    Airflow has loaded hundreds of thousands of objects, which live as long as the process. Each full
+    collection would examine them all, while every thread waits.
+    """
+    # What is garbage already would never be freed.
+    gc.collect()
+    gc.freeze()
