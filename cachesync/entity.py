@@ -71,25 +71,23 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 KeyColumns = Annotated[tuple[Identifier, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 """The columns of a key; a single one can be given as text."""
-# The length limit leaves room for the suffixes of the database objects that are named after the entity.
+MAX_NAME: Final = 40
+"""Maximum length of an entity's name, which leaves room for the suffixes of the objects named after it."""
 _NAME: Final = matching(
-    r"[a-z][a-z0-9_]{0,39}",
-    "the name of an entity: a lowercase letter, then lowercase letters, digits or _, at most 40 in total",
+    rf"[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}",
+    f"the name of an entity: a lowercase letter, then lowercase letters, digits or _, at most {MAX_NAME} in "
+    "total",
 )
 _TABLE: Final = matching(
     r"[^.\x00]{1,63}(\.[^.\x00]{1,63})?",
     "the name of a table, as name or schema.name, without quotes",
 )
-ServiceName = Annotated[
-    str,
-    AfterValidator(
-        matching(
-            r"[a-z][a-z0-9-]{0,39}",
-            "the name of a service: a lowercase letter, then lowercase letters, digits or -, at most 40 in "
-            "total",
-        )
-    ),
-]
+check_service_name: Final = matching(
+    r"[a-z][a-z0-9-]{0,39}",
+    "the name of a service: a lowercase letter, then lowercase letters, digits or -, at most 40 in total",
+)
+"""Returns the name of a service; raises a ValueError if it is not valid."""
+ServiceName = Annotated[str, AfterValidator(check_service_name)]
 """The name of a service, with which the names of its slots begin."""
 _PATH: Final = matching(
     r"(/[a-z0-9][a-z0-9._-]*)+", "a path such as /students, of lowercase letters, digits, '.', '_' and '-'"
@@ -161,6 +159,24 @@ def load_entities(path: str | Path) -> dict[str, Entity]:
         DeclarationError: the file cannot be read, is not valid TOML, or contains invalid declarations. The
             text has one line for each mistake.
     """
+    entities, mistakes = read_entities(path)
+    if mistakes:
+        raise DeclarationError("\n".join(mistakes))
+    return entities
+
+
+def read_entities(path: str | Path) -> tuple[dict[str, Entity], list[str]]:
+    """Read the declared entities and describe the mistakes in the others.
+
+    Args:
+        path: the entities file.
+
+    Returns:
+        The valid entities by name, in the order of the file; and one line for each mistake.
+
+    Raises:
+        DeclarationError: the file cannot be read, is not valid TOML, or declares nothing.
+    """
     path = Path(path)
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -187,9 +203,7 @@ def load_entities(path: str | Path) -> dict[str, Entity]:
         except ValidationError as error:
             mistakes += _field_problems(name, section, error)
     mistakes += _shared_values(document)
-    if mistakes:
-        raise DeclarationError("\n".join(f"{path}: {mistake}".replace("\n", "\\n") for mistake in mistakes))
-    return entities
+    return entities, [f"{path}: {mistake}".replace("\n", "\\n") for mistake in mistakes]
 
 
 def _section_problem(name: str, section: object) -> str | None:

@@ -11,6 +11,7 @@ from cachesync import __version__
 from cachesync.cli.dead_letters import dead_letters
 from cachesync.cli.errors import OneLineErrors
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
+from cachesync.cli.processes import relay, stream
 from cachesync.cli.reconcile import reconcile
 from cachesync.entity import load_entities
 from cachesync.install import installer
@@ -29,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(reconcile)
+app.command()(stream)
+app.command()(relay)
 app.add_typer(dead_letters, name="dead-letters")
 
 

@@ -73,8 +73,8 @@ def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connectio
     return connected(dsn, "cachesync")
 
 
-def kafka_client(bootstrap_servers: str) -> dict[str, str]:
-    """Return librdkafka's settings for connecting to the brokers, after a broker has responded.
+def kafka_settings(bootstrap_servers: str) -> dict[str, str]:
+    """Return librdkafka's settings for connecting to the brokers.
 
     TLS and logins are configured with the environment variables of `KafkaSettings`.
 
@@ -83,7 +83,6 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
 
     Raises:
         SettingsError: the option is empty, or an environment variable is invalid.
-        KafkaUnavailableError: no broker accepts the connection, or a certificate cannot be used.
     """
     if not bootstrap_servers.strip():
         message = (
@@ -91,7 +90,20 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
             "separated by commas"
         )
         raise SettingsError(message)
-    settings = KafkaSettings.load(kafka_bootstrap_servers=bootstrap_servers).kafka
+    return KafkaSettings.load(kafka_bootstrap_servers=bootstrap_servers).kafka
+
+
+def kafka_client(bootstrap_servers: str) -> dict[str, str]:
+    """Return librdkafka's settings for connecting to the brokers, after a broker has responded.
+
+    Args:
+        bootstrap_servers: as given by the option `BootstrapServers`.
+
+    Raises:
+        SettingsError: the option is empty, or an environment variable is invalid.
+        KafkaUnavailableError: no broker accepts the connection, or a certificate cannot be used.
+    """
+    settings = kafka_settings(bootstrap_servers)
     # Only this callback receives the cause; the calls just time out.
     errors: list[KafkaError] = []
     client = open_client(AdminClient, {**settings, "error_cb": errors.append})

@@ -35,6 +35,14 @@ from cachesync.cli.main import app
             ["dead-letters", "replay", "--bootstrap-servers", "b", "--rate", "nan"],
             "Invalid value for '--rate': must be at most 1000000; see",
         ),
+        (
+            ["stream", "--service", "S_b", "--redis-url", "redis://h", "--bootstrap-servers", "b"],
+            "Invalid value for '--service': must be the name of a service: a lowercase letter, then",
+        ),
+        (
+            ["relay", "--bootstrap-servers", "b", "--metrics-port", "70000"],
+            "Invalid value for '--metrics-port': must be at most 65535; see",
+        ),
         (["reconcile", "--rate", "0"], "Invalid value for '--rate': must be at least 1; see"),
     ],
 )

@@ -1,0 +1,183 @@
+"""The commands `cachesync stream` and `cachesync relay`, which run until they are stopped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import structlog
+import typer
+from confluent_kafka import Consumer, Producer
+from prometheus_client import start_http_server
+
+from cachesync import logs
+from cachesync.background import BackgroundSettings
+from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, kafka_settings, run
+from cachesync.entity import check_service_name, load_entities
+from cachesync.errors import SettingsError
+from cachesync.kafka.clients import open_client
+from cachesync.kafka.groups import consumer_settings, group_of
+from cachesync.relay.relay import Relay
+from cachesync.slots.clients import blocking_client
+from cachesync.stream.stream import REDIS_SECONDS, open_stream
+from cachesync.work import keep_working
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from confluent_kafka import KafkaError
+
+    from cachesync.slots.clients import BlockingRedis
+    from cachesync.stream.stream import Stream
+    from cachesync.work import Work
+
+_log = structlog.get_logger(__name__)
+
+_MAX_PORT: Final = 65_535
+_REPEAT_SECONDS: Final = 60.0
+
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        envvar="METRICS_PORT",
+        min=1,
+        max=_MAX_PORT,
+        show_default="none",
+        help="Port on which to serve Prometheus metrics.",
+    ),
+]
+ListenAddress = Annotated[
+    str, typer.Option(envvar="LISTEN_ADDRESS", help="Address on which to serve the metrics.")
+]
+
+
+def stream(
+    *,
+    service: Annotated[
+        str,
+        typer.Option(
+            parser=check_service_name, metavar="NAME", help="The service whose cache to keep in sync."
+        ),
+    ],
+    redis_url: Annotated[
+        str,
+        typer.Option(
+            envvar="REDIS_URL", metavar="URL", help="The service's Redis, such as redis://host:6379/0."
+        ),
+    ],
+    bootstrap_servers: BootstrapServers,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="cachesync-SERVICE",
+            help="The consumer group of the cache: that of Airflow's connection, if the DAG cache_sync runs.",
+        ),
+    ] = None,
+    entities: EntitiesFile = Path("entities.toml"),
+    metrics_port: MetricsPort = None,
+    listen_address: ListenAddress = "127.0.0.1",
+) -> None:
+    """Apply the changes of all entities to one service's cache, until SIGTERM or Ctrl-C.
+
+    It does the work of one consumer of the DAG cache_sync, and shares it with the other members of the
+    consumer group, in Airflow or elsewhere. It waits for servers that do not respond, and starts again after
+    an error.
+
+    Exit status: 0 after SIGTERM or Ctrl-C, 1 if a setting or the entities file is invalid.
+    """
+
+    async def work() -> None:
+        settings = BackgroundSettings.load()
+        declared = load_entities(entities)
+        kafka = kafka_settings(bootstrap_servers)
+        consumer = consumer_settings(kafka, group or group_of(service))
+        problems = _ClientProblems()
+
+        def opened() -> Stream:
+            return open_stream(
+                service,
+                declared,
+                _redis(redis_url),
+                consumer,
+                settings.retry_policy,
+                connect=lambda: open_client(Consumer, {**consumer, "error_cb": problems}),
+                connect_producer=lambda: open_client(Producer, kafka),
+            )
+
+        await _work(f"stream of {service}", opened, metrics_port, listen_address)
+
+    run(work())
+
+
+def relay(
+    *,
+    bootstrap_servers: BootstrapServers,
+    dsn: Dsn = None,
+    entities: EntitiesFile = Path("entities.toml"),
+    metrics_port: MetricsPort = None,
+    listen_address: ListenAddress = "127.0.0.1",
+) -> None:
+    """Publish the changes that no service publishes, until SIGTERM or Ctrl-C.
+
+    It does the work of the DAG outbox_relay, and shares it with other relays, in Airflow or elsewhere. The
+    login needs the role cachesync_worker. The relay waits for servers that do not respond, and starts again
+    after an error.
+
+    Exit status: 0 after SIGTERM or Ctrl-C, 1 if a setting or the entities file is invalid.
+    """
+
+    async def work() -> None:
+        settings = BackgroundSettings.load()
+        declared = load_entities(entities)
+        kafka = kafka_settings(bootstrap_servers)
+        await _work(
+            "relay",
+            lambda: Relay(dsn, kafka, declared, settings.retention),
+            metrics_port,
+            listen_address,
+        )
+
+    run(work())
+
+
+async def _work(
+    name: str, open_work: Callable[[], Work], metrics_port: int | None, listen_address: str
+) -> None:
+    """Write structured logs, serve the metrics, and work until the process is asked to stop."""
+    if sys.stderr.isatty():
+        plain = structlog.dev.plain_traceback
+        logs.configure(logging.INFO, structlog.dev.ConsoleRenderer(exception_formatter=plain))
+    else:
+        logs.configure(logging.INFO, structlog.processors.JSONRenderer())
+    if metrics_port is not None:
+        try:
+            start_http_server(metrics_port, listen_address)
+        except OSError as error:
+            message = f"cannot serve metrics on {listen_address}:{metrics_port}: {error.strerror or error}"
+            raise SettingsError(message) from error
+    await keep_working(name, open_work)
+
+
+def _redis(url: str) -> BlockingRedis:
+    try:
+        return blocking_client(url, REDIS_SECONDS)
+    except SettingsError as error:
+        message = f"--redis-url (REDIS_URL): {error}"
+        raise SettingsError(message) from error
+
+
+class _ClientProblems:
+    """Logs the errors of Kafka clients, which connect again by themselves: each once per minute."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if now - self._logged_at.get(error.code(), -_REPEAT_SECONDS) >= _REPEAT_SECONDS:
+            self._logged_at[error.code()] = now
+            _log.warning("no connection to Kafka", error=error.str())

@@ -1,0 +1,265 @@
+"""The commands `cachesync stream` and `cachesync relay`, as processes on the real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+import pytest
+import redis as redis_client
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from cachesync.dead_letters.letter import DEFAULT_POLICY
+from cachesync.kafka.groups import consumer_settings, group_of, unconsumed
+from cachesync.service.cache import Outcome
+from cachesync.service.row_input import RowInput
+from cachesync.stream.stream import open_stream
+from local.ports import HOST, free_port
+from tests.faults.proxy import Proxy
+from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from pathlib import Path
+
+    import asyncpg
+
+    from cachesync.entity import Entity
+    from cachesync.service.service import Service
+    from local.redis import Redis
+
+    OpenService = Callable[..., AbstractAsyncContextManager[Service]]
+    Start = Callable[..., AbstractContextManager["Command"]]
+
+
+class Command:
+    """A command that runs until it is stopped.
+
+    Args:
+        process: its process.
+        log: the file with its log.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """The entries of its log; a line that is not yet complete is missing."""
+        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def wait_for(self, event: str) -> None:
+        """Wait until it has logged this event."""
+        wait_until(lambda: event in [entry["event"] for entry in self.entries], f"{event} in {self._log}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Ask it to stop, and return how many seconds that took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        assert self.process.wait(30) == 0
+        assert self.entries[-1]["event"] == "stopped"
+        return time.monotonic() - started
+
+
+@pytest.fixture
+def group() -> str:
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def start(worker_dsn: str, redis_sb: Redis, topics: str, group: str, tmp_path: Path) -> Start:
+    """Starts the relay, or a stream to sb's cache in a group of its own, with the given environment."""
+    arguments = {"stream": ["stream", "--service", "sb", "--group", group], "relay": ["relay"]}
+
+    @contextmanager
+    def start(name: str, **changed: str) -> Iterator[Command]:
+        environment = {
+            **os.environ,
+            "CACHESYNC_DSN": worker_dsn,
+            "CACHESYNC_ENTITIES": str(ENTITIES_FILE),
+            "KAFKA_BOOTSTRAP_SERVERS": topics,
+            "REDIS_URL": redis_sb.url,
+            **changed,
+        }
+        log = tmp_path / f"{name}-{secrets.token_hex(4)}.log"
+        with log.open("wb") as file:
+            command = [sys.executable, "-m", "cachesync", *arguments[name]]
+            process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=file)
+        try:
+            yield Command(process, log)
+        finally:
+            process.kill()
+            process.wait()
+
+    return start
+
+
+def metric(port: int, name: str) -> float:
+    """The sum of a metric over its labels."""
+    with urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split()[0] == name)
+
+
+async def follows(sb: Service, admin: asyncpg.Connection, age: int) -> None:
+    """Change a row with SQL, and wait until sb's cache has it."""
+    students = sb.caches["student"]
+    await students.read("1")
+    await admin.execute("UPDATE student SET age = $1 WHERE id = 1", age)
+    async with asyncio.timeout(60):
+        while True:
+            read = await students.read("1")
+            if read.row is not None and json.loads(read.row.payload)["age"] == age:
+                assert read.outcome is Outcome.HIT
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_change_by_sql_reaches_a_cache_through_both_processes(
+    open_service: OpenService, start: Start, admin: asyncpg.Connection
+) -> None:
+    ports = {"stream": free_port(), "relay": free_port()}
+    with (
+        start("stream", METRICS_PORT=str(ports["stream"])) as stream,
+        start("relay", METRICS_PORT=str(ports["relay"])) as relay,
+    ):
+        async with open_service("sb") as sb:
+            await sb.caches["student"].insert(RowInput.from_json('{"id": 1, "name": "Ann", "age": 20}'))
+            await follows(sb, admin, 21)
+            await follows(sb, admin, 22)
+        stream.wait_for("partitions assigned")
+        assert metric(ports["relay"], "cachesync_relayed_total") >= 2
+        assert metric(ports["stream"], "cachesync_applied_total") >= 2
+        assert metric(ports["stream"], "cachesync_restarts_total") == 0
+        assert await asyncio.to_thread(stream.stop) < 5
+        assert await asyncio.to_thread(relay.stop, signal.SIGINT) < 5
+
+
+def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it_at_the_end(
+    start: Start, group: str, topics: str, redis_sb: Redis, entities: dict[str, Entity]
+) -> None:
+    kafka = {"bootstrap.servers": topics}
+    settings = consumer_settings(kafka, group)
+    own = open_stream(
+        "sb",
+        entities,
+        redis_client.Redis.from_url(redis_sb.url, socket_timeout=2),
+        settings,
+        DEFAULT_POLICY,
+        connect=lambda: Consumer(settings),
+        connect_producer=lambda: Producer(kafka),
+    )
+    names = [entity.topic for entity in entities.values()]
+    admin = AdminClient(kafka)
+
+    def members() -> list[int]:
+        """The number of partitions of each member."""
+        described = admin.describe_consumer_groups([group])[group].result(10)
+        return sorted(len(member.assignment.topic_partitions) for member in described.members)
+
+    thread = threading.Thread(target=own.run)
+    thread.start()
+    try:
+        wait_until(lambda: members() == [12], "all partitions are its own")
+        with start("stream") as stream:
+            wait_until(lambda: members() == [6, 6], "the partitions are shared")
+            assert stream.stop() < 5
+        wait_until(lambda: members() == [12], "all partitions are its own again", seconds=5)
+        assert unconsumed(kafka, group, names) == []
+    finally:
+        own.stop()
+        thread.join(30)
+
+
+async def test_processes_wait_for_servers_that_are_not_there_yet(
+    open_service: OpenService, start: Start, admin: asyncpg.Connection, worker_dsn: str, redis_sb: Redis, topics: str
+) -> None:
+    def through(proxy: Proxy, url: str) -> str:
+        return url.replace(f":{proxy.target}", f":{proxy.port}")
+
+    def port_of(url: str) -> int:
+        return int(url.rpartition(":")[2].partition("/")[0].partition("?")[0])
+
+    kafka, redis, postgres = (Proxy(port_of(url)) for url in (topics, redis_sb.url, worker_dsn))
+    away = {
+        "KAFKA_BOOTSTRAP_SERVERS": through(kafka, topics),
+        "REDIS_URL": through(redis, redis_sb.url),
+        "CACHESYNC_DSN": through(postgres, worker_dsn),
+    }
+    async with open_service("sb") as sb:
+        await sb.caches["student"].insert(RowInput.from_json('{"id": 1, "name": "Ann", "age": 20}'))
+        with start("stream", **away) as stream, start("relay", **away) as relay:
+            await asyncio.to_thread(stream.wait_for, "no connection to Kafka")
+            await asyncio.to_thread(relay.wait_for, "relay paused: PostgreSQL unavailable")
+            # They can be stopped while they wait.
+            for name in ("stream", "relay"):
+                with start(name, **away) as other:
+                    await asyncio.to_thread(other.wait_for, "starting")
+                    await asyncio.sleep(1)
+                    assert await asyncio.to_thread(other.stop) < 5
+            with kafka, redis, postgres:
+                await follows(sb, admin, 21)
+                # And while they wait again.
+                for proxy in (kafka, redis, postgres):
+                    proxy.cut()
+                await admin.execute("UPDATE student SET age = 22 WHERE id = 1")
+                await asyncio.to_thread(relay.wait_for, "relay paused: PostgreSQL unavailable")
+                assert await asyncio.to_thread(relay.stop) < 5
+                assert await asyncio.to_thread(stream.stop) < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "text"),
+    [
+        ("relay", {"CACHESYNC_ENTITIES": "/none.toml"}, "cannot read the entities file /none.toml"),
+        (
+            "relay",
+            {"CACHESYNC_CHANGE_LOG_RETENTION_DAYS": "0"},
+            "CACHESYNC_CHANGE_LOG_RETENTION_DAYS must be at least 1",
+        ),
+        ("relay", {"CACHESYNC_DSN": "postgresql://:x:y@h"}, "invalid database address"),
+        ("stream", {"REDIS_URL": "http://h"}, "--redis-url (REDIS_URL): not a Redis URL such as"),
+        ("stream", {"KAFKA_SASL_USERNAME": "x"}, "KAFKA_SASL_USERNAME is invalid: it has no effect"),
+    ],
+)
+def test_invalid_setting_ends_the_process_with_one_line(
+    start: Start, name: str, changed: dict[str, str], text: str
+) -> None:
+    with start(name, **changed) as command:
+        assert command.process.wait(30) == 1
+        *entries, line = command._log.read_text(encoding="utf-8").splitlines()
+        assert line.startswith(f"cachesync: {text}")
+        assert {json.loads(entry)["event"] for entry in entries} <= {"starting"}
+
+
+def test_port_of_the_metrics_that_is_taken_ends_the_process_with_one_line(
+    start: Start, redis_sb: Redis
+) -> None:
+    port = redis_sb.url.rpartition(":")[2].partition("/")[0]
+    with start("relay", METRICS_PORT=port) as command:
+        assert command.process.wait(30) == 1
+        (line,) = command._log.read_text(encoding="utf-8").splitlines()
+        assert line == f"cachesync: cannot serve metrics on 127.0.0.1:{port}: Address already in use"
+
+
+def test_stream_is_by_default_a_member_of_the_group_of_airflows_connection() -> None:
+    from local.airflow import connections
+
+    settings = json.loads(connections({"sb": "redis://h"}, "b", "postgresql://")["AIRFLOW_CONN_KAFKA_SB"])
+    assert settings["extra"] == consumer_settings({"bootstrap.servers": "b"}, group_of("sb"))
+    assert group_of("sb") == "cachesync-sb"
