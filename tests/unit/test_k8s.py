@@ -14,14 +14,19 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
 from cachesync import __version__
+from cachesync.cli.main import app
 from cachesync.kafka.settings import KafkaSettings
 from serving.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 OVERLAYS = ("minikube", "production")
+# With the option to run the streams and the relay on Kubernetes as well.
+BACKGROUND = {overlay: f"{overlay} with background" for overlay in OVERLAYS}
+PROCESSES = ("stream-sa", "stream-sb", "relay")
 SERVICES = ("sa", "sb")
 NAME = "app.kubernetes.io/name"
 NAMESPACE = "kubernetes.io/metadata.name"
@@ -39,6 +44,14 @@ FLOWS = {
     ("sb", "kafka", 9092),
     ("install", "postgres", 5432),
     ("topics", "kafka", 9092),
+}
+FLOWS_OF_BACKGROUND = {
+    ("stream-sa", "redis-sa", 6379),
+    ("stream-sa", "kafka", 9092),
+    ("stream-sb", "redis-sb", 6379),
+    ("stream-sb", "kafka", 9092),
+    ("relay", "postgres", 5432),
+    ("relay", "kafka", 9092),
 }
 
 Manifest = dict[str, Any]
@@ -81,7 +94,7 @@ def copy_of_manifests(parent: Path) -> Path:
     shutil.copy(REPOSITORY / "k8s/overlays/production/addresses.env", folder / "overlays/production")
     shutil.rmtree(folder / "overlays/minikube/secrets", ignore_errors=True)
     subprocess.run([folder / "overlays/minikube/make-secrets"], check=True, capture_output=True)
-    for example in folder.glob("overlays/production/secrets/*.example"):
+    for example in folder.glob("overlays/production/**/secrets/*.example"):
         shutil.copy(example, example.with_suffix(""))
     return folder
 
@@ -94,11 +107,15 @@ def render(overlay: Path) -> Manifests:
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Manifests]:
-    folder = copy_of_manifests(tmp_path_factory.mktemp("k8s"))
-    return {overlay: render(folder / "overlays" / overlay) for overlay in OVERLAYS}
+    folder = copy_of_manifests(tmp_path_factory.mktemp("k8s")) / "overlays"
+    plain = {overlay: render(folder / overlay) for overlay in OVERLAYS}
+    for overlay in OVERLAYS:
+        with (folder / overlay / "kustomization.yaml").open("a") as file:
+            file.write("components: [background]\n")
+    return plain | {name: render(folder / overlay) for overlay, name in BACKGROUND.items()}
 
 
-@pytest.fixture(params=OVERLAYS)
+@pytest.fixture(params=[*OVERLAYS, *BACKGROUND.values()])
 def manifests(rendered: dict[str, Manifests], request: pytest.FixtureRequest) -> Manifests:
     return rendered[request.param]
 
@@ -112,6 +129,10 @@ def container(workload: Manifest) -> Manifest:
     [only] = pod(workload)["containers"]
     assert isinstance(only, dict)
     return only
+
+
+def is_background(workload: Manifest) -> bool:
+    return labels(workload).get("app.kubernetes.io/component") == "background"
 
 
 def labels(workload: Manifest) -> dict[str, str]:
@@ -313,6 +334,53 @@ def test_only_the_monitoring_namespace_can_reach_the_metrics(manifests: Manifest
         assert ports == {"http": variables["PORT"], "metrics": variables["METRICS_PORT"]}
 
 
+def test_policies_of_the_background_processes_allow_exactly_what_they_need(
+    rendered: dict[str, Manifests],
+) -> None:
+    for direction in ("Egress", "Ingress"):
+        assert named_flows(rendered[BACKGROUND["minikube"]], direction) == FLOWS | FLOWS_OF_BACKGROUND
+    for client in PROCESSES:
+        policy = rendered[BACKGROUND["production"]].one("NetworkPolicy", client)["spec"]
+        ports = sorted(port["port"] for rule in policy["egress"] for port in rule["ports"])
+        assert ports == sorted(port for name, _, port in FLOWS_OF_BACKGROUND if name == client)
+        assert all(list(peer) == ["ipBlock"] for rule in policy["egress"] for peer in rule["to"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_background_processes_get_the_variables_that_their_commands_need(
+    rendered: dict[str, Manifests], overlay: str
+) -> None:
+    manifests = rendered[BACKGROUND[overlay]]
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name in PROCESSES:
+        only = container(manifests.one("Deployment", name))
+        assert only["args"][:3] == ["python", "-m", "cachesync"]
+        command, *arguments = only["args"][3:]
+        variables = manifests.environment(only)
+        for parameter in commands[command].params:
+            if parameter.required and not set(parameter.opts) & set(arguments):
+                assert parameter.envvar in variables, f"{name} needs {parameter.name}"
+        secret = {variable for variable in variables if SECRET.search(variable)}
+        assert secret == ({"CACHESYNC_DSN"} if name == "relay" else {"REDIS_URL"})
+
+
+def test_only_the_monitoring_namespace_can_reach_the_metrics_of_the_background_processes(
+    rendered: dict[str, Manifests],
+) -> None:
+    manifests = rendered[BACKGROUND["production"]]
+    metrics = {"ports": [{"port": "metrics"}]}
+    source = {"from": [{"namespaceSelector": {"matchLabels": {NAMESPACE: "monitoring"}}}]}
+    assert manifests.one("NetworkPolicy", "background-metrics")["spec"] == {
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "background"}},
+        "policyTypes": ["Ingress"],
+        "ingress": [source | metrics],
+    }
+    for name in PROCESSES:
+        only = container(manifests.one("Deployment", name))
+        [port] = only["ports"]
+        assert str(port["containerPort"]) == manifests.environment(only)["METRICS_PORT"]
+
+
 def test_sum_of_all_connections_is_within_the_limit_of_postgresql(rendered: dict[str, Manifests]) -> None:
     manifests = rendered["minikube"]
     settings = Settings.model_fields
@@ -343,7 +411,8 @@ def test_sample_tables_match_the_local_system() -> None:
 
 
 def test_image_tag_is_the_current_version(manifests: Manifests) -> None:
-    for name in (*SERVICES, "install", "topics"):
+    background = [one["metadata"]["name"] for one in manifests.workloads if is_background(one)]
+    for name in (*SERVICES, "install", "topics", *background):
         [workload] = [one for one in manifests.workloads if one["metadata"]["name"] == name]
         image = container(workload)["image"]
         assert image.rpartition("/")[2] == f"db-cache-sync-serving:{__version__}"
