@@ -9,12 +9,14 @@ import typer
 
 from cachesync import __version__
 from cachesync.cli.dead_letters import dead_letters
+from cachesync.cli.entities import check, init
 from cachesync.cli.errors import OneLineErrors
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
 from cachesync.cli.processes import relay, stream
 from cachesync.cli.reconcile import reconcile
 from cachesync.entity import load_entities
 from cachesync.install import installer
+from cachesync.install.checks import undeclared
 from cachesync.kafka import topics
 
 # librdkafka's limits, beyond which it rejects a topic without a reason.
@@ -29,6 +31,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.command()(init)
+app.command()(check)
 app.command()(reconcile)
 app.command()(stream)
 app.command()(relay)
@@ -82,7 +86,7 @@ def install(
                 opened, declared, _Steps(), revoke_temporary=revoke_temporary
             )
         for name in undeclared:
-            console.print(f"{name} is installed but not declared; `cachesync uninstall {name}` removes it")
+            console.print(undeclared(name))
         console.print(f"installed: {', '.join(declared)}")
 
     run(work())

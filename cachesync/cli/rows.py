@@ -23,7 +23,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         title: the column whose value begins the paragraph of a row.
     """
     output = Console(highlight=False, markup=False)
-    cells = [{name: _printable(value) for name, value in row.items()} for row in rows]
+    cells = [{name: printable(value) for name, value in row.items()} for row in rows]
     if not cells:
         return
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
@@ -42,7 +42,11 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         output.print(Padding(Text(facts), (0, 0, 0, 4)))
 
 
-def _printable(value: object) -> str:
-    """Return a value as text that moves no cursor and ends no line."""
+def printable(value: object) -> str:
+    """Return a value as text that moves no cursor and ends no line.
+
+    Args:
+        value: the value; None is an empty text.
+    """
     text = "" if value is None else str(value)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,26 +1,30 @@
-"""Checks before an installation: whether each entity can be installed on its table and in this database."""
+"""Checks before an installation: whether each entity can be installed on its table and in this database.
+
+`cachesync install` refuses what they find, `cachesync check` lists it, and `cachesync init` leaves it out.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cachesync.errors import InstallError
+from cachesync.errors import InstallError, NotInstalledError
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.canonical import KEY_TYPES, refusal
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
-from cachesync.postgres.requirements import unmet_requirement
+from cachesync.postgres.registry import read_registry
+from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import asyncpg
 
     from cachesync.entity import Entity
-    from cachesync.postgres.catalog import Properties, Relation
+    from cachesync.postgres.catalog import Column, Properties, Relation
 
 # Other relations in the schema cachesync, in which each entity has a view with its name.
-_RESERVED_NAMES: Final = frozenset(
+RESERVED_NAMES: Final = frozenset(
     {
         "change_log",
         "dead_letter_action",
@@ -30,89 +34,132 @@ _RESERVED_NAMES: Final = frozenset(
         "row_version",
     }
 )
+_FOREIGN_SCHEMA: Final = (
+    "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
+)
 
 
-async def checked_relation(connection: asyncpg.Connection, entity: Entity) -> Relation:
-    """Return the table of an entity as the catalog describes it.
+async def check_tables(
+    connection: asyncpg.Connection, entities: Mapping[str, Entity]
+) -> tuple[dict[str, Relation], list[str]]:
+    """Check whether the entities can be registered as declared; nothing is written.
 
-    Raises:
-        InstallError: there is no such table, or it cannot be registered as declared.
+    Args:
+        connection: a connection of a user who may read the catalog.
+        entities: the declared entities, by name.
+
+    Returns:
+        The tables of the entities that can, by the name of the entity; and the problems of the others, one
+        line for each.
     """
-    relation = await describe_relation(connection, entity)
+    relations = {}
+    problems = []
+    for entity in entities.values():
+        relation = await describe_relation(connection, entity)
+        found = await _problems(connection, entity, relation)
+        problems += [f"entity {entity.name!r}, table {entity.table}: {problem}" for problem in found]
+        if relation is not None and not found:
+            relations[entity.name] = relation
+    return relations, problems
+
+
+async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Relation | None) -> list[str]:
     if relation is None:
         tables = [record["name"] for record in await connection.fetch(statement("install/tables"))]
         declared = entity.table.removeprefix("public.")
-        problem: str | None = f"no such table in this database{did_you_mean(declared, tables)}"
-    else:
-        problem = _table_problem(entity, relation)
-    if relation is not None and problem is None and relation.has_version:
+        return [f"no such table in this database{did_you_mean(declared, tables)}"]
+    return await table_problems(connection, entity, relation)
+
+
+async def table_problems(
+    connection: asyncpg.Connection, entity: Entity, relation: Relation
+) -> list[str]:
+    """Return why a table cannot be registered as declared."""
+    problems = [
+        *_name_problems(entity),
+        *_column_problems(entity, relation),
+        *unmet_requirements(entity.table, entity.key, relation.properties),
+        *_row_security_problems(entity, relation.properties),
+    ]
+    if relation.has_version:
         versioned = await connection.fetchval(statement("install/versioned"), *entity.schema_and_table)
         if not versioned:
-            problem = f"it has its own column {VERSION_COLUMN!r}; rename that column first"
-    if problem is not None or relation is None:
-        message = f"entity {entity.name!r}, table {entity.table}: {problem}"
-        raise InstallError(message)
-    return relation
+            problems.append(f"it has its own column {VERSION_COLUMN!r}; rename that column first")
+    return problems
 
 
-def _table_problem(entity: Entity, relation: Relation) -> str | None:
-    """Return why a table cannot be registered; None if it can."""
-    if entity.name in _RESERVED_NAMES:
-        return f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
-    return (
-        _column_problem(entity, relation)
-        or unmet_requirement(entity.table, entity.key, relation.properties)
-        or _row_security_problem(entity, relation.properties)
-    )
+def _name_problems(entity: Entity) -> Iterator[str]:
+    if entity.name in RESERVED_NAMES:
+        yield f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
 
 
-def _row_security_problem(entity: Entity, properties: Properties) -> str | None:
-    """Return why the policies of the table contradict the declaration; None if they do not."""
+def _row_security_problems(entity: Entity, properties: Properties) -> Iterator[str]:
+    """Yield why the policies of the table contradict the declaration."""
     if properties.row_security and entity.row_security is None:
-        return (
+        yield (
             "it has row security, which a cache cannot apply: every client of a service would see every row. "
             'If that is intended, declare row_security = "bypass"; otherwise do not cache the table'
         )
     if entity.row_security == "bypass" and properties.restrictive_policies:
         policies = ", ".join(map(repr, properties.restrictive_policies))
-        return (
+        yield (
             f"its restrictive policy {policies} would hide rows from the services; make it apply only to "
             "other roles (ALTER POLICY ... TO ...)"
         )
-    return None
 
 
-def _column_problem(entity: Entity, relation: Relation) -> str | None:
+def _column_problems(entity: Entity, relation: Relation) -> Iterator[str]:
     names = [column.name for column in relation.columns]
     missing = [name for name in dict.fromkeys((*entity.key, *(entity.columns or ()))) if name not in names]
     if missing:
         nearest = "".join(did_you_mean(name, names) for name in missing)
-        return f"it has no column {', '.join(map(repr, missing))}{nearest}; its columns: {', '.join(names)}"
-    virtual = [name for name in entity.columns or names if name in relation.properties.virtual_columns]
-    if virtual:
-        return (
-            f"its generated column {', '.join(map(repr, virtual))} is virtual, so its triggers do not see "
-            "the value; make it STORED, or declare columns without it"
+        yield f"it has no column {', '.join(map(repr, missing))}{nearest}; its columns: {', '.join(names)}"
+    for column in relation.columns:
+        if column.name in (entity.columns or names):
+            yield from unserved(column, relation.properties)
+        if column.name in entity.key:
+            yield from _key_type_problems(column)
+
+
+def unserved(column: Column, properties: Properties) -> Iterator[str]:
+    """Yield why a column cannot be served, so that `columns` must be declared without it."""
+    if column.name in properties.virtual_columns:
+        yield (
+            f"its generated column {column.name!r} is virtual, so its triggers do not see the value; make it "
+            "STORED, or declare columns without it"
         )
-    for column in relation.columns:
-        if column.own_cast is not None and column.name in (entity.columns or names):
-            return (
-                f"its column {column.name!r} is converted to JSON by {column.own_cast}, the cast function "
-                "of a type, which would run in the sessions of all writers with the privileges of the owner; "
-                "drop the cast, or declare columns without it"
-            )
-    for column in relation.columns:
-        if column.name in entity.key and not column.can_be_key:
-            return (
-                f"its key column {column.name!r} has the type {column.declared_type}, {refusal(column)}; "
-                f"supported types: {', '.join(sorted(KEY_TYPES))}, and enums"
-            )
-        if column.name in entity.key and not column.deterministic:
-            return (
-                f"its key column {column.name!r} has a nondeterministic collation, so different texts can be "
-                "the same key"
-            )
-    return None
+    if column.own_cast is not None:
+        yield (
+            f"its column {column.name!r} is converted to JSON by {column.own_cast}, the cast function of a "
+            "type, which would run in the sessions of all writers with the privileges of the owner; drop the "
+            "cast, or declare columns without it"
+        )
+
+
+def _key_type_problems(column: Column) -> Iterator[str]:
+    if not column.can_be_key:
+        yield (
+            f"its key column {column.name!r} has the type {column.declared_type}, {refusal(column)}; "
+            f"supported types: {', '.join(sorted(KEY_TYPES))}, and enums"
+        )
+    elif not column.deterministic:
+        yield (
+            f"its key column {column.name!r} has a nondeterministic collation, so different texts can be the "
+            "same key"
+        )
+
+
+async def database_problems(connection: asyncpg.Connection) -> list[str]:
+    """Return why nothing can be installed in a database."""
+    problems = []
+    if await _has_foreign_schema(connection):
+        problems.append(_FOREIGN_SCHEMA)
+    if await connection.fetchval("SELECT current_setting('server_encoding')") == "SQL_ASCII":
+        problems.append(
+            "the database has the encoding SQL_ASCII, so its texts can be bytes of any encoding; dump it and "
+            "restore it into a database with the encoding UTF8"
+        )
+    return problems
 
 
 async def refuse_foreign_schema(connection: asyncpg.Connection) -> None:
@@ -121,36 +168,23 @@ async def refuse_foreign_schema(connection: asyncpg.Connection) -> None:
     Raises:
         InstallError: the schema belongs to another program.
     """
-    if await connection.fetchval(statement("install/foreign_schema")):
-        message = "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
-        raise InstallError(message)
+    if await _has_foreign_schema(connection):
+        raise InstallError(_FOREIGN_SCHEMA)
 
 
-async def refuse_encoding(connection: asyncpg.Connection) -> None:
-    """Reject a database that stores bytes of no known encoding, which cannot be sent as text.
-
-    Raises:
-        InstallError: the encoding of the database is SQL_ASCII.
-    """
-    if await connection.fetchval("SELECT current_setting('server_encoding')") == "SQL_ASCII":
-        message = (
-            "the database has the encoding SQL_ASCII, so its texts can be bytes of any encoding; dump it and "
-            "restore it into a database with the encoding UTF8"
-        )
-        raise InstallError(message)
+async def _has_foreign_schema(connection: asyncpg.Connection) -> bool:
+    foreign: bool = await connection.fetchval(statement("install/foreign_schema"))
+    return foreign
 
 
-def refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[str, Entity]) -> None:
-    """Refuse to install an entity on another table or key.
+def moved_entities(registered: list[asyncpg.Record], entities: Mapping[str, Entity]) -> Iterator[str]:
+    """Yield each entity that is installed on another table or key, and must not be moved silently.
 
     A renamed table is still the same table, and a dropped table is no obstacle.
 
     Args:
         registered: the result of `registered.sql`.
         entities: the declared entities, by name.
-
-    Raises:
-        InstallError: an entity is installed on another table, or with another key.
     """
     for record in registered:
         if record["table_name"] is None:
@@ -161,8 +195,52 @@ def refuse_moved_entities(registered: list[asyncpg.Record], entities: Mapping[st
             same_table = entity.schema_and_table == table
             key = tuple(record["key_columns"])
             if same_name != same_table or (same_name and entity.key != key):
-                message = (
+                yield (
                     f"entity {entity.name!r}: {record['name']!r} is installed on {'.'.join(table)} with key "
                     f"{', '.join(map(repr, key))}; run `cachesync uninstall {record['name']}` first"
                 )
-                raise InstallError(message)
+
+
+def refuse(problems: list[str]) -> None:
+    """Reject an installation if there are problems.
+
+    Raises:
+        InstallError: there are; the text has one line for each.
+    """
+    if problems:
+        raise InstallError("\n".join(problems))
+
+
+async def check(
+    connection: asyncpg.Connection, entities: Mapping[str, Entity]
+) -> tuple[list[str], list[str]]:
+    """Compare the entities with a database; nothing is written.
+
+    Args:
+        connection: a connection of the user who will install.
+        entities: the declared entities, by name.
+
+    Returns:
+        Everything for which `cachesync install` would refuse them; and what it would change.
+    """
+    _, problems = await check_tables(connection, entities)
+    if unfit := await database_problems(connection):
+        return problems + unfit, []
+    try:
+        registry = await read_registry(connection)
+    except NotInstalledError as error:
+        return problems, [str(error)]
+    problems += moved_entities(await connection.fetch(statement("install/registered")), entities)
+    notes = []
+    for name in entities:
+        registration = registry.get(name)
+        if registration is None:
+            notes.append(f"entity {name!r} is not installed; run `cachesync install`")
+        elif registration.problem is not None:
+            notes.append(registration.problem)
+    return problems, notes + [undeclared(name) for name in registry if name not in entities]
+
+
+def undeclared(name: str) -> str:
+    """Return what to say of an entity that is installed but no longer declared."""
+    return f"{name} is installed but not declared; `cachesync uninstall {name}` removes it"

@@ -12,10 +12,11 @@ import asyncpg
 
 from cachesync.errors import InstallError, NotInstalledError
 from cachesync.install.checks import (
-    checked_relation,
-    refuse_encoding,
+    check_tables,
+    database_problems,
+    moved_entities,
+    refuse,
     refuse_foreign_schema,
-    refuse_moved_entities,
 )
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation
@@ -75,9 +76,8 @@ async def install(
             privilege.
     """
     async with _exclusive(connection):
-        relations = await _checked_relations(connection, entities)
-        await refuse_foreign_schema(connection)
-        await refuse_encoding(connection)
+        relations, problems = await check_tables(connection, entities)
+        refuse(problems + await database_problems(connection))
         before = await _registry(connection)
         progress.step("schema cachesync")
         # In one transaction, so that nobody compares the new functions with the registry's old digests.
@@ -88,7 +88,7 @@ async def install(
         )
         await _execute(connection, statement("install/reconciliation"), "cachesync.change_log", lock_attempts)
         registered = await connection.fetch(statement("install/registered"))
-        refuse_moved_entities(registered, entities)
+        refuse(list(moved_entities(registered, entities)))
         set_back = bool(await connection.fetchval(statement("postgres/sequence_set_back")))
         if set_back:
             progress.step("sequence cachesync.row_version, which was set back")
@@ -191,26 +191,6 @@ async def _registry(connection: asyncpg.Connection) -> dict[str, Registration] |
         return await read_registry(connection)
     except NotInstalledError:
         return None
-
-
-async def _checked_relations(
-    connection: asyncpg.Connection, entities: Mapping[str, Entity]
-) -> dict[str, Relation]:
-    """Return the tables of the entities.
-
-    Raises:
-        InstallError: tables cannot be registered as declared; the text has one line for each.
-    """
-    relations = {}
-    problems = []
-    for entity in entities.values():
-        try:
-            relations[entity.name] = await checked_relation(connection, entity)
-        except InstallError as error:
-            problems.append(str(error))
-    if problems:
-        raise InstallError("\n".join(problems))
-    return relations
 
 
 async def _install_entity(

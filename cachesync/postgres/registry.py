@@ -16,7 +16,7 @@ import asyncpg
 
 from cachesync.errors import NotInstalledError
 from cachesync.postgres.catalog import describe_tables
-from cachesync.postgres.requirements import unmet_requirement
+from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
@@ -166,8 +166,7 @@ def _findings(record: asyncpg.Record, properties: Properties | None) -> Iterator
         yield _moved(record["name"], table, record["current_name"], exists=record["named"] is not None)
         return
     if properties is not None:
-        problem = unmet_requirement(table, record["key_columns"], properties)
-        if problem is not None:
+        for problem in unmet_requirements(table, record["key_columns"], properties):
             yield f"table {table}: {problem}"
     shapes = list(_shape_findings(json.loads(record["registered_shape"]), json.loads(record["shape"])))
     yield from shapes

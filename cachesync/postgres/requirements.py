@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cachesync.postgres.catalog import Properties
 
@@ -17,8 +17,8 @@ _KINDS: Final = {
 }
 
 
-def unmet_requirement(table: str, key: Sequence[str], properties: Properties) -> str | None:
-    """Return why the changes of a table's rows would be missed, and the remedy; None if they would not.
+def unmet_requirements(table: str, key: Sequence[str], properties: Properties) -> Iterator[str]:
+    """Yield why the changes of a table's rows would be missed, each with the remedy.
 
     Args:
         table: the table as declared.
@@ -26,47 +26,45 @@ def unmet_requirement(table: str, key: Sequence[str], properties: Properties) ->
         properties: the table as the catalog describes it.
     """
     if properties.kind != "r":
-        return f"it is {_KINDS.get(properties.kind, 'not a table')}; only ordinary tables can be registered"
-    return _trigger_problem(properties) or _key_problem(table, key, properties)
+        yield f"it is {_KINDS.get(properties.kind, 'not a table')}; only ordinary tables can be registered"
+        return
+    yield from _trigger_problems(properties)
+    yield from _key_problems(table, key, properties)
 
 
-def _trigger_problem(properties: Properties) -> str | None:
-    """Return why triggers on the table would miss changes; None if they would not."""
+def _trigger_problems(properties: Properties) -> Iterator[str]:
+    """Yield why triggers on the table would miss changes."""
     if properties.unlogged:
-        return "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
+        yield "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
     if properties.inherits:
-        return "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
+        yield "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
     if properties.subscribes:
-        return (
+        yield (
             "a subscription writes to it, which does not fire statement triggers; register the table in the "
             "publishing database instead"
         )
     if properties.late_triggers:
         names = ", ".join(map(repr, properties.late_triggers))
-        return (
+        yield (
             f"its trigger {names} fires after those of db-cache-sync, which would miss what it does to the "
             "key; rename it so that it sorts before 'zzz_cachesync_version'"
         )
     if properties.hides_rows:
-        return (
+        yield (
             "its row security also applies to its owner, so its triggers would miss rows; run ALTER TABLE NO "
             "FORCE ROW LEVEL SECURITY"
         )
-    return None
 
 
-def _key_problem(table: str, key: Sequence[str], properties: Properties) -> str | None:
+def _key_problems(table: str, key: Sequence[str], properties: Properties) -> Iterator[str]:
     declared = ", ".join(key)
     if not properties.key_columns:
-        return f"it has no primary key; run ALTER TABLE {table} ADD PRIMARY KEY ({declared})"
-    if properties.key_columns != tuple(key):
+        yield f"it has no primary key; run ALTER TABLE {table} ADD PRIMARY KEY ({declared})"
+    elif properties.key_columns != tuple(key):
         columns = ", ".join(properties.key_columns)
-        return (
+        yield (
             f"its primary key is ({columns}); it must be the declared key ({declared}), with its columns in "
             "the same order"
         )
     if properties.key_deferrable:
-        return (
-            "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"
-        )
-    return None
+        yield "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"
