@@ -232,7 +232,7 @@ async def test_processes_wait_for_servers_that_are_not_there_yet(
             {"CACHESYNC_CHANGE_LOG_RETENTION_DAYS": "0"},
             "CACHESYNC_CHANGE_LOG_RETENTION_DAYS must be at least 1",
         ),
-        ("relay", {"CACHESYNC_DSN": "postgresql://:x:y@h"}, "invalid database address"),
+        ("relay", {"CACHESYNC_DSN": "postgresql://u:x@h:abc/x"}, "invalid database address"),
         ("stream", {"REDIS_URL": "http://h"}, "--redis-url (REDIS_URL): not a Redis URL such as"),
         ("stream", {"KAFKA_SASL_USERNAME": "x"}, "KAFKA_SASL_USERNAME is invalid: it has no effect"),
     ],
