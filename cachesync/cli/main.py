@@ -82,10 +82,8 @@ def install(
     async def work() -> None:
         declared = load_entities(entities)
         async with connection(dsn) as opened:
-            undeclared = await installer.install(
-                opened, declared, _Steps(), revoke_temporary=revoke_temporary
-            )
-        for name in undeclared:
+            others = await installer.install(opened, declared, _Steps(), revoke_temporary=revoke_temporary)
+        for name in others:
             console.print(undeclared(name))
         console.print(f"installed: {', '.join(declared)}")
 

@@ -71,9 +71,7 @@ async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Re
     return await table_problems(connection, entity, relation)
 
 
-async def table_problems(
-    connection: asyncpg.Connection, entity: Entity, relation: Relation
-) -> list[str]:
+async def table_problems(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> list[str]:
     """Return why a table cannot be registered as declared."""
     problems = [
         *_name_problems(entity),

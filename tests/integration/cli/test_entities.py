@@ -80,9 +80,15 @@ def test_init_writes_a_file_that_check_accepts_and_install_installs(
     assert {name: (entity.table, entity.path) for name, entity in declared.items()} == {
         "table_7_tab": ('7 \\"tab\t', "/table-7-tab"),
         "groe_1": ("Größe 1", "/groe-1"),
-        "a_table_with_a_name_of_more_than_forty_l": (f"{LONG}_1", "/a-table-with-a-name-of-more-than-forty-l"),
+        "a_table_with_a_name_of_more_than_forty_l": (
+            f"{LONG}_1",
+            "/a-table-with-a-name-of-more-than-forty-l",
+        ),
         "public_a_table_with_a_name_of_more_than": (f"{LONG}_2", "/public-a-table-with-a-name-of-more-than"),
-        "public_a_table_with_a_name_of_more_tha_2": (f"{LONG}_3", "/public-a-table-with-a-name-of-more-tha-2"),
+        "public_a_table_with_a_name_of_more_tha_2": (
+            f"{LONG}_3",
+            "/public-a-table-with-a-name-of-more-tha-2",
+        ),
         "public_change_log": ("change_log", "/public-change-log"),
         "customer": ("customer", "/customer"),
         "public_health": ("health", "/public-health"),
@@ -134,7 +140,10 @@ def test_init_can_be_limited_to_schemas(run: Run, database: str) -> None:
     run_sql(database, "CREATE SCHEMA app; CREATE TABLE app.thing (id int PRIMARY KEY)")
     run_sql(database, "CREATE TABLE other (id int PRIMARY KEY)")
     assert list(tomllib.loads(run("init", "--schema", "app").stdout)) == ["thing"]
-    assert set(tomllib.loads(run("init", "--schema", "app", "--schema", "public").stdout)) == {"thing", "other"}
+    assert set(tomllib.loads(run("init", "--schema", "app", "--schema", "public").stdout)) == {
+        "thing",
+        "other",
+    }
     refused = run("init", "--schema", "publik", status=1)
     assert refused.stderr == "cachesync: schema 'publik' has no tables; did you mean 'public'?\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from cachesync.kafka.groups import consumer_settings, group_of, unconsumed
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
 from cachesync.stream.stream import open_stream
+from local.airflow import connections
 from local.ports import HOST, free_port
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
@@ -55,17 +57,17 @@ class Command:
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
-        self._log = log
+        self.log = log
 
     @property
     def entries(self) -> list[dict[str, Any]]:
         """The entries of its log; a line that is not yet complete is missing."""
-        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = self.log.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait_for(self, event: str) -> None:
         """Wait until it has logged this event."""
-        wait_until(lambda: event in [entry["event"] for entry in self.entries], f"{event} in {self._log}")
+        wait_until(lambda: event in [entry["event"] for entry in self.entries], f"{event} in {self.log}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
         """Ask it to stop, and return how many seconds that took."""
@@ -82,7 +84,13 @@ def group() -> str:
 
 
 @pytest.fixture
-def start(worker_dsn: str, redis_sb: Redis, topics: str, group: str, tmp_path: Path) -> Start:
+def servers(worker_dsn: str, redis_sb: Redis, topics: str) -> dict[str, str]:
+    """The addresses of the servers, by environment variable."""
+    return {"CACHESYNC_DSN": worker_dsn, "REDIS_URL": redis_sb.url, "KAFKA_BOOTSTRAP_SERVERS": topics}
+
+
+@pytest.fixture
+def start(servers: dict[str, str], group: str, tmp_path: Path) -> Start:
     """Starts the relay, or a stream to sb's cache in a group of its own, with the given environment."""
     arguments = {"stream": ["stream", "--service", "sb", "--group", group], "relay": ["relay"]}
 
@@ -90,10 +98,8 @@ def start(worker_dsn: str, redis_sb: Redis, topics: str, group: str, tmp_path: P
     def start(name: str, **changed: str) -> Iterator[Command]:
         environment = {
             **os.environ,
-            "CACHESYNC_DSN": worker_dsn,
+            **servers,
             "CACHESYNC_ENTITIES": str(ENTITIES_FILE),
-            "KAFKA_BOOTSTRAP_SERVERS": topics,
-            "REDIS_URL": redis_sb.url,
             **changed,
         }
         log = tmp_path / f"{name}-{secrets.token_hex(4)}.log"
@@ -187,20 +193,12 @@ def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it
 
 
 async def test_processes_wait_for_servers_that_are_not_there_yet(
-    open_service: OpenService, start: Start, admin: asyncpg.Connection, worker_dsn: str, redis_sb: Redis, topics: str
+    open_service: OpenService, start: Start, admin: asyncpg.Connection, servers: dict[str, str]
 ) -> None:
-    def through(proxy: Proxy, url: str) -> str:
-        return url.replace(f":{proxy.target}", f":{proxy.port}")
-
-    def port_of(url: str) -> int:
-        return int(url.rpartition(":")[2].partition("/")[0].partition("?")[0])
-
-    kafka, redis, postgres = (Proxy(port_of(url)) for url in (topics, redis_sb.url, worker_dsn))
-    away = {
-        "KAFKA_BOOTSTRAP_SERVERS": through(kafka, topics),
-        "REDIS_URL": through(redis, redis_sb.url),
-        "CACHESYNC_DSN": through(postgres, worker_dsn),
-    }
+    ports = {name: re.findall(r":(\d+)", url)[-1] for name, url in servers.items()}
+    proxies = {name: Proxy(int(port)) for name, port in ports.items()}
+    away = {name: url.replace(f":{ports[name]}", f":{proxies[name].port}") for name, url in servers.items()}
+    postgres, redis, kafka = proxies.values()
     async with open_service("sb") as sb:
         await sb.caches["student"].insert(RowInput.from_json('{"id": 1, "name": "Ann", "age": 20}'))
         with start("stream", **away) as stream, start("relay", **away) as relay:
@@ -242,7 +240,7 @@ def test_invalid_setting_ends_the_process_with_one_line(
 ) -> None:
     with start(name, **changed) as command:
         assert command.process.wait(30) == 1
-        *entries, line = command._log.read_text(encoding="utf-8").splitlines()
+        *entries, line = command.log.read_text(encoding="utf-8").splitlines()
         assert line.startswith(f"cachesync: {text}")
         assert {json.loads(entry)["event"] for entry in entries} <= {"starting"}
 
@@ -253,13 +251,11 @@ def test_port_of_the_metrics_that_is_taken_ends_the_process_with_one_line(
     port = redis_sb.url.rpartition(":")[2].partition("/")[0]
     with start("relay", METRICS_PORT=port) as command:
         assert command.process.wait(30) == 1
-        (line,) = command._log.read_text(encoding="utf-8").splitlines()
+        (line,) = command.log.read_text(encoding="utf-8").splitlines()
         assert line == f"cachesync: cannot serve metrics on 127.0.0.1:{port}: Address already in use"
 
 
 def test_stream_is_by_default_a_member_of_the_group_of_airflows_connection() -> None:
-    from local.airflow import connections
-
     settings = json.loads(connections({"sb": "redis://h"}, "b", "postgresql://")["AIRFLOW_CONN_KAFKA_SB"])
     assert settings["extra"] == consumer_settings({"bootstrap.servers": "b"}, group_of("sb"))
     assert group_of("sb") == "cachesync-sb"
