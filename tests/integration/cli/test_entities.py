@@ -131,7 +131,7 @@ def test_init_says_which_tables_it_leaves_out_and_why(run: Run, database: str) -
     assert reasons["scratch"].startswith("it is unlogged")
     assert "; it has no primary key; run" in reasons["scratch"]
     assert reasons["secret"].startswith("it has row security, which a cache cannot apply")
-    assert reasons["january"] == "it is a partition of measure"
+    assert reasons["january"] == "it is a partition of public.measure"
     assert reasons["public.with.dot"].startswith("its table must be the name of a table")
     assert reasons["known"] == "it belongs to the extension plpgsql"
 
@@ -177,8 +177,8 @@ def test_check_lists_all_problems_of_the_file_and_of_every_table_at_once(
     reasons = [
         "bad.ttl must be a duration",
         "bad.kee is unknown",
-        "generated column 'twice' is virtual",
         "key has the type numeric",
+        "generated column 'twice' is virtual",
         "it is unlogged",
         "row security also applies to its owner",
         "it has no primary key",

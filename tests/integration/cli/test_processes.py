@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from cachesync.entity import Entity
     from cachesync.service.service import Service
+    from local.kafka import Kafka
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -122,14 +123,25 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split()[0] == name)
 
 
-async def follows(sb: Service, admin: asyncpg.Connection, age: int) -> None:
+async def insert(sb: Service) -> str:
+    """Insert a row through a service, and return its key.
+
+    A new consumer group also reads the changes of earlier tests' databases, whose versions can be higher; so
+    the key is a new one.
+    """
+    key = str(secrets.randbelow(2**31))
+    await sb.caches["student"].insert(RowInput.from_json(f'{{"id": {key}, "name": "Ann", "age": 20}}'))
+    return key
+
+
+async def follows(sb: Service, admin: asyncpg.Connection, key: str, age: int) -> None:
     """Change a row with SQL, and wait until sb's cache has it."""
     students = sb.caches["student"]
-    await students.read("1")
-    await admin.execute("UPDATE student SET age = $1 WHERE id = 1", age)
+    await students.read(key)
+    await admin.execute("UPDATE student SET age = $1 WHERE id = $2", age, int(key))
     async with asyncio.timeout(60):
         while True:
-            read = await students.read("1")
+            read = await students.read(key)
             if read.row is not None and json.loads(read.row.payload)["age"] == age:
                 assert read.outcome is Outcome.HIT
                 return
@@ -145,9 +157,9 @@ async def test_change_by_sql_reaches_a_cache_through_both_processes(
         start("relay", METRICS_PORT=str(ports["relay"])) as relay,
     ):
         async with open_service("sb") as sb:
-            await sb.caches["student"].insert(RowInput.from_json('{"id": 1, "name": "Ann", "age": 20}'))
-            await follows(sb, admin, 21)
-            await follows(sb, admin, 22)
+            key = await insert(sb)
+            await follows(sb, admin, key, 21)
+            await follows(sb, admin, key, 22)
         stream.wait_for("partitions assigned")
         assert metric(ports["relay"], "cachesync_relayed_total") >= 2
         assert metric(ports["stream"], "cachesync_applied_total") >= 2
@@ -171,7 +183,7 @@ def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it
         connect_producer=lambda: Producer(kafka),
     )
     names = [entity.topic for entity in entities.values()]
-    admin = AdminClient(kafka)
+    admin = AdminClient({"bootstrap.servers": topics})
 
     def members() -> list[int]:
         """The number of partitions of each member."""
@@ -200,7 +212,7 @@ async def test_processes_wait_for_servers_that_are_not_there_yet(
     away = {name: url.replace(f":{ports[name]}", f":{proxies[name].port}") for name, url in servers.items()}
     postgres, redis, kafka = proxies.values()
     async with open_service("sb") as sb:
-        await sb.caches["student"].insert(RowInput.from_json('{"id": 1, "name": "Ann", "age": 20}'))
+        key = await insert(sb)
         with start("stream", **away) as stream, start("relay", **away) as relay:
             await asyncio.to_thread(stream.wait_for, "no connection to Kafka")
             await asyncio.to_thread(relay.wait_for, "relay paused: PostgreSQL unavailable")
@@ -211,14 +223,31 @@ async def test_processes_wait_for_servers_that_are_not_there_yet(
                     await asyncio.sleep(1)
                     assert await asyncio.to_thread(other.stop) < 5
             with kafka, redis, postgres:
-                await follows(sb, admin, 21)
+                await follows(sb, admin, key, 21)
                 # And while they wait again.
                 for proxy in (kafka, redis, postgres):
                     proxy.cut()
-                await admin.execute("UPDATE student SET age = 22 WHERE id = 1")
+                await admin.execute("UPDATE student SET age = 22 WHERE id = $1", int(key))
                 await asyncio.to_thread(relay.wait_for, "relay paused: PostgreSQL unavailable")
                 assert await asyncio.to_thread(relay.stop) < 5
                 assert await asyncio.to_thread(stream.stop) < 5
+
+
+async def test_processes_end_within_seconds_while_kafka_is_frozen(
+    open_service: OpenService, start: Start, admin: asyncpg.Connection, kafka: Kafka
+) -> None:
+    with start("stream") as stream, start("relay") as relay:
+        async with open_service("sb") as sb:
+            key = await insert(sb)
+            await follows(sb, admin, key, 21)
+        kafka.freeze()
+        try:
+            await admin.execute("UPDATE student SET age = 22 WHERE id = $1", int(key))
+            await asyncio.sleep(0.5)
+            stops = (asyncio.to_thread(process.stop, signal.SIGINT) for process in (stream, relay))
+            assert max(await asyncio.gather(*stops)) < 10
+        finally:
+            kafka.thaw()
 
 
 @pytest.mark.parametrize(

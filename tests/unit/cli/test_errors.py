@@ -41,7 +41,7 @@ from cachesync.cli.main import app
         ),
         (
             ["relay", "--bootstrap-servers", "b", "--metrics-port", "70000"],
-            "Invalid value for '--metrics-port': must be at most 65535; see",
+            "Invalid value for '--metrics-port' (env var: 'METRICS_PORT'): must be at most 65535; see",
         ),
         (["reconcile", "--rate", "0"], "Invalid value for '--rate': must be at least 1; see"),
     ],
