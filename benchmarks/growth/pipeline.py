@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from benchmarks.target import Target
-from local.airflow import connections
 from local.command import ENTITIES, cachesync
 from local.kafka import Kafka
 from local.postgres import Postgres, create_role
@@ -43,7 +42,7 @@ class Follower(Process):
     Args:
         folder: directory of its log.
         role: `relay`, or the service whose cache it is.
-        environment: its connections and the entities file.
+        environment: the addresses of its servers, and the entities file.
     """
 
     def __init__(self, folder: Path, role: str, environment: Mapping[str, str]) -> None:
@@ -53,14 +52,15 @@ class Follower(Process):
 
     def command(self) -> list[str]:
         """Return the command line."""
-        return [sys.executable, "-m", "benchmarks.growth.follower", self._role]
+        arguments = ["relay"] if self._role == "relay" else ["stream", "--service", self._role]
+        return [sys.executable, "-m", "cachesync", *arguments]
 
     def working_folder(self) -> Path:
-        """Return the repository, from which `benchmarks` can be imported."""
+        """Return the repository, from which `cachesync` can be imported."""
         return REPOSITORY
 
     def environment(self) -> dict[str, str]:
-        """Return the caller's environment with the connections."""
+        """Return the caller's environment with the addresses."""
         return {**os.environ, **self._environment}
 
     def ready(self) -> bool:
@@ -98,10 +98,15 @@ class Pipeline:
         self._caches = {name: Redis(folder, name=f"redis-{name}") for name in names}
         urls = {name: cache.url for name, cache in self._caches.items()}
         environment = {
-            **connections(urls, self._kafka.bootstrap_servers, self._postgres.dsn),
+            "CACHESYNC_DSN": self._postgres.dsn,
+            "KAFKA_BOOTSTRAP_SERVERS": self._kafka.bootstrap_servers,
             "CACHESYNC_ENTITIES": str(self._entities),
+            "CACHESYNC_CHANGE_LOG_RETENTION_DAYS": "1",
         }
-        self._followers = [Follower(folder, role, environment) for role in ("relay", *names)]
+        self._followers = [
+            Follower(folder, "relay", environment),
+            *(Follower(folder, name, {**environment, "REDIS_URL": url}) for name, url in urls.items()),
+        ]
         self.service = Service(
             folder,
             "sb",
