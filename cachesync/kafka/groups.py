@@ -40,6 +40,7 @@ def consumer_settings(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
         "socket.timeout.ms": 10_000,
         "socket.connection.setup.timeout.ms": 10_000,
         "reconnect.backoff.max.ms": 2000,
+        "topic.metadata.refresh.interval.ms": 10_000,
     }
 
 
