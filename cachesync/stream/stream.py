@@ -142,6 +142,8 @@ class Stream:
         self._stopping = threading.Event()
         self._paused = False
         self._paused_metric = metrics.paused.labels(service)
+        # The former stream of this process may have ended in a pause.
+        self._paused_metric.set(0)
         self._service = service
         self._limit = DeadLetterLimit()
         self._watchdog = Watchdog(self._consumer, settings, self._entities, connect, applier.is_available)
