@@ -13,6 +13,8 @@ def main() -> None:
         if "--version" in sys.argv[1:]:
             print(f"cachesync {__version__}")  # noqa: T201
         sys.exit(f"cachesync: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     app()
 
 
