@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import structlog
 
@@ -25,6 +26,8 @@ _log = structlog.get_logger(__name__)
 _BACKOFF: Final = Backoff(first=5, longest=60)
 # Work that has gone on for longer than this has nothing in common with the failures before it.
 _STEADY_SECONDS: Final = 300.0
+# A Kafka client can wait for a minute for a broker that does not respond, and nothing can interrupt it.
+_STOP_SECONDS: Final = 5.0
 
 
 class Work(Protocol):
@@ -68,16 +71,22 @@ class RunningWork:
         await asyncio.wait({self.ended}, timeout=seconds)
         return self.ended.done()
 
-    async def stop(self) -> None:
-        """Stop the work, and wait until it has ended."""
+    def request_stop(self) -> None:
+        """Make the work end soon."""
         self._stopping = True
         if self._work is not None:
             self._work.stop()
+
+    async def stop(self) -> None:
+        """Stop the work, and wait until it has ended."""
+        self.request_stop()
         await asyncio.to_thread(self._executor.shutdown)
 
 
 async def keep_working(name: str, open_work: Callable[[], Work]) -> None:
     """Work until the process receives SIGTERM or SIGINT; start again, with backoff, after an error.
+
+    The process ends at once, with status 0, if the work does not end within seconds after the signal.
 
     Args:
         name: the name of the work, for the log.
@@ -97,6 +106,9 @@ async def keep_working(name: str, open_work: Callable[[], Work]) -> None:
         _log.info("starting", work=name)
         work = RunningWork(name, open_work)
         await asyncio.wait({work.ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        work.request_stop()
+        if not await work.has_ended(_STOP_SECONDS):
+            _leave(name)
         await work.stop()
         error = work.ended.exception()
         if isinstance(error, SettingsError):
@@ -108,6 +120,16 @@ async def keep_working(name: str, open_work: Callable[[], Work]) -> None:
             metrics.restarts.inc()
             await asyncio.wait({stop}, timeout=_BACKOFF.delay(failures))
     _log.info("stopped", work=name)
+
+
+def _leave(name: str) -> NoReturn:
+    """End the process as if it had crashed, which loses nothing.
+
+    What was applied but not committed is applied again, and what was sent but not marked is sent again.
+    """
+    _log.warning("a server does not respond, not waiting for it", work=name)
+    _log.info("stopped", work=name)
+    os._exit(0)
 
 
 def _report(name: str, error: BaseException) -> None:

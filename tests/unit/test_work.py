@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -123,3 +126,43 @@ async def test_wait_after_an_error_ends_with_a_signal() -> None:
 async def test_invalid_setting_ends_the_work_for_good() -> None:
     with pytest.raises(SettingsError, match="not a Redis URL"):
         await asyncio.wait_for(keep_working("x", opening(Failing(SettingsError("not a Redis URL")))), 10)
+
+
+# The work does not end when it is stopped, as if it waited for a server that does not respond.
+_STUCK = """
+import asyncio, logging, threading
+
+import structlog
+
+from cachesync import logs, work
+
+
+class Stuck:
+    def run(self) -> None:
+        print("running", flush=True)
+        threading.Event().wait()
+
+    def stop(self) -> None:
+        pass
+
+
+logs.configure(logging.INFO, structlog.processors.JSONRenderer())
+work._STOP_SECONDS = 0.2
+asyncio.run(work.keep_working("stuck", Stuck))
+"""
+
+
+def test_process_whose_work_does_not_end_after_a_signal_ends_anyway() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert [json.loads(line)["event"] for line in log.splitlines()] == [
+        "starting",
+        "a server does not respond, not waiting for it",
+        "stopped",
+    ]
