@@ -21,15 +21,17 @@ from cachesync.errors import SettingsError
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.groups import consumer_settings, group_of
 from cachesync.relay.relay import Relay
+from cachesync.reloading import ReloadingWork
 from cachesync.slots.clients import blocking_client
 from cachesync.stream.stream import REDIS_SECONDS, open_stream
 from cachesync.work import keep_working
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from confluent_kafka import KafkaError
 
+    from cachesync.entity import Entity
     from cachesync.slots.clients import BlockingRedis
     from cachesync.stream.stream import Stream
     from cachesync.work import Work
@@ -92,12 +94,11 @@ def stream(
 
     async def work() -> None:
         settings = BackgroundSettings.load()
-        declared = load_entities(entities)
         kafka = kafka_settings(bootstrap_servers)
         consumer = consumer_settings(kafka, group or group_of(service))
         problems = _ClientProblems()
 
-        def opened() -> Stream:
+        def opened(declared: Mapping[str, Entity]) -> Stream:
             return open_stream(
                 service,
                 declared,
@@ -108,7 +109,7 @@ def stream(
                 connect_producer=lambda: open_client(Producer, kafka),
             )
 
-        await _work(f"stream of {service}", opened, metrics_port, listen_address)
+        await _work(f"stream of {service}", entities, opened, metrics_port, listen_address)
 
     run(work())
 
@@ -132,11 +133,11 @@ def relay(
 
     async def work() -> None:
         settings = BackgroundSettings.load()
-        declared = load_entities(entities)
         kafka = kafka_settings(bootstrap_servers)
         await _work(
             "relay",
-            lambda: Relay(dsn, kafka, declared, settings.retention),
+            entities,
+            lambda declared: Relay(dsn, kafka, declared, settings.retention),
             metrics_port,
             listen_address,
         )
@@ -145,7 +146,11 @@ def relay(
 
 
 async def _work(
-    name: str, open_work: Callable[[], Work], metrics_port: int | None, listen_address: str
+    name: str,
+    entities: Path,
+    open_work: Callable[[Mapping[str, Entity]], Work],
+    metrics_port: int | None,
+    listen_address: str,
 ) -> None:
     """Write structured logs, serve the metrics, and work until the process is asked to stop."""
     if sys.stderr.isatty():
@@ -159,7 +164,9 @@ async def _work(
         except OSError as error:
             message = f"cannot serve metrics on {listen_address}:{metrics_port}: {error.strerror or error}"
             raise SettingsError(message) from error
-    await keep_working(name, open_work)
+    # Only a file that is invalid from the beginning ends the process.
+    load_entities(entities)
+    await keep_working(name, lambda: ReloadingWork(entities, open_work))
 
 
 def _redis(url: str) -> BlockingRedis:

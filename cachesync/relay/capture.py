@@ -36,6 +36,7 @@ class CaptureCheck:
         self._entities = entities
         self._next_check = 0.0
         self._problems: dict[str, str] = {}
+        _forget_others(entities)
 
     async def step(self, connection: asyncpg.Connection) -> None:
         """Compare, report and note what changed since the last time, if it is due.
@@ -75,3 +76,12 @@ class CaptureCheck:
         for name in self._problems.keys() - problems.keys():
             _log.info("capture restored", entity=name)
         self._problems = problems
+
+
+def _forget_others(entities: Collection[str]) -> None:
+    """Remove from the metric what a former relay of this process knew and is no longer declared."""
+    for metric in metrics.capture_lost.collect():
+        for sample in metric.samples:
+            name = sample.labels["entity"]
+            if name not in entities:
+                metrics.capture_lost.remove(name)

@@ -21,6 +21,7 @@ from local.ports import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from local.postgres import Postgres
     from local.service import Service
@@ -417,6 +418,27 @@ def test_worker_process_that_fails_to_start_does_not_stop_the_others(
         started = starts(service)
         wait_until(lambda: starts(service) > started)
         assert service.running
+
+
+def test_sighup_lets_a_service_serve_a_new_entity_without_refusing_requests(
+    service_process: Run, entities_file: Path, tmp_path: Path, student: str
+) -> None:
+    complete = entities_file.read_text(encoding="utf-8")
+    file = tmp_path / "entities.toml"
+    file.write_text(complete.partition("[word]")[0], encoding="utf-8")
+    with service_process("sb", CACHESYNC_ENTITIES=str(file)) as service:
+        assert httpx.put(service.url + student, json={"name": "Ada"}).status_code == 201
+        assert httpx.get(f"{service.url}/words").status_code == 404
+        file.write_text(complete, encoding="utf-8")
+        os.kill(service.pid, signal.SIGHUP)
+
+        def serves_words() -> bool:
+            assert httpx.get(service.url + student).status_code == 200
+            return httpx.get(f"{service.url}/words").status_code == 200
+
+        wait_until(serves_words)
+        wait_until(lambda: len(psutil.Process(service.pid).children()) == 1)
+        assert serves_words()
 
 
 def starts(service: Service) -> int:

@@ -27,7 +27,9 @@ from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
 from cachesync.stream.stream import open_stream
 from local.airflow import connections
+from local.command import cachesync
 from local.ports import HOST, free_port
+from local.postgres import run_sql
 from tests.faults.proxy import Proxy
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY
 from tests.waiting import wait_until
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from cachesync.entity import Entity
+    from cachesync.service.cache import EntityCache
     from cachesync.service.service import Service
     from local.kafka import Kafka
     from local.redis import Redis
@@ -121,6 +124,60 @@ def metric(port: int, name: str) -> float:
     with urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split()[0] == name)
+
+
+class Tags:
+    """A new entity with a key that no other test uses, since topics outlive a test.
+
+    Args:
+        dsn: the database.
+        topics: the broker.
+        folder: directory of the entities files.
+    """
+
+    def __init__(self, dsn: str, topics: str, folder: Path) -> None:
+        self.name = f"tag_{secrets.token_hex(4)}"
+        self.section = (
+            f'\n[{self.name}]\ntable = "{self.name}"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\n'
+            f'path = "/{self.name}"\n'
+        )
+        self._dsn = dsn
+        self._topics = topics
+        self._folder = folder
+        self.declare("installed", ENTITIES_FILE.read_text(encoding="utf-8") + self.section)
+
+    def file(self, name: str) -> Path:
+        """An entities file; `installed` has the new entity."""
+        return self._folder / f"{name}.toml"
+
+    def declare(self, name: str, text: str) -> Path:
+        """Write an entities file."""
+        self.file(name).write_text(text, encoding="utf-8")
+        return self.file(name)
+
+    def install(self) -> None:
+        """Create the table, and install it."""
+        run_sql(self._dsn, f"CREATE TABLE {self.name} (id int PRIMARY KEY, label text)")
+        cachesync("install", CACHESYNC_DSN=self._dsn, CACHESYNC_ENTITIES=str(self.file("installed")))
+
+    def create_topic(self) -> None:
+        """Create the topic."""
+        file = str(self.file("installed"))
+        cachesync("create-topics", KAFKA_BOOTSTRAP_SERVERS=self._topics, CACHESYNC_ENTITIES=file)
+
+
+@pytest.fixture
+def tags(sample: str, topics: str, tmp_path: Path) -> Tags:
+    return Tags(sample, topics, tmp_path)
+
+
+async def cached_label(cache: EntityCache) -> str:
+    """The label of the new entity's row, which is cached."""
+    read = await cache.read("1")
+    assert read.outcome is Outcome.HIT
+    assert read.row is not None
+    label: str = json.loads(read.row.payload)["label"]
+    return label
 
 
 async def insert(sb: Service) -> str:
@@ -245,9 +302,89 @@ async def test_processes_end_within_seconds_while_kafka_is_frozen(
             await admin.execute("UPDATE student SET age = 22 WHERE id = $1", int(key))
             await asyncio.sleep(0.5)
             stops = (asyncio.to_thread(process.stop, signal.SIGINT) for process in (stream, relay))
-            assert max(await asyncio.gather(*stops)) < 10
+            assert max(await asyncio.gather(*stops)) < 8
         finally:
             kafka.thaw()
+
+
+async def test_new_entity_is_followed_without_a_restart_and_its_earlier_messages_are_not_lost(
+    open_service: OpenService, start: Start, admin: asyncpg.Connection, tags: Tags
+) -> None:
+    declared = ENTITIES_FILE.read_text(encoding="utf-8")
+    with (
+        start("stream", CACHESYNC_ENTITIES=str(tags.declare("stream", declared))) as stream,
+        start("relay", CACHESYNC_ENTITIES=str(tags.declare("relay", declared))) as relay,
+    ):
+        await asyncio.to_thread(stream.wait_for, "partitions assigned")
+        await asyncio.to_thread(tags.install)
+        await asyncio.to_thread(tags.create_topic)
+        async with open_service("sb", cachesync_entities=tags.file("installed")) as sb:
+            cache = sb.caches[tags.name]
+
+            async def becomes(label: str) -> None:
+                async with asyncio.timeout(30):
+                    while await cached_label(cache) != label:
+                        await asyncio.sleep(0.01)
+
+            await admin.execute(f"INSERT INTO {tags.name} VALUES (1, 'a')")
+            assert (await cache.read("1")).outcome is Outcome.MISS
+            # Only the relay knows the entity.
+            tags.declare("relay", declared + tags.section)
+            await admin.execute(f"UPDATE {tags.name} SET label = 'b'")
+            unpublished = (
+                "SELECT count(*) FROM cachesync.change_log WHERE entity = $1 AND published_at IS NULL"
+            )
+            async with asyncio.timeout(30):
+                while await admin.fetchval(unpublished, tags.name):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            assert await cached_label(cache) == "a"
+            # The stream begins with the messages that were there before.
+            tags.declare("stream", declared + tags.section)
+            await becomes("b")
+            await admin.execute(f"UPDATE {tags.name} SET label = 'c'")
+            await becomes("c")
+        events = {entry["event"] for process in (stream, relay) for entry in process.entries}
+        assert events.isdisjoint({"sending dead letter", "ended with an error", "capture lost"})
+
+
+async def test_entity_that_one_member_of_the_group_does_not_know_is_left_to_the_others(
+    open_service: OpenService, start: Start, admin: asyncpg.Connection, tags: Tags
+) -> None:
+    await asyncio.to_thread(tags.install)
+    await asyncio.to_thread(tags.create_topic)
+    with start("stream") as former, start("relay", CACHESYNC_ENTITIES=str(tags.file("installed"))):
+        await asyncio.to_thread(former.wait_for, "partitions assigned")
+        with start("stream", CACHESYNC_ENTITIES=str(tags.file("installed"))):
+            async with open_service("sb", cachesync_entities=tags.file("installed")) as sb:
+                cache = sb.caches[tags.name]
+                await admin.execute(f"INSERT INTO {tags.name} VALUES (1, 'a')")
+                assert (await cache.read("1")).outcome is Outcome.MISS
+                await admin.execute(f"UPDATE {tags.name} SET label = 'b'")
+                async with asyncio.timeout(30):
+                    while await cached_label(cache) != "b":
+                        await asyncio.sleep(0.01)
+        assert not [entry for entry in former.entries if tags.name in str(entry)]
+
+
+async def test_topic_that_is_created_after_the_entities_file_has_changed_is_noticed_within_seconds(
+    start: Start, tags: Tags
+) -> None:
+    declared = ENTITIES_FILE.read_text(encoding="utf-8")
+    file = tags.declare("stream", declared)
+    with start("stream", CACHESYNC_ENTITIES=str(file)) as stream:
+        await asyncio.to_thread(stream.wait_for, "partitions assigned")
+        tags.declare("stream", declared + tags.section)
+        await asyncio.to_thread(stream.wait_for, "entities changed")
+        await asyncio.sleep(3)
+        await asyncio.to_thread(tags.create_topic)
+        topic = f"cachesync.{tags.name}[0]"
+        await asyncio.to_thread(
+            wait_until,
+            lambda: any(topic in entry.get("partitions", []) for entry in stream.entries),
+            "the topic is assigned",
+            seconds=250,
+        )
 
 
 @pytest.mark.parametrize(

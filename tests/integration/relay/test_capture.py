@@ -80,6 +80,16 @@ async def test_entity_that_is_not_installed_is_reported(
         await check.step(worker)
 
 
+async def test_entity_that_is_no_longer_declared_is_no_longer_reported(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck, entities: dict[str, Entity]
+) -> None:
+    await admin.execute("DELETE FROM cachesync.entity WHERE name = 'course'")
+    await check.step(worker)
+    assert lost("course") == 1
+    await CaptureCheck({"student": entities["student"]}).step(worker)
+    assert (lost(), lost("course")) == (0, None)
+
+
 async def test_sequence_that_was_set_back_is_reported_and_raised_by_an_installation(
     admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck, entities: dict[str, Entity]
 ) -> None:
