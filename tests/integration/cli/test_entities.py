@@ -34,6 +34,7 @@ CREATE TABLE health (id int PRIMARY KEY);
 CREATE TABLE {LONG}_1 (id int PRIMARY KEY);
 CREATE TABLE {LONG}_2 (id int PRIMARY KEY);
 CREATE TABLE {LONG}_3 (id int PRIMARY KEY);
+CREATE TABLE pair (a int, b "char" UNIQUE, c text, PRIMARY KEY (c, a));
 CREATE TABLE part (id int PRIMARY KEY, price int, twice int GENERATED ALWAYS AS (price * 2) VIRTUAL);
 """
 UNFIT = """
@@ -44,6 +45,7 @@ CREATE TABLE measure (id int, day date) PARTITION BY RANGE (day);
 CREATE TABLE january PARTITION OF measure FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
 CREATE TABLE "with.dot" (id int PRIMARY KEY);
 CREATE TABLE "new\nline" (a int);
+CREATE TABLE priced (price money PRIMARY KEY);
 CREATE TABLE known (id int PRIMARY KEY); ALTER EXTENSION plpgsql ADD TABLE known;
 """
 
@@ -74,7 +76,7 @@ def test_init_writes_a_file_that_check_accepts_and_install_installs(
     run_sql(database, TABLES)
     file = tmp_path / "entities.toml"
     written = run("init", "--output", str(file))
-    assert (written.stdout, written.stderr) == ("", "entities: 12; tables left out: 0\n")
+    assert (written.stdout, written.stderr) == ("", "entities: 13; tables left out: 0\n")
     assert run("init").stdout == file.read_text(encoding="utf-8")
     declared = load_entities(file)
     assert {name: (entity.table, entity.path) for name, entity in declared.items()} == {
@@ -92,11 +94,13 @@ def test_init_writes_a_file_that_check_accepts_and_install_installs(
         "public_change_log": ("change_log", "/public-change-log"),
         "customer": ("customer", "/customer"),
         "public_health": ("health", "/public-health"),
+        "pair": ("pair", "/pair"),
         "part": ("part", "/part"),
         "table": ("…", "/table"),
         "billing_customer": ("billing.customer", "/billing-customer"),
         "http_log_line": ("billing.HTTPLogLine", "/http-log-line"),
     }
+    assert declared["pair"].key == ("c", "a")
     assert declared["part"].columns == ("id", "price")
     assert "# its generated column 'twice' is virtual" in file.read_text(encoding="utf-8")
     assert declared["customer"].columns is None
@@ -119,17 +123,28 @@ def test_init_says_which_tables_it_leaves_out_and_why(run: Run, database: str) -
     run_sql(database, "CREATE TABLE thing (id int PRIMARY KEY)")
     written = run("init")
     assert list(tomllib.loads(written.stdout)) == ["thing"]
-    assert "entities: 1; tables left out: 8 (the end of the file says why)" in written.stderr
+    assert "entities: 1; tables left out: 9 (the end of the file says why)" in written.stderr
     reasons = dict(
         line.removeprefix("# ").split(": ", 1)
         for line in written.stdout.partition("# Left out:\n")[2].splitlines()
     )
     assert reasons.keys() == {
-        *("keyless", "scratch", "secret", "measure", "january", "public.with.dot", "new\\nline", "known")
+        *(
+            "keyless",
+            "scratch",
+            "secret",
+            "measure",
+            "january",
+            "public.with.dot",
+            "new\\nline",
+            "priced",
+            "known",
+        )
     }
     assert reasons["keyless"] == "it has no primary key; run ALTER TABLE keyless ADD PRIMARY KEY (...)"
     assert reasons["scratch"].startswith("it is unlogged")
     assert "; it has no primary key; run" in reasons["scratch"]
+    assert reasons["priced"].startswith("its key column 'price' has the type money, whose texts depend on")
     assert reasons["secret"].startswith("it has row security, which a cache cannot apply")
     assert reasons["january"] == "it is a partition of public.measure"
     assert reasons["public.with.dot"].startswith("its table must be the name of a table")
@@ -163,7 +178,7 @@ def test_check_lists_all_problems_of_the_file_and_of_every_table_at_once(
     run_sql(
         database,
         """
-        CREATE UNLOGGED TABLE thing (id numeric, row_version int, twice int GENERATED ALWAYS AS (1) VIRTUAL);
+        CREATE UNLOGGED TABLE thing (id money, row_version int, twice int GENERATED ALWAYS AS (1) VIRTUAL);
         ALTER TABLE thing ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
         CREATE TABLE good (id int PRIMARY KEY)
         """,
@@ -177,7 +192,7 @@ def test_check_lists_all_problems_of_the_file_and_of_every_table_at_once(
     reasons = [
         "bad.ttl must be a duration",
         "bad.kee is unknown",
-        "key has the type numeric",
+        "its key column 'id' has the type money",
         "generated column 'twice' is virtual",
         "it is unlogged",
         "row security also applies to its owner",
