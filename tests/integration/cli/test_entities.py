@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +152,22 @@ def test_init_says_which_tables_it_leaves_out_and_why(run: Run, database: str) -
     assert reasons["january"] == "it is a partition of public.measure"
     assert reasons["public.with.dot"].startswith("its table must be the name of a table")
     assert reasons["known"] == "it belongs to the extension plpgsql"
+
+
+def test_output_to_a_closed_pipe_ends_with_one_line(database: str) -> None:
+    run_sql(database, "CREATE TABLE thing (id int PRIMARY KEY)")
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-m", "cachesync", "init"],
+        env={**os.environ, "CACHESYNC_DSN": database},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, "cachesync: Broken pipe\n")
 
 
 def test_init_can_be_limited_to_schemas(run: Run, database: str) -> None:
