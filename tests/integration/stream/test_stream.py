@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import pytest
 import redis as redis_client
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from prometheus_client import REGISTRY
 
 from cachesync.change import Change, Operation
 from cachesync.dead_letters.letter import Letter
@@ -613,6 +614,24 @@ def test_stream_commits_nothing_while_redis_is_unavailable_and_then_applies_ever
         wait_until(lambda: stream.applied_count >= 50, "all are applied")
         wait_until(lambda: committed(topics, group) > 0, "offsets are committed")
     assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
+
+
+def test_stream_that_ends_in_a_pause_does_not_leave_the_next_one_reported_as_paused(
+    run_stream: RunStream, topics: str, redis_sb: Redis
+) -> None:
+    def paused() -> float | None:
+        return REGISTRY.get_sample_value("cachesync_paused", {"service": "sb"})
+
+    try:
+        with run_stream():
+            redis_sb.freeze()
+            publish(topics, change("1", 20))
+            wait_until(lambda: paused() == 1, "the stream is paused")
+    finally:
+        redis_sb.thaw()
+    assert paused() == 1
+    with run_stream():
+        assert paused() == 0
 
 
 def test_no_partition_stays_paused_if_redis_recovers_during_a_rebalance(
