@@ -41,6 +41,18 @@ def test_untested_package_ends_every_command_with_one_line(
     assert (ended.returncode, ended.stdout) == (1, output)
 
 
+def test_program_that_is_interrupted_while_it_is_loaded_ends_quietly(tmp_path: Path) -> None:
+    (tmp_path / "structlog.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
+    ended = subprocess.run(
+        [sys.executable, "-m", "cachesync", "relay"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_untested_package_ends_the_start_of_a_service_with_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "gunicorn", "--config", "python:serving.gunicorn_conf", "serving.sa:app"],
