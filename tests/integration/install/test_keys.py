@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,7 +66,8 @@ VALUES: Final = st.tuples(
     st.decimals(-(10**20), 10**20, allow_nan=False, places=6)
     | st.sampled_from([Decimal("1E+3"), Decimal("0.0")]),
     st.decimals(-(10**8), 10**8, allow_nan=False, places=3),
-    st.dates(),
+    # asyncpg sends the first and the last date of Python as infinity.
+    st.dates(date.min + timedelta(1), date.max - timedelta(1)),
     MOMENTS,
     MOMENTS.map(lambda moment: moment.replace(tzinfo=UTC)),
     st.times(),
@@ -128,7 +129,7 @@ def spelled(value: object) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(values=VALUES)
 async def test_sql_and_python_make_the_same_text_in_every_session(
     owner: asyncpg.Connection, dsn: str, values: tuple[Any, ...]
