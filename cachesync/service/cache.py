@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
 
 from cachesync import metrics
 from cachesync.change import Change, Operation, Row
@@ -28,6 +28,7 @@ from cachesync.errors import (
 )
 from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
 from cachesync.service.row_input import RowInput
+from cachesync.service.settling import Lease
 from cachesync.slots.layout import (
     ABSENT,
     advance_of,
@@ -35,21 +36,17 @@ from cachesync.slots.layout import (
     filled_content,
     new_token,
     row_of,
-    slot_change_of,
     slot_name,
     value_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
-    from cachesync.entity import Entity
     from cachesync.postgres.connect import Connection
     from cachesync.postgres.registry import Registration
-    from cachesync.service.publisher import Publisher
-    from cachesync.service.settings import ServiceSettings
+    from cachesync.service.settling import Settler
     from cachesync.service.table import Commit, Page, Table, Transaction
-    from cachesync.slots.layout import SlotChange
     from cachesync.slots.single import Slots
 
 # Between two reads of a slot whose lease another process holds.
@@ -64,8 +61,26 @@ _MAX_ADVANCES: Final = 100
 _REPLACE_ATTEMPTS: Final = 5
 # How long the relay leaves the changes of a service to it; see `relay_at` in `schema.sql`.
 _RESERVED_SECONDS: Final = 2.0
-# Maximum number of slots that a write changes in one round trip.
-_SLOTS_AT_ONCE: Final = 100
+
+
+class CacheSettings(Protocol):
+    """The settings of a cache, as `ServiceSettings` describes them."""
+
+    @property
+    def service(self) -> str:
+        """The name of the service."""
+
+    @property
+    def lease_ms(self) -> int:
+        """Lifetime of a lease, in milliseconds."""
+
+    @property
+    def lease_wait_ms(self) -> int:
+        """How long a read waits for another read's load, in milliseconds."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Total size of the payloads of a page, in bytes."""
 
 
 class Outcome(StrEnum):
@@ -113,21 +128,6 @@ class Written:
     version: int
     created: bool
     cached: bool
-
-
-@dataclass(slots=True)
-class _Lease:
-    """The lease of the slot that a write changes.
-
-    Attributes:
-        name: the slot's Redis key.
-        token: the token of the lease; empty if the write does not hold it.
-        applied: whether the change of the write has been applied to the slot.
-    """
-
-    name: str
-    token: str
-    applied: bool = False
 
 
 _HIT_ABSENT: Final = Read(Outcome.HIT, None)
@@ -195,11 +195,10 @@ class EntityCache:
 
     def __init__(
         self,
-        settings: ServiceSettings,
-        entities: Mapping[str, Entity],
+        settings: CacheSettings,
         table: Table,
         slots: Slots,
-        publisher: Publisher,
+        settler: Settler,
     ) -> None:
         self.entity = table.entity
         self.problem: str | None = None
@@ -209,9 +208,8 @@ class EntityCache:
         self._lease_ms = settings.lease_ms
         self._wait_seconds = settings.lease_wait_ms / 1000
         self._slots = slots
-        self._publisher = publisher
+        self._settler = settler
         self._page_bytes = settings.page_bytes
-        self._entities = entities
         # One load per key and process. Other reads wait until it ends, but do not use its row, which can be
         # older than a write that has been acknowledged since; the slot never is.
         self._loads: dict[str, asyncio.Event] = {}
@@ -297,7 +295,7 @@ class EntityCache:
         # If the database generates the key, there is no slot to lease yet. If a reader has guessed the key
         # and found it absent, the change that is applied after the commit empties that slot.
         key = self._key_of(row)
-        async with self._leased(key) if key is not None else nullcontext(_Lease("", "")) as lease:
+        async with self._leased(key) if key is not None else nullcontext(Lease()) as lease:
             return await self._complete(lease, await self._insert(row), created=True)
 
     @_uninterrupted
@@ -496,9 +494,9 @@ class EntityCache:
         return await attempt()
 
     @asynccontextmanager
-    async def _leased(self, key: str) -> AsyncIterator[_Lease]:
+    async def _leased(self, key: str) -> AsyncIterator[Lease]:
         """Hold the lease of the slot of a write; if Redis is unavailable, the write continues without it."""
-        lease = _Lease(self._name(key), "")
+        lease = Lease(self._name(key))
         token = new_token()
         with suppress(CacheUnavailableError):
             slot = await self._slots.lease(
@@ -515,12 +513,12 @@ class EntityCache:
                 with suppress(CacheUnavailableError):
                     await self._slots.release(lease.name, lease.token)
 
-    async def _complete(self, lease: _Lease, commit: Commit, *, created: bool) -> Written:
+    async def _complete(self, lease: Lease, commit: Commit, *, created: bool) -> Written:
         """Apply a committed write to the slots of all rows that it changed, and publish it."""
         change = self._change(commit)
         if commit.transaction is None:
-            cached = await self._apply(lease, [change])
-            self._publish([change])
+            cached = await self._settler.apply([change], lease)
+            self._settler.publish([change])
         else:
             change, cached = await self._complete_transaction(lease, change, commit.transaction)
         if commit.row is None:
@@ -531,7 +529,7 @@ class EntityCache:
         return Written(row, row.version, created=created, cached=cached)
 
     async def _complete_transaction(
-        self, lease: _Lease, change: Change, transaction: Transaction
+        self, lease: Lease, change: Change, transaction: Transaction
     ) -> tuple[Change, bool]:
         """Apply and publish everything that the transaction of a write changed.
 
@@ -551,9 +549,9 @@ class EntityCache:
             publish = True
             applied = True
             async for changes in self._table.own_changes(transaction):
-                applied &= await self._apply(lease, changes)
+                applied &= await self._settler.apply(changes, lease)
                 if publish:
-                    self._publish(changes)
+                    self._settler.publish(changes)
                     publish = False
                 for other in changes:
                     if (other.entity, other.key) == (change.entity, change.key):
@@ -566,51 +564,9 @@ class EntityCache:
             # The change log has the other changes; the relay publishes them.
             pass
         if not logged:
-            cached &= await self._apply(lease, [change])
-            self._publish([change])
+            cached &= await self._settler.apply([change], lease)
+            self._settler.publish([change])
         return newest, cached
-
-    async def _apply(self, lease: _Lease, changes: Iterable[Change]) -> bool:
-        """Apply committed changes to their slots; return whether Redis confirmed that."""
-        newest: dict[tuple[str, str], Change] = {}
-        applied = True
-        for change in changes:
-            if change.entity not in self._entities:
-                continue
-            if change.key is None:
-                # A truncate, by a trigger: only the stream looks for the slots of an entity.
-                applied = False
-                continue
-            other = newest.setdefault((change.entity, change.key), change)
-            if other.version < change.version:
-                newest[change.entity, change.key] = change
-        slot_changes = [
-            slot_change_of(self._service, self._entities[change.entity], change) for change in newest.values()
-        ]
-        for start in range(0, len(slot_changes), _SLOTS_AT_ONCE):
-            together = slot_changes[start : start + _SLOTS_AT_ONCE]
-            if len(together) == 1:
-                # The usual write, which saves a task.
-                applied &= await self._apply_one(lease, together[0])
-            else:
-                applied &= all(await asyncio.gather(*(self._apply_one(lease, one) for one in together)))
-        return applied
-
-    async def _apply_one(self, lease: _Lease, change: SlotChange) -> bool:
-        # A trigger of the table can give the row another key than the one whose slot was leased.
-        is_leased = change.name == lease.name
-        try:
-            applied = await self._slots.change(change, lease.token if is_leased else "")
-        except CacheUnavailableError:
-            return False
-        lease.applied |= is_leased
-        return applied
-
-    def _publish(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            is_whole = change.operation is not Operation.UPSERT or change.value is not None
-            if is_whole and change.entity in self._entities:
-                self._publisher.publish(self._entities[change.entity].topic, change)
 
     def _change(self, commit: Commit) -> Change:
         row = commit.row

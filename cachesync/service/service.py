@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from cachesync.entity import load_entities
-from cachesync.errors import NotInstalledError
 from cachesync.service.cache import EntityCache
 from cachesync.service.database import Database
 from cachesync.service.publisher import Publisher
+from cachesync.service.settling import Settler
 from cachesync.service.table import Table
 from cachesync.service.watch import Watch
 from cachesync.slots.layout import slot_name
@@ -66,19 +66,13 @@ class Service:
             database = await Database.open(settings)
             opened.push_async_callback(database.close)
             tables = await Table.open_all(database, entities.values(), settings.row_limit)
-            for table in tables:
-                if table.entity.columns not in {None, table.registration.columns}:
-                    name = table.entity.name
-                    message = f"entity {name!r} is not installed as declared; run `cachesync install`"
-                    raise NotInstalledError(message)
             prefix = slot_name(settings.service, next(iter(entities), ""), "")
             slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
             opened.push_async_callback(slots.close)
             publisher = Publisher(settings.kafka, database.mark_published)
             opened.pop_all()
-        caches = {
-            table.entity.name: EntityCache(settings, entities, table, slots, publisher) for table in tables
-        }
+        settler = Settler(settings.service, entities, slots, publisher)
+        caches = {table.entity.name: EntityCache(settings, table, slots, settler) for table in tables}
         service = cls(
             database, slots, publisher, caches, Watch(database, caches, settings.schema_check_ms / 1000)
         )

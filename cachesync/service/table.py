@@ -168,7 +168,7 @@ class Table:
 
     @classmethod
     async def open_all(cls, database: Database, entities: Iterable[Entity], row_limit: int) -> list[Table]:
-        """Return the tables of entities as they are registered.
+        """Return the tables of entities.
 
         Args:
             database: the database.
@@ -176,18 +176,22 @@ class Table:
             row_limit: maximum size of the payload of a written row, in bytes.
 
         Raises:
-            NotInstalledError: an entity is not installed, or on another table, or a served column is
-                missing.
+            NotInstalledError: an entity is not installed, or on another table or with other columns than
+                declared, or a served column is missing.
             PrivilegeError: the login does not have the role of a service.
             DatabaseUnavailableError: the database did not respond.
         """
         async with database.connection() as connection:
             # Its cost grows with the number of registered entities, so that it is read once for all.
             registry = await read_registry(connection)
-            return [
+            tables = [
                 await cls._open(database, connection, entity, installed(registry, entity), row_limit)
                 for entity in entities
             ]
+        for table in tables:
+            if table.entity.columns not in {None, table.registration.columns}:
+                raise NotInstalledError(_not_as_declared(table.entity))
+        return tables
 
     @classmethod
     async def _open(

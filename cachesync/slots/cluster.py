@@ -66,6 +66,18 @@ class Cluster:
             raise CacheUnavailableError(message)
         return owner
 
+    def nodes(self) -> list[RoundTrips]:
+        """Return every primary that owns keys.
+
+        Raises:
+            CacheUnavailableError: the owner of some keys is unknown.
+        """
+        if None in self._owners:
+            self._refresh_soon()
+            message = "no known primary of the Redis Cluster owns some of the hash slots"
+            raise CacheUnavailableError(message)
+        return list(self._primaries.values())
+
     async def refresh(self) -> None:
         """Take the hash slot map from the first node that returns it; if none does, keep the current one."""
         self._next_refresh = asyncio.get_running_loop().time() + _REFRESH_SECONDS

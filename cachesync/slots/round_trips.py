@@ -109,6 +109,10 @@ class RoundTrips:
         """Return the Redis that owns a key: a single Redis owns every key."""
         return self
 
+    def nodes(self) -> list[Self]:
+        """Return every Redis that owns keys: this one."""
+        return [self]
+
     def read(self, name: str) -> asyncio.Future[bytes | None]:
         """Read a slot with the next round trip.
 

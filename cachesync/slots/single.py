@@ -14,12 +14,13 @@ from cachesync.slots.round_trips import RoundTrips
 from cachesync.slots.scripts import is_emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from cachesync.slots.layout import SlotChange
 
 # Redis does nothing else while it runs a script.
 _ADVANCED_TOGETHER: Final = 100
+_SCANNED_TOGETHER: Final = 1000
 
 
 class Slots:
@@ -125,12 +126,24 @@ class Slots:
             raise
         else:
             return bool(effect != b"older")
-        try:
-            await node.call("DEL", change.name)
-        except CacheUnavailableError:
-            node.delete_before_reading(change.name)
-            raise
+        await self.delete(change.name)
         return True
+
+    async def delete(self, name: str) -> None:
+        """Empty a slot, whatever it has; if that fails, before this process reads from the Redis again.
+
+        Args:
+            name: the slot's Redis key.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond, or refused it.
+        """
+        node = self._redis.node_for(name)
+        try:
+            await node.call("DEL", name)
+        except CacheUnavailableError:
+            node.delete_before_reading(name)
+            raise
 
     async def advance(self, changes: Sequence[SlotChange]) -> None:
         """Bring what was read past the cache to the slots, if Redis is available.
@@ -148,6 +161,28 @@ class Slots:
         with suppress(CacheUnavailableError):
             node = self._redis.node_for(names[0])
             await node.run("advance", len(names), *names, changes[0].ttl_ms, *rows)
+
+    async def names(self, prefix: str) -> AsyncIterator[list[str]]:
+        """Yield the names of all slots that begin with a prefix, many at a time.
+
+        A slot that is there all the time is yielded at least once.
+
+        Args:
+            prefix: the prefix, without special characters of patterns.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        for node in self._redis.nodes():
+            cursor: bytes | int = 0
+            while True:
+                cursor, names = await node.call(
+                    "SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", _SCANNED_TOGETHER
+                )
+                # Other names were given by other programs.
+                yield [name.decode() for name in names if _is_text(name)]
+                if int(cursor) == 0:
+                    break
 
     async def release(self, name: str, token: str) -> None:
         """Give up a lease without filling the slot.
@@ -168,3 +203,11 @@ class Slots:
     async def close(self) -> None:
         """Wait for the commands in progress, then disconnect."""
         await self._redis.close()
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

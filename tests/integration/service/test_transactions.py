@@ -418,7 +418,7 @@ async def test_write_without_redis_reports_it(
     await all_marked(admin)
 
 
-async def test_truncate_by_a_trigger_is_reported(family: Family, admin: asyncpg.Connection) -> None:
+async def test_truncate_by_a_trigger_empties_the_slots(family: Family, admin: asyncpg.Connection) -> None:
     await populate(admin)
     await family.cache_all()
     await admin.execute(
@@ -426,7 +426,9 @@ async def test_truncate_by_a_trigger_is_reported(family: Family, admin: asyncpg.
         " TRUNCATE grandchild; RETURN NULL; END$$;"
         "CREATE TRIGGER clear AFTER UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION clear()"
     )
-    assert not (await family.caches["parent"].merge("1", row(n=1), None)).cached
+    assert (await family.caches["parent"].merge("1", row(n=1), None)).cached
+    assert await family.stale() == []
+    assert await family.read("grandchild", 1) is None
     await all_marked(admin)
 
 

@@ -1,0 +1,161 @@
+"""What follows a commit: the changes reach the slots of this service, and are published."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from cachesync.change import Change, Operation
+from cachesync.errors import CacheUnavailableError
+from cachesync.slots.layout import EMPTY, SlotChange, slot_change_of, slot_name
+from cachesync.value import encode_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from cachesync.entity import Entity
+    from cachesync.service.publisher import Publisher
+    from cachesync.slots.single import Slots
+
+# Maximum number of slots that are changed in one round trip.
+_SLOTS_AT_ONCE: Final = 100
+
+
+@dataclass(slots=True)
+class Lease:
+    """The lease of the slot that a write changes.
+
+    Attributes:
+        name: the slot's Redis key; empty if the write changes none that is known before its commit.
+        token: the token of the lease; empty if the write does not hold it.
+        applied: whether the change of the write has been applied to the slot.
+    """
+
+    name: str = ""
+    token: str = ""
+    applied: bool = False
+
+
+class Rest(Change):
+    """All further changes that a transaction made to an entity: for the slots what a truncate is.
+
+    Its version is that of the last one.
+    """
+
+
+class Settler:
+    """Applies committed changes of this service to its slots, and publishes them.
+
+    Args:
+        service: the name of the service.
+        entities: the declared entities, by name.
+        slots: the slots of the service.
+        publisher: publishes the changes; None if the relay publishes them.
+    """
+
+    def __init__(
+        self, service: str, entities: Mapping[str, Entity], slots: Slots, publisher: Publisher | None
+    ) -> None:
+        self._service = service
+        self._entities = entities
+        self._slots = slots
+        self._publisher = publisher
+
+    async def apply(self, changes: Iterable[Change], lease: Lease | None = None) -> bool:
+        """Apply committed changes to their slots.
+
+        Args:
+            changes: the changes. One without a payload empties its slot, unless that has a newer row.
+            lease: the lease of the write that made them, if it took one.
+
+        Returns:
+            Whether Redis confirmed it for all of them, and no slot has a newer row.
+        """
+        newest: dict[tuple[str, str], Change] = {}
+        truncates: dict[str, Change] = {}
+        for change in changes:
+            if change.entity not in self._entities:
+                continue
+            if change.key is None:
+                other = truncates.setdefault(change.entity, change)
+                if other.version < change.version:
+                    truncates[change.entity] = change
+                continue
+            other = newest.setdefault((change.entity, change.key), change)
+            if other.version < change.version:
+                newest[change.entity, change.key] = change
+        applied = await self._change(
+            [
+                slot_change_of(self._service, self._entities[change.entity], change)
+                for change in newest.values()
+            ],
+            lease or Lease(),
+        )
+        for truncate in truncates.values():
+            applied &= await self._apply_truncate(truncate)
+        return applied
+
+    async def forget(self, changes: Iterable[Change]) -> bool:
+        """Empty the slots of changes that may have been committed or not; return whether Redis confirmed it.
+
+        A slot can be lost at any moment, so this is right in either case.
+        """
+        known = [change for change in changes if change.entity in self._entities]
+        names = {slot_name(self._service, one.entity, one.key) for one in known if one.key is not None}
+        forgotten = await self._delete(names)
+        for entity in {change.entity for change in known if change.key is None}:
+            try:
+                async for together in self._slots.names(slot_name(self._service, entity, "")):
+                    forgotten &= await self._delete(together)
+            except CacheUnavailableError:
+                forgotten = False
+        return forgotten
+
+    def publish(self, changes: Iterable[Change]) -> None:
+        """Publish committed changes, except those that are not known as a whole: the relay publishes them."""
+        if self._publisher is None:
+            return
+        for change in changes:
+            is_whole = change.operation is not Operation.UPSERT or change.value is not None
+            if is_whole and not isinstance(change, Rest) and change.entity in self._entities:
+                self._publisher.publish(self._entities[change.entity].topic, change)
+
+    async def _delete(self, names: Iterable[str]) -> bool:
+        replies = await asyncio.gather(*map(self._slots.delete, names), return_exceptions=True)
+        for reply in replies:
+            if reply is not None and not isinstance(reply, CacheUnavailableError):
+                raise reply
+        return not any(replies)
+
+    async def _apply_truncate(self, truncate: Change) -> bool:
+        """Empty all slots of an entity that are older than a truncate; return whether Redis confirmed it."""
+        version = encode_version(truncate.version)
+        try:
+            async for names in self._slots.names(slot_name(self._service, truncate.entity, "")):
+                changes = [SlotChange(name, version, EMPTY, 1) for name in names]
+                await asyncio.gather(*(self._slots.change(change, "") for change in changes))
+        except CacheUnavailableError:
+            return False
+        return True
+
+    async def _change(self, changes: Sequence[SlotChange], lease: Lease) -> bool:
+        applied = True
+        for start in range(0, len(changes), _SLOTS_AT_ONCE):
+            together = changes[start : start + _SLOTS_AT_ONCE]
+            if len(together) == 1:
+                # The usual write, which saves a task.
+                applied &= await self._change_one(together[0], lease)
+            else:
+                applied &= all(await asyncio.gather(*(self._change_one(one, lease) for one in together)))
+        return applied
+
+    async def _change_one(self, change: SlotChange, lease: Lease) -> bool:
+        # A trigger of the table can give the row another key than the one whose slot was leased.
+        is_leased = change.name == lease.name
+        try:
+            applied = await self._slots.change(change, lease.token if is_leased else "")
+        except CacheUnavailableError:
+            return False
+        lease.applied |= is_leased
+        return applied
