@@ -41,7 +41,7 @@ from cachesync.slots.layout import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from cachesync.postgres.connect import Connection
     from cachesync.postgres.registry import Registration
@@ -61,6 +61,8 @@ _MAX_ADVANCES: Final = 100
 _REPLACE_ATTEMPTS: Final = 5
 # How long the relay leaves the changes of a service to it; see `relay_at` in `schema.sql`.
 _RESERVED_SECONDS: Final = 2.0
+# Maximum number of slots that a read of many rows looks at in one round trip.
+_ROWS_AT_ONCE: Final = 1000
 
 
 class CacheSettings(Protocol):
@@ -256,6 +258,33 @@ class EntityCache:
             self._advance([(name, row)])
             answer = Read(Outcome.BYPASS, row)
         return answer
+
+    async def read_many(self, keys: Iterable[GivenKey]) -> dict[str, Read]:
+        """Read rows: those in the slots in one round trip, and the others with one query.
+
+        Args:
+            keys: the keys.
+
+        Returns:
+            One read for each key, by its canonical form.
+
+        Raises:
+            InvalidValueError: a key is not valid for its column.
+            DatabaseUnavailableError: a row is not cached, and the database did not respond.
+        """
+        wanted = list(dict.fromkeys(map(self.key.canonical, keys)))
+        reads: dict[str, Read] = {}
+        for start in range(0, len(wanted), _ROWS_AT_ONCE):
+            together = wanted[start : start + _ROWS_AT_ONCE]
+            if self.problem is None:
+                with suppress(CacheUnavailableError):
+                    await self._read_together(together, reads)
+            missing = [key for key in together if key not in reads]
+            if missing:
+                rows = await self._many_from_database(missing)
+                self._advance([(self._name(key), row) for key, row in rows.items()])
+                reads |= {key: Read(Outcome.BYPASS, row) for key, row in rows.items()}
+        return {key: reads[key] for key in wanted}
 
     async def page(self, after: GivenKey | None, limit: int) -> Page:
         """Read a page of rows in key order from the database.
@@ -454,6 +483,98 @@ class EntityCache:
                 self._advance([(name, row)])
         return Read(Outcome.MISS, row)
 
+    async def _read_together(self, keys: Sequence[str], reads: dict[str, Read]) -> None:
+        """Add what the slots have, and load what nobody else loads.
+
+        What others load for too long is left out, and so is everything that is unknown when Redis stops
+        responding.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._wait_seconds
+        missed = await self._look_at(keys, reads)
+        while missed:
+            await self._load_together([key for key in missed if key not in self._loads], reads, deadline)
+            missed = [key for key in missed if key not in reads]
+            for loading in {self._loads[key] for key in missed if key in self._loads}:
+                if not await self._wait(loading, deadline - loop.time()):
+                    return
+            if not missed or loop.time() >= deadline:
+                return
+            missed = await self._look_at(missed, reads)
+
+    async def _look_at(self, keys: Sequence[str], reads: dict[str, Read]) -> list[str]:
+        """Add the hits that slots provide; return the keys of those that can be loaded."""
+        slots = await self._slots.get_many([self._name(key) for key in keys])
+        found = {
+            key: slot for key, slot in zip(keys, slots, strict=True) if not isinstance(slot, BaseException)
+        }
+        self._add_hits(found, reads)
+        return [key for key in found if key not in reads]
+
+    def _add_hits(self, slots: Mapping[str, bytes | None], reads: dict[str, Read]) -> None:
+        """Add the hits that slots provide, given by the keys of their rows."""
+        answers = {key: self._served(slot, key) for key, slot in slots.items()}
+        reads |= {key: answer for key, answer in answers.items() if answer is not None}
+
+    async def _load_together(self, keys: Sequence[str], reads: dict[str, Read], deadline: float) -> None:
+        """Load rows into their slots with one query, except those that other processes load for too long."""
+        loop = asyncio.get_running_loop()
+        loading = asyncio.Event()
+        self._loads |= dict.fromkeys(keys, loading)
+        waiting = keys
+        try:
+            while waiting:
+                await self._load_under_leases(waiting, reads)
+                waiting = [key for key in waiting if key not in reads]
+                if not waiting or loop.time() >= deadline:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            for key in keys:
+                del self._loads[key]
+            loading.set()
+
+    async def _load_under_leases(self, keys: Sequence[str], reads: dict[str, Read]) -> None:
+        token = new_token()
+        # Each of them on its own, so that no lease is forgotten if Redis fails in between.
+        slots = await asyncio.gather(
+            *(
+                self._slots.lease(self._name(key), token, self._lease_ms, self._table.fingerprint, "read")
+                for key in keys
+            ),
+            return_exceptions=True,
+        )
+        leased = [key for key, slot in zip(keys, slots, strict=True) if slot is None]
+        self._add_hits(
+            {key: slot for key, slot in zip(keys, slots, strict=True) if isinstance(slot, bytes)}, reads
+        )
+        try:
+            rows = await self._many_from_database(leased) if leased else {}
+        except BaseException:
+            await asyncio.gather(
+                *(self._slots.release(self._name(key), token) for key in leased), return_exceptions=True
+            )
+            raise
+        reads |= {key: Read(Outcome.MISS, row) for key, row in rows.items()}
+        filled = await asyncio.gather(
+            *(
+                self._slots.fill(self._name(key), token, *filled_content(self.entity, row))
+                for key, row in rows.items()
+            ),
+            return_exceptions=True,
+        )
+        # As after a load of one row.
+        self._advance(
+            [
+                (self._name(key), row)
+                for (key, row), done in zip(rows.items(), filled, strict=True)
+                if done is False and row is not None
+            ]
+        )
+        for slot in slots:
+            if isinstance(slot, BaseException):
+                raise slot
+
     def _advance(self, rows: Sequence[tuple[str, Row | None]]) -> None:
         """Bring rows that were read past the cache to their slots, so that the next hit is not older.
 
@@ -470,6 +591,11 @@ class EntityCache:
     async def _from_database(self, key: str) -> Row | None:
         metrics.loads.labels(self.entity.name).inc()
         return await self._following_schema(lambda: self._table.read(key))
+
+    async def _many_from_database(self, keys: Sequence[str]) -> dict[str, Row | None]:
+        metrics.loads.labels(self.entity.name).inc(len(keys))
+        rows = await self._following_schema(lambda: self._table.read_many(keys))
+        return {key: rows.get(key) for key in keys}
 
     async def _insert(self, row: RowInput) -> Commit:
         return await self._following_schema(lambda: self._table.insert(row))

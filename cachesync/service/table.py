@@ -150,6 +150,7 @@ class Table:
             "key_text": self.key.text("t"),
             "key_columns": self.key.listed("t"),
             "has_key": self.key.matches("t", "$1::text"),
+            "has_each_key": self.key.matches("t", "u.key"),
             "old_has_key": self.key.matches("o", "$1::text"),
             "payload": payload_expression(
                 "t",
@@ -158,6 +159,7 @@ class Table:
             ),
         }
         self._read = statement("service/read", **self._fragments)
+        self._read_many = statement("service/read_many", **self._fragments)
         self._first_page = statement("service/following", follows="$1::text IS NULL", **self._fragments)
         self._page = statement(
             "service/following", follows=self.key.follows("t", "$1::text"), **self._fragments
@@ -247,6 +249,21 @@ class Table:
                 # The encoding of the database lacks a character of the key.
                 return None
         return None if record is None else self._row(key, record)
+
+    async def read_many(self, keys: Sequence[str]) -> dict[str, Row]:
+        """Return the rows that exist, by key, of those with the given keys in canonical form."""
+        async with self._database.connection() as connection:
+            try:
+                records = await connection.fetch(self._read_many, keys)
+            except asyncpg.DataError:
+                if len(keys) == 1:
+                    return {}
+                # The encoding of the database lacks a character of one of the keys.
+                records = None
+        if records is None:
+            rows = [await self.read(key) for key in keys]
+            return {row.key: row for row in rows if row is not None}
+        return {record["key"]: self._row(record["key"], record) for record in records}
 
     async def page(self, after: str | None, limit: int, size: int) -> Page:
         """Return rows in key order.

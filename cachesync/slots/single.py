@@ -61,6 +61,26 @@ class Slots:
         """
         return self._redis.node_for(name).read(name)
 
+    async def get_many(self, names: Sequence[str]) -> list[bytes | BaseException | None]:
+        """Return the contents of slots in one round trip; in a Redis Cluster, in one per primary.
+
+        Args:
+            names: the slots' Redis keys.
+
+        Returns:
+            For each slot what `get` returns, or a CacheUnavailableError.
+        """
+        contents: dict[str, bytes | BaseException | None] = {}
+        waiting: dict[str, Awaitable[bytes | None]] = {}
+        for name in names:
+            try:
+                waiting[name] = self.get(name)
+            except CacheUnavailableError as error:
+                contents[name] = error
+        replies = await asyncio.gather(*waiting.values(), return_exceptions=True)
+        contents.update(zip(waiting, replies, strict=True))
+        return [contents[name] for name in names]
+
     async def lease(
         self, name: str, token: str, lease_ms: int, fingerprint: bytes, purpose: Literal["read", "write"]
     ) -> bytes | None:
