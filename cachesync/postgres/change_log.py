@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cachesync.change import Change, Operation
 from cachesync.postgres.statements import statement
 from cachesync.value import encode_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import asyncpg
 
@@ -27,7 +27,7 @@ async def mark_published(connection: Connection, versions: Sequence[int]) -> Non
     await connection.execute(statement("postgres/mark_published"), versions)
 
 
-def change_of(line: asyncpg.Record) -> Change:
+def change_of(line: asyncpg.Record | Mapping[str, Any]) -> Change:
     """Return the change in a line of the change log; without its payload if the line was read without it."""
     return Change(
         entity=line["entity"],

@@ -324,6 +324,105 @@ BEGIN ATOMIC
     ORDER BY m.relay_at, m.version, r.position;
 END;
 
+-- The changes that a transaction of this login has made: the present one so far, or one that has been committed. After
+-- `max_lines` lines, there is only one 'rest' for each entity, with the version of its last change; payloads are left out as
+-- in the function above. `began` is when the transaction began.
+--
+-- The lines of the present transaction are unpublished and due since it began. Of a committed one, they may have been
+-- published, but a line that is older than its beginning has a lower version than all of them. Not used for the present one,
+-- because lines that others have not committed yet are passed over one by one, which can be a million.
+CREATE OR REPLACE FUNCTION cachesync.transaction_changes(
+    made_by xid8, began timestamptz, max_lines bigint, payload_bytes bigint
+)
+RETURNS TABLE (
+    version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
+    changed_at timestamptz
+)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
+BEGIN ATOMIC
+    WITH own AS (
+        SELECT l.*
+        FROM cachesync.change_log AS l
+        WHERE
+            transaction_changes.made_by IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
+            AND l.published_at IS NULL AND l.relay_at >= transaction_changes.began
+            AND l.transaction = transaction_changes.made_by AND l.login = session_user
+        UNION ALL
+        SELECT l.*
+        FROM cachesync.change_log AS l
+        WHERE
+            transaction_changes.made_by IS DISTINCT FROM pg_current_xact_id_if_assigned()
+            AND l.version > coalesce((
+                SELECT o.version
+                FROM cachesync.change_log AS o
+                WHERE o.changed_at < transaction_changes.began
+                ORDER BY o.version DESC
+                LIMIT 1
+            ), 0)
+            AND l.transaction = transaction_changes.made_by AND l.login = session_user
+    ), lines AS (
+        SELECT o.*, row_number() OVER (ORDER BY o.version) AS number
+        FROM own AS o
+    )
+    SELECT
+        m.version - coalesce(cardinality(m.keys) - r.position, 0), m.entity, coalesce(m.key, r.key),
+        CASE WHEN m.keys IS NULL THEN m.operation ELSE 'upsert' END, m.fingerprint,
+        CASE
+            WHEN
+                sum(octet_length(coalesce(m.payload, r.payload))) OVER (ORDER BY m.number, r.position)
+                <= transaction_changes.payload_bytes
+                THEN coalesce(m.payload, r.payload)
+        END,
+        m.source, m.changed_at
+    FROM lines AS m
+    LEFT JOIN LATERAL unnest(m.keys, m.payloads) WITH ORDINALITY AS r (key, payload, position) ON true
+    WHERE m.number <= transaction_changes.max_lines
+    UNION ALL
+    -- With names and types, so that a restored dump has the very same text.
+    SELECT
+        max(m.version) AS version, m.entity, NULL::text AS key, 'rest'::text AS operation, NULL::text AS fingerprint,
+        NULL::text AS payload, min(m.source) AS source, max(m.changed_at) AS changed_at
+    FROM lines AS m
+    WHERE m.number > transaction_changes.max_lines
+    GROUP BY m.entity;
+END;
+
+-- The same for the present transaction, as its last statement. What is deferred to the commit runs now, with the privileges
+-- and the search_path of the caller, so that its changes are known too. A serializable transaction that reads the end of the
+-- log would conflict with every writer: its only line says 'later', with the transaction and the time when it began, to be
+-- looked up after the commit.
+--
+-- Only the first statement of a transaction has the time of its beginning. Then it is not in the transaction that it is asked
+-- for: that one has ended, or the client commits each statement.
+CREATE OR REPLACE FUNCTION cachesync.final_changes(max_lines bigint, payload_bytes bigint)
+RETURNS TABLE (
+    version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
+    changed_at timestamptz
+)
+LANGUAGE plpgsql
+AS $cachesync$
+DECLARE
+    made_by pg_catalog.xid8 := pg_catalog.pg_current_xact_id_if_assigned();
+    began pg_catalog.timestamptz := pg_catalog.transaction_timestamp();
+BEGIN
+    IF pg_catalog.statement_timestamp() OPERATOR(pg_catalog.=) began THEN
+        RAISE EXCEPTION 'the statement is not part of a transaction' USING ERRCODE = 'CS004';
+    END IF;
+    IF made_by IS NULL THEN
+        RETURN;
+    END IF;
+    SET CONSTRAINTS ALL IMMEDIATE;
+    IF pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'serializable' THEN
+        RETURN QUERY SELECT
+            NULL::pg_catalog.int8, NULL::pg_catalog.text, made_by::pg_catalog.text, 'later'::pg_catalog.text,
+            NULL::pg_catalog.text, NULL::pg_catalog.text, NULL::pg_catalog.text, began;
+    ELSE
+        RETURN QUERY SELECT c.* FROM cachesync.transaction_changes(made_by, began, max_lines, payload_bytes) AS c;
+    END IF;
+END
+$cachesync$;
+
 -- The version that a write of a row has drawn. Fails if it has drawn none that is higher: the triggers that make every
 -- change known are missing or disabled, or the sequence was set back, so that no cache would follow.
 CREATE OR REPLACE FUNCTION cachesync.drawn(old_version bigint, new_version bigint) RETURNS bigint
@@ -532,7 +631,8 @@ cachesync.overtaken(text, text [], bigint []),
 cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []),
 cachesync.latest_version(text, text),
-cachesync.own_changes(xid8, timestamptz, bigint, bigint)
+cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, bigint, bigint)
 FROM public;
 
 DO $cachesync$
@@ -572,6 +672,8 @@ TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, bigint, bigint),
+cachesync.final_changes(bigint, bigint),
 cachesync.drawn(bigint, bigint),
 cachesync.bounded(text, integer),
 cachesync.kept(text),

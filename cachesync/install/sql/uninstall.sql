@@ -2,6 +2,7 @@
 DROP FUNCTION IF EXISTS
 cachesync.latest_version(text, text),
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, bigint, bigint),
 cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []);
 DROP TABLE IF EXISTS
