@@ -82,6 +82,7 @@ async def install(
         progress.step("schema cachesync")
         # In one transaction, so that nobody compares the new functions with the registry's old digests.
         script = statement("install/schema") + statement("install/snapshot", settings=_SETTINGS)
+        script += statement("install/reading", settings=_SETTINGS)
         await _execute(connection, script, "cachesync.change_log", lock_attempts)
         await _execute(
             connection, statement("install/dead_letters"), "cachesync.dead_letter_action", lock_attempts

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import asyncpg
 
@@ -15,18 +16,73 @@ from cachesync.postgres.payload import PAYLOAD_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
 
     from cachesync.postgres.connect import Connection
     from cachesync.service.settings import ServiceSettings
 
+# As in `ServiceSettings`.
+_CONNECTIONS: Final = 10
+TIMEOUT_SECONDS: Final = 2.0
 
-class Database:
+
+class Database(ABC):
+    """A source of connections.
+
+    Attributes:
+        has_payload_settings: whether their sessions have `PAYLOAD_SETTINGS`.
+    """
+
+    has_payload_settings: ClassVar[bool]
+
+    @abstractmethod
+    def connection(self) -> AbstractAsyncContextManager[Connection]:
+        """Provide a connection, and translate the errors of its use.
+
+        Raises:
+            DatabaseUnavailableError: no connection became free in time, or the database did not respond.
+            DatabaseError: the database rejected a statement.
+        """
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """Make sure that no session has a plan for the tables as they were."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect, if the connections are not the user's."""
+
+    async def is_available(self) -> bool:
+        """Return whether the database responds now."""
+        try:
+            async with self.connection() as connection:
+                await connection.execute("SELECT 1")
+        except DatabaseUnavailableError:
+            return False
+        return True
+
+    async def mark_published(self, versions: list[int]) -> None:
+        """Mark changes as published in the change log.
+
+        Args:
+            versions: the row versions of the changes.
+
+        Raises:
+            DatabaseUnavailableError: the database did not respond.
+        """
+        async with self.connection() as connection:
+            await mark_published(connection, versions)
+
+
+class OwnDatabase(Database):
     """A bounded pool of connections.
 
     Args:
         pool: the pool.
         timeout: the timeout for acquiring a connection and for closing the pool, in seconds.
     """
+
+    has_payload_settings = True
 
     def __init__(self, pool: asyncpg.Pool, timeout: float) -> None:
         self._pool = pool
@@ -40,72 +96,70 @@ class Database:
             DatabaseUnavailableError: the database did not respond or rejected the login.
             SettingsError: the address is invalid, or leads to a connection pooler.
         """
-        timeout = settings.db_timeout_ms / 1000
         database = f"{settings.db_host}:{settings.db_port}/{settings.db_name}"
         with translate_postgres_errors(database), check_address("check DB_HOST and DB_PORT"):
-            pool = await asyncpg.create_pool(
+            return await cls._open(
+                settings.db_pool,
+                settings.db_timeout_ms / 1000,
+                {
+                    "application_name": f"cachesync-{settings.service}",
+                    "cachesync.source": settings.service,
+                },
                 host=settings.db_host,
                 port=settings.db_port,
                 database=settings.db_name,
                 user=settings.db_username,
                 password=settings.db_password.get_secret_value(),
-                min_size=1,
-                max_size=settings.db_pool,
-                timeout=timeout,
-                command_timeout=timeout,
-                # The settings of the sessions never change, so the usual RESET ALL after each use would only
-                # cost a round trip.
-                reset=_no_reset,
-                server_settings={
-                    **PAYLOAD_SETTINGS,
-                    "application_name": f"cachesync-{settings.service}",
-                    "cachesync.source": settings.service,
-                },
             )
-            try:
-                async with pool.acquire() as connection:
-                    await refuse_pooler(connection)
-            except BaseException:
-                pool.terminate()
-                raise
+
+    @classmethod
+    async def open_dsn(cls, dsn: str, service: str) -> Self:
+        """Open the pool of a service that changes rows only in transactions of its own.
+
+        Args:
+            dsn: the DSN of the database.
+            service: the name of the service.
+
+        Raises:
+            DatabaseUnavailableError: the database did not respond or rejected the login.
+            SettingsError: the DSN is invalid, or leads to a connection pooler.
+        """
+        with translate_postgres_errors(), check_address():
+            return await cls._open(
+                _CONNECTIONS, TIMEOUT_SECONDS, {"application_name": f"cachesync-{service}"}, dsn=dsn
+            )
+
+    @classmethod
+    async def _open(cls, size: int, timeout: float, session: dict[str, str], **address: Any) -> Self:  # noqa: ASYNC109 - of the pool
+        pool = await asyncpg.create_pool(
+            **address,
+            min_size=1,
+            max_size=size,
+            timeout=timeout,
+            command_timeout=timeout,
+            # The settings of the sessions never change, so the usual RESET ALL after each use would only
+            # cost a round trip.
+            reset=_no_reset,
+            server_settings={**PAYLOAD_SETTINGS, **session},
+        )
+        try:
+            async with pool.acquire() as connection:
+                await refuse_pooler(connection)
+        except BaseException:
+            pool.terminate()
+            raise
         return cls(pool, timeout)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Provide a connection from the pool, and translate the errors of its use.
-
-        Raises:
-            DatabaseUnavailableError: no connection became free in time, or the database did not respond.
-            DatabaseError: the database rejected a statement.
-        """
+        """Provide a connection from the pool, and translate the errors of its use."""
         with translate_postgres_errors():
             async with self._pool.acquire(timeout=self._timeout) as connection:
                 yield connection
 
-    async def is_available(self) -> bool:
-        """Return whether the database responds now."""
-        try:
-            async with self.connection() as connection:
-                await connection.execute("SELECT 1")
-        except DatabaseUnavailableError:
-            return False
-        return True
-
     async def renew(self) -> None:
         """Replace each connection before its next use."""
         await self._pool.expire_connections()
-
-    async def mark_published(self, versions: list[int]) -> None:
-        """Mark changes as published in the change log.
-
-        Args:
-            versions: the row versions of the changes.
-
-        Raises:
-            DatabaseUnavailableError: the database did not respond.
-        """
-        async with self.connection() as connection:
-            await mark_published(connection, versions)
 
     async def close(self) -> None:
         """Wait for the statements in progress, for the timeout at most, then disconnect."""

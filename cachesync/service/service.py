@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from cachesync.entity import load_entities
 from cachesync.service.cache import EntityCache
-from cachesync.service.database import Database
+from cachesync.service.database import OwnDatabase
 from cachesync.service.publisher import Publisher
 from cachesync.service.settling import Settler
 from cachesync.service.table import Table
@@ -19,6 +19,7 @@ from cachesync.slots.single import Slots
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cachesync.service.database import Database
     from cachesync.service.settings import ServiceSettings
 
 _HEALTH_SECONDS: Final = 1.0
@@ -63,7 +64,7 @@ class Service:
         """
         entities = load_entities(settings.cachesync_entities)
         async with AsyncExitStack() as opened:
-            database = await Database.open(settings)
+            database = await OwnDatabase.open(settings)
             opened.push_async_callback(database.close)
             tables = await Table.open_all(database, entities.values(), settings.row_limit)
             prefix = slot_name(settings.service, next(iter(entities), ""), "")

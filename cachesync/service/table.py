@@ -160,6 +160,10 @@ class Table:
         }
         self._read = statement("service/read", **self._fragments)
         self._read_many = statement("service/read_many", **self._fragments)
+        if not database.has_payload_settings:
+            query = literal(self._read_many)
+            self._read = statement("service/read_elsewhere", query=query, keys="ARRAY[$1::text]")
+            self._read_many = statement("service/read_elsewhere", query=query, keys="$1::text []")
         self._first_page = statement("service/following", follows="$1::text IS NULL", **self._fragments)
         self._page = statement(
             "service/following", follows=self.key.follows("t", "$1::text"), **self._fragments

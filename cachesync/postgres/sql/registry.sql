@@ -2,7 +2,8 @@
 -- `details` is a digest of the properties of the table that determine which values are valid.
 SELECT
     e.name, e.schema_name, e.table_name, e.key_columns, e.columns, e.fingerprint, e.definition, e.installation,
-    e.lost_at, e.relation::oid AS relation, e.shape AS registered_shape, e.objects AS registered_objects,
+    e.lost_at, e.relation::oid AS relation, e.shape::text AS registered_shape,
+    e.objects::text AS registered_objects,
     to_regclass(format('%I.%I', e.schema_name, e.table_name))::oid AS named,
     (
         SELECT format('%s.%s', n.nspname, c.relname)
@@ -10,8 +11,8 @@ SELECT
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         WHERE c.oid = e.relation
     ) AS current_name,
-    cachesync.shape(e.relation, e.columns) AS shape,
-    cachesync.objects(e.name, e.relation, e.columns) || cachesync.shared_objects() AS objects,
+    cachesync.shape(e.relation, e.columns)::text AS shape,
+    (cachesync.objects(e.name, e.relation, e.columns) || cachesync.shared_objects())::text AS objects,
     md5(concat_ws(
         ' ',
         (
