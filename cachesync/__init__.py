@@ -32,14 +32,17 @@ if TYPE_CHECKING:
         ReferenceViolatedError,
         RowError,
         RowNotFoundError,
+        RowTypeError,
         SettingsError,
         StreamError,
         TooManyDeadLettersError,
         TopicError,
+        TransactionError,
         UndecodableError,
         VersionMismatchError,
     )
     from cachesync.service.cache import EntityCache, Outcome, Read, Written
+    from cachesync.service.caches import AsyncCache, AsyncCaches, Followed
     from cachesync.service.row_input import RowInput
     from cachesync.service.service import Service
     from cachesync.service.settings import ServiceSettings
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncCache",
+    "AsyncCaches",
     "CacheRefusedError",
     "CacheSyncError",
     "CacheUnavailableError",
@@ -59,6 +64,7 @@ __all__ = [
     "DuplicateRowError",
     "Entity",
     "EntityCache",
+    "Followed",
     "InstallError",
     "InvalidValueError",
     "KafkaUnavailableError",
@@ -74,12 +80,14 @@ __all__ = [
     "RowError",
     "RowInput",
     "RowNotFoundError",
+    "RowTypeError",
     "Service",
     "ServiceSettings",
     "SettingsError",
     "StreamError",
     "TooManyDeadLettersError",
     "TopicError",
+    "TransactionError",
     "UndecodableError",
     "VersionMismatchError",
     "Written",
@@ -87,9 +95,12 @@ __all__ = [
 ]
 
 _ELSEWHERE: Final = {
+    "AsyncCache": "cachesync.service.caches",
+    "AsyncCaches": "cachesync.service.caches",
     "Change": "cachesync.change",
     "Entity": "cachesync.entity",
     "EntityCache": "cachesync.service.cache",
+    "Followed": "cachesync.service.caches",
     "Operation": "cachesync.change",
     "Outcome": "cachesync.service.cache",
     "Read": "cachesync.service.cache",

@@ -20,6 +20,8 @@
     │   ├── ConstraintViolatedError
     │   │   └── ReferenceViolatedError
     │   └── InvalidValueError
+    ├── RowTypeError
+    ├── TransactionError
     ├── UndecodableError
     ├── StreamError
     │   └── TooManyDeadLettersError
@@ -183,6 +185,14 @@ class InvalidValueError(RowError):
 
     def __str__(self) -> str:
         return f"{self.column}: {self.message}" if self.column else self.message
+
+
+class RowTypeError(CacheSyncError):
+    """A row does not have the type that the caller asked for."""
+
+
+class TransactionError(CacheSyncError):
+    """A transaction cannot be followed: others commit it, or it has ended within the block."""
 
 
 class UndecodableError(CacheSyncError):

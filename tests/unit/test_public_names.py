@@ -19,6 +19,7 @@ ELSEWHERE = {
     "cachesync.change": {"Change", "Operation", "Row"},
     "cachesync.entity": {"Entity", "load_entities"},
     "cachesync.service.cache": {"EntityCache", "Outcome", "Read", "Written"},
+    "cachesync.service.caches": {"AsyncCache", "AsyncCaches", "Followed"},
     "cachesync.service.row_input": {"RowInput"},
     "cachesync.service.service": {"Service"},
     "cachesync.service.settings": {"ServiceSettings"},

@@ -1,0 +1,337 @@
+"""Transactions of the user's own, followed up to their commit."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from cachesync.change import EPOCH, Change, Operation
+from cachesync.errors import DatabaseUnavailableError, NotInstalledError, PrivilegeError, TransactionError
+from cachesync.postgres.change_log import change_of
+from cachesync.postgres.statements import literal, statement
+from cachesync.service.settling import Rest
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterable, Iterator
+
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+    from cachesync.service.database import Database
+
+# After so many lines of the change log, a transaction counts as one that has changed all rows of an entity.
+_LINES: Final = 10_000
+# As much as the changes of a transaction have in all, unless most of them have no payloads.
+_PAYLOAD_BYTES: Final = 4 << 20
+# Raised by the function `cachesync.final_changes`.
+_NO_TRANSACTION: Final = "CS004"
+# A function or a schema does not exist.
+_MISSING: Final = frozenset({"42883", "3F000"})
+_DENIED: Final = "42501"
+
+_T = TypeVar("_T")
+
+
+class OwnTransaction(ABC):
+    """A transaction of the user's own.
+
+    The errors of its statements, and of its commit, are those of the user's driver.
+
+    Args:
+        publisher: the name of the service, if it publishes the changes; None if the relay does.
+
+    Attributes:
+        committed: the changes that were committed.
+        uncertain: the changes of a commit that failed, or whose end is unknown. They may be committed.
+    """
+
+    def __init__(self, publisher: str | None) -> None:
+        self._publisher = publisher
+        self.committed: list[Change] = []
+        self.uncertain: list[Change] = []
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Begin the transaction.
+
+        Raises:
+            TransactionError: there is one already, which others would commit.
+        """
+
+    @abstractmethod
+    async def changes(self) -> list[Change]:
+        """Return what the transaction has changed, including what is deferred to its commit.
+
+        Raises:
+            NotInstalledError: the database side is missing or was installed by an earlier version.
+            PrivilegeError: the login does not have the role of a service.
+            TransactionError: the transaction has ended.
+        """
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """Find out what the transaction has changed, and commit it."""
+
+    @abstractmethod
+    async def rollback(self) -> None:
+        """Roll the transaction back."""
+
+    async def undo(self) -> None:
+        """Roll the transaction back because of an error, which says more than that of a lost connection."""
+        with suppress(Exception):
+            await self.rollback()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop following."""
+
+
+class _DriverTransaction(OwnTransaction):
+    """A transaction that is begun and ended here, on a connection of a driver."""
+
+    async def begin(self) -> None:
+        await self._begin()
+        if self._publisher is not None:
+            try:
+                await self._execute(own_source(self._publisher))
+            except BaseException:
+                await self.undo()
+                raise
+
+    async def changes(self) -> list[Change]:
+        with looking_up():
+            return changes_in(await self._execute(final_changes()))
+
+    async def commit(self) -> None:
+        try:
+            changes = await self.changes()
+        except BaseException:
+            await self.undo()
+            raise
+        self.uncertain = changes
+        await self._commit()
+        self.committed, self.uncertain = self.uncertain, []
+
+    def close(self) -> None:
+        pass
+
+    @abstractmethod
+    async def _begin(self) -> None:
+        """Begin, unless there is a transaction already."""
+
+    @abstractmethod
+    async def _execute(self, query: str) -> Iterable[Any]:
+        """Execute a statement, and return its records by the names of their columns."""
+
+    @abstractmethod
+    async def _commit(self) -> None:
+        """Commit."""
+
+
+class AsyncpgTransaction(_DriverTransaction):
+    """A transaction on a connection of asyncpg.
+
+    Args:
+        connection: the connection.
+        publisher: as for `OwnTransaction`.
+    """
+
+    def __init__(self, connection: asyncpg.Connection | PoolConnectionProxy, publisher: str | None) -> None:
+        super().__init__(publisher)
+        self._connection = connection
+        self._transaction = connection.transaction()
+
+    async def _begin(self) -> None:
+        if self._connection.is_in_transaction():
+            raise not_the_outermost()
+        await self._transaction.start()
+
+    async def changes(self) -> list[Change]:
+        """Return what the transaction has changed."""
+        # PostgreSQL cannot tell: it gets the statement and its execution one after the other.
+        if not self._connection.is_in_transaction():
+            raise no_transaction()
+        return await super().changes()
+
+    async def _execute(self, query: str) -> Iterable[Any]:
+        return await self._connection.fetch(query)
+
+    async def _commit(self) -> None:
+        await self._transaction.commit()
+
+    async def rollback(self) -> None:
+        """Roll the transaction back."""
+        await self._transaction.rollback()
+
+
+class PsycopgTransaction(_DriverTransaction):
+    """A transaction on a connection of psycopg.
+
+    Args:
+        connection: the connection.
+        publisher: as for `OwnTransaction`.
+    """
+
+    def __init__(self, connection: Any, publisher: str | None) -> None:
+        super().__init__(publisher)
+        self._connection = connection
+        self._block = connection.transaction()
+        self._transaction: Any = None
+
+    async def _begin(self) -> None:
+        if self._connection.info.transaction_status.name != "IDLE":
+            raise not_the_outermost()
+        self._transaction = await self._block.__aenter__()
+
+    async def _execute(self, query: str) -> Iterable[Any]:
+        from psycopg.rows import dict_row  # noqa: PLC0415 - only if there is psycopg
+
+        async with self._connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(query)
+            return [] if cursor.description is None else list(await cursor.fetchall())
+
+    async def _commit(self) -> None:
+        await self._block.__aexit__(None, None, None)
+        # Without a connection, psycopg does nothing.
+        if self._transaction.status.name != "COMMITTED":
+            message = "the connection was lost before the commit"
+            raise DatabaseUnavailableError(message)
+
+    async def rollback(self) -> None:
+        """Roll the transaction back."""
+        from psycopg import Rollback  # noqa: PLC0415 - as above
+
+        await self._block.__aexit__(Rollback, Rollback(), None)
+
+
+def final_changes() -> str:
+    """Return the query for what a transaction has changed."""
+    return statement("service/final_changes", lines=str(_LINES), payload_bytes=str(_PAYLOAD_BYTES))
+
+
+def own_source(service: str) -> str:
+    """Return the statement with which a transaction leaves the publishing to a service."""
+    return statement("service/own_source", service=literal(service))
+
+
+class Later(Change):
+    """All changes of a serializable transaction, which are looked up after its commit.
+
+    Its key is the transaction, and its time is when that began.
+    """
+
+
+_STAND_INS: Final[dict[str, type[Change]]] = {"rest": Rest, "later": Later}
+"""What stands for several changes, by the operation in the result of the query."""
+
+
+def changes_in(lines: Iterable[Any]) -> list[Change]:
+    """Return the changes in the result of that query."""
+    return [_change_in(line) for line in lines]
+
+
+def _change_in(line: Any) -> Change:
+    changed_at = EPOCH + timedelta(microseconds=line["changed_us"])
+    stand_in = _STAND_INS.get(line["operation"])
+    if stand_in is None:
+        return change_of({**line, "changed_at": changed_at})
+    return stand_in(
+        entity=line["entity"] or "",
+        key=line["key"],
+        version=line["version"] or 0,
+        operation=Operation.TRUNCATE,
+        value=None,
+        source=line["source"] or "",
+        changed_at=changed_at,
+    )
+
+
+async def looked_up(changes: Iterable[Change], database: Database) -> list[Change]:
+    """Return the changes of a transaction that has ended, with those that could not be known before.
+
+    Raises:
+        DatabaseError: PostgreSQL did not respond, or the login is another one.
+    """
+    known: list[Change] = []
+    for change in changes:
+        if not isinstance(change, Later):
+            known.append(change)
+            continue
+        async with database.connection() as connection:
+            known += changes_in(
+                await connection.fetch(
+                    statement("service/committed_changes"),
+                    change.key,
+                    change.changed_at,
+                    _LINES,
+                    _PAYLOAD_BYTES,
+                )
+            )
+    return known
+
+
+@contextmanager
+def looking_up() -> Iterator[None]:
+    """Translate the errors of that query, except those of what was deferred to the commit.
+
+    Raises:
+        NotInstalledError: the database side is missing or was installed by an earlier version.
+        PrivilegeError: the login does not have the role of a service.
+        TransactionError: there is no transaction.
+    """
+    try:
+        yield
+    except Exception as error:
+        # SQLAlchemy has the driver's own error.
+        cause = getattr(error, "orig", error)
+        sqlstate = getattr(cause, "sqlstate", None)
+        if sqlstate in _MISSING and "cachesync" in str(cause):
+            message = (
+                "the database side is missing or was installed by an earlier version; run `cachesync install`"
+            )
+            raise NotInstalledError(message) from error
+        if sqlstate == _DENIED and any(name in str(cause) for name in ("cachesync", "transaction_changes")):
+            message = (
+                "the login may not look up what its transactions change; run GRANT cachesync_service TO "
+                "<login>"
+            )
+            raise PrivilegeError(message) from error
+        if sqlstate == _NO_TRANSACTION:
+            raise no_transaction() from error
+        raise
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for work even if the caller is canceled meanwhile, and let it be canceled only then.
+
+    The user's connection is in use until the end.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    canceled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            canceled = error
+    if canceled is not None:
+        # Whatever the work raised: the caller is gone.
+        raise canceled from task.exception()
+    return task.result()
+
+
+def no_transaction() -> TransactionError:
+    """Return the error for a lookup outside a transaction."""
+    return TransactionError(
+        "there is no transaction to follow: it has ended within the block, or the connection commits each "
+        "statement (AUTOCOMMIT)"
+    )
+
+
+def not_the_outermost() -> TransactionError:
+    """Return the error for a transaction in another one."""
+    return TransactionError(
+        "the connection is already in a transaction, which others would commit; follow it from its beginning"
+    )

@@ -1,0 +1,182 @@
+"""Transactions of SQLAlchemy, followed up to their commit. Imported only if the user has SQLAlchemy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy import event
+
+from cachesync.errors import TransactionError
+from cachesync.service.own_transactions import (
+    OwnTransaction,
+    changes_in,
+    final_changes,
+    looking_up,
+    no_transaction,
+    not_the_outermost,
+    own_source,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+    from cachesync.change import Change
+
+
+class _SqlalchemyTransaction(OwnTransaction):
+    """The transactions that SQLAlchemy begins, whoever commits them.
+
+    SQLAlchemy tells when it is about to commit, which can be in the middle of the block.
+    """
+
+    def __init__(self, publisher: str | None) -> None:
+        super().__init__(publisher)
+        self._watched: list[Connection] = []
+        # What is about to be committed.
+        self._pending: list[Change] = []
+
+    async def commit(self) -> None:
+        """Commit what has not been committed yet."""
+        try:
+            await self._commit()
+            self._require_end()
+        except BaseException:
+            await self.undo()
+            raise
+
+    @abstractmethod
+    async def _commit(self) -> None:
+        """Commit."""
+
+    def _require_end(self) -> None:
+        """Raise an error if the user's own connection is in a transaction that the session did not begin."""
+        if any(connection.in_transaction() for connection in self._watched):
+            raise not_the_outermost()
+
+    def _watch(self, connection: Connection) -> None:
+        if connection not in self._watched:
+            self._watched.append(connection)
+            event.listen(connection, "commit", self._committing)
+        if self._publisher is not None:
+            connection.exec_driver_sql(own_source(self._publisher))
+
+    def _committing(self, connection: Connection) -> None:
+        """Look up the changes, within the call of SQLAlchemy's that commits them."""
+        try:
+            self._pending += _changes(connection)
+        except BaseException:
+            # SQLAlchemy takes the transaction for one that has ended. If the connection is lost, it has.
+            with suppress(Exception):
+                connection.connection.rollback()
+            raise
+
+    def _confirm(self, *_: object) -> None:
+        self.committed += self._pending
+        self._pending = []
+
+    def _give_up(self, *_: object) -> None:
+        """Count what was about to be committed, but was not confirmed, as uncertain."""
+        self.uncertain += self._pending
+        self._pending = []
+
+    def close(self) -> None:
+        """Stop following."""
+        self._give_up()
+        for connection in self._watched:
+            event.remove(connection, "commit", self._committing)
+
+
+class SessionTransaction(_SqlalchemyTransaction):
+    """The transactions of a session.
+
+    Args:
+        session: the session.
+        publisher: as for `OwnTransaction`.
+
+    Raises:
+        TransactionError: it commits in two phases.
+    """
+
+    def __init__(self, session: AsyncSession, publisher: str | None) -> None:
+        super().__init__(publisher)
+        if session.sync_session.twophase:
+            message = "a transaction that is committed in two phases cannot be followed"
+            raise TransactionError(message)
+        self._session = session
+        self._listeners: dict[str, Callable[..., None]] = {
+            "after_begin": self._begun,
+            # Of the whole transaction: at the end of a savepoint, nothing is pending.
+            "before_commit": self._give_up,
+            "after_commit": self._confirm,
+        }
+
+    async def begin(self) -> None:
+        """Follow the transaction that the session has begun, or those that it is about to begin."""
+        for name, listener in self._listeners.items():
+            event.listen(self._session.sync_session, name, listener)
+        if self._session.in_transaction():
+            await (await self._session.connection()).run_sync(self._watch)
+
+    async def changes(self) -> list[Change]:
+        """Return what the transaction has changed."""
+        await self._session.flush()
+        return await (await self._session.connection()).run_sync(_changes)
+
+    async def _commit(self) -> None:
+        await self._session.commit()
+
+    async def rollback(self) -> None:
+        """Roll back what has not been committed yet."""
+        await self._session.rollback()
+
+    def close(self) -> None:
+        """Stop following."""
+        super().close()
+        for name, listener in self._listeners.items():
+            event.remove(self._session.sync_session, name, listener)
+
+    def _begun(self, _session: object, _transaction: object, connection: Connection) -> None:
+        self._watch(connection)
+
+
+class ConnectionTransaction(_SqlalchemyTransaction):
+    """The transactions of a connection.
+
+    Args:
+        connection: the connection.
+        publisher: as for `OwnTransaction`.
+    """
+
+    def __init__(self, connection: AsyncConnection, publisher: str | None) -> None:
+        super().__init__(publisher)
+        self._connection = connection
+
+    async def begin(self) -> None:
+        """Follow the transaction that the connection has begun, or the one that it is about to begin."""
+        await self._connection.run_sync(self._watch)
+
+    async def changes(self) -> list[Change]:
+        """Return what the transaction has changed."""
+        return await self._connection.run_sync(_changes)
+
+    async def _commit(self) -> None:
+        # Nobody tells whether a commit in the middle of the block has failed.
+        self._give_up()
+        await self._connection.commit()
+        self._confirm()
+
+    async def rollback(self) -> None:
+        """Roll back what has not been committed yet."""
+        await self._connection.rollback()
+
+
+def _changes(connection: Connection) -> list[Change]:
+    if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise no_transaction()
+    with looking_up():
+        return changes_in(connection.exec_driver_sql(final_changes()).mappings().all())
