@@ -261,7 +261,7 @@ async def _install_entity(
     if registered is not None and not changed and registered.definition == definition:
         return
     if not relation.has_version:
-        script = statement("install/version_column", table=identifier(schema, table)) + script
+        script = statement("install/version_column", table=qualified, table_name=literal(qualified)) + script
     script += statement(
         "install/register",
         entity=literal(entity.name),

@@ -37,8 +37,12 @@ def identifier(*parts: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a quoted SQL string literal.
+    """Return a quoted SQL string literal, which means the same whatever `standard_conforming_strings` is.
 
-    Backslashes need no escape, because `standard_conforming_strings` has been on since PostgreSQL 9.1.
+    The bodies of the triggers' functions are read with the settings of the session that writes.
     """
-    return "'" + text.replace("'", "''") + "'"
+    quoted = text.replace("'", "''")
+    if "\\" not in text:
+        return f"'{quoted}'"
+    escaped = quoted.replace("\\", "\\\\")
+    return f"E'{escaped}'"

@@ -3,8 +3,8 @@
 DO $cachesync$
 BEGIN
     EXECUTE format(
-        $alter$ALTER TABLE {{table}} ADD COLUMN row_version bigint NOT NULL DEFAULT %s$alter$,
-        nextval('cachesync.row_version')
+        'ALTER TABLE %s ADD COLUMN row_version bigint NOT NULL DEFAULT %s',
+        {{table_name}}, nextval('cachesync.row_version')
     );
 END
 $cachesync$;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -428,3 +429,37 @@ async def test_an_installation_of_an_earlier_version_is_upgraded_and_keeps_its_f
     assert after.key == ("id",)
     assert (after.fingerprint, after.installation) == (before.fingerprint, before.installation)
     assert await log_of(owner) == []
+
+
+async def test_names_can_have_any_character_in_a_session_with_any_settings(
+    owner: asyncpg.Connection, dsn: str
+) -> None:
+    table, first = "a%s\\b'\"$1", "k\\'"
+    await owner.execute(
+        """
+        CREATE TABLE "a%s\\b'""$1" ("k\\'" int, line int, PRIMARY KEY ("k\\'", line));
+        CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER nothing AFTER INSERT ON "a%s\\b'""$1" EXECUTE FUNCTION nothing()
+        """
+    )
+    await install(owner, entity([first, "line"], table=table), Silent())
+    # The bodies of functions are read with the settings of the session that calls them.
+    settings = {
+        "standard_conforming_strings": "off",
+        "backslash_quote": "off",
+        "escape_string_warning": "off",
+    }
+    async with connected(dsn, **settings) as other, connected(dsn, **settings) as deleting:
+        await deleting.execute("""INSERT INTO "a%s\\b'""$1" VALUES (1, 1)""")
+        transaction = deleting.transaction()
+        await transaction.start()
+        await deleting.execute("""DELETE FROM "a%s\\b'""$1" """)
+        # It waits for the delete, and must then draw again.
+        inserting = asyncio.create_task(other.execute("""INSERT INTO "a%s\\b'""$1" VALUES (1, 1)"""))
+        await asyncio.sleep(0.3)
+        await transaction.commit()
+        await inserting
+        await other.execute("""UPDATE "a%s\\b'""$1" SET line = 2""")
+    version = await owner.fetchval("SELECT version FROM cachesync.thing WHERE key = '1/2'")
+    assert version == await owner.fetchval("SELECT max(version) FROM cachesync.change_log WHERE key = '1/2'")
+    assert [line for line in await log_of(owner) if line[0] == "1/2"] == [("1/2", "upsert")]
