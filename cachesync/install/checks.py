@@ -34,6 +34,7 @@ RESERVED_NAMES: Final = frozenset(
         "row_version",
     }
 )
+_OWN_SCHEMA: Final = "cachesync"
 _FOREIGN_SCHEMA: Final = (
     "the database has a schema 'cachesync' that does not belong to db-cache-sync; rename it"
 )
@@ -68,7 +69,12 @@ async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Re
         tables = [record["name"] for record in await connection.fetch(statement("install/tables"))]
         declared = entity.table.removeprefix("public.")
         return [f"no such table in this database{did_you_mean(declared, tables)}"]
-    return await table_problems(connection, entity, relation)
+    problems = await table_problems(connection, entity, relation)
+    # Not a reason for `cachesync init` to leave the table out: another user can install.
+    owner = await connection.fetchval(statement("install/other_owner"), *entity.schema_and_table)
+    if owner is not None:
+        problems.append(f"its owner is {owner!r}; connect as that role, or as a member of it")
+    return problems
 
 
 async def table_problems(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> list[str]:
@@ -79,6 +85,11 @@ async def table_problems(connection: asyncpg.Connection, entity: Entity, relatio
         *unmet_requirements(entity.table, entity.key, relation.properties),
         *_row_security_problems(entity, relation.properties),
     ]
+    if relation.properties.typed and not relation.has_version:
+        problems.append(
+            f"its columns are those of a type, so it cannot get the column {VERSION_COLUMN!r}; run "
+            f"ALTER TABLE {entity.table} NOT OF"
+        )
     if relation.has_version:
         versioned = await connection.fetchval(statement("install/versioned"), *entity.schema_and_table)
         if not versioned:
@@ -89,6 +100,8 @@ async def table_problems(connection: asyncpg.Connection, entity: Entity, relatio
 def _name_problems(entity: Entity) -> Iterator[str]:
     if entity.name in RESERVED_NAMES:
         yield f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
+    if entity.schema_and_table[0] == _OWN_SCHEMA:
+        yield "it is one of db-cache-sync's own tables, whose changes it cannot log"
 
 
 def _row_security_problems(entity: Entity, properties: Properties) -> Iterator[str]:

@@ -113,6 +113,7 @@ class Properties:
     Attributes:
         kind: `relkind` of `pg_class`; `r` is an ordinary table.
         unlogged: whether the table is emptied after a crash.
+        typed: whether a composite type decides which columns the table has.
         row_security: whether policies decide which rows a user sees.
         hides_rows: whether row security, if enabled, also applies to the owner of the table.
         restrictive_policies: the restrictive policies that apply to the role `cachesync_service`.
@@ -126,6 +127,7 @@ class Properties:
 
     kind: str
     unlogged: bool
+    typed: bool
     row_security: bool
     hides_rows: bool
     restrictive_policies: tuple[str, ...]
@@ -170,6 +172,7 @@ async def describe_tables(
         (record["schema_name"], record["table_name"]): Properties(
             kind=record["kind"].decode(),
             unlogged=record["unlogged"],
+            typed=record["typed"],
             row_security=record["row_security"],
             hides_rows=record["hides_rows"],
             restrictive_policies=tuple(record["restrictive_policies"]),

@@ -5,6 +5,7 @@ SELECT
     c.relname AS table_name,
     c.relkind AS kind,
     c.relpersistence = 'u' AS unlogged,
+    c.reloftype <> 0 AS typed,
     c.relrowsecurity AS row_security,
     c.relforcerowsecurity AS hides_rows,
     (

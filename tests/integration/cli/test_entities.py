@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cachesync.cli.main import app
 from cachesync.entity import load_entities
-from local.postgres import run_sql
+from local.postgres import address, create_role, run_sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,3 +261,51 @@ def test_check_of_a_database_in_which_nothing_can_be_installed_says_so(
     first, second = run("check", CACHESYNC_ENTITIES=str(file), status=3).stdout.splitlines()
     assert "it has no primary key" in first
     assert "a schema 'cachesync' that does not belong to db-cache-sync" in second
+
+
+def test_tables_that_cannot_get_a_row_version_or_are_the_librarys_own_are_refused(
+    run: Run, database: str, tmp_path: Path
+) -> None:
+    run_sql(
+        database,
+        """
+        CREATE TYPE shape AS (id int, name text); CREATE TABLE thing OF shape (PRIMARY KEY (id));
+        CREATE TABLE good (id int PRIMARY KEY)
+        """,
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text(section("good"), encoding="utf-8")
+    run("install", CACHESYNC_ENTITIES=str(file))
+    own = section("log", table="cachesync.change_log", key="version")
+    file.write_text(section("good") + section("thing") + own, encoding="utf-8")
+    typed, owned = run("check", CACHESYNC_ENTITIES=str(file), status=3).stdout.splitlines()
+    assert typed.endswith("run ALTER TABLE thing NOT OF")
+    assert "table cachesync.change_log: it is one of db-cache-sync's own tables" in owned
+    refused = run("install", CACHESYNC_ENTITIES=str(file), status=1)
+    assert refused.stderr.splitlines() == [f"cachesync: {line}" for line in (typed, owned)]
+    assert "thing: its columns are those of a type" in run("init").stdout
+    run_sql(database, "ALTER TABLE thing NOT OF")
+    file.write_text(section("good") + section("thing"), encoding="utf-8")
+    run("install", CACHESYNC_ENTITIES=str(file))
+
+
+def test_check_and_install_say_which_tables_belong_to_another_user(
+    run: Run, database: str, tmp_path: Path
+) -> None:
+    run_sql(database, "CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE good (id int PRIMARY KEY)")
+    create_role(database, "developer", "password")
+    run_sql(database, "ALTER TABLE good OWNER TO developer")
+    login = address(
+        database,
+        database=database.rpartition("/")[2],
+        user="developer",
+        password="password",
+    )
+    file = tmp_path / "entities.toml"
+    file.write_text(section("thing") + section("good"), encoding="utf-8")
+    environment = {"CACHESYNC_DSN": login, "CACHESYNC_ENTITIES": str(file)}
+    (line,) = run("check", **environment, status=3).stdout.splitlines()
+    assert line.endswith("table thing: its owner is 'postgres'; connect as that role, or as a member of it")
+    assert run("install", **environment, status=1).stderr == f"cachesync: {line}\n"
+    assert "[thing]" in run("init", CACHESYNC_DSN=login).stdout
+    run_sql(database, "DROP OWNED BY developer; DROP ROLE developer")
