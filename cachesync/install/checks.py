@@ -73,7 +73,9 @@ async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Re
     # Not a reason for `cachesync init` to leave the table out: another user can install.
     owner = await connection.fetchval(statement("install/other_owner"), *entity.schema_and_table)
     if owner is not None:
-        problems.append(f"its owner is {owner!r}; connect as that role, or as a member of it")
+        problems.append(
+            f"its owner is {owner!r}; connect as the owner of the tables, or as a member of that role"
+        )
     return problems
 
 
@@ -241,6 +243,8 @@ async def check(
         registry = await read_registry(connection)
     except NotInstalledError as error:
         return problems, [str(error)]
+    if discarding := await connection.fetchval(statement("install/discarding")):
+        problems.append(f"{discarding} of cachesync.change_log can discard changes; drop it first")
     problems += moved_entities(await connection.fetch(statement("install/registered")), entities)
     notes = []
     for name in entities:

@@ -305,7 +305,21 @@ def test_check_and_install_say_which_tables_belong_to_another_user(
     file.write_text(section("thing") + section("good"), encoding="utf-8")
     environment = {"CACHESYNC_DSN": login, "CACHESYNC_ENTITIES": str(file)}
     (line,) = run("check", **environment, status=3).stdout.splitlines()
-    assert line.endswith("table thing: its owner is 'postgres'; connect as that role, or as a member of it")
+    assert "table thing: its owner is 'postgres'; connect as the owner" in line
     assert run("install", **environment, status=1).stderr == f"cachesync: {line}\n"
     assert "[thing]" in run("init", CACHESYNC_DSN=login).stdout
     run_sql(database, "DROP OWNED BY developer; DROP ROLE developer")
+
+
+def test_check_and_install_say_what_discards_lines_of_the_change_log(
+    run: Run, database: str, tmp_path: Path
+) -> None:
+    run_sql(database, "CREATE TABLE thing (id int PRIMARY KEY)")
+    file = tmp_path / "entities.toml"
+    file.write_text(section("thing"), encoding="utf-8")
+    run("install", CACHESYNC_ENTITIES=str(file))
+    run_sql(database, "CREATE RULE quiet AS ON INSERT TO cachesync.change_log DO INSTEAD NOTHING")
+    checked = run("check", CACHESYNC_ENTITIES=str(file), status=3)
+    refusal = "rule quiet of cachesync.change_log can discard changes; drop it first"
+    assert checked.stdout == f"{refusal}\n"
+    assert refusal in run("install", CACHESYNC_ENTITIES=str(file), status=1).stderr
