@@ -201,8 +201,9 @@ async def follows(sb: Service, admin: asyncpg.Connection, key: str, age: int) ->
     async with asyncio.timeout(60):
         while True:
             read = await students.read(key)
-            if read.row is not None and json.loads(read.row.payload)["age"] == age:
-                assert read.outcome is Outcome.HIT
+            # On a busy machine, a reply of Redis can be too late, so that the service asks the database.
+            hit = read.row if read.outcome is Outcome.HIT else None
+            if hit is not None and json.loads(hit.payload)["age"] == age:
                 return
             await asyncio.sleep(0.01)
 
