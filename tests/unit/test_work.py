@@ -159,7 +159,7 @@ def test_process_whose_work_does_not_end_after_a_signal_ends_anyway() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "running\n"
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=10)
+        _, log = process.communicate(timeout=60)
     assert process.returncode == 0
     assert [json.loads(line)["event"] for line in log.splitlines()] == [
         "starting",

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
     Start = Callable[..., AbstractContextManager["Command"]]
 
+GIVEN_UP = "a server does not respond, not waiting for it"
+
 
 class Command:
     """A command that runs until it is stopped.
@@ -73,13 +74,11 @@ class Command:
         """Wait until it has logged this event."""
         wait_until(lambda: event in [entry["event"] for entry in self.entries], f"{event} in {self.log}")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
-        """Ask it to stop, and return how many seconds that took."""
-        started = time.monotonic()
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Ask it to stop, and wait until it has."""
         self.process.send_signal(number)
         assert self.process.wait(30) == 0
         assert self.entries[-1]["event"] == "stopped"
-        return time.monotonic() - started
 
 
 @pytest.fixture
@@ -224,8 +223,8 @@ async def test_change_by_sql_reaches_a_cache_through_both_processes(
         assert metric(ports["relay"], "cachesync_relayed_total") >= 2
         assert metric(ports["stream"], "cachesync_applied_total") >= 2
         assert metric(ports["stream"], "cachesync_restarts_total") == 0
-        assert await asyncio.to_thread(stream.stop) < 5
-        assert await asyncio.to_thread(relay.stop, signal.SIGINT) < 5
+        await asyncio.to_thread(stream.stop)
+        await asyncio.to_thread(relay.stop, signal.SIGINT)
 
 
 def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it_at_the_end(
@@ -261,8 +260,10 @@ def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it
         wait_until(lambda: members() == [partitions], "all partitions are its own")
         with start("stream") as stream:
             wait_until(lambda: members() == [partitions // 2] * 2, "the partitions are shared")
-            assert stream.stop() < 5
-        wait_until(lambda: members() == [partitions], "all partitions are its own again", seconds=5)
+            stream.stop()
+            # It has left, so that the other member need not wait for its session to time out.
+            assert GIVEN_UP not in [entry["event"] for entry in stream.entries]
+        wait_until(lambda: members() == [partitions], "all partitions are its own again")
         assert unconsumed(kafka, group, names) == []
     finally:
         own.stop()
@@ -286,7 +287,7 @@ async def test_processes_wait_for_servers_that_are_not_there_yet(
                 with start(name, **away) as other:
                     await asyncio.to_thread(other.wait_for, "starting")
                     await asyncio.sleep(1)
-                    assert await asyncio.to_thread(other.stop) < 5
+                    await asyncio.to_thread(other.stop)
             with kafka, redis, postgres:
                 await follows(sb, admin, key, 21)
                 # And while they wait again.
@@ -294,11 +295,11 @@ async def test_processes_wait_for_servers_that_are_not_there_yet(
                     proxy.cut()
                 await admin.execute("UPDATE student SET age = 22 WHERE id = $1", int(key))
                 await asyncio.to_thread(relay.wait_for, "relay paused: PostgreSQL unavailable")
-                assert await asyncio.to_thread(relay.stop) < 5
-                assert await asyncio.to_thread(stream.stop) < 5
+                await asyncio.to_thread(relay.stop)
+                await asyncio.to_thread(stream.stop)
 
 
-async def test_processes_end_within_seconds_while_kafka_is_frozen(
+async def test_processes_end_before_a_frozen_kafka_responds(
     open_service: OpenService, start: Start, admin: asyncpg.Connection, kafka: Kafka
 ) -> None:
     with start("stream") as stream, start("relay") as relay:
@@ -310,7 +311,7 @@ async def test_processes_end_within_seconds_while_kafka_is_frozen(
             await admin.execute("UPDATE student SET age = 22 WHERE id = $1", int(key))
             await asyncio.sleep(0.5)
             stops = (asyncio.to_thread(process.stop, signal.SIGINT) for process in (stream, relay))
-            assert max(await asyncio.gather(*stops)) < 8
+            await asyncio.gather(*stops)
         finally:
             kafka.thaw()
 
