@@ -13,8 +13,8 @@ from urllib.parse import quote
 import httpx
 from redis import Redis
 
-from cachesync.slots.layout import HEAD_BYTES, slot_name
-from cachesync.value import encode_version
+from cachesync.slots.layout import slot_name
+from cachesync.value import VERSION, encode_version
 from local.command import cachesync
 from local.errors import LocalError
 from local.process import run
@@ -332,11 +332,14 @@ class Story:
             if not isinstance(slot, bytes):
                 self._fail(self._sb.get(path), "sb has not cached the row")
             # The version is so high that no change can correct the slot.
-            ahead = slot[:1] + encode_version(10**18) + slot[HEAD_BYTES:].replace(b'"Ada"', b'"Lost"')
+            ahead = slot[:1] + encode_version(10**18) + slot[VERSION.stop :].replace(b'"Ada"', b'"Lost"')
             redis.set(name, ahead, keepttl=True)
+        seen = self._sb.get(path)
+        if '"Lost"' not in seen.text:
+            self._fail(seen, "sb does not serve what its cache has")
         self._console.print(
             "             sb's cache is made newer than the database, as after restoring an old backup: "
-            f"{self._sb.get(path).text}",
+            f"{seen.text}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -349,7 +352,7 @@ class Story:
             time.monotonic() - started,
         )
         answer = self._sb.get(path)
-        if answer.headers.get("etag") != written.headers["etag"]:
+        if not report["ahead"] or answer.headers.get("etag") != written.headers["etag"]:
             self._fail(answer, "the reconciliation did not repair sb's cache")
         self._say(f"sb: GET {path} -> {answer.headers['x-cache']}  {answer.text}", 0)
 
