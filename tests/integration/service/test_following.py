@@ -28,8 +28,6 @@ from cachesync import (
     SettingsError,
     TransactionError,
 )
-from cachesync.entity import load_entities
-from cachesync.install.installer import install
 from cachesync.kafka.topics import create_topics
 from cachesync.postgres.change_log import change_of
 from cachesync.service import own_transactions
@@ -38,7 +36,7 @@ from cachesync.service.table import Table
 from cachesync.slots.batch import Applier
 from cachesync.slots.clients import blocking_client
 from local.postgres import address, create_role
-from local.silent import Silent
+from tests.integration.entities_file import install_tables
 from tests.integration.own_sessions import KINDS, SQLALCHEMY, Own, engine_url, own_session
 
 if TYPE_CHECKING:
@@ -133,16 +131,7 @@ def open_family(
     async def opened(
         redis_options: str = "?socket_timeout=10", kafka: str | None = None
     ) -> AsyncIterator[Family]:
-        file = tmp_path / "entities.toml"
-        file.write_text(
-            "".join(
-                f'[{name}]\ntable = "{name}"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/{name}s"\n'
-                for name in NAMES
-            )
-        )
-        entities = load_entities(file)
-        await admin.execute(TABLES)
-        await install(admin, entities, Silent())
+        file, entities = await install_tables(admin, TABLES, NAMES, tmp_path)
         url = f"{redis_sa.url}{redis_options}"
         brokers = None if kafka is None else {"bootstrap.servers": kafka}
         if brokers is not None:

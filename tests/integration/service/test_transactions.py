@@ -11,14 +11,12 @@ import asyncpg
 import pytest
 import redis as redis_client
 
-from cachesync.entity import load_entities
 from cachesync.errors import CaptureLostError, ConstraintViolatedError
-from cachesync.install.installer import install
 from cachesync.service import cache as service_cache
 from cachesync.service import table as service_table
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
-from local.silent import Silent
+from tests.integration.entities_file import install_tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -96,16 +94,7 @@ def open_family(
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Family]:
-        file = tmp_path / "entities.toml"
-        file.write_text(
-            "".join(
-                f'[{name}]\ntable = "{name}"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1m"\npath = "/{name}s"\n'
-                for name in NAMES
-            )
-        )
-        entities = load_entities(file)
-        await admin.execute(TABLES)
-        await install(admin, entities, Silent())
+        file, _ = await install_tables(admin, TABLES, NAMES, tmp_path)
         async with open_service("sa", cachesync_entities=file) as service:
             with redis_client.Redis.from_url(redis_sa.url) as slots:
                 yield Family(service, admin, slots)

@@ -19,6 +19,7 @@ from cachesync.service.row_input import RowInput
 from cachesync.service.service import Service
 from local.silent import Silent
 from serving.schema import row_schema
+from tests.integration.entities_file import install_tables
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -193,16 +194,8 @@ async def test_service_reads_the_registry_once_however_many_tables_have_changed(
 ) -> None:
     """The cost of reading it grows with the number of entities."""
     names = [f"word{number}" for number in range(5)]
-    file = tmp_path / "entities.toml"
-    file.write_text(
-        "".join(
-            f'[{name}]\ntable = "{name}"\nkey = "id"\nttl = "1h"\nabsent_ttl = "1h"\npath = "/{name}"\n'
-            for name in names
-        )
-    )
-    entities = load_entities(file)
-    await admin.execute("".join(f"CREATE TABLE {name} (id int PRIMARY KEY);" for name in names))
-    await install(admin, entities, Silent())
+    tables = "".join(f"CREATE TABLE {name} (id int PRIMARY KEY);" for name in names)
+    file, entities = await install_tables(admin, tables, names, tmp_path)
     reads = 0
 
     async def counted(connection: Connection, *, of_service: bool = False) -> dict[str, Registration]:
