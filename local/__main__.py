@@ -110,9 +110,13 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        _fail("\n".join(f"LOCAL_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()))
+        _fail("\n".join(f"{_variable(str(one['loc'][0]))}: {one['msg']}" for one in error.errors()))
     except LocalError as error:
         _fail(str(error))
+
+
+def _variable(setting: str) -> str:
+    return setting if setting.isupper() else f"LOCAL_{setting.upper()}"
 
 
 def _fail(message: str) -> NoReturn:

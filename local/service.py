@@ -16,7 +16,7 @@ from local.errors import LocalError
 from local.ports import HOST, accepts, free_port
 from local.private_file import write_private
 from local.process import Process
-from local.settings import REPOSITORY
+from local.settings import REPOSITORY, SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +30,11 @@ class Credentials(NamedTuple):
 
 
 class Service(Process):
-    """One of the services `sa` and `sb`.
+    """One of the services `sa` and `sb`, or one of another name.
 
     Args:
         folder: directory of its log.
-        name: `sa` or `sb`.
+        name: name of the service.
         dsn: address of the database; its user and password are ignored, since the service has its own login.
         redis_url: the service's own cache.
         bootstrap_servers: the Kafka brokers.
@@ -58,7 +58,9 @@ class Service(Process):
         self.port = port or free_port()
         self.metrics_port = metrics_port or free_port()
         database = urlsplit(dsn)
+        self._module = name if name in SERVICES else "named"
         self._environment = {
+            "SERVICE": name,
             "DB_HOST": database.hostname or HOST,
             "DB_PORT": str(database.port or 5432),
             "DB_NAME": unquote(database.path.removeprefix("/")),
@@ -84,7 +86,7 @@ class Service(Process):
     def command(self) -> list[str]:
         """Return the `gunicorn` command line with the repository's configuration."""
         gunicorn = Path(sys.executable).with_name("gunicorn")
-        return [str(gunicorn), "--config", "python:serving.gunicorn_conf", f"serving.{self.name}:app"]
+        return [str(gunicorn), "--config", "python:serving.gunicorn_conf", f"serving.{self._module}:app"]
 
     def working_folder(self) -> Path:
         """Return the repository, from which `serving` can be imported."""

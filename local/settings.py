@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
 
 REPOSITORY = Path(__file__).parents[1]
 Port = Annotated[int, Field(gt=0, lt=65536)]
+#: The services that the local system runs.
+SERVICES = ("sa", "sb")
+# Also logins of the database.
+_TAKEN = frozenset({"worker", "postgres", "kafka", "airflow"})
 
 
 class Settings(BaseSettings):
@@ -20,6 +26,9 @@ class Settings(BaseSettings):
         postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: existing servers to use instead of starting
             new ones. The DSN's user must be a superuser, or be able to create roles and databases.
         postgres_port, ...: port that each component listens on.
+        caches: the services that have a cache, from the variable `CACHESYNC_CACHES`. Each service besides sa
+            and sb gets a Redis, a database login and consumers; you start the service itself.
+        first_port: port of the Redis of the first of these services; the others follow.
     """
 
     model_config = SettingsConfigDict(env_prefix="LOCAL_", frozen=True, env_ignore_empty=True)
@@ -39,3 +48,20 @@ class Settings(BaseSettings):
     sb_port: Port = 8085
     sa_metrics_port: Port = 9190
     sb_metrics_port: Port = 9185
+    caches: Annotated[tuple[ServiceName, ...], NoDecode, Field(validation_alias="CACHESYNC_CACHES")] = (
+        SERVICES
+    )
+    first_port: Port = 16381
+
+    @field_validator("caches", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("caches")
+    @classmethod
+    def _with_sa_and_sb(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in _TAKEN & set(value):
+            message = f"{name} is the name of another component of the local system"
+            raise ValueError(message)
+        return tuple(dict.fromkeys((*SERVICES, *value)))

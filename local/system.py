@@ -17,8 +17,8 @@ from local.ports import require_free
 from local.postgres import Postgres, address, create_role, kept_password, run_sql
 from local.process import Process, killed_unless_started, stop_all
 from local.redis import Redis
-from local.service import Service, credentials
-from local.settings import REPOSITORY
+from local.service import Credentials, Service, credentials
+from local.settings import REPOSITORY, SERVICES
 from local.state import claim
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from local.process import Part
     from local.settings import Settings
 
-SERVICES = ("sa", "sb")
 _WORKER = "worker"
 _SAMPLE = REPOSITORY / "local" / "sample.sql"
 
 
 class System:
     """PostgreSQL, one Redis per service, Kafka, Airflow, and the services sa and sb.
+
+    Further services of the settings get everything but a process.
 
     If the settings name an existing server, it is used instead of starting one.
 
@@ -62,10 +63,15 @@ class System:
             self.dsn = settings.postgres_dsn
         self.redis: dict[str, Redis] = {}
         self.redis_urls: dict[str, str] = {}
-        for service in SERVICES:
-            url: str | None = getattr(settings, f"redis_{service}_url")
+        others = [service for service in settings.caches if service not in SERVICES]
+        for service in settings.caches:
+            url: str | None = getattr(settings, f"redis_{service}_url", None)
             if url is None:
-                port: int = getattr(settings, f"redis_{service}_port")
+                port: int = (
+                    settings.first_port + others.index(service)
+                    if service in others
+                    else getattr(settings, f"redis_{service}_port")
+                )
                 server = self.redis[service] = Redis(self.folder, name=f"redis-{service}", port=port)
                 url = server.url
             self.redis_urls[service] = url
@@ -83,13 +89,12 @@ class System:
         else:
             self.bootstrap_servers = settings.kafka_bootstrap
         self._worker_password = kept_password(self.folder / "worker-password")
+        self._others = {
+            service: Credentials(service, kept_password(self.folder / f"{service}-password"))
+            for service in others
+        }
         #: The database, with the login of Airflow's background work.
-        self.worker_dsn = address(
-            self.dsn,
-            database=unquote(urlsplit(self.dsn).path.removeprefix("/")),
-            user=_WORKER,
-            password=self._worker_password,
-        )
+        self.worker_dsn = self._address_for(Credentials(_WORKER, self._worker_password))
         self.airflow = Airflow(
             self.folder / "airflow",
             admin_dsn=self.dsn,
@@ -102,7 +107,7 @@ class System:
                     self.bootstrap_servers,
                     self._linked("airflow", self.postgres, self.worker_dsn),
                 ),
-                "CACHESYNC_CACHES": ",".join(SERVICES),
+                "CACHESYNC_CACHES": ",".join(settings.caches),
                 "CACHESYNC_ENTITIES": ENTITIES,
                 # Few and quick retries, so that a dead letter is parked while someone is watching.
                 "CACHESYNC_DEAD_LETTER_ATTEMPTS": "3",
@@ -133,6 +138,7 @@ class System:
             "kafka": self.bootstrap_servers,
             "airflow": f"{self.airflow.url} as {self.airflow.username}, password {self.airflow.password}",
             **{service.name: service.url for service in self.services.values()},
+            **{service: self._address_for(who) for service, who in self._others.items()},
         }
 
     @property
@@ -170,6 +176,11 @@ class System:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _address_for(self, who: Credentials) -> str:
+        """Return the address of the database with another login."""
+        database = unquote(urlsplit(self.dsn).path.removeprefix("/"))
+        return address(self.dsn, database=database, user=who.username, password=who.password)
+
     def _linked(self, user: str, server: Postgres | Redis | None, address: str) -> str:
         """Return the address at which this client connects to the server."""
         if self._link is None or server is None:
@@ -202,8 +213,7 @@ class System:
         if self.postgres is not None:
             run_sql(self.dsn, _SAMPLE.read_text())
         cachesync("install", CACHESYNC_DSN=self.dsn)
-        for service in SERVICES:
-            who = credentials(service)
+        for who in (*map(credentials, SERVICES), *self._others.values()):
             create_role(self.dsn, who.username, who.password)
             run_sql(self.dsn, 'GRANT cachesync_service TO :"name"', name=who.username)
         create_role(self.dsn, _WORKER, self._worker_password)

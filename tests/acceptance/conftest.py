@@ -82,7 +82,10 @@ def service_process(  # noqa: PLR0917 - fixtures, most of them servers
     entities_file: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[Service]]:
-    """Runs a service under gunicorn, with the given settings changed."""
+    """Runs a service under gunicorn, with the given settings changed.
+
+    One of another name gets the login and the Redis of a service like which it is.
+    """
     create_topics(
         {"bootstrap.servers": kafka.bootstrap_servers},
         load_entities(entities_file).values(),
@@ -92,9 +95,10 @@ def service_process(  # noqa: PLR0917 - fixtures, most of them servers
     urls = {"sa": redis_sa.url, "sb": redis_sb.url}
 
     @contextmanager
-    def run(name: str, **changed: str) -> Iterator[Service]:
+    def run(name: str, *, like: str | None = None, **changed: str) -> Iterator[Service]:
+        like = like or name
         environment = {
-            "DB_USERNAME": f"{database.rpartition('/')[2]}_{name}",
+            "DB_USERNAME": f"{database.rpartition('/')[2]}_{like}",
             "DB_PASSWORD": PASSWORD,
             "CACHESYNC_ENTITIES": str(entities_file),
             **changed,
@@ -103,7 +107,7 @@ def service_process(  # noqa: PLR0917 - fixtures, most of them servers
             tmp_path_factory.mktemp(name),
             name,
             dsn=database,
-            redis_url=urls[name],
+            redis_url=urls[like],
             bootstrap_servers=kafka.bootstrap_servers,
             environment=environment,
         ) as running:

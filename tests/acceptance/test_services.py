@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import pytest
+import redis
 
 from local.errors import ProcessExitedError
 from local.ports import HOST
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from local.postgres import Postgres
+    from local.redis import Redis
     from local.service import Service
 
     Run = Callable[..., AbstractContextManager[Service]]
@@ -61,6 +63,17 @@ def test_first_read_misses_and_later_reads_hit(http: httpx.Client, sb: Service, 
     assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
     assert {answer.content for answer in answers} == {created.content}
     assert {answer.headers["etag"] for answer in answers} == {created.headers["etag"]}
+
+
+def test_service_of_another_name_has_slots_of_its_own(
+    service_process: Run, redis_sa: Redis, http: httpx.Client, student: str
+) -> None:
+    http.put(student, json={"name": "Ada"})
+    with service_process("billing-eu", like="sa") as billing:
+        answers = [httpx.get(billing.url + student) for _ in range(2)]
+    assert [answer.headers["x-cache"] for answer in answers] == ["MISS", "HIT"]
+    with redis.Redis.from_url(redis_sa.url) as slots:
+        assert slots.exists(f"billing-eu:student:{student.rpartition('/')[2]}")
 
 
 def test_missing_row_is_cached_as_absent_until_it_is_created(http: httpx.Client, student: str) -> None:
