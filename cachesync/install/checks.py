@@ -23,14 +23,26 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column, Properties, Relation
 
-# Other relations in the schema cachesync, in which each entity has a view with its name.
+# Tables, sequences and indexes in the schema cachesync, in which each entity has a view with its name.
 RESERVED_NAMES: Final = frozenset(
     {
         "change_log",
+        "change_log_pkey",
+        "change_log_published",
+        "change_log_unpublished",
         "dead_letter_action",
+        "dead_letter_action_at",
+        "dead_letter_action_end",
+        "dead_letter_action_id_seq",
+        "dead_letter_action_origin",
+        "dead_letter_action_pkey",
         "entity",
+        "entity_pkey",
+        "entity_schema_name_table_name_key",
         "reconciliation",
         "reconciliation_chunk",
+        "reconciliation_chunk_pkey",
+        "reconciliation_pkey",
         "row_version",
     }
 )
@@ -101,7 +113,7 @@ async def table_problems(connection: asyncpg.Connection, entity: Entity, relatio
 
 def _name_problems(entity: Entity) -> Iterator[str]:
     if entity.name in RESERVED_NAMES:
-        yield f"the name {entity.name!r} is reserved for db-cache-sync's own tables; rename the entity"
+        yield f"the name {entity.name!r} is reserved for a table or index of db-cache-sync; rename the entity"
     if entity.schema_and_table[0] == _OWN_SCHEMA:
         yield "it is one of db-cache-sync's own tables, whose changes it cannot log"
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cachesync.cli.main import app
 from cachesync.entity import Entity
 from cachesync.errors import InstallError
+from cachesync.install.checks import RESERVED_NAMES
 from cachesync.install.installer import install, uninstall
 from local.postgres import client
 from local.silent import Silent
@@ -907,6 +908,15 @@ async def test_services_see_and_write_every_row_if_row_security_is_bypassed(
 async def test_policies_without_row_security_hide_nothing_and_are_accepted(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE POLICY own ON thing USING (false)")
     await install(owner, thing(), Silent())
+
+
+async def test_no_entity_can_have_the_name_of_an_own_relation(owner: asyncpg.Connection) -> None:
+    await owner.execute("CREATE TABLE thing (id bigint PRIMARY KEY)")
+    await install(owner, thing(), Silent())
+    relations = await owner.fetch(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'cachesync'::regnamespace AND relkind <> 'v'"
+    )
+    assert {record["relname"] for record in relations} == RESERVED_NAMES
 
 
 async def test_temporary_objects_can_be_denied_to_all_users(owner: asyncpg.Connection, login: Login) -> None:
