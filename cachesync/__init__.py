@@ -42,7 +42,8 @@ if TYPE_CHECKING:
         VersionMismatchError,
     )
     from cachesync.service.cache import EntityCache, Outcome, Read, Written
-    from cachesync.service.caches import AsyncCache, AsyncCaches, Followed
+    from cachesync.service.caches import AsyncCache, AsyncCaches
+    from cachesync.service.following import Followed
     from cachesync.service.row_input import RowInput
     from cachesync.service.service import Service
     from cachesync.service.settings import ServiceSettings
@@ -100,7 +101,7 @@ _ELSEWHERE: Final = {
     "Change": "cachesync.change",
     "Entity": "cachesync.entity",
     "EntityCache": "cachesync.service.cache",
-    "Followed": "cachesync.service.caches",
+    "Followed": "cachesync.service.following",
     "Operation": "cachesync.change",
     "Outcome": "cachesync.service.cache",
     "Read": "cachesync.service.cache",

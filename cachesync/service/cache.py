@@ -671,24 +671,20 @@ class EntityCache:
         newest = change
         cached = logged = False
         try:
-            # The relay publishes what follows the first part.
-            publish = True
-            applied = True
-            async for changes in self._table.own_changes(transaction):
-                applied &= await self._settler.apply(changes, lease)
-                if publish:
-                    self._settler.publish(changes)
-                    publish = False
-                for other in changes:
-                    if (other.entity, other.key) == (change.entity, change.key):
-                        logged |= other.version == change.version
-                        if other.version > newest.version and other.operation == change.operation:
-                            newest = other
-            # Later, the relay could have published changes already, which are then missing here.
-            cached = applied and asyncio.get_running_loop().time() < transaction.started + _RESERVED_SECONDS
+            changes = await self._table.own_changes(transaction)
         except DatabaseError:
             # The change log has the other changes; the relay publishes them.
             pass
+        else:
+            applied = await self._settler.apply(changes, lease)
+            self._settler.publish(changes)
+            for other in changes:
+                if (other.entity, other.key) == (change.entity, change.key):
+                    logged |= other.version == change.version
+                    if other.version > newest.version and other.operation == change.operation:
+                        newest = other
+            # Later, the relay could have published changes already, which are then missing here.
+            cached = applied and asyncio.get_running_loop().time() < transaction.started + _RESERVED_SECONDS
         if not logged:
             cached &= await self._settler.apply([change], lease)
             self._settler.publish([change])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from uuid import UUID
 
@@ -14,31 +14,26 @@ from pydantic import TypeAdapter, ValidationError
 
 from cachesync.change import Change, Operation
 from cachesync.entity import Entity, ServiceName, load_entities
-from cachesync.errors import DatabaseError, InvalidValueError, SettingsError
+from cachesync.errors import InvalidValueError, SettingsError
 from cachesync.mistakes import did_you_mean
 from cachesync.service.borrowed import borrowed_database
-from cachesync.service.cache import EntityCache
+from cachesync.service.connections import Connections
 from cachesync.service.database import OwnDatabase
-from cachesync.service.own_transactions import looked_up, to_the_end
-from cachesync.service.publisher import Publisher
+from cachesync.service.following import Followed, followed, to_the_end
 from cachesync.service.sessions import own_transaction
 from cachesync.service.settings import ServiceSettings
-from cachesync.service.settling import Settler
-from cachesync.service.table import Table
 from cachesync.service.typed_rows import RowDecoder
-from cachesync.service.watch import Watch
 from cachesync.slots.clients import check_url
-from cachesync.slots.layout import slot_name
-from cachesync.slots.single import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import Iterable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from types import TracebackType
 
     from cachesync.change import Row
+    from cachesync.service.cache import EntityCache
     from cachesync.service.database import Database
-    from cachesync.service.own_transactions import OwnTransaction
 
 T = TypeVar("T")
 KeyPart = str | int | UUID | Decimal | date | time
@@ -57,35 +52,16 @@ def _default(setting: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """The settings of the caches: the defaults of `ServiceSettings`, except for the name of the service."""
+    """The settings of the caches: the defaults of `ServiceSettings`, except for those that are given."""
 
     service: str
+    redis_url: str
+    redis_timeout_ms: int = _default("redis_timeout_ms")
+    schema_check_ms: int = _default("schema_check_ms")
+    row_limit: int = _default("row_limit")
     lease_ms: int = _default("lease_ms")
     lease_wait_ms: int = _default("lease_wait_ms")
     page_bytes: int = _default("page_bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class _Behind:
-    """What is behind caches that are open."""
-
-    settler: Settler
-    database: Database
-
-
-@dataclass(slots=True)
-class Followed:
-    """What a transaction that was followed has changed, known at the end of the block.
-
-    Attributes:
-        changes: the committed changes, of the rows of all entities.
-        cached: whether this service's slots of all rows that the transaction changed have that, or nothing.
-            If not, because Redis did not confirm it or a slot has a newer row, reads can be older than the
-            transaction until the stream has applied it.
-    """
-
-    changes: tuple[Change, ...] = ()
-    cached: bool = False
 
 
 class AsyncCache:
@@ -193,19 +169,16 @@ class AsyncCaches:
         kafka: Mapping[str, Any] | None = None,
     ) -> None:
         try:
-            self._settings = _Settings(_NAME.validate_python(service))
+            self._settings = _Settings(_NAME.validate_python(service), redis)
         except ValidationError as error:
             message = f"the name of the service: {error.errors()[0]['msg']}"
             raise SettingsError(message) from None
         check_url(redis)
-        self._redis_url = redis
         self._database = database if isinstance(database, str) else borrowed_database(database)
         self._entities = dict(entities) if isinstance(entities, Mapping) else load_entities(entities)
         self._kafka = kafka
         self._caches: dict[str, AsyncCache] = {}
-        self._entity_caches: dict[str, EntityCache] = {}
-        self._behind: _Behind | None = None
-        self._opened = AsyncExitStack()
+        self._connections: Connections | None = None
 
     async def open(self) -> Self:
         """Check that the entities are installed as declared.
@@ -219,43 +192,24 @@ class AsyncCaches:
             SettingsError: the DSN is invalid, or leads to a connection pooler.
             KafkaUnavailableError: librdkafka rejected the settings.
         """
-        if self._behind is not None:
+        if self._connections is not None:
             message = "the caches are already open"
             raise SettingsError(message)
-        async with AsyncExitStack() as opened:
-            database: Database = (
-                await OwnDatabase.open_dsn(self._database, self._settings.service)
-                if isinstance(self._database, str)
-                else self._database
-            )
-            opened.push_async_callback(database.close)
-            tables = await Table.open_all(database, self._entities.values(), _default("row_limit"))
-            prefix = slot_name(self._settings.service, next(iter(self._entities), ""), "")
-            slots = await Slots.open(self._redis_url, _default("redis_timeout_ms") / 1000, prefix)
-            opened.push_async_callback(slots.close)
-            publisher = None if self._kafka is None else Publisher(self._kafka, database.mark_published)
-            if publisher is not None:
-                opened.push_async_callback(publisher.close)
-            settler = Settler(self._settings.service, self._entities, slots, publisher)
-            caches = {
-                table.entity.name: EntityCache(self._settings, table, slots, settler) for table in tables
-            }
-            for cache in caches.values():
-                opened.push_async_callback(cache.close)
-            watch = Watch(database, caches, _default("schema_check_ms") / 1000)
-            await watch.start()
-            opened.push_async_callback(watch.close)
-            self._opened = opened.pop_all()
-        self._behind = _Behind(settler, database)
-        self._entity_caches = caches
-        self._caches = {name: AsyncCache(cache) for name, cache in caches.items()}
+        database: Database = (
+            await OwnDatabase.open_dsn(self._database, self._settings.service)
+            if isinstance(self._database, str)
+            else self._database
+        )
+        connections = await Connections.open(self._settings, self._entities, database, self._kafka)
+        self._caches = {name: AsyncCache(cache) for name, cache in connections.caches.items()}
+        self._connections = connections
         return self
 
     async def close(self) -> None:
         """Disconnect from Redis, and from the database if it was given as a DSN."""
-        self._caches = {}
-        self._behind = None
-        await self._opened.aclose()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -270,8 +224,7 @@ class AsyncCaches:
         self._require_entity(entity)
         return self._caches[entity]
 
-    @asynccontextmanager
-    async def following(self, session: object) -> AsyncIterator[Followed]:
+    def following(self, session: object) -> AbstractAsyncContextManager[Followed]:
         """Follow the user's own transaction, whatever its SQL is: it is committed at the end of the block.
 
         From then on, no read through this service is older, for every row that the transaction changed:
@@ -285,28 +238,18 @@ class AsyncCaches:
         Args:
             session: a connection of asyncpg or psycopg; an `AsyncSession` or `AsyncConnection` of SQLAlchemy.
 
-        Yields:
-            What the transaction has changed, known at the end of the block.
+        Returns:
+            The block, which provides what the transaction has changed, known at its end.
 
         Raises:
             TransactionError: the transaction cannot be followed.
             NotInstalledError: the database side was installed by an earlier version.
             PrivilegeError: the login does not have the role of a service.
         """
-        behind = self._require_open()
+        connections = self._require_open()
         transaction = own_transaction(session, None if self._kafka is None else self._settings.service)
-        followed = Followed()
-        try:
-            await transaction.begin()
-        except BaseException:
-            transaction.close()
-            raise
-        try:
-            yield followed
-        except BaseException:
-            await to_the_end(_end(transaction.undo, transaction, followed, behind))
-            raise
-        await to_the_end(_end(transaction.commit, transaction, followed, behind))
+
+        return followed(transaction, partial(connections.settle, publish=True), to_the_end)
 
     async def changes_in(self, session: object) -> list[Change]:
         """Return what the current transaction has changed, as its last statement, for `committed`.
@@ -340,12 +283,13 @@ class AsyncCaches:
             SettingsError: there is no such entity.
             InvalidValueError: a key is not valid for its column, or a version is none that a row can have.
         """
-        behind = self._require_open()
-        settled = [one if isinstance(one, Change) else self._change(*one) for one in changes]
-        _, cached = await to_the_end(_settle(behind, settled))
-        return cached
+        connections = self._require_open()
+        known = [
+            one if isinstance(one, Change) else self._change(connections.caches, *one) for one in changes
+        ]
+        return (await to_the_end(connections.settle(known))).cached
 
-    def _change(self, entity: str, key: Key, version: int) -> Change:
+    def _change(self, caches: Mapping[str, EntityCache], entity: str, key: Key, version: int) -> Change:
         """Return a change of which only the version is known."""
         self._require_entity(entity)
         is_integer = isinstance(version, int) and not isinstance(version, bool)
@@ -354,7 +298,7 @@ class AsyncCaches:
             raise InvalidValueError(None, message)
         return Change(
             entity=entity,
-            key=self._entity_caches[entity].key.canonical(key_text(key)),
+            key=caches[entity].key.canonical(key_text(key)),
             version=version,
             operation=Operation.UPSERT,
             value=None,
@@ -362,57 +306,16 @@ class AsyncCaches:
             changed_at=datetime.now(UTC),
         )
 
-    def _require_open(self) -> _Behind:
-        if self._behind is None:
+    def _require_open(self) -> Connections:
+        if self._connections is None:
             message = "the caches are not open; use `async with`, or call `open`"
             raise SettingsError(message)
-        return self._behind
+        return self._connections
 
     def _require_entity(self, entity: str) -> None:
         if entity not in self._entities:
             message = f"there is no entity {entity!r}{did_you_mean(entity, self._entities)}"
             raise SettingsError(message)
-
-
-async def _end(
-    end: Callable[[], Awaitable[None]], transaction: OwnTransaction, followed: Followed, behind: _Behind
-) -> None:
-    """End a transaction, bring what it has changed to the slots, and publish it."""
-    try:
-        await end()
-    finally:
-        transaction.close()
-        followed.changes, followed.cached = await _settle(
-            behind, transaction.committed, transaction.uncertain
-        )
-        behind.settler.publish(followed.changes)
-
-
-async def _settle(
-    behind: _Behind, committed: Iterable[Change], uncertain: Iterable[Change] = ()
-) -> tuple[tuple[Change, ...], bool]:
-    """Bring the changes of a transaction that has ended to the slots.
-
-    Args:
-        behind: the slots.
-        committed: the committed changes.
-        uncertain: changes that may have been committed or not.
-
-    Returns:
-        The committed changes, and whether the slots have all of them.
-    """
-    changes: list[Change] = []
-    doubtful: list[Change] = []
-    known = True
-    try:
-        changes = await looked_up(committed, behind.database)
-        doubtful = await looked_up(uncertain, behind.database)
-    except DatabaseError:
-        # The relay publishes them.
-        known = False
-    applied = await behind.settler.apply(changes)
-    forgotten = await behind.settler.forget(doubtful)
-    return tuple(changes), known and applied and forgotten
 
 
 def key_text(key: object) -> Any:

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from cachesync.change import EPOCH, Change, Operation
 from cachesync.errors import DatabaseUnavailableError, NotInstalledError, PrivilegeError, TransactionError
-from cachesync.postgres.change_log import change_of
 from cachesync.postgres.statements import literal, statement
-from cachesync.service.settling import Rest
+from cachesync.service.own_changes import changes_in, final_changes
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
 
-    from cachesync.service.database import Database
+    from cachesync.change import Change
 
-# After so many lines of the change log, a transaction counts as one that has changed all rows of an entity.
-_LINES: Final = 10_000
-# As much as the changes of a transaction have in all, unless most of them have no payloads.
-_PAYLOAD_BYTES: Final = 4 << 20
 # Raised by the function `cachesync.final_changes`.
 _NO_TRANSACTION: Final = "CS004"
 # A function or a schema does not exist.
 _MISSING: Final = frozenset({"42883", "3F000"})
 _DENIED: Final = "42501"
-
-_T = TypeVar("_T")
 
 
 class OwnTransaction(ABC):
@@ -207,70 +197,9 @@ class PsycopgTransaction(_DriverTransaction):
         await self._block.__aexit__(Rollback, Rollback(), None)
 
 
-def final_changes() -> str:
-    """Return the query for what a transaction has changed."""
-    return statement("service/final_changes", lines=str(_LINES), payload_bytes=str(_PAYLOAD_BYTES))
-
-
 def own_source(service: str) -> str:
     """Return the statement with which a transaction leaves the publishing to a service."""
     return statement("service/own_source", service=literal(service))
-
-
-class Later(Change):
-    """All changes of a serializable transaction, which are looked up after its commit.
-
-    Its key is the transaction, and its time is when that began.
-    """
-
-
-_STAND_INS: Final[dict[str, type[Change]]] = {"rest": Rest, "later": Later}
-"""What stands for several changes, by the operation in the result of the query."""
-
-
-def changes_in(lines: Iterable[Any]) -> list[Change]:
-    """Return the changes in the result of that query."""
-    return [_change_in(line) for line in lines]
-
-
-def _change_in(line: Any) -> Change:
-    changed_at = EPOCH + timedelta(microseconds=line["changed_us"])
-    stand_in = _STAND_INS.get(line["operation"])
-    if stand_in is None:
-        return change_of({**line, "changed_at": changed_at})
-    return stand_in(
-        entity=line["entity"] or "",
-        key=line["key"],
-        version=line["version"] or 0,
-        operation=Operation.TRUNCATE,
-        value=None,
-        source=line["source"] or "",
-        changed_at=changed_at,
-    )
-
-
-async def looked_up(changes: Iterable[Change], database: Database) -> list[Change]:
-    """Return the changes of a transaction that has ended, with those that could not be known before.
-
-    Raises:
-        DatabaseError: PostgreSQL did not respond, or the login is another one.
-    """
-    known: list[Change] = []
-    for change in changes:
-        if not isinstance(change, Later):
-            known.append(change)
-            continue
-        async with database.connection() as connection:
-            known += changes_in(
-                await connection.fetch(
-                    statement("service/committed_changes"),
-                    change.key,
-                    change.changed_at,
-                    _LINES,
-                    _PAYLOAD_BYTES,
-                )
-            )
-    return known
 
 
 @contextmanager
@@ -302,24 +231,6 @@ def looking_up() -> Iterator[None]:
         if sqlstate == _NO_TRANSACTION:
             raise no_transaction() from error
         raise
-
-
-async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Wait for work even if the caller is canceled meanwhile, and let it be canceled only then.
-
-    The user's connection is in use until the end.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    canceled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            canceled = error
-    if canceled is not None:
-        # Whatever the work raised: the caller is gone.
-        raise canceled from task.exception()
-    return task.result()
 
 
 def no_transaction() -> TransactionError:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import event
 
 from cachesync.errors import TransactionError
+from cachesync.service.own_changes import changes_in, final_changes
 from cachesync.service.own_transactions import (
     OwnTransaction,
-    changes_in,
-    final_changes,
     looking_up,
     no_transaction,
     not_the_outermost,

@@ -21,12 +21,12 @@ from cachesync.errors import (
     RowError,
 )
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
-from cachesync.postgres.change_log import change_of
 from cachesync.postgres.connect import is_unavailable
 from cachesync.postgres.key import Key
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import identifier, literal, statement
+from cachesync.service.own_changes import committed_changes
 from cachesync.service.row_input import RowInput
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ _TOO_LARGE: Final = "CS002"
 # Raised by the function `cachesync.kept`.
 _KEPT_NO_ROW: Final = "CS003"
 _DISCARDED: Final = "a trigger of the table discarded the new row"
-# Number of lines that `own_changes` reads at once, and the size of the payloads that it returns in all.
-_OWN_CHANGES: Final = 1000
-_OWN_PAYLOAD_BYTES: Final = 4 << 20
 
 
 class Page(list[Row]):
@@ -376,28 +373,16 @@ class Table:
                 raise self._capture_lost()
         return Commit(key, version, None, _transaction(deleted, started))
 
-    async def own_changes(self, transaction: Transaction) -> AsyncIterator[list[Change]]:
-        """Yield the changes that a transaction made according to the change log, in no particular order.
+    async def own_changes(self, transaction: Transaction) -> list[Change]:
+        """Return the changes that a transaction made according to the change log, of all entities.
 
-        The changes are those of all entities. If they are many or large, some lack their payloads.
+        If they are many or large, some lack their payloads, and a `Rest` stands for the last ones.
 
         Raises:
             DatabaseError: PostgreSQL did not respond.
         """
-        position = (transaction.began, 0)
-        payload_bytes = _OWN_PAYLOAD_BYTES
-        more = True
-        while more:
-            async with self._database.connection() as connection:
-                lines = await connection.fetch(
-                    statement("service/own_changes"), transaction.name, *position, payload_bytes
-                )
-            yield [change_of(line) for line in lines]
-            # A line can have several changes.
-            more = len(lines) >= _OWN_CHANGES
-            if more:
-                position = (lines[-1]["relay_at"], lines[-1]["version"])
-                payload_bytes = 0
+        async with self._database.connection() as connection:
+            return await committed_changes(connection, transaction.name, transaction.began, unpublished=True)
 
     async def _update(
         self, kind: str, key: str, given: RowInput, expected: Sequence[int] | None

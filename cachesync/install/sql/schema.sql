@@ -287,52 +287,19 @@ BEGIN ATOMIC
         AND l.entity = latest_version.entity AND l.key = latest_version.key;
 END;
 
--- The unpublished changes that a committed transaction of this login has made, after a position in the log, up to 1,000
--- lines at a time. Payloads are left out as soon as the lines before them, and their own, have `payload_bytes`. The first
--- position is the beginning of the transaction, whose lines are due later than that.
-CREATE OR REPLACE FUNCTION cachesync.own_changes(
-    made_by xid8, after_relay_at timestamptz, after_version bigint, payload_bytes bigint
-)
-RETURNS TABLE (
-    version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
-    changed_at timestamptz, relay_at timestamptz
-)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
-BEGIN ATOMIC
-    SELECT
-        m.version - coalesce(cardinality(m.keys) - r.position, 0), m.entity, coalesce(m.key, r.key),
-        CASE WHEN m.keys IS NULL THEN m.operation ELSE 'upsert' END, m.fingerprint,
-        CASE
-            WHEN
-                sum(octet_length(coalesce(m.payload, r.payload))) OVER (ORDER BY m.relay_at, m.version, r.position)
-                <= own_changes.payload_bytes
-                THEN coalesce(m.payload, r.payload)
-        END,
-        m.source, m.changed_at, m.relay_at
-    FROM (
-        SELECT l.*
-        FROM cachesync.change_log AS l
-        WHERE
-            l.published_at IS NULL
-            AND (l.relay_at, l.version) > (own_changes.after_relay_at, own_changes.after_version)
-            AND l.transaction = own_changes.made_by AND l.login = session_user
-        ORDER BY l.relay_at, l.version
-        LIMIT 1000
-    ) AS m
-    LEFT JOIN LATERAL unnest(m.keys, m.payloads) WITH ORDINALITY AS r (key, payload, position) ON true
-    ORDER BY m.relay_at, m.version, r.position;
-END;
-
 -- The changes that a transaction of this login has made: the present one so far, or one that has been committed. After
--- `max_lines` lines, there is only one 'rest' for each entity, with the version of its last change; payloads are left out as
--- in the function above. `began` is when the transaction began.
+-- `max_lines` lines, there is only one 'rest' for each entity, with the version of its last change. Payloads are left out as
+-- soon as the lines before them, and their own, have `payload_bytes`. `began` is when the transaction began.
 --
--- The lines of the present transaction are unpublished and due since it began. Of a committed one, they may have been
--- published, but a line that is older than its beginning has a lower version than all of them. Not used for the present one,
--- because lines that others have not committed yet are passed over one by one, which can be a million.
+-- If its lines are `unpublished`, as those of the present transaction are, they are in the relay's index, and due since it
+-- began. If they may have been published, all lines of higher versions are looked at: a line that is older than the beginning
+-- of the transaction has a lower version than all of its lines. This passes over the lines that others have not committed yet
+-- one by one, which can be a million.
+DROP FUNCTION IF EXISTS
+cachesync.own_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, bigint, bigint);
 CREATE OR REPLACE FUNCTION cachesync.transaction_changes(
-    made_by xid8, began timestamptz, max_lines bigint, payload_bytes bigint
+    made_by xid8, began timestamptz, unpublished boolean, max_lines bigint, payload_bytes bigint
 )
 RETURNS TABLE (
     version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
@@ -345,14 +312,14 @@ BEGIN ATOMIC
         SELECT l.*
         FROM cachesync.change_log AS l
         WHERE
-            transaction_changes.made_by IS NOT DISTINCT FROM pg_current_xact_id_if_assigned()
+            transaction_changes.unpublished
             AND l.published_at IS NULL AND l.relay_at >= transaction_changes.began
             AND l.transaction = transaction_changes.made_by AND l.login = session_user
         UNION ALL
         SELECT l.*
         FROM cachesync.change_log AS l
         WHERE
-            transaction_changes.made_by IS DISTINCT FROM pg_current_xact_id_if_assigned()
+            NOT transaction_changes.unpublished
             AND l.version > coalesce((
                 SELECT o.version
                 FROM cachesync.change_log AS o
@@ -418,7 +385,7 @@ BEGIN
             NULL::pg_catalog.int8, NULL::pg_catalog.text, made_by::pg_catalog.text, 'later'::pg_catalog.text,
             NULL::pg_catalog.text, NULL::pg_catalog.text, NULL::pg_catalog.text, began;
     ELSE
-        RETURN QUERY SELECT c.* FROM cachesync.transaction_changes(made_by, began, max_lines, payload_bytes) AS c;
+        RETURN QUERY SELECT c.* FROM cachesync.transaction_changes(made_by, began, true, max_lines, payload_bytes) AS c;
     END IF;
 END
 $cachesync$;
@@ -631,8 +598,7 @@ cachesync.overtaken(text, text [], bigint []),
 cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []),
 cachesync.latest_version(text, text),
-cachesync.own_changes(xid8, timestamptz, bigint, bigint),
-cachesync.transaction_changes(xid8, timestamptz, bigint, bigint)
+cachesync.transaction_changes(xid8, timestamptz, boolean, bigint, bigint)
 FROM public;
 
 DO $cachesync$
@@ -671,8 +637,7 @@ cachesync.unpublish(bigint [])
 TO cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.latest_version(text, text),
-cachesync.own_changes(xid8, timestamptz, bigint, bigint),
-cachesync.transaction_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, boolean, bigint, bigint),
 cachesync.final_changes(bigint, bigint),
 cachesync.drawn(bigint, bigint),
 cachesync.bounded(text, integer),

@@ -1,8 +1,7 @@
 -- First without CASCADE, after the functions that depend on the tables, so that views of others are not dropped.
 DROP FUNCTION IF EXISTS
 cachesync.latest_version(text, text),
-cachesync.own_changes(xid8, timestamptz, bigint, bigint),
-cachesync.transaction_changes(xid8, timestamptz, bigint, bigint),
+cachesync.transaction_changes(xid8, timestamptz, boolean, bigint, bigint),
 cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []);
 DROP TABLE IF EXISTS

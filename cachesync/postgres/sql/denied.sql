@@ -27,7 +27,7 @@ CROSS JOIN LATERAL (
         f.pronamespace = 'cachesync'::regnamespace
         AND f.proname IN (
             'bounded', 'can_write', 'drawn', 'final_changes', 'kept', 'latest_version', 'mark_published', 'merge_patch',
-            'own_changes', 'page', 'read_rows', 'row_to_json', 'transaction_changes', 'type_can_write'
+            'page', 'read_rows', 'row_to_json', 'transaction_changes', 'type_can_write'
         )
         AND NOT has_function_privilege(f.oid, 'EXECUTE')
     UNION ALL

@@ -248,7 +248,7 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
             "UPDATE public.pair SET word = '~'; UPDATE public.pair SET note = 'new'; DELETE FROM public.pair;"
             "SELECT cachesync.latest_version('item', 'c'); SELECT cachesync.mark_published('{1}');"
             "SELECT cachesync.unpublish('{1}');"
-            "SELECT cachesync.own_changes(pg_catalog.pg_current_xact_id(), '-infinity', 0, 1000);"
+            "SELECT cachesync.transaction_changes(pg_catalog.pg_current_xact_id(), '-infinity', true, 9, 9);"
             "SELECT cachesync.final_changes(10, 1000);"
             "DELETE FROM public.item WHERE id OPERATOR(pg_catalog.=) 'd'; DELETE FROM public.note; COMMIT"
         )

@@ -509,7 +509,7 @@ async def test_upgrade_replaces_how_an_earlier_version_logged_changed_keys(owner
     installed = await owner.fetchval(CATALOGUE)
     await owner.execute(
         "INSERT INTO thing SELECT i FROM generate_series(1, 3) AS i;"
-        "DROP FUNCTION cachesync.own_changes, cachesync.transaction_changes;"
+        "DROP FUNCTION cachesync.transaction_changes;"
         "ALTER TABLE cachesync.change_log DROP COLUMN keys, DROP COLUMN payloads;"
         "CREATE OR REPLACE TRIGGER cachesync_log_update AFTER UPDATE ON thing"
         " REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows"

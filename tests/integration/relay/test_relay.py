@@ -832,7 +832,7 @@ async def test_change_log_of_an_earlier_version_is_upgraded_in_place(
         "ALTER TABLE cachesync.change_log ADD CHECK (operation IN ('upsert', 'delete', 'truncate'));"
         "DROP FUNCTION cachesync.announce_change;"
         "DROP INDEX cachesync.change_log_unpublished;"
-        "DROP FUNCTION cachesync.latest_version, cachesync.own_changes, cachesync.transaction_changes;"
+        "DROP FUNCTION cachesync.latest_version, cachesync.transaction_changes;"
         "ALTER TABLE cachesync.change_log DROP COLUMN relay_at, DROP COLUMN keys, DROP COLUMN payloads;"
         "ALTER TABLE cachesync.entity DROP COLUMN relation, DROP COLUMN shape, DROP COLUMN objects,"
         " DROP COLUMN lost_at;"

@@ -30,7 +30,7 @@ from cachesync import (
 )
 from cachesync.kafka.topics import create_topics
 from cachesync.postgres.change_log import change_of
-from cachesync.service import own_transactions
+from cachesync.service import own_changes, own_transactions
 from cachesync.service.database import OwnDatabase
 from cachesync.service.table import Table
 from cachesync.slots.batch import Applier
@@ -608,7 +608,7 @@ async def test_every_row_of_a_bulk_statement_is_current(family: Family, admin: a
 async def test_a_transaction_with_very_many_lines_empties_the_slots_of_their_entities(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_transactions, "_LINES", 3)
+    monkeypatch.setattr(own_changes, "_LINES", 3)
     await family.cache_all()
     async with own_session("asyncpg", family.dsn) as own, family.caches.following(own.session) as followed:
         for number in range(1, 4):
@@ -626,7 +626,7 @@ async def test_a_transaction_with_very_many_lines_empties_the_slots_of_their_ent
 async def test_payloads_that_are_too_large_together_only_empty_their_slots(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_transactions, "_PAYLOAD_BYTES", 30)
+    monkeypatch.setattr(own_changes, "_PAYLOAD_BYTES", 30)
     await family.cache_all()
     async with own_session("asyncpg", family.dsn) as own, family.caches.following(own.session):
         await own.execute("UPDATE parent SET n = 1 WHERE id = 1")
@@ -682,7 +682,7 @@ async def test_what_a_producer_does_not_know_as_a_whole_is_left_to_the_relay(
     publishing_family: Family, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = publishing_family
-    monkeypatch.setattr(own_transactions, "_LINES", 2)
+    monkeypatch.setattr(own_changes, "_LINES", 2)
     await admin.execute("UPDATE cachesync.change_log SET published_at = now()")
     async with own_session("asyncpg", family.dsn) as own, family.caches.following(own.session):
         for key in (1, 3, 4):

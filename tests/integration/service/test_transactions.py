@@ -13,7 +13,7 @@ import redis as redis_client
 
 from cachesync.errors import CaptureLostError, ConstraintViolatedError
 from cachesync.service import cache as service_cache
-from cachesync.service import table as service_table
+from cachesync.service import own_changes
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
 from tests.integration.entities_file import install_tables
@@ -332,8 +332,7 @@ async def test_every_row_of_a_large_cascade_is_covered(family: Family, admin: as
     deleted = await family.caches["parent"].delete("1", None)
     assert deleted.cached
     assert await family.stale() == []
-    # The relay publishes what the service has left to it.
-    await all_marked(admin, other=201)
+    await all_marked(admin)
 
 
 async def test_every_row_of_a_bulk_statement_of_a_trigger_that_hides_the_service_is_covered(
@@ -364,7 +363,7 @@ async def test_slots_of_payloads_that_are_not_fetched_are_emptied(
 ) -> None:
     await populate(admin)
     await family.cache_all()
-    monkeypatch.setattr(service_table, "_OWN_PAYLOAD_BYTES", 50)
+    monkeypatch.setattr(own_changes, "_PAYLOAD_BYTES", 50)
     assert (await family.caches["parent"].merge("1", row(code=21), None)).cached
     assert await family.stale() == []
     read = await family.caches["child"].read("2")
@@ -378,7 +377,7 @@ async def test_write_whose_changes_cannot_be_looked_up_reports_it(
 ) -> None:
     await populate(admin)
     await family.cache_all()
-    await admin.execute("REVOKE EXECUTE ON FUNCTION cachesync.own_changes FROM cachesync_service")
+    await admin.execute("REVOKE EXECUTE ON FUNCTION cachesync.transaction_changes FROM cachesync_service")
     deleted = await family.caches["parent"].delete("1", None)
     assert not deleted.cached
     assert await family.read("parent", 1) is None
@@ -437,7 +436,7 @@ async def test_changes_of_another_login_are_not_returned(
         user="sa",
         password="sa-password",
     )
-    own = "SELECT version FROM cachesync.own_changes($1::text::xid8, $2, 0, 0)"
+    own = "SELECT version FROM cachesync.transaction_changes($1::text::xid8, $2, true, 10, 0)"
     assert await service.fetch(own, *transaction) == []
     assert len(await admin.fetch(own, *transaction)) == 1
     await service.close()

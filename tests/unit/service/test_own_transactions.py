@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cachesync.service.own_transactions import to_the_end
+from cachesync.service.following import to_the_end
 
 
 async def test_work_goes_on_although_its_caller_is_canceled_again_and_again() -> None:

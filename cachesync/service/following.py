@@ -1,0 +1,121 @@
+"""The user's own transactions, from their beginning to what follows their commit."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+
+    from cachesync.change import Change
+    from cachesync.service.own_transactions import OwnTransaction
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class Followed:
+    """What a transaction that was followed has changed, known at the end of the block.
+
+    Attributes:
+        changes: the committed changes, of the rows of all entities.
+        cached: whether this service's slots of all rows that the transaction changed have that, or nothing.
+            If not, because Redis did not confirm it or a slot has a newer row, reads can be older than the
+            transaction until the stream has applied it.
+    """
+
+    changes: tuple[Change, ...] = ()
+    cached: bool = False
+
+
+class Settled(NamedTuple):
+    """The outcome of bringing changes to the slots; the attributes are those of `Followed`."""
+
+    changes: tuple[Change, ...]
+    cached: bool
+
+
+class Settle(Protocol):
+    """Brings the changes of a transaction that has ended to the slots, and publishes them."""
+
+    async def __call__(self, committed: Iterable[Change], uncertain: Iterable[Change], /) -> Settled:
+        """Bring them.
+
+        Args:
+            committed: the committed changes.
+            uncertain: changes that may have been committed or not.
+        """
+
+
+class ToTheEnd(Protocol):
+    """Waits for work even if its caller gives up meanwhile, and lets it give up only then."""
+
+    async def __call__(self, work: Coroutine[Any, Any, None], /) -> None:
+        """Wait."""
+
+
+@asynccontextmanager
+async def followed(
+    transaction: OwnTransaction, settle: Settle, to_the_end: ToTheEnd
+) -> AsyncIterator[Followed]:
+    """Follow a transaction, which is committed at the end of the block, or rolled back because of an error.
+
+    Args:
+        transaction: the transaction.
+        settle: what follows its end.
+        to_the_end: how to wait for its end, and for what follows.
+
+    Yields:
+        What the transaction has changed, known at the end of the block.
+    """
+    result = Followed()
+    try:
+        await transaction.begin()
+    except BaseException:
+        transaction.close()
+        raise
+    try:
+        yield result
+    except BaseException:
+        await to_the_end(ended(transaction.undo, transaction, result, settle))
+        raise
+    await to_the_end(ended(transaction.commit, transaction, result, settle))
+
+
+async def ended(
+    end: Callable[[], Awaitable[None]], transaction: OwnTransaction, result: Followed, settle: Settle
+) -> None:
+    """End a transaction, and bring what it has changed to the slots, whatever the error at its end.
+
+    Args:
+        end: how to end it.
+        transaction: the transaction.
+        result: where to record what it has changed.
+        settle: what follows its end.
+    """
+    try:
+        await end()
+    finally:
+        transaction.close()
+        result.changes, result.cached = await settle(transaction.committed, transaction.uncertain)
+
+
+async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for work even if the caller is canceled meanwhile, and let it be canceled only then.
+
+    The user's connection is in use until the end.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    canceled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            canceled = error
+    if canceled is not None:
+        # Whatever the work raised: the caller is gone.
+        raise canceled from task.exception()
+    return task.result()
