@@ -64,7 +64,7 @@ class Family:
         """Fill the slots of all rows, and of a few keys without rows."""
         for name in NAMES:
             keys = await self._admin.fetchval(f"SELECT array_agg(id::text) FROM {name}")
-            await asyncio.gather(*(self.caches[name].read(key) for key in {*(keys or ()), "90", "91"}))
+            await self.caches[name].read_many({*(keys or ()), "90", "91"})
 
     async def stale(self) -> list[str]:
         """Return the names of the slots whose content the service would serve although it is wrong."""
