@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from psycopg import AsyncRawCursor, Error
+from psycopg import AsyncRawCursor, Error, RawCursor
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from psycopg import AsyncConnection
+    from psycopg import AsyncConnection, Connection
     from psycopg.abc import Buffer
 
 # PostgreSQL's number of the type "char".
 _CHAR: Final = 18
 
 
-class PsycopgConnection:
+class Queries(ABC):
+    """Those methods of asyncpg's connections that reads need."""
+
+    @abstractmethod
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Return the records of a query."""
+
+    async def fetchrow(self, query: str, *args: Any) -> Any:
+        """Return the first record of a query; None if there is none."""
+        records = await self.fetch(query, *args)
+        return records[0] if records else None
+
+    async def fetchval(self, query: str, *args: Any) -> Any:
+        """Return the first value of the first record of a query; None if there is none."""
+        record = await self.fetchrow(query, *args)
+        return None if record is None else next(iter(record.values()))
+
+    async def execute(self, query: str, *args: Any) -> None:
+        """Execute a statement."""
+        await self.fetch(query, *args)
+
+
+class PsycopgConnection(Queries):
     """A connection of psycopg with those methods of asyncpg's that reads need, and with asyncpg's errors.
 
     Args:
@@ -39,26 +62,20 @@ class PsycopgConnection:
                 await cursor.execute(query.encode(), args or None)
                 return [] if cursor.description is None else await cursor.fetchall()
 
-    async def fetchrow(self, query: str, *args: Any) -> Any:
-        """Return the first record of a query; None if there is none."""
-        records = await self.fetch(query, *args)
-        return records[0] if records else None
-
-    async def fetchval(self, query: str, *args: Any) -> Any:
-        """Return the first value of the first record of a query; None if there is none."""
-        record = await self.fetchrow(query, *args)
-        return None if record is None else next(iter(record.values()))
-
-    async def execute(self, query: str, *args: Any) -> None:
-        """Execute a statement."""
-        await self.fetch(query, *args)
-
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Begin a transaction, or a savepoint if there is one, and commit it at the end."""
         with asyncpg_errors():
             async with self._connection.transaction():
                 yield
+
+
+def fetch(connection: Connection[Any], query: str, args: Sequence[Any]) -> list[Any]:
+    """Return the records of a query, as `PsycopgConnection` does, from a blocking connection."""
+    with asyncpg_errors(), RawCursor(connection, row_factory=dict_row) as cursor:
+        cursor.adapters.register_loader(_CHAR, _BytesLoader)
+        cursor.execute(query.encode(), args or None)
+        return [] if cursor.description is None else cursor.fetchall()
 
 
 class _BytesLoader(Loader):

@@ -81,6 +81,13 @@ def is_instance(value: object, module: str, name: str) -> bool:
     return cls is not None and isinstance(value, cls)
 
 
+def is_django(value: object) -> bool:
+    """Return whether a value is a connection of Django, or what stands for that of the current thread."""
+    return is_instance(value, "django.utils.connection", "ConnectionProxy") or is_instance(
+        value, "django.db.backends.base.base", "BaseDatabaseWrapper"
+    )
+
+
 @asynccontextmanager
 async def _acquired_from_psycopg(pool: Any) -> AsyncIterator[Any]:
     from cachesync.postgres.psycopg_connection import (  # noqa: PLC0415 - only if there is psycopg
@@ -100,22 +107,29 @@ async def _acquired_from_sqlalchemy(engine: Any) -> AsyncIterator[Any]:
 
     try:
         async with engine.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
-            # SQLAlchemy notices only by its own statements that PostgreSQL has closed a connection.
-            while _is_closed(driver):
-                await connection.invalidate()
-                driver = (await connection.get_raw_connection()).driver_connection
+            driver = await connection.run_sync(driver_of)
             try:
                 yield _as_asyncpg(driver)
             except BaseException:
-                if _is_closed(driver):
+                if is_closed(driver):
                     await connection.invalidate()
                 raise
     except SQLAlchemyError as error:
         raise asyncpg.InterfaceError(str(error)) from error
 
 
-def _is_closed(driver: Any) -> bool:
+def driver_of(connection: Any) -> Any:
+    """Return the driver's connection of a connection of SQLAlchemy, which is replaced if it is closed.
+
+    SQLAlchemy notices only by its own statements that PostgreSQL has closed it.
+    """
+    while is_closed(driver := connection.connection.driver_connection):
+        connection.invalidate()
+    return driver
+
+
+def is_closed(driver: Any) -> bool:
+    """Return whether a connection of asyncpg or psycopg is closed."""
     return bool(driver.is_closed() if isinstance(driver, asyncpg.Connection) else driver.closed)
 
 

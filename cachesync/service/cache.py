@@ -27,6 +27,7 @@ from cachesync.errors import (
     VersionMismatchError,
 )
 from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
+from cachesync.service.database import past_the_cache
 from cachesync.service.row_input import RowInput
 from cachesync.service.settling import Lease
 from cachesync.slots.layout import (
@@ -245,7 +246,7 @@ class EntityCache:
         """
         text = self.key.canonical(key)
         name = self._name(text)
-        if self.problem is not None:
+        if self._is_bypassed:
             return Read(Outcome.BYPASS, await self._from_database(text))
         try:
             answer = self._served(await self._slots.get(name), text)
@@ -276,7 +277,7 @@ class EntityCache:
         reads: dict[str, Read] = {}
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
             together = wanted[start : start + _ROWS_AT_ONCE]
-            if self.problem is None:
+            if not self._is_bypassed:
                 with suppress(CacheUnavailableError):
                     await self._read_together(together, reads)
             missing = [key for key in together if key not in reads]
@@ -412,6 +413,10 @@ class EntityCache:
     async def close(self) -> None:
         """Wait for the writes in progress, and for what reads bring to the slots."""
         await asyncio.gather(*self.writes, *self._advances, return_exceptions=True)
+
+    @property
+    def _is_bypassed(self) -> bool:
+        return self.problem is not None or past_the_cache.get()
 
     def _name(self, key: str) -> str:
         return slot_name(self._service, self.entity.name, key)
@@ -580,7 +585,7 @@ class EntityCache:
 
         The read does not wait for it, and if Redis is slow, most reads go without.
         """
-        if not rows or self.problem is not None or len(self._advances) >= _MAX_ADVANCES:
+        if not rows or self._is_bypassed or len(self._advances) >= _MAX_ADVANCES:
             return
         task = asyncio.get_running_loop().create_task(
             self._slots.advance([advance_of(self.entity, name, row) for name, row in rows])

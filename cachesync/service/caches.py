@@ -18,8 +18,8 @@ from cachesync.errors import InvalidValueError, SettingsError
 from cachesync.mistakes import did_you_mean
 from cachesync.service.borrowed import borrowed_database
 from cachesync.service.connections import Connections
-from cachesync.service.database import OwnDatabase
-from cachesync.service.following import Followed, followed, to_the_end
+from cachesync.service.database import Database, OwnDatabase
+from cachesync.service.following import Following, to_the_end
 from cachesync.service.sessions import own_transaction
 from cachesync.service.settings import ServiceSettings
 from cachesync.service.typed_rows import RowDecoder
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.service.cache import EntityCache
-    from cachesync.service.database import Database
+    from cachesync.service.following import Followed
 
 T = TypeVar("T")
 KeyPart = str | int | UUID | Decimal | date | time
@@ -174,7 +174,7 @@ class AsyncCaches:
             message = f"the name of the service: {error.errors()[0]['msg']}"
             raise SettingsError(message) from None
         check_url(redis)
-        self._database = database if isinstance(database, str) else borrowed_database(database)
+        self._database = database if isinstance(database, str | Database) else borrowed_database(database)
         self._entities = dict(entities) if isinstance(entities, Mapping) else load_entities(entities)
         self._kafka = kafka
         self._caches: dict[str, AsyncCache] = {}
@@ -221,7 +221,7 @@ class AsyncCaches:
 
     def __getitem__(self, entity: str) -> AsyncCache:
         self._require_open()
-        self._require_entity(entity)
+        require_entity(self._entities, entity)
         return self._caches[entity]
 
     def following(self, session: object) -> AbstractAsyncContextManager[Followed]:
@@ -249,7 +249,7 @@ class AsyncCaches:
         connections = self._require_open()
         transaction = own_transaction(session, None if self._kafka is None else self._settings.service)
 
-        return followed(transaction, partial(connections.settle, publish=True), to_the_end)
+        return Following(transaction, partial(connections.settle, publish=True), to_the_end)
 
     async def changes_in(self, session: object) -> list[Change]:
         """Return what the current transaction has changed, as its last statement, for `committed`.
@@ -291,7 +291,7 @@ class AsyncCaches:
 
     def _change(self, caches: Mapping[str, EntityCache], entity: str, key: Key, version: int) -> Change:
         """Return a change of which only the version is known."""
-        self._require_entity(entity)
+        require_entity(self._entities, entity)
         is_integer = isinstance(version, int) and not isinstance(version, bool)
         if not is_integer or not 0 < version < _MAX_VERSION:
             message = f"not a row version: {version!r:.80}"
@@ -306,16 +306,27 @@ class AsyncCaches:
             changed_at=datetime.now(UTC),
         )
 
+    @property
+    def connections(self) -> Connections:
+        """What is behind the caches, for `cachesync.sync`."""
+        return self._require_open()
+
     def _require_open(self) -> Connections:
         if self._connections is None:
             message = "the caches are not open; use `async with`, or call `open`"
             raise SettingsError(message)
         return self._connections
 
-    def _require_entity(self, entity: str) -> None:
-        if entity not in self._entities:
-            message = f"there is no entity {entity!r}{did_you_mean(entity, self._entities)}"
-            raise SettingsError(message)
+
+def require_entity(entities: Mapping[str, Entity], entity: str) -> None:
+    """Check that an entity is declared.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if entity not in entities:
+        message = f"there is no entity {entity!r}{did_you_mean(entity, entities)}"
+        raise SettingsError(message)
 
 
 def key_text(key: object) -> Any:

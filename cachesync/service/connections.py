@@ -52,21 +52,25 @@ class Connections:
         slots: the slots of the service.
         publisher: publishes the changes; None if the relay publishes them.
         caches: the caches, by entity name.
+        watch: follows the schema of the tables.
     """
 
     def __init__(
         self,
+        *,
         database: Database,
         slots: Slots,
         publisher: Publisher | None,
         settler: Settler,
         caches: Mapping[str, EntityCache],
+        watch: Watch,
     ) -> None:
         self.database = database
         self.slots = slots
         self.publisher = publisher
         self._settler = settler
         self.caches = caches
+        self.watch = watch
         self._opened = AsyncExitStack()
 
     @classmethod
@@ -110,7 +114,14 @@ class Connections:
             watch = Watch(database, caches, settings.schema_check_ms / 1000)
             opened.push_async_callback(watch.close)
             await watch.start()
-            connections = cls(database, slots, publisher, settler, caches)
+            connections = cls(
+                database=database,
+                slots=slots,
+                publisher=publisher,
+                settler=settler,
+                caches=caches,
+                watch=watch,
+            )
             connections._opened = opened.pop_all()
         return connections
 

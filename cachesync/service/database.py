@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import asyncpg
 
-from cachesync.errors import DatabaseUnavailableError
+from cachesync.errors import DatabaseError, DatabaseUnavailableError
 from cachesync.postgres.change_log import mark_published
 from cachesync.postgres.connect import check_address, refuse_pooler, translate_postgres_errors
 from cachesync.postgres.payload import PAYLOAD_SETTINGS
@@ -26,14 +27,24 @@ _CONNECTIONS: Final = 10
 TIMEOUT_SECONDS: Final = 2.0
 
 
+past_the_cache: ContextVar[bool] = ContextVar("past_the_cache", default=False)
+"""Whether reads go past the cache, and bring nothing to it."""
+
+
+class UncommittedError(DatabaseError):
+    """A read would show what is not committed, or not what was committed last: it is not for the cache."""
+
+
 class Database(ABC):
     """A source of connections.
 
     Attributes:
         has_payload_settings: whether their sessions have `PAYLOAD_SETTINGS`.
+        needs_caller: whether only a call of a blocking caller can use them.
     """
 
     has_payload_settings: ClassVar[bool]
+    needs_caller: ClassVar[bool] = False
 
     @abstractmethod
     def connection(self) -> AbstractAsyncContextManager[Connection]:
@@ -43,6 +54,14 @@ class Database(ABC):
             DatabaseUnavailableError: no connection became free in time, or the database did not respond.
             DatabaseError: the database rejected a statement.
         """
+
+    async def shows_newest(self, connection: Connection) -> bool:  # noqa: ARG002 - of one in no transaction
+        """Return whether the next statement shows what was committed before it, and nothing else.
+
+        Args:
+            connection: a connection of this database.
+        """
+        return True
 
     @abstractmethod
     async def renew(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from types import TracebackType
 
     from cachesync.change import Change
     from cachesync.service.own_transactions import OwnTransaction
@@ -57,32 +57,56 @@ class ToTheEnd(Protocol):
         """Wait."""
 
 
-@asynccontextmanager
-async def followed(
-    transaction: OwnTransaction, settle: Settle, to_the_end: ToTheEnd
-) -> AsyncIterator[Followed]:
-    """Follow a transaction, which is committed at the end of the block, or rolled back because of an error.
+class Following:
+    """The block in which a transaction is followed.
+
+    Not a generator: the coroutines of a caller that blocks are ended by an interruption, an asynchronous
+    generator is not.
 
     Args:
         transaction: the transaction.
         settle: what follows its end.
-        to_the_end: how to wait for its end, and for what follows.
-
-    Yields:
-        What the transaction has changed, known at the end of the block.
+        to_the_end: how to wait for its end, and for what follows; None if these wait for nothing.
     """
-    result = Followed()
-    try:
-        await transaction.begin()
-    except BaseException:
-        transaction.close()
-        raise
-    try:
-        yield result
-    except BaseException:
-        await to_the_end(ended(transaction.undo, transaction, result, settle))
-        raise
-    await to_the_end(ended(transaction.commit, transaction, result, settle))
+
+    def __init__(
+        self, transaction: OwnTransaction, settle: Settle, to_the_end: ToTheEnd | None = None
+    ) -> None:
+        self._transaction = transaction
+        self._settle = settle
+        self._to_the_end = to_the_end
+        self._result = Followed()
+
+    async def __aenter__(self) -> Followed:
+        return await self.begin()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await (self.commit() if kind is None else self.undo())
+
+    async def begin(self) -> Followed:
+        """Begin the transaction; return what it has changed, which is known at the end of the block."""
+        try:
+            await self._transaction.begin()
+        except BaseException:
+            self._transaction.close()
+            raise
+        return self._result
+
+    async def commit(self) -> None:
+        """Commit the transaction, and bring what it has changed to the slots."""
+        await self._end(self._transaction.commit)
+
+    async def undo(self) -> None:
+        """Roll the transaction back because of an error, as far as it is not committed."""
+        await self._end(self._transaction.undo)
+
+    async def _end(self, end: Callable[[], Awaitable[None]]) -> None:
+        if self._to_the_end is None:
+            await ended(end, self._transaction, self._result, self._settle)
+        else:
+            await self._to_the_end(ended(end, self._transaction, self._result, self._settle))
 
 
 async def ended(
@@ -99,8 +123,11 @@ async def ended(
     try:
         await end()
     finally:
-        transaction.close()
-        result.changes, result.cached = await settle(transaction.committed, transaction.uncertain)
+        # An interruption of a caller that blocks can hit any line.
+        try:
+            transaction.close()
+        finally:
+            result.changes, result.cached = await settle(transaction.committed, transaction.uncertain)
 
 
 async def to_the_end(work: Coroutine[Any, Any, _T]) -> _T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from cachesync.errors import DatabaseUnavailableError, NotInstalledError, PrivilegeError, TransactionError
@@ -79,10 +80,11 @@ class OwnTransaction(ABC):
         """Stop following."""
 
 
-class _DriverTransaction(OwnTransaction):
+class DriverTransaction(OwnTransaction):
     """A transaction that is begun and ended here, on a connection of a driver."""
 
     async def begin(self) -> None:
+        """Begin the transaction."""
         await self._begin()
         if self._publisher is not None:
             try:
@@ -92,10 +94,12 @@ class _DriverTransaction(OwnTransaction):
                 raise
 
     async def changes(self) -> list[Change]:
+        """Return what the transaction has changed."""
         with looking_up():
             return changes_in(await self._execute(final_changes()))
 
     async def commit(self) -> None:
+        """Find out what the transaction has changed, and commit it."""
         try:
             changes = await self.changes()
         except BaseException:
@@ -106,7 +110,7 @@ class _DriverTransaction(OwnTransaction):
         self.committed, self.uncertain = self.uncertain, []
 
     def close(self) -> None:
-        pass
+        """Stop following."""
 
     @abstractmethod
     async def _begin(self) -> None:
@@ -121,7 +125,7 @@ class _DriverTransaction(OwnTransaction):
         """Commit."""
 
 
-class AsyncpgTransaction(_DriverTransaction):
+class AsyncpgTransaction(DriverTransaction):
     """A transaction on a connection of asyncpg.
 
     Args:
@@ -157,8 +161,8 @@ class AsyncpgTransaction(_DriverTransaction):
         await self._transaction.rollback()
 
 
-class PsycopgTransaction(_DriverTransaction):
-    """A transaction on a connection of psycopg.
+class PsycopgTransaction(DriverTransaction):
+    """A transaction on a connection of psycopg, which may block.
 
     Args:
         connection: the connection.
@@ -168,33 +172,45 @@ class PsycopgTransaction(_DriverTransaction):
     def __init__(self, connection: Any, publisher: str | None) -> None:
         super().__init__(publisher)
         self._connection = connection
-        self._block = connection.transaction()
+        block = connection.transaction()
+        blocks = hasattr(block, "__enter__")
+        self._enter = block.__enter__ if blocks else block.__aenter__
+        self._exit = block.__exit__ if blocks else block.__aexit__
         self._transaction: Any = None
 
     async def _begin(self) -> None:
         if self._connection.info.transaction_status.name != "IDLE":
             raise not_the_outermost()
-        self._transaction = await self._block.__aenter__()
+        self._transaction = await _done(self._enter())
 
     async def _execute(self, query: str) -> Iterable[Any]:
         from psycopg.rows import dict_row  # noqa: PLC0415 - only if there is psycopg
 
-        async with self._connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(query)
-            return [] if cursor.description is None else list(await cursor.fetchall())
+        cursor = self._connection.cursor(row_factory=dict_row)
+        await _done(cursor.execute(query))
+        return [] if cursor.description is None else list(await _done(cursor.fetchall()))
 
     async def _commit(self) -> None:
-        await self._block.__aexit__(None, None, None)
+        await _done(self._exit(None, None, None))
         # Without a connection, psycopg does nothing.
         if self._transaction.status.name != "COMMITTED":
             message = "the connection was lost before the commit"
             raise DatabaseUnavailableError(message)
 
     async def rollback(self) -> None:
-        """Roll the transaction back."""
+        """Roll the transaction back, unless it has ended."""
         from psycopg import Rollback  # noqa: PLC0415 - as above
 
-        await self._block.__aexit__(Rollback, Rollback(), None)
+        if self._transaction.status.name == "ACTIVE":
+            await _done(self._exit(Rollback, Rollback(), None))
+        elif self._connection.info.transaction_status.name != "IDLE":
+            # Interrupted before psycopg could end it.
+            await _done(self._connection.rollback())
+
+
+async def _done(result: Any) -> Any:
+    """Return a result, for which only the asynchronous connections have to be waited."""
+    return await result if isawaitable(result) else result
 
 
 def own_source(service: str) -> str:
@@ -214,8 +230,9 @@ def looking_up() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # SQLAlchemy has the driver's own error.
+        # SQLAlchemy and Django have the driver's own error.
         cause = getattr(error, "orig", error)
+        cause = cause if hasattr(cause, "sqlstate") else cause.__cause__
         sqlstate = getattr(cause, "sqlstate", None)
         if sqlstate in _MISSING and "cachesync" in str(cause):
             message = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sqlalchemy import event
 
@@ -22,9 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
 
     from cachesync.change import Change
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """Calls a function with a session or a connection, where it may block."""
+
+    async def __call__(self, function: Callable[[Any], T], /) -> T:
+        """Call it."""
 
 
 class _SqlalchemyTransaction(OwnTransaction):
@@ -87,7 +96,7 @@ class _SqlalchemyTransaction(OwnTransaction):
         """Stop following."""
         self._give_up()
         for connection in self._watched:
-            event.remove(connection, "commit", self._committing)
+            _stop_listening(connection, "commit", self._committing)
 
 
 class SessionTransaction(_SqlalchemyTransaction):
@@ -95,18 +104,20 @@ class SessionTransaction(_SqlalchemyTransaction):
 
     Args:
         session: the session.
+        run: calls a function with the session, where it may block.
         publisher: as for `OwnTransaction`.
 
     Raises:
         TransactionError: it commits in two phases.
     """
 
-    def __init__(self, session: AsyncSession, publisher: str | None) -> None:
+    def __init__(self, session: Session, run: Run, publisher: str | None) -> None:
         super().__init__(publisher)
-        if session.sync_session.twophase:
+        if session.twophase:
             message = "a transaction that is committed in two phases cannot be followed"
             raise TransactionError(message)
         self._session = session
+        self._run = run
         self._listeners: dict[str, Callable[..., None]] = {
             "after_begin": self._begun,
             # Of the whole transaction: at the end of a savepoint, nothing is pending.
@@ -117,27 +128,26 @@ class SessionTransaction(_SqlalchemyTransaction):
     async def begin(self) -> None:
         """Follow the transaction that the session has begun, or those that it is about to begin."""
         for name, listener in self._listeners.items():
-            event.listen(self._session.sync_session, name, listener)
+            event.listen(self._session, name, listener)
         if self._session.in_transaction():
-            await (await self._session.connection()).run_sync(self._watch)
+            await self._run(lambda session: self._watch(session.connection()))
 
     async def changes(self) -> list[Change]:
         """Return what the transaction has changed."""
-        await self._session.flush()
-        return await (await self._session.connection()).run_sync(_changes)
+        return await self._run(_flushed_changes)
 
     async def _commit(self) -> None:
-        await self._session.commit()
+        await self._run(lambda session: session.commit())
 
     async def rollback(self) -> None:
         """Roll back what has not been committed yet."""
-        await self._session.rollback()
+        await self._run(lambda session: session.rollback())
 
     def close(self) -> None:
         """Stop following."""
         super().close()
         for name, listener in self._listeners.items():
-            event.remove(self._session.sync_session, name, listener)
+            _stop_listening(self._session, name, listener)
 
     def _begun(self, _session: object, _transaction: object, connection: Connection) -> None:
         self._watch(connection)
@@ -147,31 +157,41 @@ class ConnectionTransaction(_SqlalchemyTransaction):
     """The transactions of a connection.
 
     Args:
-        connection: the connection.
+        run: calls a function with the connection, where it may block.
         publisher: as for `OwnTransaction`.
     """
 
-    def __init__(self, connection: AsyncConnection, publisher: str | None) -> None:
+    def __init__(self, run: Run, publisher: str | None) -> None:
         super().__init__(publisher)
-        self._connection = connection
+        self._run = run
 
     async def begin(self) -> None:
         """Follow the transaction that the connection has begun, or the one that it is about to begin."""
-        await self._connection.run_sync(self._watch)
+        await self._run(self._watch)
 
     async def changes(self) -> list[Change]:
         """Return what the transaction has changed."""
-        return await self._connection.run_sync(_changes)
+        return await self._run(_changes)
 
     async def _commit(self) -> None:
         # Nobody tells whether a commit in the middle of the block has failed.
         self._give_up()
-        await self._connection.commit()
+        await self._run(lambda connection: connection.commit())
         self._confirm()
 
     async def rollback(self) -> None:
         """Roll back what has not been committed yet."""
-        await self._connection.rollback()
+        await self._run(lambda connection: connection.rollback())
+
+
+def _stop_listening(target: object, name: str, listener: Callable[..., None]) -> None:
+    if event.contains(target, name, listener):
+        event.remove(target, name, listener)
+
+
+def _flushed_changes(session: Session) -> list[Change]:
+    session.flush()
+    return _changes(session.connection())
 
 
 def _changes(connection: Connection) -> list[Change]:

@@ -26,6 +26,7 @@ from cachesync.postgres.key import Key
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import identifier, literal, statement
+from cachesync.service.database import UncommittedError, past_the_cache
 from cachesync.service.own_changes import committed_changes
 from cachesync.service.row_input import RowInput
 
@@ -243,7 +244,7 @@ class Table:
 
     async def read(self, key: str) -> Row | None:
         """Return the row with a key in canonical form; None if there is none."""
-        async with self._database.connection() as connection:
+        async with self._reading() as connection:
             try:
                 record = await connection.fetchrow(self._read, key)
             except asyncpg.DataError:
@@ -253,7 +254,7 @@ class Table:
 
     async def read_many(self, keys: Sequence[str]) -> dict[str, Row]:
         """Return the rows that exist, by key, of those with the given keys in canonical form."""
-        async with self._database.connection() as connection:
+        async with self._reading() as connection:
             try:
                 records = await connection.fetch(self._read_many, keys)
             except asyncpg.DataError:
@@ -278,7 +279,7 @@ class Table:
             InvalidValueError: the key is not valid for its column.
         """
         query = self._first_page if after is None else self._page
-        async with self._database.connection() as connection:
+        async with self._reading() as connection:
             try:
                 records = await connection.fetch(statement("service/page"), query, after, limit, size)
             except asyncpg.DataError as error:
@@ -383,6 +384,19 @@ class Table:
         """
         async with self._database.connection() as connection:
             return await committed_changes(connection, transaction.name, transaction.began, unpublished=True)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Connection]:
+        """Provide a connection that shows what is committed now, for all reads that bring it to the cache.
+
+        Raises:
+            UncommittedError: it is in a transaction of the user's that shows something else.
+        """
+        async with self._database.connection() as connection:
+            if not past_the_cache.get() and not await self._database.shows_newest(connection):
+                message = "the transaction does not show what was committed last"
+                raise UncommittedError(message)
+            yield connection
 
     async def _update(
         self, kind: str, key: str, given: RowInput, expected: Sequence[int] | None

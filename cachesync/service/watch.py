@@ -44,14 +44,18 @@ class Watch:
         self._pause = pause
         self._lock = asyncio.Lock()
         self._compared_at = float("-inf")
+        self._due_at = float("inf")
         self._task: asyncio.Task[NoReturn] | None = None
 
     async def start(self) -> None:
-        """Compare once, then from time to time until `close` is called."""
+        """Compare once, then from time to time until `close` is called, or in `look_if_due`."""
         for cache in self._caches.values():
             cache.look = self.look
         await self.look()
-        self._task = asyncio.create_task(self._keep_looking())
+        if self._database.needs_caller:
+            self._due_at = self._next()
+        else:
+            self._task = asyncio.create_task(self._keep_looking())
 
     async def close(self) -> None:
         """Stop comparing."""
@@ -81,9 +85,21 @@ class Watch:
                 return
             self._compared_at = started
 
+    async def look_if_due(self) -> None:
+        """Compare if it is time, and only a call can: this one does, and others do not wait for it."""
+        if asyncio.get_running_loop().time() >= self._due_at:
+            self._due_at = self._next()
+            await self.look()
+
+    def _next(self) -> float:
+        return asyncio.get_running_loop().time() + self._varied_pause()
+
+    def _varied_pause(self) -> float:
+        return self._pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+
     async def _keep_looking(self) -> NoReturn:
         while True:
-            await asyncio.sleep(self._pause * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311
+            await asyncio.sleep(self._varied_pause())
             await self.look()
 
     async def _compare(self) -> None:
