@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from psycopg import AsyncRawCursor, Error, RawCursor
 from psycopg.adapt import Loader
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class PsycopgConnection(Queries):
 
     def __init__(self, connection: AsyncConnection[Any]) -> None:
         self._connection = connection
+
+    def is_in_transaction(self) -> bool:
+        """Return whether the connection is in a transaction."""
+        return self._connection.info.transaction_status is not TransactionStatus.IDLE
 
     async def fetch(self, query: str, *args: Any) -> list[Any]:
         """Return the records of a query."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from cachesync.errors import SettingsError
+from cachesync.errors import DatabaseUnavailableError, SettingsError
 from cachesync.postgres.connect import translate_postgres_errors
 from cachesync.service.database import TIMEOUT_SECONDS, Database
 
@@ -37,6 +38,10 @@ class BorrowedDatabase(Database):
         """Provide a connection, and translate the errors of its use."""
         with translate_postgres_errors():
             async with self._acquire() as connection:
+                # Its reads could see rows that are never committed, or rows as they were a while ago.
+                if connection.is_in_transaction():
+                    message = "the pool provided a connection that is in a transaction"
+                    raise DatabaseUnavailableError(message)
                 yield connection
 
     async def renew(self) -> None:
@@ -54,13 +59,16 @@ def borrowed_database(database: object) -> BorrowedDatabase:
             that uses one of these drivers.
 
     Raises:
-        SettingsError: it is something else.
+        SettingsError: it is something else, or has one connection for everybody.
     """
     if isinstance(database, asyncpg.Pool):
         return BorrowedDatabase(partial(database.acquire, timeout=TIMEOUT_SECONDS))
     if is_instance(database, "psycopg_pool", "AsyncConnectionPool"):
         return BorrowedDatabase(partial(_acquired_from_psycopg, database))
     if is_instance(database, "sqlalchemy.ext.asyncio", "AsyncEngine"):
+        if is_instance(getattr(database, "pool", None), "sqlalchemy.pool", "StaticPool"):
+            message = "the engine has one connection for everybody (StaticPool); a read would end a transaction"
+            raise SettingsError(message)
         return BorrowedDatabase(partial(_acquired_from_sqlalchemy, database))
     message = (
         "the database is a DSN, an asyncpg.Pool, a psycopg_pool.AsyncConnectionPool or a SQLAlchemy "
@@ -106,8 +114,10 @@ async def _acquired_from_sqlalchemy(engine: Any) -> AsyncIterator[Any]:
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - only if there is SQLAlchemy
 
     try:
-        async with engine.connect() as connection:
-            driver = await connection.run_sync(driver_of)
+        async with AsyncExitStack() as acquired:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                connection = await acquired.enter_async_context(engine.connect())
+                driver = await connection.run_sync(driver_of)
             try:
                 yield _as_asyncpg(driver)
             except BaseException:

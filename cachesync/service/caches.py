@@ -26,12 +26,13 @@ from cachesync.service.typed_rows import RowDecoder
 from cachesync.slots.clients import check_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
     from types import TracebackType
 
     from cachesync.change import Row
+    from cachesync.postgres.key import Key as TableKey
     from cachesync.service.cache import EntityCache
     from cachesync.service.following import Followed
 
@@ -44,6 +45,8 @@ K = TypeVar("K", bound=Key)
 _NAME: Final = TypeAdapter(ServiceName)
 # What a sequence cannot draw.
 _MAX_VERSION: Final = 1 << 63
+# Of a change of which only the version is known.
+_PARTS: Final = 3
 
 
 def _default(setting: str) -> Any:
@@ -179,6 +182,7 @@ class AsyncCaches:
         self._kafka = kafka
         self._caches: dict[str, AsyncCache] = {}
         self._connections: Connections | None = None
+        self._is_open = False
 
     async def open(self) -> Self:
         """Check that the entities are installed as declared.
@@ -192,9 +196,18 @@ class AsyncCaches:
             SettingsError: the DSN is invalid, or leads to a connection pooler.
             KafkaUnavailableError: librdkafka rejected the settings.
         """
-        if self._connections is not None:
+        if self._is_open:
             message = "the caches are already open"
             raise SettingsError(message)
+        self._is_open = True
+        try:
+            await self._open()
+        except BaseException:
+            self._is_open = False
+            raise
+        return self
+
+    async def _open(self) -> None:
         database: Database = (
             await OwnDatabase.open_dsn(self._database, self._settings.service)
             if isinstance(self._database, str)
@@ -203,13 +216,13 @@ class AsyncCaches:
         connections = await Connections.open(self._settings, self._entities, database, self._kafka)
         self._caches = {name: AsyncCache(cache) for name, cache in connections.caches.items()}
         self._connections = connections
-        return self
 
     async def close(self) -> None:
         """Disconnect from Redis, and from the database if it was given as a DSN."""
         connections, self._connections = self._connections, None
         if connections is not None:
             await connections.close()
+            self._is_open = False
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -281,30 +294,16 @@ class AsyncCaches:
 
         Raises:
             SettingsError: there is no such entity.
-            InvalidValueError: a key is not valid for its column, or a version is none that a row can have.
+            InvalidValueError: a change has another form, its key is not valid for its column, or its version
+                is none that a row can have.
         """
         connections = self._require_open()
+        keys = {name: cache.key for name, cache in connections.caches.items()}
         known = [
-            one if isinstance(one, Change) else self._change(connections.caches, *one) for one in changes
+            one if isinstance(one, Change) else change_given(one, keys, self._settings.service)
+            for one in changes
         ]
         return (await to_the_end(connections.settle(known))).cached
-
-    def _change(self, caches: Mapping[str, EntityCache], entity: str, key: Key, version: int) -> Change:
-        """Return a change of which only the version is known."""
-        require_entity(self._entities, entity)
-        is_integer = isinstance(version, int) and not isinstance(version, bool)
-        if not is_integer or not 0 < version < _MAX_VERSION:
-            message = f"not a row version: {version!r:.80}"
-            raise InvalidValueError(None, message)
-        return Change(
-            entity=entity,
-            key=caches[entity].key.canonical(key_text(key)),
-            version=version,
-            operation=Operation.UPSERT,
-            value=None,
-            source=self._settings.service,
-            changed_at=datetime.now(UTC),
-        )
 
     @property
     def connections(self) -> Connections:
@@ -318,15 +317,50 @@ class AsyncCaches:
         return self._connections
 
 
-def require_entity(entities: Mapping[str, Entity], entity: str) -> None:
+def require_entity(entities: Collection[str], entity: object) -> None:
     """Check that an entity is declared.
 
     Raises:
         SettingsError: it is not.
     """
+    if not isinstance(entity, str):
+        message = f"the name of an entity is text, not {type(entity).__name__}"
+        raise SettingsError(message)
     if entity not in entities:
         message = f"there is no entity {entity!r}{did_you_mean(entity, entities)}"
         raise SettingsError(message)
+
+
+def change_given(given: object, keys: Mapping[str, TableKey], service: str) -> Change:
+    """Return a change of which only the version is known.
+
+    Args:
+        given: the entity, the key and the version.
+        keys: the keys of all entities.
+        service: the name of the service that made it.
+
+    Raises:
+        SettingsError: there is no such entity.
+        InvalidValueError: it has another form, or no row can have its key or its version.
+    """
+    if not isinstance(given, tuple) or len(given) != _PARTS:
+        message = f"a change is a Change or a tuple of entity, key and row version, not {type(given).__name__}"
+        raise InvalidValueError(None, message)
+    entity, key, version = given
+    require_entity(keys, entity)
+    is_integer = isinstance(version, int) and not isinstance(version, bool)
+    if not is_integer or not 0 < version < _MAX_VERSION:
+        message = "a row version is an integer from 1 to 2^63 - 1"
+        raise InvalidValueError(None, message)
+    return Change(
+        entity=entity,
+        key=keys[entity].canonical(key_text(key)),
+        version=version,
+        operation=Operation.UPSERT,
+        value=None,
+        source=service,
+        changed_at=datetime.now(UTC),
+    )
 
 
 def key_text(key: object) -> Any:

@@ -135,20 +135,17 @@ class Connections:
             uncertain: changes that may have been committed or not.
             publish: whether to publish the committed ones too.
         """
-        changes: list[Change] = []
-        doubtful: list[Change] = []
-        known = True
         try:
             changes = await looked_up(committed, self.database)
             doubtful = await looked_up(uncertain, self.database)
         except DatabaseError:
-            # The relay publishes them.
-            known = False
+            # They can be changes of any row. The relay publishes them.
+            return Settled((), await self._settler.forget_everything())
         applied = await self._settler.apply(changes)
         forgotten = await self._settler.forget(doubtful)
         if publish:
             self._settler.publish(changes)
-        return Settled(tuple(changes), known and applied and forgotten)
+        return Settled(tuple(changes), applied and forgotten)
 
     async def close(self) -> None:
         """Finish the writes in progress, deliver and mark their changes, and disconnect."""

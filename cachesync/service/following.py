@@ -88,9 +88,12 @@ class Following:
     async def begin(self) -> Followed:
         """Begin the transaction; return what it has changed, which is known at the end of the block."""
         try:
-            await self._transaction.begin()
+            await self._wait(self._transaction.begin())
         except BaseException:
-            self._transaction.close()
+            try:
+                await self._wait(self._transaction.undo())
+            finally:
+                self._transaction.close()
             raise
         return self._result
 
@@ -103,10 +106,10 @@ class Following:
         await self._end(self._transaction.undo)
 
     async def _end(self, end: Callable[[], Awaitable[None]]) -> None:
-        if self._to_the_end is None:
-            await ended(end, self._transaction, self._result, self._settle)
-        else:
-            await self._to_the_end(ended(end, self._transaction, self._result, self._settle))
+        await self._wait(ended(end, self._transaction, self._result, self._settle))
+
+    async def _wait(self, work: Coroutine[Any, Any, None]) -> None:
+        await (work if self._to_the_end is None else self._to_the_end(work))
 
 
 async def ended(

@@ -87,11 +87,7 @@ class DriverTransaction(OwnTransaction):
         """Begin the transaction."""
         await self._begin()
         if self._publisher is not None:
-            try:
-                await self._execute(own_source(self._publisher))
-            except BaseException:
-                await self.undo()
-                raise
+            await self._execute(own_source(self._publisher))
 
     async def changes(self) -> list[Change]:
         """Return what the transaction has changed."""
@@ -179,6 +175,7 @@ class PsycopgTransaction(DriverTransaction):
         self._transaction: Any = None
 
     async def _begin(self) -> None:
+        self._require_replies()
         if self._connection.info.transaction_status.name != "IDLE":
             raise not_the_outermost()
         self._transaction = await _done(self._enter())
@@ -186,6 +183,7 @@ class PsycopgTransaction(DriverTransaction):
     async def _execute(self, query: str) -> Iterable[Any]:
         from psycopg.rows import dict_row  # noqa: PLC0415 - only if there is psycopg
 
+        self._require_replies()
         cursor = self._connection.cursor(row_factory=dict_row)
         await _done(cursor.execute(query))
         return [] if cursor.description is None else list(await _done(cursor.fetchall()))
@@ -201,11 +199,20 @@ class PsycopgTransaction(DriverTransaction):
         """Roll the transaction back, unless it has ended."""
         from psycopg import Rollback  # noqa: PLC0415 - as above
 
+        # One that has not begun is that of others.
+        if self._transaction is None:
+            return
         if self._transaction.status.name == "ACTIVE":
             await _done(self._exit(Rollback, Rollback(), None))
         elif self._connection.info.transaction_status.name != "IDLE":
             # Interrupted before psycopg could end it.
             await _done(self._connection.rollback())
+
+
+    def _require_replies(self) -> None:
+        if self._connection.pgconn.pipeline_status:
+            message = "in a pipeline, statements and commits are not complete when psycopg returns; end it first"
+            raise TransactionError(message)
 
 
 async def _done(result: Any) -> Any:

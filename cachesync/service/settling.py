@@ -105,11 +105,14 @@ class Settler:
         names = {slot_name(self._service, one.entity, one.key) for one in known if one.key is not None}
         forgotten = await self._delete(names)
         for entity in {change.entity for change in known if change.key is None}:
-            try:
-                async for together in self._slots.names(slot_name(self._service, entity, "")):
-                    forgotten &= await self._delete(together)
-            except CacheUnavailableError:
-                forgotten = False
+            forgotten &= await self._forget_entity(entity)
+        return forgotten
+
+    async def forget_everything(self) -> bool:
+        """Empty all slots, as nobody knows which rows have changed; return whether Redis confirmed it."""
+        forgotten = True
+        for entity in self._entities:
+            forgotten &= await self._forget_entity(entity)
         return forgotten
 
     def publish(self, changes: Iterable[Change]) -> None:
@@ -120,6 +123,15 @@ class Settler:
             is_whole = change.operation is not Operation.UPSERT or change.value is not None
             if is_whole and not isinstance(change, Rest) and change.entity in self._entities:
                 self._publisher.publish(self._entities[change.entity].topic, change)
+
+    async def _forget_entity(self, entity: str) -> bool:
+        forgotten = True
+        try:
+            async for names in self._slots.names(slot_name(self._service, entity, "")):
+                forgotten &= await self._delete(names)
+        except CacheUnavailableError:
+            return False
+        return forgotten
 
     async def _delete(self, names: Iterable[str]) -> bool:
         replies = await asyncio.gather(*map(self._slots.delete, names), return_exceptions=True)

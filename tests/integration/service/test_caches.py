@@ -17,6 +17,7 @@ import redis as redis_client
 from psycopg_pool import AsyncConnectionPool
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import StaticPool
 
 from cachesync import (
     AsyncCaches,
@@ -29,6 +30,7 @@ from cachesync import (
 )
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
+from cachesync.service import borrowed
 from cachesync.service.table import Table
 from local.postgres import address
 from local.silent import Silent
@@ -539,6 +541,8 @@ async def test_an_unknown_entity_is_an_error(open_caches: OpenCaches) -> None:
     async with open_caches() as caches:
         with pytest.raises(SettingsError, match="'students'; did you mean 'student'"):
             caches["students"]
+        with pytest.raises(SettingsError, match="is text, not NoneType"):
+            caches[None]  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -547,6 +551,11 @@ async def test_an_unknown_entity_is_an_error(open_caches: OpenCaches) -> None:
         ({"service": "Not A Name"}, SettingsError, "the name of a service"),
         ({"redis": "http://localhost"}, SettingsError, "not a Redis URL"),
         ({"database": object()}, SettingsError, "not object"),
+        (
+            {"database": create_async_engine("postgresql+asyncpg://x", poolclass=StaticPool)},
+            SettingsError,
+            "StaticPool",
+        ),
         ({"entities": "missing.toml"}, DeclarationError, "cannot read"),
     ],
 )
@@ -575,12 +584,57 @@ async def test_a_database_that_does_not_respond_is_an_error(kind: str, redis_sa:
                 pass
 
 
-async def test_reads_within_a_users_pool_that_is_exhausted_fail_in_time(sa_dsn: str, redis_sa: Redis) -> None:
+@asynccontextmanager
+async def pool_of_one(kind: str, dsn: str) -> AsyncIterator[tuple[Any, Callable[[], Any]]]:
+    """A pool of the user's own with one connection, and what takes it."""
+    if kind == "asyncpg pool":
+        async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
+            yield pool, pool.acquire
+    else:
+        engine = create_async_engine(engine_url(dsn, "asyncpg"), pool_size=1, max_overflow=0)
+        yield engine, engine.connect
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("kind", ["asyncpg pool", "engine"])
+async def test_reads_within_a_users_pool_that_is_exhausted_fail_in_time(
+    kind: str, sa_dsn: str, redis_sa: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(borrowed, "TIMEOUT_SECONDS", 0.5)
     async with (
-        asyncpg.create_pool(sa_dsn, min_size=1, max_size=1) as pool,
+        pool_of_one(kind, sa_dsn) as (pool, take),
         AsyncCaches("sa", redis=redis_sa.url, database=pool, entities=ENTITIES_FILE) as caches,
     ):
-        async with pool.acquire():
+        async with take():
             with pytest.raises(DatabaseUnavailableError):
                 await asyncio.wait_for(caches["student"].get(1), 20)
         assert await caches["student"].get(1) is None
+
+
+@pytest.mark.usefixtures("students")
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_rows_are_not_read_in_a_transaction_that_others_left_in_the_pool(
+    sa_dsn: str, redis_sa: Redis, slots: redis_client.Redis, driver: str
+) -> None:
+    engine = create_async_engine(engine_url(sa_dsn, driver), pool_reset_on_return=None, pool_size=1)
+    async with AsyncCaches("sa", redis=redis_sa.url, database=engine, entities=ENTITIES_FILE) as caches:
+        async with engine.connect() as connection:
+            own = (await connection.get_raw_connection()).driver_connection
+            assert own is not None
+            if driver == "asyncpg":
+                await own.execute("BEGIN")
+            await own.execute("UPDATE public.student SET name = 'uncommitted'")
+        with pytest.raises(DatabaseUnavailableError, match="in a transaction"):
+            await caches["student"].get(1)
+        assert slots.get("sa:student:1") is None
+        await own.execute("ROLLBACK")
+        assert await caches["student"].get(1) == student(1)
+    await engine.dispose()
+
+
+async def test_caches_that_are_being_opened_are_not_opened_again(sa_dsn: str, redis_sa: Redis) -> None:
+    caches = AsyncCaches("sa", redis=redis_sa.url, database=sa_dsn, entities=ENTITIES_FILE)
+    opened = await asyncio.gather(caches.open(), caches.open(), return_exceptions=True)
+    assert opened[0] is caches
+    assert isinstance(opened[1], SettingsError)
+    await caches.close()

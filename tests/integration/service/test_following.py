@@ -330,17 +330,59 @@ async def test_changes_of_a_serializable_transaction_that_the_relay_has_publishe
     assert await family.stale() == []
 
 
-async def test_a_serializable_transaction_whose_changes_cannot_be_looked_up_says_so(
+async def test_a_serializable_transaction_whose_changes_cannot_be_looked_up_empties_every_slot(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_: object) -> None:
         raise DatabaseUnavailableError
 
-    monkeypatch.setattr(OwnDatabase, "connection", fail)
+    await family.cache_all()
     async with own_session("asyncpg", family.dsn) as own, family.caches.following(own.session) as followed:
         await own.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
         await own.execute("UPDATE parent SET n = 7 WHERE id = 1")
-    assert not followed.cached
+        monkeypatch.setattr(OwnDatabase, "connection", fail)
+    monkeypatch.undo()
+    assert followed.changes == ()
+    assert followed.cached
+    assert await family.stale() == []
+    assert (await family.caches["parent"].get(1)) == {"id": 1, "code": 11, "n": 7}
+
+
+@pytest.mark.parametrize("own_kind", ["asyncpg", "psycopg"])
+async def test_a_caller_that_is_canceled_at_any_moment_leaves_a_session_that_can_be_followed(
+    publishing_family: Family, own_kind: str
+) -> None:
+    family = publishing_family
+    await family.cache_all()
+    completed = False
+    turns = 0
+    async with own_session(own_kind, family.dsn) as own:
+        while not completed:
+            writing = asyncio.create_task(follow(family, own, "UPDATE parent SET n = n + 1 WHERE id = 1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            writing.cancel()
+            [ended] = await asyncio.gather(writing, return_exceptions=True)
+            assert ended is None or isinstance(ended, asyncio.CancelledError)
+            completed = ended is None
+            assert await family.stale() == []
+            turns = turns * 3 // 2 + 1
+
+
+async def test_a_connection_of_psycopg_in_a_pipeline_is_refused(family: Family) -> None:
+    await family.cache_all()
+    async with await psycopg.AsyncConnection.connect(family.dsn) as connection:
+        async with connection.pipeline():
+            with pytest.raises(TransactionError, match="pipeline"):
+                async with family.caches.following(connection):
+                    pytest.fail("it was followed")
+            await connection.execute("UPDATE parent SET n = 7 WHERE id = 1")
+            with pytest.raises(TransactionError, match="pipeline"):
+                await family.caches.changes_in(connection)
+        await connection.rollback()
+        async with family.caches.following(connection):
+            await connection.execute("UPDATE parent SET n = 7 WHERE id = 1")
+    assert family.slot("parent", 1).endswith(b'"n":7}')
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -928,20 +970,23 @@ async def test_committed_rows_of_which_only_the_version_is_known_are_current(fam
     assert family.slot("parent", 1) != b""
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        (("parents", 1, 1), SettingsError),
-        (("parent", "x", 1), InvalidValueError),
-        (("parent", True, 1), InvalidValueError),
-        (("parent", 1, "1"), InvalidValueError),
-        (("parent", 1, True), InvalidValueError),
-        (("parent", 1, -1), InvalidValueError),
-        (("parent", 1, 1 << 63), InvalidValueError),
-    ],
-)
-async def test_committed_rows_that_cannot_exist_are_rejected(
-    family: Family, change: Any, error: type[Exception]
-) -> None:
-    with pytest.raises(error):
-        await family.caches.committed([change])
+async def test_committed_rows_that_cannot_exist_are_rejected(family: Family) -> None:
+    wrong: dict[type[Exception], list[Any]] = {
+        SettingsError: [("parents", 1, 1), (["parent"], 1, 1)],
+        InvalidValueError: [
+            ("parent", "x", 1),
+            ("parent", True, 1),
+            ("parent", 1, "1"),
+            ("parent", 1, True),
+            ("parent", 1, -1),
+            ("parent", 1, 1 << 63),
+            ("parent", 1, 10**5000),
+            ("parent", 1),
+            "abc",
+            None,
+        ],
+    }
+    for error, changes in wrong.items():
+        for change in changes:
+            with pytest.raises(error):
+                await family.caches.committed([change])
