@@ -5,14 +5,16 @@ The model leaves out, without losing any behavior:
 - crashes: a process that takes no further step has crashed. The search visits every state in which any of the
   processes have stopped, so the conditions for a system at rest are checked in every state;
 - the row locks of updates and deletes: they draw their version under the lock, so drawing and committing are
-  one step. An insert has no row to lock and draws earlier, so it has two steps;
+  one step. An insert has no row to lock and draws earlier, so it has two steps. A transaction of a user's own
+  knows its version before it commits, and holds the lock in between;
 - lost events: the change log keeps an event until it is delivered, however late;
 - repeated events: an event can be delivered any number of times before its last delivery;
 - commands executed after their timeout: they are slow commands whose reply is ignored. Only the lease is
   modeled as such, because what its caller does next depends on the reply;
 - the acknowledgement as a separate step: an earlier promise is harder to keep;
 - the other row of a write that changes several: each script changes one slot, so that the steps at the slots
-  of different rows do not affect one another. To this row, such a write is one that has no lease of its slot.
+  of different rows do not affect one another. To this row, such a write is one that has no lease of its slot,
+  and so is a transaction of a user's own.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tests.unit.protocol.world import (
     Elsewhere,
     Event,
     Local,
+    Own,
     Process,
     Reader,
     Reconciler,
@@ -85,6 +88,10 @@ class Model:
         return tuple(
             index for index, process in enumerate(self.scope.processes) if isinstance(process, Reconciler)
         )
+
+    @cached_property
+    def _own(self) -> tuple[int, ...]:
+        return tuple(index for index, process in enumerate(self.scope.processes) if isinstance(process, Own))
 
     @cached_property
     def _alike(self) -> list[list[int]]:
@@ -154,6 +161,8 @@ class Model:
                     yield from self._read(state, index, process, local)
                 case Writer():
                     yield from self._write(state, index, process, local)
+                case Own():
+                    yield from self._follow(state, index, process, local)
                 case Reconciler():
                     yield from self._reconcile(state, index, process, local)
             if local.unanswered and isinstance(process, Reader | Writer):
@@ -357,7 +366,7 @@ class Model:
             after = _after(state, index, begun._replace(leased=leased, unanswered=True))
             yield Step(f"{index}: no longer waits for its lease", after)
 
-    def _change_own(self, state: State, index: int, process: Writer, local: Local) -> Iterator[Step]:
+    def _change_own(self, state: State, index: int, process: Writer | Own, local: Local) -> Iterator[Step]:
         event = _event(process, local.number)
         done = _after(state, index, local._replace(at="done", number=0, leased=False))
         done = done._replace(promised=max(state.promised, local.number))
@@ -388,6 +397,46 @@ class Model:
             for but, (slot, _, faults) in self._effects("change", state, *emptied):
                 what = f"{index}: empties the slot below {local.number}, and acknowledges{but}"
                 yield Step(what, done._replace(slot=slot), faults)
+
+    def _follow(self, state: State, index: int, process: Own, local: Local) -> Iterator[Step]:
+        if local.unanswered:
+            late = local._replace(unanswered=False)
+            committed = self._committed(state, process, local.number)
+            yield Step(f"{index}: its commit is carried out late", _after(committed, index, late))
+            undone = late._replace(number=0)
+            yield Step(f"{index}: its transaction is rolled back late", _after(state, index, undone))
+        match local.at:
+            case "start" if self._is_possible(state, process):
+                # Its last statement, which finds out what it has changed.
+                drawn = state.drawn + 1
+                after = _after(state, index, Local("commit", drawn))._replace(drawn=drawn)
+                if not self.rules.commits_first:
+                    change = self._change(_event(process, drawn), _NO_TOKEN)
+                    after = after._replace(slot=self.scripts.run("change", state.slot, *change).slot)
+                yield Step(f"{index}: looks up its change {drawn}", after)
+            case "commit":
+                yield Step(f"{index}: rolls back", _after(state, index, Local("done")))
+                committed = self._committed(state, process, local.number)
+                after = _after(committed, index, local._replace(at="change"))
+                yield Step(f"{index}: commits {process.write} {local.number}", after)
+                lost = local._replace(at="forget", unanswered=True)
+                yield Step(f"{index}: loses its connection", _after(state, index, lost))
+            case "change":
+                yield from self._change_own(state, index, process, local)
+            case "forget" if self.rules.believes_known_ends_only:
+                yield self._forget(state, index, local)
+            case "forget":
+                yield from self._change_own(state, index, process, local)
+
+    def _forget(self, state: State, index: int, local: Local) -> Step:
+        """Return the step that empties the slot, because the end of the commit is unknown."""
+        slot = EMPTY if self.rules.forgets_unknown_ends and not state.refusing else state.slot
+        after = local._replace(at="done") if local.unanswered else Local("done")
+        forgotten = _after(state, index, after, slot)
+        if not local.unanswered:
+            # Whoever looks whether the transaction was committed must see it.
+            forgotten = forgotten._replace(promised=max(state.promised, local.number))
+        return Step(f"{index}: empties the slot, and reports the lost connection", forgotten)
 
     def _write_elsewhere(self, state: State, index: int, process: Elsewhere, local: Local) -> Iterator[Step]:
         match local.at:
@@ -432,11 +481,20 @@ class Model:
 
         `drawn` is the version that was drawn before, or 0.
         """
-        write = process.write
-        if write != "truncate" and (write == "insert") == (state.row != 0):
+        if not self._is_possible(state, process):
             return None
         overtaken = self.rules.redraws and drawn < state.deleted
-        version = state.drawn + 1 if drawn == 0 or overtaken else drawn
+        return self._committed(state, process, state.drawn + 1 if drawn == 0 or overtaken else drawn)
+
+    def _is_possible(self, state: State, process: Writer | Own | Elsewhere) -> bool:
+        """Return whether there is something to write, and nobody has locked it."""
+        if any(state.processes[one].at == "commit" or state.processes[one].unanswered for one in self._own):
+            return False
+        return process.write == "truncate" or (process.write == "insert") == (state.row == 0)
+
+    def _committed(self, state: State, process: Writer | Own | Elsewhere, version: int) -> State:
+        """Return the state after a commit of a version."""
+        write = process.write
         events = [_event(process, version)]
         row, deleted = (version, state.deleted) if events[0].operation == "upsert" else (0, version)
         if write == "delete and insert":
@@ -523,7 +581,7 @@ def _holds(state: State, index: int) -> bool:
     return state.slot[:1] == b"L" and state.slot[_TOKEN] == _token(index)
 
 
-def _event(process: Writer | Elsewhere, version: int) -> Event:
+def _event(process: Writer | Own | Elsewhere, version: int) -> Event:
     match process.write:
         case "insert" | "update":
             return Event(version, "upsert", process.fingerprint)

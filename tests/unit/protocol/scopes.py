@@ -5,8 +5,8 @@ start and its commit; R4 a crash between commit and publication; R5 reordered an
 update after a delete; R7 *absent* hides an insert; R8 a read joins a load that began before it; R10 a write
 that bypasses the service; R11 two schemas at the same time; R13 versions that do not grow in commit order.
 The last scopes have a reconciler, during normal operation and with a slot that is wrong from the start;
-unreadable content; a Redis that refuses writes; reads that bring to the slot what they read past it; and
-writes of other rows that change this one too.
+unreadable content; a Redis that refuses writes; reads that bring to the slot what they read past it; writes
+of other rows that change this one too; and transactions of a user's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from cachesync.slots.layout import ABSENT
 from tests.unit.protocol.scripts import BLANK, LASTING_LEASE, NO_STRING
-from tests.unit.protocol.world import OLD, Elsewhere, Reader, Reconciler, Scope, Writer, value
+from tests.unit.protocol.world import OLD, Elsewhere, Own, Reader, Reconciler, Scope, Writer, value
 
 _READ: Final = Reader()
 _READ_OLD: Final = Reader(OLD)
@@ -25,6 +25,9 @@ _DELETE: Final = Writer("delete")
 _CASCADING_UPDATE: Final = Writer("update", names_row=False)
 _CASCADING_DELETE: Final = Writer("delete", names_row=False)
 _INSERT_BY_A_TRIGGER: Final = Writer("insert", names_row=False)
+_OWN_INSERT: Final = Own("insert")
+_OWN_UPDATE: Final = Own("update")
+_OWN_DELETE: Final = Own("delete")
 _INSERT_ELSEWHERE: Final = Elsewhere("insert")
 _UPDATE_ELSEWHERE: Final = Elsewhere("update")
 _UPDATE_OLD_ELSEWHERE: Final = Elsewhere("update", OLD)
@@ -136,6 +139,35 @@ _SCOPES: Final = (
         slot=value(1),
         advances=True,
     ),
+    Scope("own-updates", (_READ, _READ, _OWN_UPDATE, _OWN_UPDATE), slot=value(1)),
+    Scope("own-update-beside", (_READ, _READ, _OWN_UPDATE, _UPDATE_ELSEWHERE), slot=value(1)),
+    Scope("own-delete", (_READ, _READ, _OWN_DELETE, _INSERT_ELSEWHERE), slot=value(1)),
+    Scope(
+        "own-insert",
+        (_READ, _READ, _OWN_INSERT, _DELETE_ELSEWHERE),
+        row=0,
+        slot=ABSENT,
+        refuses="store",
+    ),
+    Scope(
+        "own-update-beside-an-advance",
+        (_READ, _READ, _OWN_UPDATE, _UPDATE_ELSEWHERE),
+        slot=value(1),
+        advances=True,
+    ),
+    Scope(
+        "own-update-without-redis",
+        (_READ, _READ, _OWN_UPDATE, _UPDATE_ELSEWHERE),
+        slot=value(1),
+        refuses="all",
+    ),
+    Scope(
+        "own-update-of-an-invalidated-row",
+        (_READ, _READ, _OWN_UPDATE, _UPDATE_ELSEWHERE),
+        slot=value(1),
+        on_change="invalidate",
+    ),
+    Scope("own-update-reconciled", (_READ, _OWN_UPDATE, _UPDATE_ELSEWHERE, _RECONCILER), slot=value(1)),
     Scope("false-absent", (_READ, _UPDATE, _DELETE_ELSEWHERE, _RECONCILER), slot=ABSENT, wrong=True),
 )
 

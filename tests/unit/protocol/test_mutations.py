@@ -329,6 +329,47 @@ _MUTATIONS = (
         "cascading-update-beside-an-advance",
         Fault.OLDER,
     ),
+    Mutation(
+        "go-back-to-an-older-change-of-an-own-transaction",
+        "change",
+        _ADVANCED,
+        _ADVANCED.replace("version < current", "false"),
+        "own-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "raise-no-floor-to-an-own-transaction",
+        "change",
+        _RAISE,
+        "",
+        "own-update-beside",
+        Fault.OLDER,
+    ),
+    Mutation(
+        "fill-an-empty-slot-from-an-own-transaction",
+        "change",
+        "if state == 'empty' then\n        return 'empty'",
+        "if state == 'empty' and content ~= '' then\n        store(name, content, 'PX', lifetime)\n    end\n"
+        "    if state == 'empty' then\n        return 'empty'",
+        "own-updates",
+        Fault.STALE,
+    ),
+    Mutation(
+        "keep-absent-over-a-row-that-an-own-transaction-inserted",
+        "change",
+        "'raised'\n    end\n    redis.call('DEL', name)",
+        "'raised'\n    end",
+        "own-insert",
+        Fault.OLDER,
+    ),
+    Mutation(
+        "keep-a-row-that-an-own-transaction-deleted",
+        "change",
+        _EMPTIED,
+        "        if content == '' then",
+        "own-delete",
+        Fault.OLDER,
+    ),
     Mutation("repair-for-good", "repair", ", 'PX', ARGV[3]", "", "stale", Fault.LASTING),
 )
 
@@ -367,6 +408,28 @@ def test_edited_script_breaks_the_protocol(mutation: Mutation) -> None:
         ),
         pytest.param(
             Rules(commits_first=False), "cascading-updates", Fault.AHEAD, id="other-row-settled-before-commit"
+        ),
+        pytest.param(Rules(commits_first=False), "own-updates", Fault.AHEAD, id="own-settled-before-commit"),
+        pytest.param(
+            Rules(settles_other_rows=False), "own-update-beside", Fault.OLDER, id="own-row-left-out"
+        ),
+        pytest.param(
+            Rules(settles_other_rows=False), "own-delete", Fault.OLDER, id="own-deleted-row-left-out"
+        ),
+        pytest.param(
+            Rules(forgets_unknown_ends=False), "own-updates", Fault.OLDER, id="own-unknown-end-not-forgotten"
+        ),
+        pytest.param(
+            Rules(forgets_unknown_ends=False),
+            "own-insert",
+            Fault.OLDER,
+            id="own-unknown-insert-not-forgotten",
+        ),
+        pytest.param(
+            Rules(believes_known_ends_only=False), "own-updates", Fault.AHEAD, id="own-unknown-end-believed"
+        ),
+        pytest.param(
+            Rules(stops_reading=False), "own-update-without-redis", Fault.OLDER, id="own-refused-writes-read"
         ),
         pytest.param(Rules(asks_once=False), "R3-unanswered-leases", Fault.STALE, id="R2-token-used-twice"),
         pytest.param(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal, NamedTuple
 
 from cachesync.slots.layout import EMPTY
 from cachesync.value import encode_value
@@ -28,7 +28,8 @@ class Local(NamedTuple):
         number: a version. For a reader, the oldest that it may return, and after its load the one that it
             read; for a writer, the one that it drew. 0 means none yet, or no row.
         leased: whether a writer holds the lease.
-        unanswered: whether Redis may still execute its lease after it stopped waiting for the reply.
+        unanswered: whether Redis may still execute its lease, or PostgreSQL its commit, after it stopped
+            waiting for the reply.
         seen: the slot as a reconciler read it.
     """
 
@@ -43,6 +44,7 @@ class Local(NamedTuple):
         "draw",
         "commit",
         "change",
+        "forget",
         "release",
         "compare",
         "repair",
@@ -102,6 +104,20 @@ class Writer:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A transaction of the user's own that changes this row, among others, and is followed to its commit.
+
+    Attributes:
+        write: what it does to the row.
+        fingerprint: the schema fingerprint of its process.
+    """
+
+    write: Literal["insert", "update", "delete"]
+    fingerprint: bytes = NEW
+    names_row: ClassVar = False
+
+
+@dataclass(frozen=True)
 class Elsewhere:
     """A write that bypasses this service, by another service or psql."""
 
@@ -116,7 +132,7 @@ class Reconciler:
     fingerprint: bytes = NEW
 
 
-Process = Reader | Writer | Elsewhere | Reconciler
+Process = Reader | Writer | Own | Elsewhere | Reconciler
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,9 @@ class Rules:
         logs_changes: a commit includes its event.
         commits_first: a write commits before it changes the slot.
         settles_other_rows: before it is acknowledged, a write changes the slots of all rows that its
-            transaction has changed.
+            transaction has changed. A row whose change is looked up too early is left out, too.
+        forgets_unknown_ends: the slots of a commit of which the end is unknown are emptied.
+        believes_known_ends_only: such a commit does not count as one that has succeeded.
         asks_once: a lease without a reply is not requested again with the same token.
         believes_answers_only: only a process whose lease was confirmed acts as its holder.
         waits: a read that meets a lease waits instead of joining a load that may have begun before it.
@@ -141,6 +159,8 @@ class Rules:
     logs_changes: bool = True
     commits_first: bool = True
     settles_other_rows: bool = True
+    forgets_unknown_ends: bool = True
+    believes_known_ends_only: bool = True
     asks_once: bool = True
     believes_answers_only: bool = True
     waits: bool = True
