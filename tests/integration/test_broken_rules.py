@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from random import Random
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 import redis as redis_client
 
 from cachesync.change import Change
 from cachesync.change import Operation as Changed
+from cachesync.service import caches
 from cachesync.service.row_input import RowInput
 from cachesync.slots import scripts
 from cachesync.slots.batch import Applier
@@ -18,13 +21,13 @@ from cachesync.value import encode_value
 from tests.faults.history import rest
 from tests.faults.history.broken import EDITS, switch_off
 from tests.faults.history.checker import Wrong, check
+from tests.faults.history.own import OwnClient, settle_nothing
 from tests.faults.history.record import Clock, History, Kind, Operation, Outcome, Row, digest
+from tests.integration.conftest import ENTITIES_FILE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
-
-    import asyncpg
 
     from cachesync.entity import Entity
     from cachesync.service.cache import EntityCache
@@ -193,6 +196,37 @@ async def test_sql_change_that_no_relay_publishes(
     await admin.execute("UPDATE student SET name = 'Bea'")
     await client.read()
     assert await wrong(client.history, sample, redis_sa) == {Wrong.STALE_AT_REST}
+
+
+@pytest.mark.parametrize(("settles", "found"), [(True, set()), (False, {Wrong.STALE_OWN_READ})])
+async def test_own_transaction_that_reaches_no_slot(  # noqa: PLR0917 - fixtures
+    settles: bool,  # noqa: FBT001
+    found: set[Wrong],
+    admin: asyncpg.Connection,
+    sample: str,
+    redis_sa: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not settles:
+        monkeypatch.setattr(caches, "_settle", settle_nothing)
+    await admin.execute("INSERT INTO student VALUES (1, 'Ann'); INSERT INTO grade VALUES (1, 'Art')")
+    url = f"{redis_sa.url}?socket_timeout=10"
+    async with (
+        asyncpg.create_pool(sample, min_size=1, max_size=2) as pool,
+        caches.AsyncCaches("sa", redis=url, database=pool, entities=ENTITIES_FILE) as opened,
+    ):
+        client = OwnClient("own", "sa", opened, pool, clock=Clock(), random=Random(1))
+        history = History(before=await asyncio.to_thread(rest.row_versions, sample))
+        for _ in range(2):
+            await client.read(ROW)
+            await client.read(Row("grade", "1/Art"))
+            await client.write([("update", "grade", ["1/Art"]), ("delete", "student", ["1"])])
+            await client.write([("update", "grade", ["1/Art"])], end="rollback")
+            await client.read(ROW)
+            await client.read(Row("grade", "1/Art"))
+    history.operations = client.operations
+    # Without a stream, the other findings are about what the slots have at rest.
+    assert await wrong(history, sample, redis_sa) - {Wrong.STALE_AT_REST} == found
 
 
 def test_every_rule_has_a_history() -> None:

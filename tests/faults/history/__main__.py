@@ -17,8 +17,10 @@ import structlog
 import typer
 from rich.console import Console
 
+from cachesync.service import caches
 from local.settings import REPOSITORY
 from local.state import claim_any
+from tests.faults.history.own import settle_nothing
 from tests.faults.history.run import run
 from tests.faults.links import Links, linked_system
 
@@ -41,6 +43,7 @@ class Rule(StrEnum):
     VERSION_CHECK = "version-check"
     LEASE = "lease"
     RELAY = "relay"
+    SETTLE = "settle"
 
 
 @app.command()
@@ -77,6 +80,10 @@ def main(
 
 def _switch_off(rule: Rule, system: System) -> None:
     environment = system.airflow.environment
+    if rule is Rule.SETTLE:
+        # The clients of the library are in this process.
+        caches._settle = settle_nothing  # type: ignore[assignment]  # noqa: SLF001
+        return
     if rule is Rule.RELAY:
         # The relay's address of the change log, at which nothing listens.
         environment["AIRFLOW_CONN_POSTGRES_CACHESYNC"] = "postgresql://worker@127.0.0.1:1/cachesync"

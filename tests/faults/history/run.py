@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import inf
+from random import Random
 from typing import TYPE_CHECKING
 
-from tests.faults.history import rest
+from tests.faults.history import own, rest
 from tests.faults.history.checker import Finding, Wrong, check
 from tests.faults.history.faults import Faults, restore_dump, take_dump
 from tests.faults.history.record import Clock, Fault, History, Kind, Outcome
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from local.system import System
     from tests.faults.history.faults import Dump
+    from tests.faults.history.record import Operation
     from tests.faults.links import Links
 
 _CALM_SECONDS = 3.0
@@ -131,7 +135,11 @@ def run(
     dumps: dict[str, Dump] = {}
     looks: list[tuple[float, float]] = []
     with watch, faults.supervised():
-        with workload.running(), _looking(system, clock, looks):
+        with (
+            workload.running(),
+            _owning(system, clock, seed, workload.operations),
+            _looking(system, clock, looks),
+        ):
             for planned, calm in episodes(seed):
                 _print(console, faults.episode(planned), system, watch, clock)
                 dumps = dumps or {service: take_dump(url) for service, url in system.redis_urls.items()}
@@ -179,6 +187,26 @@ def _print(console: Console, faults: list[Fault], system: System, watch: rest.Wa
             f"in step after {fault.in_step - fault.repaired:6.1f} s",
             highlight=False,
         )
+
+
+@contextmanager
+def _owning(system: System, clock: Clock, seed: int, operations: list[Operation]) -> Iterator[None]:
+    """Let clients of the library share the caches of the services, and add their operations at the end."""
+    stopping = threading.Event()
+
+    def serve(service: str) -> list[Operation]:
+        names = [f"{service}-own-{number}" for number in range(own.CLIENTS)]
+        randoms = {name: Random(f"{seed} {name}") for name in names}
+        return asyncio.run(own.serve(system.services[service], system.dsn, clock, stopping, randoms))
+
+    with ThreadPoolExecutor() as threads:
+        serving = [threads.submit(serve, service) for service in system.services]
+        try:
+            yield
+        finally:
+            stopping.set()
+        for one in serving:
+            operations += one.result()
 
 
 @contextmanager

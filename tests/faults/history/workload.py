@@ -25,6 +25,8 @@ from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, di
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asyncpg.pool import PoolConnectionProxy
+
     from local.system import System
 
 
@@ -153,7 +155,7 @@ class Workload:
             while not self._stopping.wait(max(0.0, next_at - time.monotonic())):
                 # Operations that a fault delayed are not made up for.
                 next_at = max(next_at, time.monotonic() - 1) + self._pause
-                row = _pick(random)
+                row = pick(random)
                 choice = random.random()
                 if choice < 0.6:
                     self._read(client, name, service, row)
@@ -220,7 +222,7 @@ class Workload:
         of_entity = random.choice(list(TABLES.values())).rows
         # From 101 rows on, rows share lines of the change log.
         count = random.choice((40, len(of_entity)))
-        rows = random.sample(of_entity, count) if kind == "bulk" else [_pick(random)]
+        rows = random.sample(of_entity, count) if kind == "bulk" else [pick(random)]
         if kind == "move":
             rows = random.sample(TABLES["grade"].rows, 2)
         entity = rows[0].entity
@@ -228,7 +230,7 @@ class Workload:
         transaction = connection.transaction()
         try:
             await transaction.start()
-            written = await _change(connection, kind, entity, [row.key for row in rows], random)
+            written = await change(connection, kind, entity, [row.key for row in rows], random)
             if kind == "rollback":
                 await transaction.rollback()
                 return
@@ -253,8 +255,12 @@ class Workload:
                 )
 
 
-async def _change(
-    connection: asyncpg.Connection, kind: str, entity: str, keys: list[str], random: Random
+async def change(
+    connection: asyncpg.Connection | PoolConnectionProxy,
+    kind: str,
+    entity: str,
+    keys: list[str],
+    random: Random,
 ) -> list[tuple[str, int, str | None]]:
     """Change rows in the transaction, and return the key, version and payload of each change."""
     table, column, text = TABLES[entity].name, TABLES[entity].column, TABLES[entity].text
@@ -282,7 +288,7 @@ async def _change(
 
 
 async def _move(
-    connection: asyncpg.Connection, entity: str, source: str, target: str
+    connection: asyncpg.Connection | PoolConnectionProxy, entity: str, source: str, target: str
 ) -> list[tuple[str, int, str | None]]:
     """Give a row the key of another row, which is deleted first."""
     table, text = TABLES[entity].name, TABLES[entity].text
@@ -301,14 +307,14 @@ async def _move(
     return written + (await _written(connection, entity, [target]) if moved else [])
 
 
-async def _latest(connection: asyncpg.Connection, entity: str, key: str) -> int:
+async def _latest(connection: asyncpg.Connection | PoolConnectionProxy, entity: str, key: str) -> int:
     """Return the version of the last change that the transaction has made to a key."""
     version: int = await connection.fetchval("SELECT cachesync.latest_version($1, $2)", entity, key)
     return version
 
 
 async def _written(
-    connection: asyncpg.Connection, entity: str, keys: list[str]
+    connection: asyncpg.Connection | PoolConnectionProxy, entity: str, keys: list[str]
 ) -> list[tuple[str, int, str | None]]:
     """Return the keys, versions and payloads of rows."""
     records = await connection.fetch(
@@ -317,7 +323,8 @@ async def _written(
     return [(record["key"], record["version"], record["payload"]) for record in records]
 
 
-def _pick(random: Random) -> Row:
+def pick(random: Random) -> Row:
+    """Return a row, often one of the hot ones."""
     rows = TABLES[random.choices(list(TABLES), (5, 3, 2))[0]].rows
     return random.choice(rows[:_HOT] if random.random() < 0.4 else rows)
 
