@@ -13,7 +13,8 @@ import redis as redis_client
 
 from cachesync.change import Change
 from cachesync.change import Operation as Changed
-from cachesync.service import caches
+from cachesync.service.caches import AsyncCaches
+from cachesync.service.connections import Connections
 from cachesync.service.row_input import RowInput
 from cachesync.slots import scripts
 from cachesync.slots.batch import Applier
@@ -208,12 +209,12 @@ async def test_own_transaction_that_reaches_no_slot(  # noqa: PLR0917 - fixtures
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not settles:
-        monkeypatch.setattr(caches, "_settle", settle_nothing)
+        monkeypatch.setattr(Connections, "settle", settle_nothing)
     await admin.execute("INSERT INTO student VALUES (1, 'Ann'); INSERT INTO grade VALUES (1, 'Art')")
     url = f"{redis_sa.url}?socket_timeout=10"
     async with (
         asyncpg.create_pool(sample, min_size=1, max_size=2) as pool,
-        caches.AsyncCaches("sa", redis=url, database=pool, entities=ENTITIES_FILE) as opened,
+        AsyncCaches("sa", redis=url, database=pool, entities=ENTITIES_FILE) as opened,
     ):
         client = OwnClient("own", "sa", opened, pool, clock=Clock(), random=Random(1))
         history = History(before=await asyncio.to_thread(rest.row_versions, sample))

@@ -17,7 +17,7 @@ import structlog
 import typer
 from rich.console import Console
 
-from cachesync.service import caches
+from cachesync.service.connections import Connections
 from local.settings import REPOSITORY
 from local.state import claim_any
 from tests.faults.history.own import settle_nothing
@@ -82,7 +82,7 @@ def _switch_off(rule: Rule, system: System) -> None:
     environment = system.airflow.environment
     if rule is Rule.SETTLE:
         # The clients of the library are in this process.
-        caches._settle = settle_nothing  # type: ignore[assignment]  # noqa: SLF001
+        Connections.settle = settle_nothing  # type: ignore[method-assign, assignment]
         return
     if rule is Rule.RELAY:
         # The relay's address of the change log, at which nothing listens.

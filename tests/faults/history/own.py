@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from cachesync import AsyncCaches, CacheSyncError, EntityCache
+from cachesync.service.following import Settled
 from tests.faults.history.record import Kind, Operation, Outcome, Row, digest
 from tests.faults.history.workload import TABLES, change, pick
 
@@ -166,9 +167,9 @@ def cache_of(caches: AsyncCaches, entity: str) -> EntityCache:
     return caches[entity]._cache  # noqa: SLF001
 
 
-async def settle_nothing(_: object, committed: Iterable[Change], *_rest: object) -> tuple[list[Change], bool]:
+async def settle_nothing(_: object, committed: Iterable[Change], *_rest: object, **_named: object) -> Settled:
     """Bring the changes of a transaction to no slot, instead of what the library does at its end."""
-    return list(committed), True
+    return Settled(tuple(committed), cached=True)
 
 
 async def serve(
