@@ -412,11 +412,13 @@ class EntityCache:
 
     async def close(self) -> None:
         """Wait for the writes in progress, and for what reads bring to the slots."""
-        await asyncio.gather(*self.writes, *self._advances, return_exceptions=True)
+        await asyncio.gather(*self.writes, *self._advances, *self._settler.retries, return_exceptions=True)
 
     @property
     def _is_bypassed(self) -> bool:
-        return self.problem is not None or past_the_cache.get()
+        if self.problem is not None or past_the_cache.get():
+            return True
+        return not self._settler.can_be_read(self.entity.name)
 
     def _name(self, key: str) -> str:
         return slot_name(self._service, self.entity.name, key)

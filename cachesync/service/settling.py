@@ -52,6 +52,9 @@ class Settler:
         entities: the declared entities, by name.
         slots: the slots of the service.
         publisher: publishes the changes; None if the relay publishes them.
+
+    Attributes:
+        retries: the attempts in progress to empty the slots of entities.
     """
 
     def __init__(
@@ -61,6 +64,27 @@ class Settler:
         self._entities = entities
         self._slots = slots
         self._publisher = publisher
+        # The entities whose slots were to be emptied when Redis did not confirm it, each with a new object.
+        self._unforgotten: dict[str, object] = {}
+        self.retries: set[asyncio.Task[None]] = set()
+
+    def can_be_read(self, entity: str) -> bool:
+        """Return whether no slot of an entity can be older than what was to empty all of them.
+
+        If one can, the slots are emptied, as soon as Redis responds.
+        """
+        if entity not in self._unforgotten:
+            return True
+        if not self.retries:
+            retry = asyncio.get_running_loop().create_task(self._forget_again())
+            self.retries.add(retry)
+            retry.add_done_callback(self.retries.discard)
+        return False
+
+    async def _forget_again(self) -> None:
+        for entity, since in list(self._unforgotten.items()):
+            if await self._forget_entity(entity) and self._unforgotten[entity] is since:
+                del self._unforgotten[entity]
 
     async def apply(self, changes: Iterable[Change], lease: Lease | None = None) -> bool:
         """Apply committed changes to their slots.
@@ -130,7 +154,9 @@ class Settler:
             async for names in self._slots.names(slot_name(self._service, entity, "")):
                 forgotten &= await self._delete(names)
         except CacheUnavailableError:
-            return False
+            forgotten = False
+        if not forgotten:
+            self._unforgotten[entity] = object()
         return forgotten
 
     async def _delete(self, names: Iterable[str]) -> bool:
@@ -148,6 +174,7 @@ class Settler:
                 changes = [SlotChange(name, version, EMPTY, 1) for name in names]
                 await asyncio.gather(*(self._slots.change(change, "") for change in changes))
         except CacheUnavailableError:
+            self._unforgotten[truncate.entity] = object()
             return False
         return True
 

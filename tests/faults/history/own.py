@@ -82,7 +82,8 @@ class OwnClient:
             except asyncpg.TransactionRollbackError:
                 # A deadlock: the database has rolled the transaction back.
                 continue
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, CacheSyncError):
+            # The last one is what asyncpg raises for a statement on a connection that was just terminated.
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, CacheSyncError, AttributeError):
                 # Whether it was committed is unknown, and it was not acknowledged.
                 await asyncio.sleep(_RECONNECT_SECONDS)
 

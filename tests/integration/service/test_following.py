@@ -690,6 +690,31 @@ async def test_a_truncate_empties_every_slot_of_its_entity(family: Family, admin
     assert family.slot("child", 1) != b""
 
 
+async def test_a_truncate_without_redis_empties_the_slots_before_this_process_reads_them(
+    open_family: Callable[..., Any], admin: asyncpg.Connection, redis_sa: Redis
+) -> None:
+    await admin.execute("ALTER DEFAULT PRIVILEGES GRANT TRUNCATE ON TABLES TO cachesync_service")
+    async with open_family("?socket_timeout=0.2") as family:
+        await family.cache_all()
+        redis_sa.freeze()
+        try:
+            async with (
+                own_session("asyncpg", family.dsn) as own,
+                family.caches.following(own.session) as followed,
+            ):
+                await own.execute("TRUNCATE pet")
+            assert not followed.cached
+            assert await family.caches["pet"].get(1) is None
+        finally:
+            redis_sa.thaw()
+        async with asyncio.timeout(30):
+            while any(family.slot("pet", key)[:1] == b"V" for key in KEYS):
+                assert await family.caches["pet"].get(1) is None
+                assert await family.caches["pet"].get_many(KEYS) == dict.fromkeys(KEYS)
+            while family.slot("pet", 1) != b"A":
+                assert await family.caches["pet"].get(1) is None
+
+
 async def test_the_relay_is_left_to_publish(family: Family, admin: asyncpg.Connection) -> None:
     await admin.execute("UPDATE cachesync.change_log SET published_at = now()")
     async with own_session("asyncpg", family.dsn) as own, family.caches.following(own.session):
