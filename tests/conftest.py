@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 STATE = Path(__file__).parents[1] / ".local"
 # pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
-GROUPS = {"tests/acceptance/": "system", "tests/faults/": "system", "tests/integration/": "servers"}
+# The services have about half of the integration tests, so that two workers finish at about the same time.
+GROUPS = {
+    "tests/acceptance/": "system",
+    "tests/faults/": "system",
+    "tests/integration/service/": "servers for the services",
+    "tests/integration/": "servers",
+}
 
 
 # Tests whose own code takes most of their time, which tracing would double: the model, and the load under

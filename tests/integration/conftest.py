@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
+import psycopg
 import pytest
 import redis
 
@@ -18,7 +19,7 @@ from cachesync.kafka.topics import create_topics
 from cachesync.service.service import Service
 from cachesync.service.settings import ServiceSettings
 from cachesync.slots.clients import blocking_client
-from local.postgres import address, create_database, create_role
+from local.postgres import address, create_role
 from local.silent import Silent
 from tests.integration.post import Post
 from tests.integration.redis_cluster import RedisCluster
@@ -42,12 +43,26 @@ def entities() -> dict[str, Entity]:
     return load_entities(ENTITIES_FILE)
 
 
+@contextmanager
+def copied_database(postgres: Postgres, template: str) -> Iterator[str]:
+    """Yield the DSN of a copy of a database.
+
+    Nearly every test makes one. A connection is faster than `psql`, and without fsync, a copy of the files is
+    faster than one through the WAL.
+    """
+    name = f"{template}_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    yield postgres.dsn_of(name)
+    with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
     """The DSN of a new, empty database."""
-    name = f"empty_{secrets.token_hex(4)}"
-    yield postgres.create_database(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    with copied_database(postgres, "template0") as dsn:
+        yield dsn
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +91,8 @@ def sample_template(postgres: Postgres, entities: dict[str, Entity]) -> Iterator
 @pytest.fixture
 def sample(postgres: Postgres, sample_template: str) -> Iterator[str]:
     """The DSN of a new database with the sample tables and the installed database side."""
-    name = f"sample_{secrets.token_hex(4)}"
-    create_database(postgres.dsn_of("postgres"), name, template=sample_template)
-    yield postgres.dsn_of(name)
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    with copied_database(postgres, sample_template) as dsn:
+        yield dsn
 
 
 @pytest.fixture

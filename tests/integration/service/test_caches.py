@@ -452,6 +452,8 @@ async def test_connections_that_postgresql_closed_are_replaced(
                     break
 
 
+# One for which a pool of the library's is asked, and one of the user's own.
+@pytest.mark.parametrize("kind", ["dsn", "engine on psycopg"])
 @pytest.mark.usefixtures("students")
 async def test_a_changed_table_is_read_with_its_new_columns(
     open_caches: OpenCaches, kind: str, admin: asyncpg.Connection

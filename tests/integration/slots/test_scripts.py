@@ -381,7 +381,7 @@ def test_every_operation_follows_the_design(slot: Slot) -> None:
         _slot = slot
 
     run_state_machine_as_test(
-        OnThisSlot, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
+        OnThisSlot, settings=settings(max_examples=75, stateful_step_count=50, deadline=None)
     )
 
 

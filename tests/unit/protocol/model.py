@@ -20,7 +20,7 @@ The model leaves out, without losing any behavior:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -557,6 +557,7 @@ def _renumbered(state: State) -> State:
     )
 
 
+@cache
 def _number(slot: bytes) -> int:
     """Return the number in a slot; 0 if it has none that a change can have drawn."""
     if not (is_value(slot) or is_lease(slot)) or slot[_VERSION] == HIGHEST_VERSION:

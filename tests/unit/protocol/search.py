@@ -34,10 +34,14 @@ def search(model: Model, sought: frozenset[Fault] = EVERYTHING) -> Found:
     first = model.representative(model.first())
     came_from: dict[State, State | None] = {first: None}
     waiting = deque([first])
+    # Most states are reached several times, and finding a representative costs more than looking it up.
+    representatives: dict[State, State] = {}
     while waiting:
         state = waiting.popleft()
         for step in model.steps(state):
-            reached = model.representative(step.state)
+            reached = representatives.get(step.state)
+            if reached is None:
+                reached = representatives[step.state] = model.representative(step.state)
             faults = step.faults
             if reached not in came_from:
                 came_from[reached] = state
