@@ -159,6 +159,13 @@ class Caches:
         require_entity(self._entities, entity)
         return Cache(self, entity)
 
+    def entity_of(self, table: str) -> str | None:
+        """Return the name of the entity with a table, given without its schema; None if there is none."""
+        for name, entity in self._entities.items():
+            if entity.schema_and_table[1] == table:
+                return name
+        return None
+
     @contextmanager
     def following(self, session: Any) -> Iterator[Followed]:
         """Follow the user's own transaction, as `AsyncCaches.following` does.

@@ -1,0 +1,1 @@
+"""What connects the library to the frameworks that services are written with."""

@@ -1,0 +1,123 @@
+"""The rows of a model, read through the cache."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import connections, models
+from django.utils import timezone
+
+from cachesync.contrib.django.configured import caches, database_alias
+from cachesync.errors import RowTypeError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from cachesync.service.caches import Key
+
+M = TypeVar("M", bound=models.Model)
+
+
+class CachedRows:
+    """The attribute of a model that reads its rows through the cache: `Customer.cached.get(7)`.
+
+    Not a manager, since it has no queries.
+
+    Args:
+        entity: the entity; by default the one with the table of the model.
+    """
+
+    def __init__(self, entity: str | None = None) -> None:
+        self._entity = entity
+
+    def __get__(self, instance: object, model: type[M]) -> RowsOfModel[M]:
+        if instance is not None:
+            message = "the cached rows are an attribute of the model, not of its instances"
+            raise AttributeError(message)
+        return RowsOfModel(model, self._entity)
+
+
+class RowsOfModel(Generic[M]):
+    """The cached rows of a model, as instances.
+
+    Fields whose columns the entity does not have are deferred: Django reads them when they are first used.
+
+    Args:
+        model: the model.
+        entity: the entity; None for the one with the table of the model.
+
+    Raises:
+        SettingsError: there is no such entity.
+    """
+
+    def __init__(self, model: type[M], entity: str | None) -> None:
+        self._model = model
+        # The names of tables can be quoted.
+        table = model._meta.db_table.replace('"', "")  # noqa: SLF001 - documented as public
+        name = entity or caches().entity_of(table)
+        if name is None:
+            message = f"no entity has the table {table!r} of the model {model.__name__}"
+            raise SettingsError(message)
+        self._cache = caches()[name]
+
+    def get(self, pk: Key) -> M | None:
+        """Return the instance with a primary key; None if there is no such row.
+
+        Raises:
+            InvalidValueError: the key is not valid for its column.
+            DatabaseUnavailableError: the row is not cached, and the database did not respond.
+            RowTypeError: a value is not valid for its field.
+        """
+        row = self._cache.get(pk)
+        return None if row is None else self._instance(row)
+
+    def get_many(self, pks: Iterable[Key]) -> dict[Key, M | None]:
+        """Return instances by their primary keys, as they were given; None if there is no such row.
+
+        Raises:
+            InvalidValueError: a key is not valid for its column.
+            DatabaseUnavailableError: a row is not cached, and the database did not respond.
+            RowTypeError: a value is not valid for its field.
+        """
+        rows = self._cache.get_many(pks)
+        return {pk: None if row is None else self._instance(row) for pk, row in rows.items()}
+
+    def _instance(self, row: dict[str, Any]) -> M:
+        # The columns of concrete fields have names.
+        fields: list[Any] = [
+            field
+            for field in self._model._meta.concrete_fields  # noqa: SLF001 - documented as public
+            if field.column in row
+        ]
+        names = [field.attname for field in fields]
+        values = [_value(field, row[field.column]) for field in fields]
+        return self._model.from_db(database_alias(), names, values)
+
+
+def _value(field: Any, value: Any) -> Any:
+    """Return the value of a field whose column has a value of JSON."""
+    if value is None:
+        return None
+    try:
+        match field:
+            case models.BinaryField():
+                return bytes.fromhex(value.removeprefix("\\x"))
+            case models.JSONField():
+                return value if field.decoder is None else json.loads(json.dumps(value), cls=field.decoder)
+            case _ if hasattr(field, "from_db_value"):
+                return field.from_db_value(value, None, connections[database_alias()])
+        value = field.to_python(value)
+    except (TypeError, ValueError, ValidationError) as error:
+        message = f"the column {field.column!r} has no value of the field {field}: {error}"
+        raise RowTypeError(message) from error
+    if isinstance(field, models.DateTimeField) and not settings.USE_TZ:
+        return _naive(value)
+    return value
+
+
+def _naive(value: datetime) -> datetime:
+    return timezone.make_naive(value) if timezone.is_aware(value) else value
