@@ -56,6 +56,9 @@ class Cache:
 
     def get(self, key: Key, *, as_: type[T] | None = None) -> dict[str, Any] | T | None:
         """Return a row, as `AsyncCache.get` does; None if there is no such row."""
+        hit = self._caches.hit(self._entity, key, as_)
+        if hit is not None:
+            return hit[0]
         row: dict[str, Any] | T | None = self._read(lambda cache: cache.get(key, as_=as_))
         return row
 
@@ -220,6 +223,13 @@ class Caches:
             )
 
         return settle
+
+    def hit(self, entity: str, key: Key, as_: type[T] | None) -> tuple[dict[str, Any] | T | None] | None:
+        """Return what `Cache.get` returns if its thread can tell without the event loop."""
+        opened = self._behind()
+        if opened.caches.connections.watch.is_due:
+            return None
+        return opened.caches[entity].hit(key, as_)
 
     def call(self, work: Callable[[AsyncCaches], Coroutine[Any, Any, T]], *, to_the_end: bool = False) -> T:
         """Do work with the caches in their event loop; see `LoopThread.call`."""

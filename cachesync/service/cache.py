@@ -44,6 +44,7 @@ from cachesync.slots.layout import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
+    from cachesync.postgres.catalog import Column
     from cachesync.postgres.connect import Connection
     from cachesync.postgres.registry import Registration
     from cachesync.service.settling import Settler
@@ -233,6 +234,26 @@ class EntityCache:
     def describes(self, registration: Registration) -> bool:
         """Return whether the description of the table is still the registered one."""
         return self._table.registration == registration
+
+    def hit(self, key: GivenKey) -> tuple[Read, tuple[Column, ...]] | None:
+        """Return a hit in any thread, without the event loop, and the columns that it has.
+
+        Args:
+            key: the key.
+
+        Returns:
+            None if only `read` can tell.
+
+        Raises:
+            InvalidValueError: the key is not valid for its column.
+        """
+        if self._is_bypassed:
+            return None
+        # The event loop can replace it meanwhile.
+        table = self._table
+        text = table.key.canonical(key)
+        answer = _served(self._slots.get_at_once(self._name(text)), text, table)
+        return None if answer is None else (answer, table.columns)
 
     async def read(self, key: GivenKey) -> Read:
         """Read a row.
@@ -424,13 +445,7 @@ class EntityCache:
         return slot_name(self._service, self.entity.name, key)
 
     def _served(self, slot: bytes | None, key: str) -> Read | None:
-        """Return the hit that a slot provides; None if its content cannot be served."""
-        if slot is None:
-            return None
-        if slot == ABSENT:
-            return _HIT_ABSENT
-        row = decode_value(slot, key, self._table.fingerprint)
-        return None if row is None else Read(Outcome.HIT, row)
+        return _served(slot, key, self._table)
 
     async def _load(self, name: str, key: str) -> Read | None:
         """Load a row into its slot, or wait for another load; return None if that takes too long."""
@@ -747,6 +762,16 @@ class EntityCache:
             raise ConstraintViolatedError(None, (), message)
         message = f"no {self.entity.name} has the key {key!r}"
         raise RowNotFoundError(message)
+
+
+def _served(slot: bytes | None, key: str, table: Table) -> Read | None:
+    """Return the hit that a slot provides; None if its content cannot be served."""
+    if slot is None:
+        return None
+    if slot == ABSENT:
+        return _HIT_ABSENT
+    row = decode_value(slot, key, table.fingerprint)
+    return None if row is None else Read(Outcome.HIT, row)
 
 
 async def _keep(_max_age: float) -> None:

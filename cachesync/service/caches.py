@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.postgres.key import Key as TableKey
+    from cachesync.postgres.catalog import Column
     from cachesync.service.cache import EntityCache
     from cachesync.service.following import Followed
 
@@ -77,7 +78,6 @@ class AsyncCache:
 
     def __init__(self, cache: EntityCache) -> None:
         self._cache = cache
-        self._columns = cache.columns
         self._decoder = RowDecoder(cache.columns)
 
     @overload
@@ -132,13 +132,21 @@ class AsyncCache:
         }
         return rows
 
-    def _decoded(self, row: Row | None, as_: type[T] | None) -> Any:
+    def hit(self, key: Key, as_: type[T] | None) -> tuple[dict[str, Any] | T | None] | None:
+        """Return what `get` returns, in any thread, if the slot has it; None if only `get` can tell."""
+        hit = self._cache.hit(key_text(key))
+        return None if hit is None else (self._decoded(hit[0].row, as_, hit[1]),)
+
+    def _decoded(
+        self, row: Row | None, as_: type[T] | None, columns: tuple[Column, ...] | None = None
+    ) -> Any:
         if row is None:
             return None
-        if self._columns is not self._cache.columns:
-            self._columns = self._cache.columns
-            self._decoder = RowDecoder(self._columns)
-        return self._decoder.decode(row) if as_ is None else self._decoder.decode_as(row, as_)
+        columns = self._cache.columns if columns is None else columns
+        decoder = self._decoder
+        if decoder.columns is not columns:
+            self._decoder = decoder = RowDecoder(columns)
+        return decoder.decode(row) if as_ is None else decoder.decode_as(row, as_)
 
 
 class AsyncCaches:

@@ -60,8 +60,14 @@ class LoopThread:
     def close(self) -> None:
         """End the loop, and the calls in progress."""
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stop)
         self._thread.join()
+
+    def _stop(self) -> None:
+        # They must not wait for their callers, which the database can keep waiting.
+        for call in tuple(self._calls):
+            call.end()
+        self._loop.stop()
 
     def _run(self) -> None:
         # Cancels the tasks that are left.

@@ -13,7 +13,7 @@ from cachesync.errors import RowTypeError
 from cachesync.service.row_input import exact_integer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from cachesync.change import Row
     from cachesync.postgres.catalog import Column
@@ -29,9 +29,13 @@ class RowDecoder:
 
     Args:
         columns: the served columns.
+
+    Attributes:
+        columns: these columns.
     """
 
-    def __init__(self, columns: Iterable[Column]) -> None:
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = columns
         types = {column.name: column.base_type for column in columns}
         self._numeric = [name for name, type_ in types.items() if type_ == "numeric"]
         self._floats = [name for name, type_ in types.items() if type_ in _FLOATS]

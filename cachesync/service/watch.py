@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -85,14 +86,19 @@ class Watch:
                 return
             self._compared_at = started
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `look_if_due` would compare. Any thread may ask."""
+        return time.monotonic() >= self._due_at
+
     async def look_if_due(self) -> None:
         """Compare if it is time, and only a call can: this one does, and others do not wait for it."""
-        if asyncio.get_running_loop().time() >= self._due_at:
+        if self.is_due:
             self._due_at = self._next()
             await self.look()
 
     def _next(self) -> float:
-        return asyncio.get_running_loop().time() + self._varied_pause()
+        return time.monotonic() + self._varied_pause()
 
     def _varied_pause(self) -> float:
         return self._pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311

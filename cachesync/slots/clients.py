@@ -91,6 +91,18 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
     return asyncio_redis.Redis.from_pool(pool)
 
 
+def reading_client(url: str, seconds: float) -> Redis:
+    """Return a blocking client of one Redis, for the reads of a service in any thread.
+
+    Args:
+        url: the URL of the Redis, to which the client connects on the first command.
+        seconds: the timeout for a connection and for a reply.
+    """
+    return Redis.from_url(
+        url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0)
+    )
+
+
 def blocking_client(url: str, seconds: float) -> BlockingRedis:
     """Return a blocking client, for the background work.
 

@@ -161,6 +161,15 @@ class RoundTrips:
         if len(self._overdue) < _MAX_OVERDUE:
             self._overdue.add(name)
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether slots can be read with nothing else to do before. Any thread may ask."""
+        return not (self._is_closed or self._breaker.is_open or self._must_delete)
+
+    @property
+    def _must_delete(self) -> bool:
+        return bool(self._overdue) or time.monotonic() >= self._deleted_at + _TRUST_SECONDS
+
     async def problem(self) -> str | None:
         """Return why the Redis cannot be used as a cache now; None if it can."""
         try:
@@ -214,7 +223,7 @@ class RoundTrips:
         if not self._breaker.allows():
             _fail(batch, CacheUnavailableError("Redis is not being called after repeated failures"))
             return None
-        if reads and (self._overdue or time.monotonic() >= self._deleted_at + _TRUST_SECONDS):
+        if reads and self._must_delete:
             if self._deletes.allows():
                 return _Batch(calls, [self.probe, *self._overdue], reads)
             unread = CacheUnavailableError("Redis is not being read while it refuses to delete")

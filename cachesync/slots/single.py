@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from redis.exceptions import RedisError
 
 from cachesync.errors import CacheRefusedError, CacheUnavailableError
-from cachesync.slots.clients import check_url, is_cluster, service_client
+from cachesync.slots.clients import check_url, is_cluster, reading_client, service_client
 from cachesync.slots.cluster import Cluster
 from cachesync.slots.condition import Condition
 from cachesync.slots.round_trips import RoundTrips
@@ -15,6 +17,8 @@ from cachesync.slots.scripts import is_emptied
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence
+
+    from redis import Redis
 
     from cachesync.slots.layout import SlotChange
 
@@ -24,10 +28,16 @@ _SCANNED_TOGETHER: Final = 1000
 
 
 class Slots:
-    """Reads and changes slots, in one Redis or in a Redis Cluster."""
+    """Reads and changes slots, in one Redis or in a Redis Cluster.
 
-    def __init__(self, redis: RoundTrips | Cluster) -> None:
+    Args:
+        redis: the Redis.
+        reading: a client for the reads of other threads than that of the event loop; None in a Redis Cluster.
+    """
+
+    def __init__(self, redis: RoundTrips | Cluster, reading: Redis | None = None) -> None:
         self._redis = redis
+        self._reading = reading
 
     @classmethod
     async def open(cls, url: str, seconds: float, prefix: str) -> Self:
@@ -44,7 +54,8 @@ class Slots:
         # No key of a row contains NUL.
         probe = f"{prefix}\0"
         if not is_cluster(url):
-            return cls(RoundTrips(service_client(url, seconds), probe, Condition()))
+            redis = RoundTrips(service_client(url, seconds), probe, Condition())
+            return cls(redis, reading_client(url, seconds))
         check_url(url)
         cluster = Cluster(url, seconds, probe)
         await cluster.refresh()
@@ -60,6 +71,25 @@ class Slots:
             CacheUnavailableError: Redis did not respond.
         """
         return self._redis.node_for(name).read(name)
+
+    def get_at_once(self, name: str) -> bytes | None:
+        """Return the content of a slot in any thread, without the event loop.
+
+        Args:
+            name: the slot's Redis key.
+
+        Returns:
+            The content; None if the slot is empty, or if only `get` can tell.
+        """
+        if self._reading is None or not self._redis.node_for(name).is_trusted:
+            return None
+        try:
+            # As in `RoundTrips`, MGET is for a key of any Redis type.
+            replies: Any = self._reading.mget(name)
+        except (RedisError, OSError):
+            return None
+        content: bytes | None = replies[0]
+        return content
 
     async def get_many(self, names: Sequence[str]) -> list[bytes | BaseException | None]:
         """Return the contents of slots in one round trip; in a Redis Cluster, in one per primary.
@@ -223,6 +253,8 @@ class Slots:
     async def close(self) -> None:
         """Wait for the commands in progress, then disconnect."""
         await self._redis.close()
+        if self._reading is not None:
+            self._reading.close()
 
 
 def _is_text(name: bytes) -> bool:

@@ -1,0 +1,1 @@
+"""What customers have purchased: a service with Django that caches its rows."""

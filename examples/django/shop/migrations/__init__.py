@@ -1,0 +1,1 @@
+"""The migrations. After each, run `cachesync install`."""
