@@ -67,9 +67,13 @@ async def check_tables(
     """
     relations = {}
     problems = []
+    registered = await _registered_tables(connection)
+    declared = {entity.schema_and_table: entity.name for entity in entities.values()}
     for entity in entities.values():
         relation = await describe_relation(connection, entity)
         found = await _problems(connection, entity, relation)
+        if relation is not None and relation.properties.has_relatives:
+            found += await _relative_problems(connection, entity, declared, registered)
         problems += [f"entity {entity.name!r}, table {entity.table}: {problem}" for problem in found]
         if relation is not None and not found:
             relations[entity.name] = relation
@@ -88,6 +92,39 @@ async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Re
         problems.append(
             f"its owner is {owner!r}; connect as the owner of the tables, or as a member of that role"
         )
+    return problems
+
+
+async def _registered_tables(connection: asyncpg.Connection) -> dict[tuple[str, str], str]:
+    """Return the registered entities by their tables; none if nothing is installed."""
+    if await connection.fetchval("SELECT to_regclass('cachesync.entity')") is None:
+        return {}
+    if await _has_foreign_schema(connection):
+        return {}
+    return {
+        (record["schema_name"], record["table_name"]): record["name"]
+        for record in await connection.fetch(statement("install/registered_tables"))
+    }
+
+
+async def _relative_problems(
+    connection: asyncpg.Connection,
+    entity: Entity,
+    declared: Mapping[tuple[str, str], str],
+    registered: Mapping[tuple[str, str], str],
+) -> list[str]:
+    """Return the entities on partitions of the table, or on the tables above it, whose rows it shares."""
+    problems = []
+    for record in await connection.fetch(statement("install/relatives"), *entity.schema_and_table):
+        table = (record["schema_name"], record["table_name"])
+        relative = f"it shares rows with {'.'.join(table)}"
+        if table in declared:
+            problems.append(f"{relative}, the table of entity {declared[table]!r}; declare only one of them")
+        elif table in registered:
+            name = registered[table]
+            problems.append(
+                f"{relative}, on which entity {name!r} is installed; run `cachesync uninstall {name}` first"
+            )
     return problems
 
 

@@ -82,7 +82,7 @@ async def install(
         progress.step("schema cachesync")
         # In one transaction, so that nobody compares the new functions with the registry's old digests.
         script = statement("install/schema") + statement("install/snapshot", settings=_SETTINGS)
-        script += statement("install/reading", settings=_SETTINGS)
+        script += statement("install/partitions") + statement("install/reading", settings=_SETTINGS)
         await _execute(connection, script, "cachesync.change_log", lock_attempts)
         await _execute(
             connection, statement("install/dead_letters"), "cachesync.dead_letter_action", lock_attempts
@@ -104,6 +104,9 @@ async def install(
             await _install_entity(
                 connection, entity, relations[entity.name], before, lock_attempts, start_over=set_back
             )
+            if relations[entity.name].properties.kind == "p":
+                script = statement("install/follow_partitions", entity=literal(entity.name))
+                await _execute(connection, script, identifier(*entity.schema_and_table), lock_attempts)
             await _grant(connection, entity, relations[entity.name])
         if revoke_temporary:
             progress.step("temporary objects")
@@ -220,48 +223,59 @@ async def _install_entity(
     qualified = identifier(schema, table)
     readable = ", ".join([*map(identifier, key.names), VERSION_COLUMN])
     privileges = f"SELECT ({readable}) and UPDATE ({VERSION_COLUMN}) on {qualified}"
-    script = statement(
-        "install/entity",
-        table=qualified,
-        table_name=literal(qualified),
-        entity=literal(entity.name),
-        key_names=_array(key.names),
-        key_changes=key.differs("NEW", "OLD"),
-        key_is_unknown=key.is_unknown("NEW"),
-        key_before=key.text("OLD"),
-        key_of_new=key.text("n"),
-        key_of_old=key.text("o"),
-        has_key_of_old=key.same("t", "o"),
-        has_key_of_line=key.matches("t", "l.key"),
-        shown_key=key.view_columns("t"),
-        overtaken=literal(f"cachesync.{entity.name}_overtaken"),
-        draw_again=statement(
-            "install/draw_again",
-            table=qualified,
-            table_name=literal(qualified),
-            has_key_of_list=key.matches("t", "u.key"),
+    by_row = relation.properties.has_relatives
+    functions = _functions(entity.name)
+    fragments = {
+        "table": qualified,
+        "table_name": literal(qualified),
+        "entity": literal(entity.name),
+        "key_names": _array(key.names),
+        "key_changes": key.differs("NEW", "OLD"),
+        "key_is_unknown": key.is_unknown("NEW"),
+        "key_before": key.text("OLD"),
+        "key_after": key.text("NEW"),
+        "key_of_new": key.text("n"),
+        "key_of_old": key.text("o"),
+        "has_key": key.matches("t", "$1"),
+        "has_key_of_old": key.same("t", "o"),
+        "has_key_of_line": key.matches("t", "l.key"),
+        "shown_key": key.view_columns("t"),
+        "old_is_foreign": _other_types("OLD", [*key.names, VERSION_COLUMN]),
+        "new_is_foreign": _other_types("NEW", dict.fromkeys([*names, *key.names, VERSION_COLUMN])),
+        "overtaken": literal(f"cachesync.{entity.name}_overtaken"),
+        # Of a row that is written to a partition, the version is in the table.
+        "written": f"{literal(qualified)}::pg_catalog.regclass" if by_row else "TG_RELID",
+        "hint": literal(f"Grant the role {privileges}."),
+        "fingerprint": literal(installed_fingerprint),
+        "payload": payload_expression("t", names, session_text=session_text),
+        "json_schema": "cachesync" if session_text else "pg_catalog",
+        "settings": _SETTINGS if any(column.settings_text for column in columns) else "",
+        "view": identifier("cachesync", entity.name),
+        "of_each_row": literal(
+            ", ".join(f"{functions[name]}()" for name in ("draw", "log_row", "redraw_as_writer"))
         ),
-        hint=literal(f"Grant the role {privileges}."),
-        fingerprint=literal(installed_fingerprint),
-        payload=payload_expression("t", names, session_text=session_text),
-        log_new_rows=statement(
-            "install/log_new_rows",
-            key_of_new=key.text("n"),
-            entity=literal(entity.name),
-            fingerprint=literal(installed_fingerprint),
-            json_schema="cachesync" if session_text else "pg_catalog",
-            columns=", ".join(f"n.{identifier(name)}" for name in names),
-        ),
-        settings=_SETTINGS if any(column.settings_text for column in columns) else "",
-        view=identifier("cachesync", entity.name),
-        **_functions(entity.name),
+        **functions,
+    }
+    fragments["draw_again"] = statement(
+        "install/draw_again", has_key_of_list=key.matches("t", "u.key"), **fragments
     )
+    fragments["redraw_functions"] = statement("install/redraw", **fragments)
+    fragments["shown"] = statement("install/shown", **fragments)
+    if by_row:
+        served = ", ".join(f"NEW.{identifier(name)} AS {identifier(name)}" for name in names)
+        script = statement("install/entity_of_partitions", columns=served, **fragments)
+    else:
+        served = ", ".join(f"n.{identifier(name)}" for name in names)
+        log_new_rows = statement("install/log_new_rows", columns=served, **fragments)
+        script = statement("install/entity", log_new_rows=log_new_rows, **fragments)
     definition = hashlib.sha256(script.encode()).hexdigest()
     # If nothing has changed, skip the script, whose locks wait for every writer.
     if registered is not None and not changed and registered.definition == definition:
         return
-    if not relation.has_version:
-        script = statement("install/version_column", table=qualified, table_name=literal(qualified)) + script
+    # A partition has the columns of the uppermost table, which the entity of another partition can have given it.
+    root = await connection.fetchval(statement("install/without_version"), schema, table)
+    if root is not None:
+        script = statement("install/version_column", table=root, table_name=literal(root)) + script
     script += statement(
         "install/register",
         entity=literal(entity.name),
@@ -277,6 +291,15 @@ async def _install_entity(
     if damaged:
         script += statement("install/start_over", entity=literal(entity.name))
     await _execute(connection, script, identifier(schema, table), lock_attempts)
+
+
+def _other_types(row: str, names: Iterable[str]) -> str:
+    """Return the condition that columns of a row have other types than those of the table."""
+    unequal = "OPERATOR(pg_catalog.<>)"
+    return " OR ".join(
+        f"pg_catalog.pg_typeof({row}.{column}) {unequal} pg_catalog.pg_typeof(declared.{column})"
+        for column in map(identifier, names)
+    )
 
 
 def _array(texts: Iterable[str]) -> str:
@@ -364,7 +387,13 @@ async def _uninstall_entity(
     if record["table_name"] is not None:
         table = identifier(record["schema_name"], record["table_name"])
         no_longer_used = uses.pop(name).difference(*uses.values())
-        script = statement("install/drop_entity", table=table, view=identifier("cachesync", name))
+        script = statement(
+            "install/drop_entity",
+            table=table,
+            table_name=literal(table),
+            entity=literal(name),
+            view=identifier("cachesync", name),
+        )
         for used, role in sorted(no_longer_used):
             script += f"REVOKE USAGE ON {used} FROM {role};"
         await _execute(connection, script, table, lock_attempts)
@@ -386,6 +415,9 @@ def _functions(entity: str) -> dict[str, str]:
         "log_truncate",
         "redraw",
         "redraw_as_writer",
+        "draw",
+        "log_row",
+        "log_delete_of",
     )
     return {name: identifier("cachesync", f"{entity}_{name}") for name in names}
 

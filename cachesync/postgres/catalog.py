@@ -111,22 +111,27 @@ class Properties:
     """The properties of a table that determine whether it can be registered.
 
     Attributes:
-        kind: `relkind` of `pg_class`; `r` is an ordinary table.
-        unlogged: whether the table is emptied after a crash.
+        kind: `relkind` of `pg_class`; `r` is an ordinary table or a partition, `p` a partitioned table.
+        is_partition: whether the table is a partition, partitioned itself or not.
+        unlogged: whether the table, or a partition of it, is emptied after a crash.
+        foreign_partitions: the partitions that are foreign tables.
         typed: whether a composite type decides which columns the table has.
         row_security: whether policies decide which rows a user sees.
         hides_rows: whether row security, if enabled, also applies to the owner of the table.
         restrictive_policies: the restrictive policies that apply to the role `cachesync_service`.
         late_triggers: the triggers of others that can change a new row after it got its version.
         subscribes: whether a subscription writes to the table.
-        inherits: whether the table is a partition or part of an inheritance tree.
+        inherits: whether the table is part of an inheritance tree, other than as a partition.
         key_columns: the columns of the primary key; empty if there is none.
         key_deferrable: whether the check of the primary key can be deferred until the commit.
+        key_incomplete: whether partitions lack the primary key.
         virtual_columns: the generated columns that are computed when they are read.
     """
 
     kind: str
+    is_partition: bool
     unlogged: bool
+    foreign_partitions: tuple[str, ...]
     typed: bool
     row_security: bool
     hides_rows: bool
@@ -136,7 +141,13 @@ class Properties:
     inherits: bool
     key_columns: tuple[str, ...]
     key_deferrable: bool
+    key_incomplete: bool
     virtual_columns: tuple[str, ...]
+
+    @property
+    def has_relatives(self) -> bool:
+        """Whether a statement that names another table can write rows of this one."""
+        return self.is_partition or self.kind == "p"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +182,9 @@ async def describe_tables(
     return {
         (record["schema_name"], record["table_name"]): Properties(
             kind=record["kind"].decode(),
+            is_partition=record["is_partition"],
             unlogged=record["unlogged"],
+            foreign_partitions=tuple(record["foreign_partitions"]),
             typed=record["typed"],
             row_security=record["row_security"],
             hides_rows=record["hides_rows"],
@@ -181,6 +194,7 @@ async def describe_tables(
             inherits=record["inherits"],
             key_columns=tuple(record["key_columns"]),
             key_deferrable=record["key_deferrable"],
+            key_incomplete=record["key_incomplete"],
             virtual_columns=tuple(record["virtual_columns"]),
         )
         for record in records

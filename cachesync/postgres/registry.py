@@ -50,6 +50,7 @@ class Registration:
         shape: everything that determined the payload of a row when the entity was installed.
         details: a digest of the table as it is now; it changes with everything that a service knows of it.
         findings: why changes may not be captured, or may have been missed.
+        partitions_changed: whether partitions were attached or detached, which the relay follows.
         denied: the privileges that the login of the service lacks, and what to run; None if it lacks none.
     """
 
@@ -63,6 +64,7 @@ class Registration:
     shape: Any
     details: str
     findings: tuple[str, ...]
+    partitions_changed: bool
     denied: str | None = None
 
     @property
@@ -148,6 +150,7 @@ def _registration(record: asyncpg.Record, tables: Mapping[tuple[str, str], Prope
         shape=None if record["registered_shape"] is None else json.loads(record["registered_shape"]),
         details=hashlib.sha256(details.encode()).hexdigest(),
         findings=findings,
+        partitions_changed=record["partitions_changed"],
     )
 
 
@@ -168,9 +171,11 @@ def _findings(record: asyncpg.Record, properties: Properties | None) -> Iterator
     if properties is not None:
         for problem in unmet_requirements(table, record["key_columns"], properties):
             yield f"table {table}: {problem}"
+    registered, live = json.loads(record["registered_objects"]), json.loads(record["objects"])
+    if properties is not None and properties.has_relatives and "trigger cachesync_log_row" not in registered:
+        yield f"table {table}: it became a partition; writes to the table above it do not fire its triggers"
     shapes = list(_shape_findings(json.loads(record["registered_shape"]), json.loads(record["shape"])))
     yield from shapes
-    registered, live = json.loads(record["registered_objects"]), json.loads(record["objects"])
     if not shapes and _renumbered(registered["column numbers"], live["column numbers"]):
         yield "its columns exchanged their names"
     yield from _row_security_findings(registered["row security"], live["row security"], properties)
@@ -251,8 +256,11 @@ def _object_findings(registered: Mapping[str, Any], live: Mapping[str, Any]) -> 
         else:
             continue
         changes.setdefault(change, []).append(name)
-    if added := [name for name in live if name.startswith("trigger ") and name not in registered]:
-        changes["was added"] = added
+    for name, now in live.items():
+        if name.startswith("trigger ") and name not in registered:
+            # Of a partition, only a trigger that does not fire as it was installed is an object.
+            change = _ENABLED.get(now["enabled"], "was added") if " of partition " in name else "was added"
+            changes.setdefault(change, []).append(name)
     for change, names in changes.items():
         more = len(names) - _MAX_NAMES
         yield f"{', '.join(names[:_MAX_NAMES])}{f' and {more} more' if more > 0 else ''} {change}"

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 _KINDS: Final = {
     "f": "a foreign table",
     "m": "a materialized view",
-    "p": "a partitioned table",
     "v": "a view",
 }
 
@@ -25,9 +24,14 @@ def unmet_requirements(table: str, key: Sequence[str], properties: Properties) -
         key: the key columns of the entity.
         properties: the table as the catalog describes it.
     """
-    if properties.kind != "r":
-        yield f"it is {_KINDS.get(properties.kind, 'not a table')}; only ordinary tables can be registered"
+    if properties.kind not in {"r", "p"}:
+        yield f"it is {_KINDS.get(properties.kind, 'not a table')}; only tables can be registered"
         return
+    if properties.foreign_partitions:
+        yield (
+            f"its partition {', '.join(properties.foreign_partitions)} is a foreign table, whose rows others "
+            "can change without firing its triggers; detach it"
+        )
     yield from _trigger_problems(properties)
     yield from _key_problems(table, key, properties)
 
@@ -35,9 +39,12 @@ def unmet_requirements(table: str, key: Sequence[str], properties: Properties) -
 def _trigger_problems(properties: Properties) -> Iterator[str]:
     """Yield why triggers on the table would miss changes."""
     if properties.unlogged:
-        yield "it is unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
+        yield (
+            "it, or a partition of it, is unlogged, so a crash would empty it without firing its triggers; "
+            "make it LOGGED"
+        )
     if properties.inherits:
-        yield "it is a partition or has inheritance; writes to a part of it would not fire its triggers"
+        yield "it has inheritance; writes to a part of it would not fire its triggers"
     if properties.subscribes:
         yield (
             "a subscription writes to it, which does not fire statement triggers; register the table in the "
@@ -65,6 +72,11 @@ def _key_problems(table: str, key: Sequence[str], properties: Properties) -> Ite
         yield (
             f"its primary key is ({columns}); it must be the declared key ({declared}), with its columns in "
             "the same order"
+        )
+    if properties.key_incomplete:
+        yield (
+            "some of its partitions lack its primary key, so two rows can share a key; create it in them, "
+            "and attach its indexes (ALTER INDEX ... ATTACH PARTITION)"
         )
     if properties.key_deferrable:
         yield "its primary key is DEFERRABLE, so two rows can share a key for a while; make it NOT DEFERRABLE"

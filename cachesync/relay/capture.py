@@ -65,6 +65,8 @@ class CaptureCheck:
             elif set_back or registration.problem is not None:
                 problems[name] = registration.problem or _SET_BACK.format(name)
                 await connection.execute(statement("relay/mark_lost"), name, registration.installation)
+            elif registration.partitions_changed and (problem := await _follow_partitions(connection, name)):
+                problems[name] = problem
             metrics.capture_lost.labels(name).set(name in problems)
         self._report(problems)
 
@@ -76,6 +78,23 @@ class CaptureCheck:
         for name in self._problems.keys() - problems.keys():
             _log.info("capture restored", entity=name)
         self._problems = problems
+
+
+async def _follow_partitions(connection: asyncpg.Connection, entity: str) -> str | None:
+    """Make the caches right after partitions changed, and return what still fails.
+
+    Nothing is marked as lost: what the next check finds is made right in the same way.
+    """
+    followed = await connection.fetchrow(statement("relay/follow_partitions"), entity)
+    if followed is None:  # The function always returns a row.
+        raise AssertionError
+    _log.warning("partitions changed", entity=entity, emptied=followed["emptied"])
+    if followed["failures"] is None:
+        return None
+    return (
+        f"entity {entity!r}: a TRUNCATE of a new partition would be missed; {followed['failures']}; run "
+        "`cachesync install` as the owner of the tables"
+    )
 
 
 def _forget_others(entities: Collection[str]) -> None:

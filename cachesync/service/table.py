@@ -114,6 +114,7 @@ class Table:
         registration: the entity as it is registered.
         columns: the served columns.
         constraints: the columns of each constraint and unique index of the table, by its name.
+        partitioned: whether the table is partitioned.
         row_limit: maximum size of the payload of a written row, in bytes.
 
     Attributes:
@@ -132,9 +133,11 @@ class Table:
         columns: tuple[Column, ...],
         *,
         constraints: dict[str, tuple[str, ...]],
+        partitioned: bool,
         row_limit: int,
     ) -> None:
         self._database = database
+        self._partitioned = partitioned
         self.entity = entity
         self._constraints = constraints
         self._row_limit = row_limit
@@ -226,6 +229,7 @@ class Table:
             registration,
             tuple(served[name] for name in registration.columns),
             constraints={record["name"]: tuple(record["columns"] or ()) for record in constraints},
+            partitioned=relation is not None and relation.properties.kind == "p",
             row_limit=row_limit,
         )
 
@@ -417,13 +421,25 @@ class Table:
 
     def _spreads(self, write: str, *, defaults: bool = False) -> str:
         """Return the condition under which a write can change more than the row that it returns."""
-        return statement(
-            "service/spreads",
-            relation=literal(self._fragments["table"]),
-            event=str(_EVENTS[write]),
-            values=str(write != "delete"),
-            defaults=str(defaults),
-        )
+        relations = [literal(self._fragments["table"])]
+        conditions = []
+        if self._partitioned:
+            # The partition of the row can have triggers and constraints of its own. Only a trigger can move
+            # the row of an update to another one.
+            relations.append("t.tableoid")
+            if write == "update":
+                conditions.append(f"NOT {self._fragments['has_key']}")
+        conditions += [
+            statement(
+                "service/spreads",
+                relation=relation,
+                event=str(_EVENTS[write]),
+                values=str(write != "delete"),
+                defaults=str(defaults),
+            )
+            for relation in relations
+        ]
+        return " OR ".join(conditions)
 
     def _too_large(self, size: str) -> InvalidValueError:
         return InvalidValueError(

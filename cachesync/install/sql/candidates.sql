@@ -1,10 +1,11 @@
--- The user's tables, with what rules out some of them: a partition belongs to another table, and a table of an extension
--- to that extension.
+-- The user's tables, with what rules out some of them: the rows of a partition are those of the uppermost table, and a table
+-- of an extension belongs to that extension.
 SELECT
     n.nspname AS schema_name,
     c.relname AS table_name,
     CASE
-        WHEN c.relispartition THEN 'it is a partition of ' || pg_catalog.pg_partition_root(c.oid)::text
+        WHEN c.relispartition THEN
+            'it is a partition of ' || pg_catalog.pg_partition_root(c.oid)::text || ', whose entity has its rows'
         WHEN e.extname IS NOT NULL THEN 'it belongs to the extension ' || e.extname
     END AS reason
 FROM pg_catalog.pg_class AS c

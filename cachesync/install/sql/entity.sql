@@ -127,74 +127,7 @@ BEGIN
 END
 $cachesync$;
 
--- Makes rows draw again whose keys, according to the log, were deleted after the rows drew their numbers: the keys now
--- belong to this transaction. The trigger of the update logs these rows.
---
--- The update can run code of the table's owner: triggers, rules, and functions in constraints and indexes. This function
--- must not run it, because it would run with the privileges of the owner and in a session that the writer controls, with
--- the writer's temporary objects and, at commit, the writer's search_path. It then leaves the update to the writer.
-CREATE OR REPLACE FUNCTION {{redraw}}(keys text [], versions bigint []) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $cachesync$
-DECLARE
-    overtaken text [] := cachesync.overtaken({{entity}}, keys, versions);
-    lowest bigint := (SELECT min(u.version) FROM unnest(versions) AS u (version));
-    highest bigint := (SELECT max(u.version) FROM unnest(versions) AS u (version));
-    moved text := current_setting('cachesync.moved', true);
-    drawn bigint;
-    lagging boolean;
-BEGIN
-    IF overtaken IS NULL THEN
-        RETURN;
-    END IF;
-    IF cachesync.runs_code_of_its_owner({{table_name}}::regclass) THEN
-        PERFORM set_config({{overtaken}}, (ARRAY[lowest::text, highest::text] || overtaken)::text, true);
-        RETURN;
-    END IF;
-    {{draw_again}}
-END
-$cachesync$;
-
--- Makes the rows that the function above has left to the writer draw again, with the privileges and the search_path of
--- the writer, as if the writer had updated them.
-CREATE OR REPLACE FUNCTION {{redraw_as_writer}}() RETURNS trigger
-LANGUAGE plpgsql
-AS $cachesync$
-DECLARE
-    overtaken pg_catalog.text [];
-    lowest bigint;
-    highest bigint;
-    moved pg_catalog.text;
-    drawn bigint;
-    lagging boolean;
-BEGIN
-    -- Once a transaction has set it, it is empty instead of null.
-    IF coalesce(pg_catalog.current_setting({{overtaken}}, true), '') OPERATOR(pg_catalog.=) '' THEN
-        RETURN NULL;
-    END IF;
-    overtaken := pg_catalog.current_setting({{overtaken}}, true);
-    PERFORM pg_catalog.set_config({{overtaken}}, '', true);
-    lowest := overtaken[1];
-    highest := overtaken[2];
-    overtaken := overtaken[3:];
-    moved := pg_catalog.current_setting('cachesync.moved', true);
-    IF NOT (
-        pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'UPDATE')
-        AND pg_catalog.has_column_privilege(TG_RELID, 'row_version', 'SELECT')
-        AND (
-            SELECT pg_catalog.bool_and(pg_catalog.has_column_privilege(TG_RELID, u.name, 'SELECT'))
-            FROM pg_catalog.unnest({{key_names}}::pg_catalog.text []) AS u (name)
-        )
-    ) THEN
-        RAISE EXCEPTION 'a row whose key another transaction can have deleted must draw a new version, which the role % '
-            'may not do', current_user
-            USING ERRCODE = 'insufficient_privilege', HINT = {{hint}};
-    END IF;
-    {{draw_again}}
-    RETURN NULL;
-END
-$cachesync$;
-
+{{redraw_functions}}
 -- A user who could create triggers with these functions on a table of their own could write anything into the log.
 REVOKE ALL ON FUNCTION
 {{draw_update}}(), {{log_insert}}(), {{log_update}}(), {{log_delete}}(), {{log_truncate}}(),
@@ -260,25 +193,4 @@ ENABLE ALWAYS TRIGGER cachesync_log_delete,
 ENABLE ALWAYS TRIGGER cachesync_log_truncate,
 ENABLE ALWAYS TRIGGER cachesync_redraw;
 
--- A dump of the table alone can be restored into a database without these triggers, which must accept rows.
-DO $cachesync$
-BEGIN
-    -- Setting a default would wait for every reader before it looks.
-    IF NOT EXISTS (
-        SELECT FROM pg_attribute AS a
-        WHERE a.attrelid = {{table_name}}::regclass AND a.attname = 'row_version' AND a.atthasdef
-    ) THEN
-        ALTER TABLE {{table}} ALTER COLUMN row_version SET DEFAULT 0;
-    END IF;
-END
-$cachesync$;
-
--- PostgreSQL refuses to drop or retype a column that a view uses. Without the view, such a change would succeed,
--- and every later write would then fail in the triggers above.
-CREATE OR REPLACE VIEW {{view}} AS
-SELECT
-    {{shown_key}},
-    t.row_version AS version,
-    {{payload}} AS payload
-FROM {{table}} AS t;
-COMMENT ON VIEW {{view}} IS 'The rows of this entity as caches hold them; before you change one of these columns, remove it from the declaration and run `cachesync install`';
+{{shown}}

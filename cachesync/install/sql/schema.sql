@@ -239,31 +239,55 @@ BEGIN
 END
 $cachesync$;
 
--- Whether an update of a table can run code that is not PostgreSQL's or this library's: rules; functions, operators and
--- types (the checks of domains) in triggers, constraints, indexes and generated columns; and indexes of types that are not
--- built in (the difference function of a range). The catalog records no dependency on built-in objects.
+-- A table and, if it is partitioned, its partitions on all levels. Unlike pg_partition_tree, it takes no locks.
+CREATE OR REPLACE FUNCTION cachesync.partition_tree(relation oid) RETURNS TABLE (relid oid)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    WITH RECURSIVE tree AS (
+        SELECT partition_tree.relation AS relid
+        UNION ALL
+        SELECT i.inhrelid
+        FROM tree AS t
+        JOIN pg_class AS c ON c.oid = t.relid AND c.relkind = 'p'
+        JOIN pg_inherits AS i ON i.inhparent = t.relid AND NOT i.inhdetachpending
+    )
+    SELECT t.relid FROM tree AS t;
+END;
+
+-- Whether an update of a table, or of one of its partitions, can run code that is not PostgreSQL's or this library's: rules;
+-- functions, operators and types (the checks of domains) in triggers, constraints, indexes and generated columns; and
+-- indexes of types that are not built in (the difference function of a range). The catalog records no dependency on
+-- built-in objects.
 CREATE OR REPLACE FUNCTION cachesync.runs_code_of_its_owner(relation regclass) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT
         EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = relation)
         OR EXISTS (
-            SELECT FROM pg_index AS i
+            SELECT FROM cachesync.partition_tree(relation) AS t
+            JOIN pg_index AS i ON i.indrelid = t.relid
             JOIN pg_attribute AS a ON a.attrelid = i.indexrelid
-            WHERE i.indrelid = relation AND a.atttypid >= 16384
+            WHERE a.atttypid >= 16384
         )
         OR EXISTS (
             WITH parts (catalog, oid) AS (
                 SELECT 'pg_trigger'::regclass, g.oid
-                FROM pg_trigger AS g
+                FROM cachesync.partition_tree(relation) AS t
+                JOIN pg_trigger AS g ON g.tgrelid = t.relid
                 JOIN pg_proc AS f ON f.oid = g.tgfoid
-                WHERE g.tgrelid = relation AND f.pronamespace <> 'cachesync'::regnamespace
+                WHERE f.pronamespace <> 'cachesync'::regnamespace
                 UNION ALL
-                SELECT 'pg_constraint'::regclass, c.oid FROM pg_constraint AS c WHERE c.conrelid = relation
+                SELECT 'pg_constraint'::regclass, c.oid
+                FROM cachesync.partition_tree(relation) AS t
+                JOIN pg_constraint AS c ON c.conrelid = t.relid
                 UNION ALL
-                SELECT 'pg_class'::regclass, i.indexrelid FROM pg_index AS i WHERE i.indrelid = relation
+                SELECT 'pg_class'::regclass, i.indexrelid
+                FROM cachesync.partition_tree(relation) AS t
+                JOIN pg_index AS i ON i.indrelid = t.relid
                 UNION ALL
-                SELECT 'pg_attrdef'::regclass, a.oid FROM pg_attrdef AS a WHERE a.adrelid = relation
+                SELECT 'pg_attrdef'::regclass, a.oid
+                FROM cachesync.partition_tree(relation) AS t
+                JOIN pg_attrdef AS a ON a.adrelid = t.relid
             )
             SELECT FROM parts AS p
             JOIN pg_depend AS d ON d.classid = p.catalog AND d.objid = p.oid
@@ -628,6 +652,7 @@ GRANT SELECT, UPDATE (published_at), DELETE ON cachesync.change_log TO cachesync
 GRANT SELECT ON SEQUENCE cachesync.row_version TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION
 cachesync.mark_published(bigint []),
+cachesync.partition_tree(oid),
 cachesync.row_to_json(record)
 TO cachesync_service, cachesync_worker;
 GRANT EXECUTE ON FUNCTION

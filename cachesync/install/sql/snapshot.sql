@@ -158,6 +158,15 @@ FROM (
     JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace
     WHERE g.tgrelid = objects.relation
     UNION ALL
+    -- The partitions come and go, so that only what is wrong with them is named.
+    SELECT
+        format('trigger %s of partition %s', g.tgname, g.tgrelid::regclass),
+        jsonb_build_object('enabled', g.tgenabled)
+    FROM cachesync.partition_tree(objects.relation) AS p
+    JOIN pg_trigger AS g ON g.tgrelid = p.relid AND g.tgenabled <> 'A'
+    JOIN pg_proc AS f ON f.oid = g.tgfoid AND f.pronamespace = 'cachesync'::regnamespace
+    WHERE p.relid <> objects.relation
+    UNION ALL
     -- `able`: the function runs as its owner, who needs these privileges.
     SELECT
         'function ' || f.proname,
@@ -178,7 +187,7 @@ FROM (
             SELECT objects.entity || s.suffix
             FROM unnest(ARRAY[
                 '_draw_update', '_log_insert', '_log_update', '_keep_moved', '_log_delete', '_log_truncate', '_redraw',
-                '_redraw_as_writer', '_log_move'
+                '_redraw_as_writer', '_log_move', '_draw', '_log_row', '_log_delete_of'
             ]) AS s (suffix)
         )
     UNION ALL

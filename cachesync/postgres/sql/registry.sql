@@ -4,6 +4,7 @@ SELECT
     e.name, e.schema_name, e.table_name, e.key_columns, e.columns, e.fingerprint, e.definition, e.installation,
     e.lost_at, e.relation::oid AS relation, e.shape::text AS registered_shape,
     e.objects::text AS registered_objects,
+    cachesync.partitions_changed(e.relation, e.partitions) AS partitions_changed,
     to_regclass(format('%I.%I', e.schema_name, e.table_name))::oid AS named,
     (
         SELECT format('%s.%s', n.nspname, c.relname)
@@ -38,7 +39,8 @@ SELECT
             FROM pg_index AS x
             JOIN pg_class AS i ON i.oid = x.indexrelid
             WHERE x.indrelid = e.relation AND x.indisunique
-        )
+        ),
+        cachesync.partitions(e.relation)
     )) AS details
 FROM cachesync.entity AS e
 ORDER BY e.name;

@@ -1,4 +1,5 @@
--- The columns of each constraint and unique index of a table. $1 schema, $2 table.
+-- The columns of each constraint and unique index of a table, and of its partitions, whose own a violation names. $1 schema,
+-- $2 table.
 SELECT
     c.conname AS name,
     (
@@ -7,7 +8,7 @@ SELECT
         JOIN pg_attribute AS a ON a.attrelid = c.conrelid AND a.attnum = u.attnum
     ) AS columns
 FROM pg_constraint AS c
-WHERE c.conrelid = format('%I.%I', $1::text, $2::text)::regclass
+WHERE c.conrelid IN (SELECT t.relid FROM cachesync.partition_tree(format('%I.%I', $1::text, $2::text)::regclass) AS t)
 UNION
 SELECT
     i.relname AS name,
@@ -19,4 +20,6 @@ SELECT
     ) AS columns
 FROM pg_index AS x
 JOIN pg_class AS i ON i.oid = x.indexrelid
-WHERE x.indrelid = format('%I.%I', $1::text, $2::text)::regclass AND x.indisunique;
+WHERE
+    x.indrelid IN (SELECT t.relid FROM cachesync.partition_tree(format('%I.%I', $1::text, $2::text)::regclass) AS t)
+    AND x.indisunique;
