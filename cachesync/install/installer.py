@@ -272,7 +272,7 @@ async def _install_entity(
     # If nothing has changed, skip the script, whose locks wait for every writer.
     if registered is not None and not changed and registered.definition == definition:
         return
-    # A partition has the columns of the uppermost table, which the entity of another partition can have given it.
+    # A partition has the columns of the uppermost table, which another entity can have given it.
     root = await connection.fetchval(statement("install/without_version"), schema, table)
     if root is not None:
         script = statement("install/version_column", table=root, table_name=literal(root)) + script
@@ -329,6 +329,7 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
             view=identifier("cachesync", entity.name),
             columns=", ".join(map(identifier, names)),
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
+            partition=", tableoid" if relation.properties.kind == "p" else "",
         )
     )
     for used, role in await _missing_privileges(connection, entity):

@@ -85,7 +85,11 @@ async def _follow_partitions(connection: asyncpg.Connection, entity: str) -> str
 
     Nothing is marked as lost: what the next check finds is made right in the same way.
     """
-    followed = await connection.fetchrow(statement("relay/follow_partitions"), entity)
+    try:
+        followed = await connection.fetchrow(statement("relay/follow_partitions"), entity)
+    except asyncpg.LockNotAvailableError:
+        # Another relay, or an installation, is at it.
+        return None
     if followed is None:  # The function always returns a row.
         raise AssertionError
     _log.warning("partitions changed", entity=entity, emptied=followed["emptied"])

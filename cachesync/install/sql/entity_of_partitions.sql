@@ -7,14 +7,25 @@
 
 -- Only the owner of the table, who creates partitions, may use these functions. A user could also create triggers with them
 -- on a table of their own, whose types would then run code with the privileges of the owner of the functions.
+--
+-- The setting `cachesync.run` has the first and the last of the consecutive numbers that this transaction has drawn for rows.
+-- It tells the trigger below that nothing else can have been drawn meanwhile, so that it need not look.
 CREATE OR REPLACE FUNCTION {{draw}}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 AS $cachesync$
+DECLARE
+    run pg_catalog.int8 [] := pg_catalog.string_to_array(pg_catalog.current_setting('cachesync.run', true), ' ');
 BEGIN
     IF pg_catalog.pg_typeof(NEW.row_version) OPERATOR(pg_catalog.<>) 'pg_catalog.int8'::pg_catalog.regtype THEN
         RAISE EXCEPTION '% is not a partition of %', TG_RELID::pg_catalog.regclass, {{table_name}};
     END IF;
     NEW.row_version := pg_catalog.nextval('cachesync.row_version');
+    IF run[2] OPERATOR(pg_catalog.+) 1 OPERATOR(pg_catalog.=) NEW.row_version THEN
+        run[2] := NEW.row_version;
+    ELSE
+        run := ARRAY[NEW.row_version, NEW.row_version];
+    END IF;
+    PERFORM pg_catalog.set_config('cachesync.run', pg_catalog.array_to_string(run, ' '), true);
     RETURN NEW;
 END
 $cachesync$;
@@ -24,6 +35,7 @@ LANGUAGE plpgsql SECURITY DEFINER {{settings}}
 AS $cachesync$
 DECLARE
     declared {{table}}%ROWTYPE;
+    run pg_catalog.int8 [] := pg_catalog.string_to_array(pg_catalog.current_setting('cachesync.run', true), ' ');
     moved pg_catalog.bool := TG_OP OPERATOR(pg_catalog.=) 'INSERT';
     announced pg_catalog.bool;
 BEGIN
@@ -31,7 +43,15 @@ BEGIN
         IF {{old_is_foreign}} THEN
             RAISE EXCEPTION '% is not a partition of %', TG_RELID::pg_catalog.regclass, {{table_name}};
         END IF;
-        PERFORM {{log_delete_of}}({{key_before}}, OLD.row_version);
+        -- Until the end of this transaction, nobody else can have given the key to another row.
+        IF run[2] OPERATOR(pg_catalog.>) OLD.row_version THEN
+            PERFORM {{log_delete_of}}({{key_before}}, OLD.row_version);
+        ELSE
+            INSERT INTO cachesync.change_log (version, entity, key, operation, source)
+            SELECT
+                pg_catalog.nextval('cachesync.row_version'), {{entity}}, {{key_before}}, 'delete',
+                cachesync.source();
+        END IF;
         announced := cachesync.announce_change();
         RETURN NULL;
     END IF;
@@ -48,7 +68,10 @@ BEGIN
     -- higher one.
     IF
         moved
-        AND NEW.row_version OPERATOR(pg_catalog.<>) pg_catalog.pg_sequence_last_value('cachesync.row_version')
+        AND (
+            run[1] OPERATOR(pg_catalog.<=) NEW.row_version
+            AND run[2] OPERATOR(pg_catalog.=) pg_catalog.pg_sequence_last_value('cachesync.row_version')
+        ) IS NOT TRUE
     THEN
         PERFORM {{redraw}}(ARRAY[{{key_after}}], ARRAY[NEW.row_version]);
     END IF;

@@ -69,6 +69,7 @@ BEGIN
             OR NOT EXISTS (
                 SELECT FROM pg_trigger AS o WHERE o.tgrelid = g.tgrelid AND o.tgname = 'cachesync_log_truncate'
             )
+        ORDER BY added DESC
     LOOP
         BEGIN
             -- Waits for those who write to the partition, so that what they have done is seen here.
@@ -84,6 +85,8 @@ BEGIN
             WHEN lock_not_available OR deadlock_detected OR insufficient_privilege OR undefined_table THEN
                 emptied := emptied OR part.added;
                 failures := concat_ws('; ', failures, format('partition %s: %s', part.name, SQLERRM));
+                -- To wait for one partition is enough for now.
+                EXIT WHEN SQLSTATE = '55P03';
         END;
     END LOOP;
     -- A partition keeps this trigger when it is detached.

@@ -14,7 +14,11 @@ CROSS JOIN LATERAL (
         CROSS JOIN unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) AS p (privilege)
         WHERE
             a.attrelid = e.relation AND NOT a.attisdropped
-            AND (a.attname = ANY(e.columns) OR a.attname = 'row_version' AND p.privilege <> 'INSERT')
+            AND (
+                a.attname = ANY(e.columns)
+                OR a.attname = 'row_version' AND p.privilege <> 'INSERT'
+                OR a.attname = 'tableoid' AND p.privilege = 'SELECT' AND e.partitions IS NOT NULL
+            )
             AND NOT has_column_privilege(e.relation, a.attnum, p.privilege)
         UNION ALL
         SELECT 'DELETE' WHERE NOT has_table_privilege(e.relation, 'DELETE')

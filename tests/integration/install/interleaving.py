@@ -23,6 +23,9 @@ LEGAL_ERRORS: Final = (
     asyncpg.UniqueViolationError,
     asyncpg.ForeignKeyViolationError,
     asyncpg.CardinalityViolationError,
+    # Of a row that does not belong to the named partition, or that ON CONFLICT would move to another.
+    asyncpg.CheckViolationError,
+    asyncpg.FeatureNotSupportedError,
     asyncpg.InFailedSQLTransactionError,
     asyncpg.InvalidSavepointSpecificationError,
 )

@@ -35,7 +35,17 @@ ENTITIES: Final = {
             "absent_ttl": "1s",
             "path": "/pair",
         }
-    )
+    ),
+    "visit": Entity.model_validate(
+        {
+            "name": "visit",
+            "table": "visit",
+            "key": ["word", "day"],
+            "ttl": "1h",
+            "absent_ttl": "1s",
+            "path": "/visit",
+        }
+    ),
 }
 TABLES: Final = """
     CREATE TABLE item (id text PRIMARY KEY, note text);
@@ -46,6 +56,9 @@ TABLES: Final = """
         word text, amount numeric, day date, at timestamptz, code char(3), note text,
         PRIMARY KEY (word, amount, day, at, code)
     );
+    CREATE TABLE visit (word text, day date, note text, PRIMARY KEY (word, day)) PARTITION BY RANGE (day);
+    CREATE TABLE visit_past PARTITION OF visit FOR VALUES FROM (MINVALUE) TO ('2026-01-01');
+    CREATE TABLE visit_rest PARTITION OF visit DEFAULT;
     CREATE TABLE audit (entry text);
 """
 FINE: Final = """
@@ -102,9 +115,24 @@ OWN_CODE: Final = {
 }
 # The names that the library's functions use: tables and aliases, types, functions and operators.
 RELATIONS: Final = (
-    *("entity", "change_log", "item", "note", "pair", "new_rows", "old_rows", "n", "o", "l", "t", "u", "p"),
+    *(
+        "entity",
+        "change_log",
+        "item",
+        "note",
+        "pair",
+        "visit",
+        "new_rows",
+        "old_rows",
+        "n",
+        "o",
+        "l",
+        "t",
+        "u",
+        "p",
+    ),
     *("pg_class", "pg_depend", "pg_trigger", "pg_proc", "pg_rewrite", "pg_constraint", "pg_index"),
-    "pg_attrdef",
+    *("pg_attrdef", "pg_inherits"),
 )
 TYPES: Final = """
     SELECT t.typname FROM pg_catalog.pg_type AS t
@@ -223,8 +251,8 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
     role = await attacker.fetchval("SELECT session_user")
     await owner.execute(
         f"INSERT INTO item VALUES ('a', 'old'), ('b', 'old'); {own_code}"
-        f"GRANT cachesync_service, cachesync_worker TO {role}; GRANT TRUNCATE ON item, note, pair TO {role};"
-        f"GRANT INSERT ON audit TO {role}"
+        f"GRANT cachesync_service, cachesync_worker TO {role};"
+        f"GRANT TRUNCATE ON item, note, pair, visit TO {role}; GRANT INSERT ON audit TO {role}"
     )
     await shadow(attacker, owner)
     for level in ("READ COMMITTED", "REPEATABLE READ"):
@@ -239,20 +267,23 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
             "INSERT INTO public.item SELECT pg_catalog.format('bulk %s', i), 'new'"
             " FROM pg_catalog.generate_series(1, 250) AS i;"
             "DELETE FROM public.item WHERE pg_catalog.starts_with(id, 'bulk');"
-            "INSERT INTO public.pair VALUES ('a/', '1.0', '2026-01-01', '2026-01-01', 'c')"
+            "INSERT INTO public.pair VALUES ('a/', '1.0', '2026-01-01', '2026-01-01', 'c');"
+            "INSERT INTO public.visit VALUES ('a/', '2025-01-01')"
         )
         await owner.execute("INSERT INTO note DEFAULT VALUES")
         await attacker.execute(
             "UPDATE public.item SET id = 'd' WHERE id OPERATOR(pg_catalog.=) 'c';"
             "UPDATE public.note SET id = pg_catalog.gen_random_uuid();"
             "UPDATE public.pair SET word = '~'; UPDATE public.pair SET note = 'new'; DELETE FROM public.pair;"
+            "UPDATE public.visit SET day = '2026-01-01'; UPDATE public.visit SET note = 'new';"
+            "DELETE FROM public.visit; SELECT cachesync.follow_partitions('visit');"
             "SELECT cachesync.latest_version('item', 'c'); SELECT cachesync.mark_published('{1}');"
             "SELECT cachesync.unpublish('{1}');"
             "SELECT cachesync.transaction_changes(pg_catalog.pg_current_xact_id(), '-infinity', true, 9, 9);"
             "SELECT cachesync.final_changes(10, 1000);"
             "DELETE FROM public.item WHERE id OPERATOR(pg_catalog.=) 'd'; DELETE FROM public.note; COMMIT"
         )
-    await attacker.execute("TRUNCATE public.item, public.note, public.pair")
+    await attacker.execute("TRUNCATE public.item, public.note, public.pair, public.visit")
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'd'") >= 4
     await attacker.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
     await attacker.execute("BEGIN; COMMIT")
