@@ -92,6 +92,12 @@ async def propose(connection: asyncpg.Connection, schemas: Collection[str] = ())
         else:
             names.add(proposed.entity.name)
             proposal.tables.append(proposed)
+    declared = {proposed.entity.table for proposed in proposal.tables}
+    for record in candidates:
+        name = _declared(record["schema_name"], record["table_name"])
+        root = record["root_table"] and _declared(record["root_schema"], record["root_table"])
+        if root in declared and name in proposal.left_out:
+            proposal.left_out[name] += ", whose entity has its rows"
     return proposal
 
 

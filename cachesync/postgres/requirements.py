@@ -39,10 +39,8 @@ def unmet_requirements(table: str, key: Sequence[str], properties: Properties) -
 def _trigger_problems(properties: Properties) -> Iterator[str]:
     """Yield why triggers on the table would miss changes."""
     if properties.unlogged:
-        yield (
-            "it, or a partition of it, is unlogged, so a crash would empty it without firing its triggers; "
-            "make it LOGGED"
-        )
+        unlogged = "a partition of it is" if properties.kind == "p" else "it is"
+        yield f"{unlogged} unlogged, so a crash would empty it without firing its triggers; make it LOGGED"
     if properties.inherits:
         yield "it has inheritance; writes to a part of it would not fire its triggers"
     if properties.subscribes:

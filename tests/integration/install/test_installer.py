@@ -246,7 +246,6 @@ async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) ->
             "no column 'x'; its columns: id",
         ),
         ("CREATE TABLE thing (id int PRIMARY KEY, row_version int)", {}, "its own column 'row_version'"),
-        ("CREATE TABLE thing (id int PRIMARY KEY) PARTITION BY HASH (id)", {}, "a partitioned table"),
         (
             "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE thing (PRIMARY KEY (id)) INHERITS (a)",
             {},

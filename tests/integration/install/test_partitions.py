@@ -301,7 +301,7 @@ REFUSED: Final = {
         """,
         "its partition public.far is a foreign table",
     ),
-    "an unlogged partition": ("ALTER TABLE south_low SET UNLOGGED", "or a partition of it, is unlogged"),
+    "an unlogged partition": ("ALTER TABLE south_low SET UNLOGGED", "a partition of it is unlogged"),
     "a key that partitions lack": (
         """
         ALTER TABLE orders DROP CONSTRAINT orders_pkey;

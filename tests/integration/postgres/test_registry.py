@@ -117,8 +117,8 @@ CHANGES = {
     """
     CREATE TABLE whole (LIKE thing INCLUDING GENERATED) PARTITION BY LIST (id);
     ALTER TABLE whole ATTACH PARTITION thing FOR VALUES IN (1)
-    """: "it is a partition or has inheritance",
-    "CREATE TABLE child () INHERITS (thing)": "is a partition or has inheritance",
+    """: "table public.thing: it became a partition",
+    "CREATE TABLE child () INHERITS (thing)": "it has inheritance",
     "CREATE TABLE above (id int NOT NULL); ALTER TABLE thing INHERIT above": "has inheritance",
     "ALTER TABLE thing SET UNLOGGED": "it is unlogged",
     "ALTER TABLE thing ENABLE ROW LEVEL SECURITY": "row security was enabled",
