@@ -67,7 +67,9 @@ def borrowed_database(database: object) -> BorrowedDatabase:
         return BorrowedDatabase(partial(_acquired_from_psycopg, database))
     if is_instance(database, "sqlalchemy.ext.asyncio", "AsyncEngine"):
         if is_instance(getattr(database, "pool", None), "sqlalchemy.pool", "StaticPool"):
-            message = "the engine has one connection for everybody (StaticPool); a read would end a transaction"
+            message = (
+                "the engine has one connection for everybody (StaticPool); a read would end a transaction"
+            )
             raise SettingsError(message)
         return BorrowedDatabase(partial(_acquired_from_sqlalchemy, database))
     message = (

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cachesync.change import Row
-    from cachesync.postgres.key import Key as TableKey
     from cachesync.postgres.catalog import Column
+    from cachesync.postgres.key import Key as TableKey
     from cachesync.service.cache import EntityCache
     from cachesync.service.following import Followed
 
@@ -352,7 +352,9 @@ def change_given(given: object, keys: Mapping[str, TableKey], service: str) -> C
         InvalidValueError: it has another form, or no row can have its key or its version.
     """
     if not isinstance(given, tuple) or len(given) != _PARTS:
-        message = f"a change is a Change or a tuple of entity, key and row version, not {type(given).__name__}"
+        message = (
+            f"a change is a Change or a tuple of entity, key and row version, not {type(given).__name__}"
+        )
         raise InvalidValueError(None, message)
     entity, key, version = given
     require_entity(keys, entity)

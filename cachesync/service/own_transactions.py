@@ -208,10 +208,11 @@ class PsycopgTransaction(DriverTransaction):
             # Interrupted before psycopg could end it.
             await _done(self._connection.rollback())
 
-
     def _require_replies(self) -> None:
         if self._connection.pgconn.pipeline_status:
-            message = "in a pipeline, statements and commits are not complete when psycopg returns; end it first"
+            message = (
+                "in a pipeline, statements and commits are not complete when psycopg returns; end it first"
+            )
             raise TransactionError(message)
 
 
