@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
 
     from local.system import System
+
+# A machine can be busy.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 STATE = Path(__file__).parents[1] / ".local"
 # pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
