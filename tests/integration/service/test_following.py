@@ -693,8 +693,8 @@ async def test_a_truncate_empties_every_slot_of_its_entity(family: Family, admin
 async def test_a_truncate_without_redis_empties_the_slots_before_this_process_reads_them(
     open_family: Callable[..., Any], admin: asyncpg.Connection, redis_sa: Redis
 ) -> None:
-    await admin.execute("ALTER DEFAULT PRIVILEGES GRANT TRUNCATE ON TABLES TO cachesync_service")
     async with open_family("?socket_timeout=0.2") as family:
+        await admin.execute("GRANT TRUNCATE ON pet TO cachesync_service")
         await family.cache_all()
         redis_sa.freeze()
         try:
