@@ -268,7 +268,11 @@ async def change(
     if kind == "move":
         return await _move(connection, entity, *keys)
     if kind in {"update", "bulk", "rollback"}:
-        await connection.execute(f"UPDATE {table} SET {column} = $2 WHERE {texts}", keys, _text(random))
+        # Others could insert the other rows now.
+        updated = await connection.fetch(
+            f"UPDATE {table} SET {column} = $2 WHERE {texts} RETURNING {text}", keys, _text(random)
+        )
+        keys = [record[0] for record in updated]
     deleted: list[str] = []
     if kind in {"delete", "again"}:
         found = await connection.fetch(f"DELETE FROM {table} WHERE {texts} RETURNING {text}", keys)
