@@ -20,7 +20,7 @@ from cachesync.service.caches import AsyncCaches, Key, require_entity
 from cachesync.service.calls import LoopThread, done_at_once
 from cachesync.service.database import UncommittedError, past_the_cache
 from cachesync.service.following import Following
-from cachesync.service.sessions import own_transaction
+from cachesync.service.sessions import own_blocking_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -195,7 +195,7 @@ class Caches:
             with following(session, settle) as result:
                 yield result
             return
-        block = Following(own_transaction(session), settle)
+        block = Following(own_blocking_transaction(session), settle)
         result = done_at_once(block.begin)
         try:
             yield result
@@ -206,7 +206,7 @@ class Caches:
 
     def changes_in(self, session: object) -> list[Change]:
         """Return what the current transaction has changed, as `AsyncCaches.changes_in` does."""
-        return done_at_once(own_transaction(session).changes)
+        return done_at_once(own_blocking_transaction(session).changes)
 
     def committed(self, changes: Iterable[Change | tuple[str, Key, int]]) -> bool:
         """Bring committed changes to the slots, as `AsyncCaches.committed` does."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -18,20 +18,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SQLALCHEMY: Final = (
-    ("sqlalchemy.ext.asyncio", "AsyncSession"),
-    ("sqlalchemy.ext.asyncio", "AsyncConnection"),
-    ("sqlalchemy.orm", "Session"),
-    ("sqlalchemy", "Connection"),
-)
-
 
 def own_transaction(session: Any, publisher: str | None = None) -> OwnTransaction:
     """Return the transaction of a session or a connection, which does not begin yet.
 
     Args:
-        session: a connection of asyncpg or psycopg; a session or a connection of SQLAlchemy. If it blocks,
-            so does the transaction, which waits for nothing.
+        session: a connection of asyncpg or psycopg; an `AsyncSession` or `AsyncConnection` of SQLAlchemy.
         publisher: as for `OwnTransaction`.
 
     Raises:
@@ -39,22 +31,45 @@ def own_transaction(session: Any, publisher: str | None = None) -> OwnTransactio
     """
     if isinstance(session, asyncpg.Connection | PoolConnectionProxy):
         return AsyncpgTransaction(session, publisher)
-    if is_instance(session, "psycopg", "AsyncConnection") or is_instance(session, "psycopg", "Connection"):
+    if is_instance(session, "psycopg", "AsyncConnection"):
         return PsycopgTransaction(session, publisher)
-    if is_instance(session, "sqlalchemy.orm", "scoped_session"):
-        session = session()
+    for name in ("AsyncSession", "AsyncConnection"):
+        if is_instance(session, "sqlalchemy.ext.asyncio", name):
+            return _of_sqlalchemy(session, name, publisher)
+    message = (
+        "a transaction is that of a connection of asyncpg or psycopg, or of an AsyncSession or "
+        f"AsyncConnection of SQLAlchemy, not {type(session).__name__}; "
+        "`cachesync.sync` follows those that block"
+    )
+    raise TransactionError(message)
+
+
+def own_blocking_transaction(session: Any) -> OwnTransaction:
+    """Return the transaction of a session or a connection that blocks: its coroutines wait for nothing.
+
+    Args:
+        session: a `Connection` of psycopg, a `Session`, `scoped_session` or `Connection` of SQLAlchemy, or a
+            connection of Django.
+
+    Raises:
+        TransactionError: it is something else, or commits in two phases.
+    """
+    if is_instance(session, "psycopg", "Connection"):
+        return PsycopgTransaction(session, None)
     if is_django(session):
         from django.db import connections  # noqa: PLC0415 - only if there is Django
 
         from cachesync.service.django_transactions import DjangoTransaction  # noqa: PLC0415 - as above
 
         return DjangoTransaction(connections[session.alias])
-    for module, name in _SQLALCHEMY:
+    if is_instance(session, "sqlalchemy.orm", "scoped_session"):
+        session = session()
+    for module, name in (("sqlalchemy.orm", "Session"), ("sqlalchemy", "Connection")):
         if is_instance(session, module, name):
-            return _of_sqlalchemy(session, name, publisher)
+            return _of_sqlalchemy(session, name, None)
     message = (
-        "a transaction is that of a connection of asyncpg or psycopg, or of a session or connection of "
-        f"SQLAlchemy, not {type(session).__name__}"
+        "a transaction is that of a Connection of psycopg, of a Session or Connection of SQLAlchemy, or of a "
+        f"connection of Django, not {type(session).__name__}"
     )
     raise TransactionError(message)
 

@@ -22,7 +22,7 @@ from psycopg_pool import ConnectionPool
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from cachesync import CacheSyncError, PrivilegeError, SettingsError, TransactionError, sync
+from cachesync import AsyncCaches, CacheSyncError, PrivilegeError, SettingsError, TransactionError, sync
 from cachesync.service import calls, following, own_transactions, sqlalchemy_transactions, watch
 from cachesync.sync import Caches
 from local.postgres import address, create_role
@@ -389,6 +389,16 @@ def test_a_call_notices_that_changes_are_no_longer_captured(
             assert caches["parent"].get(1) == {"id": 1, "n": 5}
         finally:
             shop.admin.execute(b"ALTER TABLE parent ENABLE ALWAYS TRIGGER cachesync_log_update")
+
+
+async def test_a_session_is_followed_only_where_it_blocks_or_does_not(shop: Shop) -> None:
+    async with await psycopg.AsyncConnection.connect(shop.dsn) as session:
+        with shop.caches() as caches, pytest.raises(TransactionError, match="not AsyncConnection"):
+            caches.following(session).__enter__()
+    with shop.session("session") as (blocking, _, _):
+        async with AsyncCaches("sa", redis=shop.redis, database=shop.dsn, entities=shop.entities) as opened:
+            with pytest.raises(TransactionError, match="not Session; `cachesync"):
+                opened.following(blocking)
 
 
 def test_something_else_is_no_database(shop: Shop) -> None:
