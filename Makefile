@@ -7,10 +7,10 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up unit test faults bench bench-quick bench-growth compose docker images containers check format lock audit clean
+.PHONY: help setup demo up unit test faults faults-examples bench bench-quick bench-growth compose docker images containers check format lock audit clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## create the environment in .venv; does nothing unless requirements.txt has changed
 
@@ -47,6 +47,9 @@ test: setup ## run all tests against real servers and measure coverage; K=expres
 
 faults: setup ## check what clients see while components fail; MINUTES=60 SEED=1 BREAK=lease, see docs/faults.md
 	$(PYTHON) -m tests.faults.history
+
+faults-examples: setup ## check the services in examples/ while components are killed; MINUTES=10 SEED=1
+	$(PYTHON) -m tests.faults.examples
 
 bench: setup ## measure everything, in under 30 minutes; writes benchmarks/results.json and docs/benchmarks.md
 	$(PYTHON) -m benchmarks

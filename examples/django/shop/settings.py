@@ -22,7 +22,7 @@ DATABASES = {
 }
 INSTALLED_APPS = ["shop", "cachesync.contrib.django"]
 CACHESYNC = {
-    "SERVICE": "shop",
+    "SERVICE": "office",
     "REDIS": os.environ["REDIS_URL"],
     "ENTITIES": FOLDER / "entities.toml",
 }

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from secrets import token_hex
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import redis as redis_client
@@ -31,7 +32,7 @@ from tests.faults.supervisor import metadata
 from tests.integration.refusals import DELETES, READS_ONLY, refusing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from confluent_kafka import KafkaError, Message
 
@@ -65,12 +66,26 @@ Dump = dict[bytes, tuple[bytes, int]]
 class Faults:
     """Injects the planned faults, and restarts components that exit, as a supervisor would.
 
+    Args:
+        system: the running system.
+        links: the proxies between its components.
+        clock: tells when each fault began.
+        seed: determines the details of the faults.
+        others: further processes to restart and to harm, by name.
+
     Attributes:
         done: the faults so far, including those in progress.
         poison: the keys of the undecodable messages that the broker has acknowledged.
     """
 
-    def __init__(self, system: System, links: Links, clock: Clock, seed: int) -> None:
+    def __init__(
+        self,
+        system: System,
+        links: Links,
+        clock: Clock,
+        seed: int,
+        others: Mapping[str, Process] = MappingProxyType({}),
+    ) -> None:
         self._system = system
         self._links = links
         self._clock = clock
@@ -79,6 +94,7 @@ class Faults:
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._supervised: dict[str, Process] = {
             **system.services,
+            **others,
             **{part.name.removeprefix("airflow-"): part for part in system.airflow.components},
         }
         assert system.postgres is not None

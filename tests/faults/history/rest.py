@@ -75,7 +75,7 @@ class Watch:
             with suppress(KafkaException, CommandError):
                 if newest is None:
                     newest = last_version(self._system)
-                if ends is None and not _unpublished(self._system, newest):
+                if ends is None and not unpublished(self._system, newest):
                     ends = _ends(self._groups[0])
                 if ends is not None and all(_has_applied(group, ends) for group in self._groups):
                     return True
@@ -88,7 +88,8 @@ def last_version(system: System) -> int:
     return int(run_sql(system.dsn, "SELECT last_value FROM cachesync.row_version"))
 
 
-def _unpublished(system: System, newest: int) -> bool:
+def unpublished(system: System, newest: int) -> bool:
+    """Return whether changes up to a version still wait to be published."""
     log = "SELECT count(*) > 0 FROM cachesync.change_log"
     return run_sql(system.dsn, f"{log} WHERE published_at IS NULL AND version <= {newest}") == "t"
 
