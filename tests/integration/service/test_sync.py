@@ -210,6 +210,22 @@ def test_the_two_halves_of_a_block_follow_a_commit_of_others(shop: Shop) -> None
         assert caches["parent"].get(1) == {"id": 1, "n": 7}
 
 
+def test_a_slot_that_a_redis_refused_to_correct_is_not_read_without_the_loop_either(shop: Shop) -> None:
+    with shop.caches() as caches, shop.session("psycopg") as (session, execute, _):
+        for _ in range(2):
+            assert caches["parent"].get(1) == {"id": 1, "n": 0}
+        shop.slots.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha", "-del")
+        try:
+            with caches.following(session) as followed:
+                execute("UPDATE parent SET n = 7 WHERE id = 1")
+            assert not followed.cached
+            assert shop.kinds() == {"1": "V"}
+            assert caches["parent"].get(1) == {"id": 1, "n": 7}
+        finally:
+            shop.slots.execute_command("ACL", "SETUSER", "default", "+@all")
+        assert caches["parent"].get(1) == {"id": 1, "n": 7}
+
+
 def test_a_transaction_of_others_cannot_be_followed(shop: Shop) -> None:
     with shop.caches() as caches, shop.session("psycopg") as (session, execute, _):
         execute("SELECT 1")
