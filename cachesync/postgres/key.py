@@ -1,8 +1,7 @@
 """The key of an entity: its columns, and the text that names a row in slots, messages, and the change log.
 
 The text of a key of one column is the canonical text of its value. That of several columns is the canonical
-texts of their values, joined by `/`. Within such a part, `~` is written as `~0`, and `/` as `~1`, as in a
-JSON Pointer (RFC 6901), so that the parts are found by splitting.
+texts of their values, joined as `cachesync.key_text` does it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
+from cachesync import key_text
 from cachesync.errors import InvalidValueError
+from cachesync.key_text import SEPARATOR
 from cachesync.postgres.canonical import can_have_any_character, canonical_expression
 from cachesync.postgres.statements import identifier, statement
 
@@ -20,22 +21,10 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
 
-SEPARATOR: Final = "/"
-
 # The operators of the functions that every write calls have their schema.
 _EQUAL: Final = "OPERATOR(pg_catalog.=)"
 _UNEQUAL: Final = "OPERATOR(pg_catalog.<>)"
 _JOIN: Final = f" OPERATOR(pg_catalog.||) '{SEPARATOR}' OPERATOR(pg_catalog.||) "
-
-
-def escaped(part: str) -> str:
-    """Return the text of a value as a part of the text of a key."""
-    return part.replace("~", "~0").replace("/", "~1")
-
-
-def unescaped(part: str) -> str:
-    """Return the text of a value from a part of the text of a key."""
-    return part.replace("~1", "/").replace("~0", "~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +85,11 @@ class Key:
 
     def text_of(self, parts: Sequence[str]) -> str:
         """Return the text of the key with these canonical texts of its columns' values."""
-        return parts[0] if len(self.columns) == 1 else SEPARATOR.join(map(escaped, parts))
+        return key_text.joined(parts)
 
     def parts(self, text: str) -> list[str]:
         """Return the text of each column's value."""
-        return [text] if len(self.columns) == 1 else list(map(unescaped, text.split(SEPARATOR)))
+        return key_text.split(text, len(self.columns))
 
     def in_view(self) -> Key:
         """Return the key as the columns of the entity's view."""

@@ -19,7 +19,7 @@ import httpx
 
 from cachesync.errors import DatabaseUnavailableError
 from cachesync.postgres.connect import connect
-from cachesync.postgres.key import unescaped
+from cachesync.key_text import split
 from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def _content(row: Row, random: Random) -> dict[str, Any]:
 
 def _parts(row: Row) -> list[str]:
     """Return the text of each column of a row's key."""
-    return [row.key] if len(TABLES[row.entity].key) == 1 else [*map(unescaped, row.key.split("/"))]
+    return split(row.key, len(TABLES[row.entity].key))
 
 
 def _path(row: Row) -> str:
