@@ -54,6 +54,8 @@ class Change:
             large for a message.
         source: the name of the service or database user that made the change; empty if it is unknown.
         changed_at: when the statement that made the change ended.
+        unique: after an upsert without a value, the row's values in unique lookups, as `cachesync.lookup`
+            encodes them; empty if they are not known.
     """
 
     entity: str
@@ -63,6 +65,7 @@ class Change:
     value: bytes | None
     source: str
     changed_at: datetime
+    unique: bytes = b""
 
     @property
     def changed_ms(self) -> int:
@@ -82,12 +85,14 @@ class Event(NamedTuple):
         content: the row after the change, as `cachesync.value` encodes it; only the part up to the version if
             the change empties the slot.
         changed_ms: when the statement that made the change ended, in milliseconds since 1970.
+        unique: as `Change.unique`; None for what is no upsert without a value.
     """
 
     entity: str
     key: bytes | None
     content: bytes
     changed_ms: int
+    unique: bytes | None = None
 
 
 def event_of(change: Change) -> Event:
@@ -97,6 +102,7 @@ def event_of(change: Change) -> Event:
         None if change.key is None else change.key.encode(),
         change.value or encode_head(change.version),
         change.changed_ms,
+        change.unique if change.operation is Operation.UPSERT and change.value is None else None,
     )
 
 

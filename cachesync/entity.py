@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import timedelta
-from itertools import combinations
+from functools import cached_property
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
 )
 
 from cachesync.errors import DeclarationError
+from cachesync.lookup import columns_name
 from cachesync.mistakes import did_you_mean, in_words, matching
 
 if TYPE_CHECKING:
@@ -71,6 +73,24 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 KeyColumns = Annotated[tuple[Identifier, ...], BeforeValidator(_listed), AfterValidator(_distinct)]
 """The columns of a key; a single one can be given as text."""
+
+
+def _each_listed(lookups: object) -> object:
+    if not isinstance(lookups, list | tuple):
+        message = "must be a list; each item is the name of a column, or a list of such names"
+        raise ValueError(message)  # noqa: TRY004 - pydantic expects it
+    return lookups
+
+
+def _distinct_lookups(lookups: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    if len(set(map(frozenset, lookups))) != len(lookups):
+        message = "must not list the same columns twice"
+        raise ValueError(message)
+    return lookups
+
+
+Lookups = Annotated[tuple[KeyColumns, ...], BeforeValidator(_each_listed), AfterValidator(_distinct_lookups)]
+"""The columns of unique lookups."""
 MAX_NAME: Final = 40
 """Maximum length of an entity's name, which leaves room for the suffixes of the objects named after it."""
 _NAME: Final = matching(
@@ -92,6 +112,10 @@ ServiceName = Annotated[str, AfterValidator(check_service_name)]
 _PATH: Final = matching(
     r"(/[a-z0-9][a-z0-9._-]*)+", "a path such as /students, of lowercase letters, digits, '.', '_' and '-'"
 )
+LOOKUP_PATH: Final = "/by"
+"""What follows the path of an entity in those of its unique lookups."""
+SEGMENTS_BEFORE_VALUES: Final = 2
+"""How many segments precede the values in such a path: this one, and the columns."""
 
 
 class Entity(BaseModel):
@@ -102,6 +126,7 @@ class Entity(BaseModel):
         table: the table, as `name` or `schema.name`, without SQL quotes.
         key: the columns of the primary key, in its order.
         columns: the columns that are cached and served, in this order; None for all columns.
+        unique: the columns by whose values a row can be found as by its key; each needs a unique index.
         ttl: how long a value stays cached.
         absent_ttl: how long *absent* (no such row) stays cached.
         on_change: `refresh` replaces a cached value with the changed row; `invalidate` empties the slot.
@@ -116,6 +141,7 @@ class Entity(BaseModel):
     table: Annotated[str, AfterValidator(_TABLE)]
     key: KeyColumns
     columns: tuple[Identifier, ...] | None = None
+    unique: Lookups = ()
     ttl: Duration
     absent_ttl: Duration
     on_change: OnChange = "refresh"
@@ -133,6 +159,34 @@ class Entity(BaseModel):
                 message = f"must include the key column {name!r}"
                 raise ValueError(message)
         return columns
+
+    @field_validator("unique")
+    @classmethod
+    def _check_unique(
+        cls, unique: tuple[tuple[str, ...], ...], info: ValidationInfo
+    ) -> tuple[tuple[str, ...], ...]:
+        columns, key = info.data.get("columns"), info.data.get("key", ())
+        for lookup in unique:
+            if set(lookup) == set(key):
+                message = "must not list the key, by which a row is found anyway"
+                raise ValueError(message)
+            for name in lookup:
+                if columns is not None and name not in columns:
+                    message = f"must not name the column {name!r}, which the declared columns do not include"
+                    raise ValueError(message)
+            # The paths of the services are {path}/by/{columns}/{value} and {path}/{key}.
+            if len(key) == len(lookup) + SEGMENTS_BEFORE_VALUES:
+                message = (
+                    f"must not have a lookup by {len(lookup)} for a key of {len(key)} columns, because their "
+                    "paths could not be told apart"
+                )
+                raise ValueError(message)
+        return unique
+
+    @cached_property
+    def lookups(self) -> dict[str, tuple[str, ...]]:
+        """The columns of each unique lookup, by their name in slots and messages."""
+        return {columns_name(columns): columns for columns in self.unique}
 
     @property
     def schema_and_table(self) -> tuple[str, str]:
@@ -241,7 +295,7 @@ def _field_problems(name: str, section: Mapping[str, Any], error: ValidationErro
 
 
 def _shared_values(document: Mapping[str, Any]) -> Iterator[str]:
-    """Describe each table and each path that two sections declare."""
+    """Describe each table and each path that two sections declare, and paths within those of lookups."""
     sections = {name: section for name, section in document.items() if isinstance(section, dict)}
     for (one, first), (other, second) in combinations(sections.items(), 2):
         for field in ("table", "path"):
@@ -250,3 +304,7 @@ def _shared_values(document: Mapping[str, Any]) -> Iterator[str]:
                 values = [str(value).removeprefix("public.") if value else value for value in values]
             if values[0] is not None and values[0] == values[1]:
                 yield f"{one!r} and {other!r} have the same {field}"
+    for (one, first), (other, second) in permutations(sections.items(), 2):
+        taken = f"{first.get('path')}{LOOKUP_PATH}"
+        if first.get("unique") and f"{second.get('path')}/".startswith(f"{taken}/"):
+            yield f"the path of {other!r} begins with {taken}, like those of the unique lookups of {one!r}"

@@ -131,7 +131,9 @@ capture_lost: Final = Gauge(
 )
 pruned: Final = Counter("cachesync_pruned", "Published lines that the relay removed from the change log")
 applied: Final = Counter(
-    "cachesync_applied", "Changes applied to a cache, by effect on the slot", ["service", "effect"]
+    "cachesync_applied",
+    "Changes applied to the slots of a cache, of rows and of unique lookups, by effect on the slot",
+    ["service", "effect"],
 )
 dead_letters: Final = Counter(
     "cachesync_dead_letters", "Messages sent to the dead-letter topic", ["service", "stage"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 from cachesync.entity import load_entities
 from cachesync.errors import SettingsError
 from cachesync.service.borrowed import is_django
-from cachesync.service.caches import AsyncCaches, Key, require_entity
+from cachesync.service.caches import AsyncCaches, Key, KeyPart, require_entity
 from cachesync.service.calls import LoopThread, done_at_once
 from cachesync.service.database import UncommittedError, past_the_cache
 from cachesync.service.following import Following
@@ -60,6 +60,17 @@ class Cache:
         if hit is not None:
             return hit[0]
         row: dict[str, Any] | T | None = self._read(lambda cache: cache.get(key, as_=as_))
+        return row
+
+    @overload
+    def get_by(self, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
+
+    @overload
+    def get_by(self, *, as_: type[T], **values: KeyPart) -> T | None: ...
+
+    def get_by(self, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
+        """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
+        row: dict[str, Any] | T | None = self._read(lambda cache: cache.get_by(as_=as_, **values))
         return row
 
     @overload

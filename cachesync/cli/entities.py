@@ -84,13 +84,17 @@ def _file(proposal: Proposal) -> Iterator[str]:
 
 
 def _section(proposed: Proposed) -> Iterator[str]:
-    entity, unserved = proposed
+    entity, unserved, unique = proposed
     yield f"[{entity.name}]"
     yield f"table = {_string(entity.table)}"
     yield f"key = {_string(entity.key[0]) if len(entity.key) == 1 else _list(entity.key)}"
     if entity.columns is not None:
         yield from map(_comment, unserved)
         yield f"columns = {_list(entity.columns)}"
+    if unique:
+        lookups = [_string(*names) if len(names) == 1 else _list(names) for names in unique]
+        # Each one costs something at every change of a row.
+        yield _comment(f"unique = [{', '.join(lookups)}]")
     yield f"ttl = {_string(TTL)}"
     yield f"absent_ttl = {_string(ABSENT_TTL)}"
     yield f"path = {_string(entity.path)}"

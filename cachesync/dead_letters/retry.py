@@ -307,7 +307,8 @@ class Retrier:
         for (letter, change), head in zip(of_rows, heads, strict=True):
             if isinstance(head, str) and dry_run:
                 outcomes[letter.id] = _Failure(Stage.CACHE, head)
-            elif isinstance(head, bytes) and is_past(head, change.version):
+            # The slots of unique lookups are not looked at, so that the current row is applied in any case.
+            elif isinstance(head, bytes) and is_past(head, change.version) and not self._has_lookups(change):
                 outcomes[letter.id] = Action.SUPERSEDED
             else:
                 behind.append((letter, change))
@@ -326,6 +327,9 @@ class Retrier:
             reason = reasons.get(id(change))
             outcomes[letter.id] = Action.RESOLVED if reason is None else _Failure(Stage.CACHE, reason)
         return outcomes
+
+    def _has_lookups(self, change: Change) -> bool:
+        return change.operation is not Operation.DELETE and bool(self._entities[change.entity].unique)
 
     async def _current(self, changes: Sequence[Change]) -> list[Change | str]:
         """Return each change with its current row, or the reason why there can be no such row."""

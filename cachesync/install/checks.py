@@ -11,6 +11,7 @@ from cachesync.errors import InstallError, NotInstalledError
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.canonical import KEY_TYPES, refusal
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
+from cachesync.postgres.lookup import lookup_problems
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import statement
@@ -135,6 +136,9 @@ async def table_problems(connection: asyncpg.Connection, entity: Entity, relatio
         *_column_problems(entity, relation),
         *unmet_requirements(entity.table, entity.key, relation.properties),
         *_row_security_problems(entity, relation.properties),
+        *lookup_problems(
+            entity, {column.name: column for column in relation.columns}, relation.properties.unique
+        ),
     ]
     if relation.properties.typed and not relation.has_version:
         problems.append(

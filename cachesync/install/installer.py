@@ -22,6 +22,7 @@ from cachesync.mistakes import did_you_mean
 from cachesync.postgres.catalog import VERSION_COLUMN, Relation
 from cachesync.postgres.connect import SEARCH_PATH, translate_postgres_errors
 from cachesync.postgres.key import Key
+from cachesync.postgres.lookup import view_columns
 from cachesync.postgres.payload import PAYLOAD_SETTINGS, payload_expression
 from cachesync.postgres.registry import Registration, fingerprint, read_registry
 from cachesync.postgres.statements import identifier, literal, statement
@@ -221,6 +222,7 @@ async def _install_entity(
     installation = await connection.fetchval(statement("install/installation"), entity.name, changed)
     installed_fingerprint = fingerprint(entity.name, shape, installation)
     qualified = identifier(schema, table)
+    view = identifier("cachesync", entity.name)
     readable = ", ".join([*map(identifier, key.names), VERSION_COLUMN])
     privileges = f"SELECT ({readable}) and UPDATE ({VERSION_COLUMN}) on {qualified}"
     by_row = relation.properties.has_relatives
@@ -240,6 +242,7 @@ async def _install_entity(
         "has_key_of_old": key.same("t", "o"),
         "has_key_of_line": key.matches("t", "l.key"),
         "shown_key": key.view_columns("t"),
+        "shown_lookups": view_columns(entity, "t"),
         "old_is_foreign": _other_types("OLD", [*key.names, VERSION_COLUMN]),
         "new_is_foreign": _other_types("NEW", dict.fromkeys([*names, *key.names, VERSION_COLUMN])),
         "overtaken": literal(f"cachesync.{entity.name}_overtaken"),
@@ -250,7 +253,7 @@ async def _install_entity(
         "payload": payload_expression("t", names, session_text=session_text),
         "json_schema": "cachesync" if session_text else "pg_catalog",
         "settings": _SETTINGS if any(column.settings_text for column in columns) else "",
-        "view": identifier("cachesync", entity.name),
+        "view": view,
         "of_each_row": literal(
             ", ".join(f"{functions[name]}()" for name in ("draw", "log_row", "redraw_as_writer"))
         ),
@@ -272,6 +275,11 @@ async def _install_entity(
     # If nothing has changed, skip the script, whose locks wait for every writer.
     if registered is not None and not changed and registered.definition == definition:
         return
+    if await connection.fetchval(statement("install/shows_lookups"), view):
+        # Such a view cannot be replaced by one without them.
+        script = (
+            f"DROP VIEW {view};\n{script}GRANT SELECT ON {view} TO cachesync_service, cachesync_worker;\n"
+        )
     # A partition has the columns of the uppermost table, which another entity can have given it.
     root = await connection.fetchval(statement("install/without_version"), schema, table)
     if root is not None:

@@ -13,6 +13,7 @@ from cachesync.errors import SettingsError
 from cachesync.install.checks import RESERVED_NAMES, table_problems, unserved
 from cachesync.mistakes import did_you_mean, in_words
 from cachesync.postgres.catalog import describe_relation, describe_tables
+from cachesync.postgres.lookup import possible_lookups
 from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import statement
 
@@ -40,10 +41,12 @@ class Proposed(NamedTuple):
     Attributes:
         entity: its declaration.
         unserved: why the declaration leaves out columns.
+        unique: the columns by which rows could be looked up.
     """
 
     entity: Entity
     unserved: tuple[str, ...]
+    unique: list[tuple[str, ...]]
 
 
 class Proposal(NamedTuple):
@@ -138,7 +141,8 @@ async def _proposed(
         served = tuple(column.name for column in relation.columns if column.name not in reasons)
         entity = Entity.model_validate({**declaration, "columns": served})
     problems = await table_problems(connection, entity, relation)
-    return "; ".join(problems) or Proposed(entity, tuple(reasons.values()))
+    unique = possible_lookups(entity, relation.served(entity), properties.unique)
+    return "; ".join(problems) or Proposed(entity, tuple(reasons.values()), unique)
 
 
 def _declared(schema: str, table: str) -> str:

@@ -5,7 +5,8 @@ the time of the change, so that a consumer moves bytes and decodes nothing.
 
 All other changes are events in the binary content mode of CloudEvents 1.0, whose headers have the version. A
 delete is a tombstone, a message without a value. An upsert that is too large for Kafka has an empty value; it
-empties the slot. Earlier versions of this library sent all upserts as events, with the payload as the value.
+empties the slot, and a header has the values of the row in unique lookups. Earlier versions of this library
+sent all upserts as events, with the payload as the value.
 
 Source: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md
 """
@@ -36,6 +37,7 @@ _MAX_VERSION_DIGITS: Final = 19
 _BEFORE_FIRST: Final = encode_head(0)
 _LAST: Final = encode_head(_MAX_VERSION)
 _FINGERPRINT_BYTES: Final = 8
+_UNIQUE: Final = "ce_unique"
 
 _PAYLOAD_HEADERS: Final = frozenset({"ce_fingerprint", "content-type"})
 
@@ -69,7 +71,7 @@ def encode_headers(change: Change) -> Headers:
     """Return the message headers of a change."""
     if change.value is not None:
         return []
-    return [
+    headers: Headers = [
         ("ce_specversion", b"1.0"),
         ("ce_id", b"%d" % change.version),
         ("ce_source", b"/cachesync/" + change.source.encode()),
@@ -77,6 +79,9 @@ def encode_headers(change: Change) -> Headers:
         ("ce_time", change.changed_at.isoformat().encode()),
         ("ce_rowversion", b"%d" % change.version),
     ]
+    if change.unique:
+        headers.append((_UNIQUE, change.unique))
+    return headers
 
 
 def without_value(value: bytes, headers: Headers, milliseconds: int) -> Headers:
@@ -197,6 +202,7 @@ def decode(
             value=None if not value or fingerprint is None else encode_value(int(digits), fingerprint, value),
             source=_field(fields, "ce_source").decode().removeprefix("/cachesync/"),
             changed_at=datetime.fromisoformat(_field(fields, "ce_time").decode()).astimezone(UTC),
+            unique=_unique(fields),
         )
     except (ValueError, OverflowError) as error:
         message = f"malformed header or key: {error}"
@@ -240,6 +246,12 @@ def _fingerprint(
         message = "an upsert must have a value and a ce_fingerprint of 8 characters, or neither"
         raise UndecodableError(message)
     return fingerprint
+
+
+def _unique(fields: Mapping[str, str | bytes | None]) -> bytes:
+    """Return the values of the row in unique lookups; empty if the message does not have them."""
+    unique = fields.get(_UNIQUE)
+    return unique if isinstance(unique, bytes) else b""
 
 
 def _field(fields: dict[str, str | bytes | None], name: str) -> bytes:

@@ -16,7 +16,8 @@ from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client, recovery_seconds
 from cachesync.kafka.event import encode_headers, message_key, message_value, time_of
-from cachesync.value import version_of
+from cachesync.lookup import encode_values, values_in
+from cachesync.value import UP_TO_PAYLOAD, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from cachesync.change import Upserts
+    from cachesync.entity import Entity
 
     Settled = Callable[[KafkaError | None], None]
     Failed = Callable[[int, KafkaError], None]
@@ -73,6 +75,7 @@ class Sender:
     Args:
         settings: the settings of the producer; see `producer_settings`. With `delivery.report.only.error`,
             only changes that cannot be delivered are settled; see `flush`.
+        entities: the declared entities by name.
 
     Attributes:
         max_bytes: the maximum size of a message; a payload above it is certainly too large.
@@ -82,8 +85,9 @@ class Sender:
         KafkaUnavailableError: librdkafka rejected the settings.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], entities: Mapping[str, Entity]) -> None:
         self._settings = settings
+        self._entities = entities
         self._producer = self._open()
         self._with_omissions: set[str] = set()
         # Since when no change was delivered although some were sent, and since when no broker responds.
@@ -114,7 +118,7 @@ class Sender:
         if change.value is None and change.operation is Operation.UPSERT:
             self._count_omission(change.entity)
         # The change itself is not kept: librdkafka has its own copy of the payload.
-        smaller = _smaller(change, alone=alone)
+        smaller = self._smaller(change, alone=alone)
         shrink = (
             None if smaller is None else partial(self._send_smaller, topic, smaller, settled, alone=alone)
         )
@@ -159,7 +163,8 @@ class Sender:
         def undelivered(error: KafkaError, key: str, value: bytes, milliseconds: int) -> None:
             version = version_of(value)
             changed_at = time_of(milliseconds)
-            smaller = Change(upserts.entity, key, version, Operation.UPSERT, None, "", changed_at)
+            unique = self._unique(upserts.entity, value)
+            smaller = Change(upserts.entity, key, version, Operation.UPSERT, None, "", changed_at, unique)
 
             def settled(error: KafkaError | None) -> None:
                 if error is not None:
@@ -250,6 +255,25 @@ class Sender:
         # Of the new producer's queue.
         self._queued = self._undelivered = 0
 
+    def _smaller(self, change: Change, *, alone: bool) -> Change | None:
+        """Return what to publish in place of a change that is too large; None to report the error.
+
+        Without its payload, a change empties its slot. If even its key is too large, a truncate empties all
+        slots of the entity. Only a change that was sent alone is certainly too large: a broker rejects whole
+        batches.
+        """
+        if change.value is not None:
+            return replace(change, value=None, unique=self._unique(change.entity, change.value))
+        if alone and change.key is not None:
+            return replace(change, operation=Operation.TRUNCATE, key=None, unique=b"")
+        return None
+
+    def _unique(self, entity: str, value: bytes) -> bytes:
+        declared = self._entities.get(entity)
+        if declared is None or not declared.unique:
+            return b""
+        return encode_values(values_in(declared.lookups, value[UP_TO_PAYLOAD:]))
+
     def _send_smaller(self, topic: str, smaller: Change, settled: Settled, *, alone: bool) -> None:
         if smaller.operation is Operation.TRUNCATE:
             metrics.without_key.labels(smaller.entity).inc()
@@ -305,20 +329,6 @@ def _failed(settled: Settled, shrink: Callable[[], None] | None, error: KafkaErr
         shrink()
     else:
         settled(error)
-
-
-def _smaller(change: Change, *, alone: bool) -> Change | None:
-    """Return what to publish in place of a change that is too large; None to report the error.
-
-    Without its payload, a change empties its slot. If even its key is too large, a truncate empties all
-    slots of the entity. Only a change that was sent alone is certainly too large: a broker rejects whole
-    batches.
-    """
-    if change.value is not None:
-        return replace(change, value=None)
-    if alone and change.key is not None:
-        return replace(change, operation=Operation.TRUNCATE, key=None)
-    return None
 
 
 def _answers(producer: Producer, timeout: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -87,6 +88,23 @@ class Column:
             return not self.cast_enum
         return self.type_schema == "pg_catalog" and self.base_type in KEY_TYPES
 
+    @property
+    def can_be_found(self) -> bool:
+        """Whether rows can be found by a unique value of the column."""
+        # Without a length, equal values of char have different texts in JSON.
+        is_varying = self.base_type == "bpchar" and self.max_length is None
+        return self.can_be_key and self.deterministic and not is_varying
+
+    def in_payload(self, canonical: str) -> str:
+        """Return the text of a value in JSON, where a number has no zeros at the end of its fraction.
+
+        Args:
+            canonical: the canonical text of the value.
+        """
+        if self.base_type == "timestamptz":
+            return canonical.replace("Z", "+00:00")
+        return canonical.ljust(self.max_length or 0) if self.base_type == "bpchar" else canonical
+
     def canonical_key(self, text: object) -> str:
         """Return the canonical form of a value of a key column.
 
@@ -125,6 +143,8 @@ class Properties:
         key_columns: the columns of the primary key; empty if there is none.
         key_deferrable: whether the check of the primary key can be deferred until the commit.
         key_incomplete: whether partitions lack the primary key.
+        unique: the sets of columns on which there is a unique index that is valid, for all rows, and without
+            expressions. Its check can be deferred until the commit, which is when others see the rows.
         virtual_columns: the generated columns that are computed when they are read.
     """
 
@@ -142,6 +162,7 @@ class Properties:
     key_columns: tuple[str, ...]
     key_deferrable: bool
     key_incomplete: bool
+    unique: frozenset[frozenset[str]]
     virtual_columns: tuple[str, ...]
 
     @property
@@ -195,6 +216,7 @@ async def describe_tables(
             key_columns=tuple(record["key_columns"]),
             key_deferrable=record["key_deferrable"],
             key_incomplete=record["key_incomplete"],
+            unique=frozenset(map(frozenset, json.loads(record["unique_columns"]))),
             virtual_columns=tuple(record["virtual_columns"]),
         )
         for record in records

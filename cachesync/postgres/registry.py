@@ -49,6 +49,7 @@ class Registration:
         installation: the number of its installation.
         shape: everything that determined the payload of a row when the entity was installed.
         details: a digest of the table as it is now; it changes with everything that a service knows of it.
+        unique: the sets of columns on which its table has a unique index; see `Properties.unique`.
         findings: why changes may not be captured, or may have been missed.
         partitions_changed: whether partitions were attached or detached, which the relay follows.
         denied: the privileges that the login of the service lacks, and what to run; None if it lacks none.
@@ -63,6 +64,7 @@ class Registration:
     installation: int
     shape: Any
     details: str
+    unique: frozenset[frozenset[str]]
     findings: tuple[str, ...]
     partitions_changed: bool
     denied: str | None = None
@@ -149,6 +151,7 @@ def _registration(record: asyncpg.Record, tables: Mapping[tuple[str, str], Prope
         installation=record["installation"],
         shape=None if record["registered_shape"] is None else json.loads(record["registered_shape"]),
         details=hashlib.sha256(details.encode()).hexdigest(),
+        unique=tables[table].unique if table in tables else frozenset(),
         findings=findings,
         partitions_changed=record["partitions_changed"],
     )

@@ -8,14 +8,16 @@ from cachesync.change import Row
 from cachesync.errors import InvalidValueError, NotInstalledError
 from cachesync.postgres.catalog import describe_relation
 from cachesync.postgres.key import Key
+from cachesync.postgres.lookup import lookups_in_view
 from cachesync.postgres.statements import identifier, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import asyncpg
 
     from cachesync.entity import Entity
+    from cachesync.postgres.lookup import Lookup
 
 
 class Rows:
@@ -25,14 +27,18 @@ class Rows:
         connection: a connection with the role `cachesync_worker`.
         entity: the entity.
         key: the key of the entity.
+        lookups: its unique lookups, as columns of the view.
     """
 
-    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Key) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection, entity: Entity, key: Key, lookups: Mapping[str, Lookup]
+    ) -> None:
         self._connection = connection
+        self._declared = entity
         self._entity = entity.name
         self._key = key
+        self._lookups = lookups
         self._view = identifier("cachesync", entity.name)
-        self._read = statement("postgres/rows", view=self._view, has_key=key.in_view().matches("v", "u.key"))
 
     @classmethod
     async def open(cls, connection: asyncpg.Connection, entity: Entity) -> Self:
@@ -50,17 +56,35 @@ class Rows:
         if relation is None or await connection.fetchval("SELECT to_regclass($1)", view) is None:
             message = f"entity {entity.name!r} is declared but not installed; run `cachesync install`"
             raise NotInstalledError(message)
-        return cls(connection, entity, Key.of(entity, relation.columns))
+        lookups = lookups_in_view(entity, relation.columns)
+        return cls(connection, entity, Key.of(entity, relation.columns), lookups)
 
     async def read(self, keys: Iterable[str]) -> dict[str, Row]:
         """Return the rows that exist, by key; keys that no row can have are skipped."""
         possible = [key for key in keys if self.impossible(key) is None]
-        records = await self._connection.fetch(self._read, possible, self._entity)
+        return await self._read(self._key.in_view(), possible)
+
+    async def having(self, lookup: Lookup, texts: Iterable[str]) -> dict[str, Row]:
+        """Return the rows that have values in unique columns, by the text of the value.
+
+        Args:
+            lookup: the columns of the view.
+            texts: the texts of the values; those that no row can have are skipped.
+        """
+        return await self._read(lookup, [text for text in texts if lookup.impossible(text) is None])
+
+    async def _read(self, columns: Key, texts: list[str]) -> dict[str, Row]:
+        query = statement(
+            "postgres/rows",
+            view=self._view,
+            key_text=self._key.in_view().text("v"),
+            has_text=columns.matches("v", "u.text"),
+        )
         return {
-            record["key"]: Row(
+            record["text"]: Row(
                 record["key"], record["version"], record["fingerprint"].encode(), record["payload"].encode()
             )
-            for record in records
+            for record in await self._connection.fetch(query, texts, self._entity)
         }
 
     def impossible(self, key: str) -> str | None:

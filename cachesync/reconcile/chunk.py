@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import structlog
 from hiredis import ReplyError
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.entity import Entity
-    from cachesync.reconcile.rows import ComparedRows
+    from cachesync.reconcile.rows import ComparedLookup, ComparedRows
     from cachesync.reconcile.source import Batch, Source, Values
     from cachesync.slots.bulk import Bulk
     from cachesync.slots.scripts import Command
 
 _log = structlog.get_logger(__name__)
+
+Compared: TypeAlias = "ComparedRows | ComparedLookup"
+"""The rows with which slots are compared."""
 
 SETTLE_SECONDS: Final = 5.0
 """How long a slot must be wrong to count as drift: longer than a change takes to reach a cache."""
@@ -119,8 +122,8 @@ class Chunk:
 
     Args:
         bulk: a connection to the service's Redis.
-        rows: the rows of each entity to examine, by the entity's name.
-        entities: the declared entities by name.
+        rows: the rows of each entity to examine, by the entity's name; those of its lookups by theirs.
+        entities: the declared entities, by the same names.
         service: the service's name.
         deep: whether to compare payloads too.
         dry_run: whether to report drift without repairing it.
@@ -131,7 +134,7 @@ class Chunk:
     def __init__(
         self,
         bulk: Bulk,
-        rows: Mapping[str, ComparedRows],
+        rows: Mapping[str, Compared],
         entities: Mapping[str, Entity],
         service: str,
         *,

@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from cachesync.errors import NotInstalledError
+from cachesync.lookup import lookup_name, values_in
 from cachesync.postgres.connect import connect
 from cachesync.postgres.rows import Rows
 from cachesync.postgres.statements import statement
+from cachesync.slots.layout import ABSENT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from cachesync.change import Row
     from cachesync.entity import Entity
     from cachesync.postgres.key import Key
+    from cachesync.postgres.lookup import Lookup
     from cachesync.reconcile.source import Values
 
 # Forces the good plan, even if statistics are outdated: the key's index, and a hash join of slots and rows.
@@ -48,10 +52,13 @@ class ComparedRows(Rows):
         connection: the connection.
         entity: the entity.
         key: the key of the entity.
+        lookups: its unique lookups, as columns of the view.
     """
 
-    def __init__(self, connection: asyncpg.Connection, entity: Entity, key: Key) -> None:
-        super().__init__(connection, entity, key)
+    def __init__(
+        self, connection: asyncpg.Connection, entity: Entity, key: Key, lookups: Mapping[str, Lookup]
+    ) -> None:
+        super().__init__(connection, entity, key, lookups)
         shown = key.in_view()
         if len(shown.columns) == 1:
             key_type = shown.columns[0].sql_type
@@ -61,6 +68,33 @@ class ComparedRows(Rows):
             key_type = "text"
             rows = statement("reconcile/row_by_key", view=self._view, has_key=shown.matches("t", "s.key"))
         self._fragments = {"rows": rows.strip(), "key_type": key_type}
+
+    async def lookups(self) -> list[ComparedLookup]:
+        """Return the unique lookups of the entity.
+
+        Raises:
+            NotInstalledError: they were declared after the installation.
+        """
+        shown = {name for lookup in self._lookups.values() for name in lookup.names}
+        if not await self._connection.fetchval(statement("reconcile/shows_columns"), self._view, list(shown)):
+            message = (
+                f"the unique lookups of entity {self._entity!r} are not installed; run `cachesync install`"
+            )
+            raise NotInstalledError(message)
+        return [
+            ComparedLookup(lookup_name(self._entity, name), self, lookup)
+            for name, lookup in self._lookups.items()
+        ]
+
+    async def values_of(self, keys: Iterable[str]) -> list[tuple[str, str]]:
+        """Return what rows have in the unique lookups: the names of these, and the texts of the values."""
+        rows = await self.read(keys)
+        return [
+            (lookup_name(self._entity, name), text)
+            for row in rows.values()
+            for name, text in (values_in(self._declared.lookups, row.payload) or {}).items()
+            if text is not None
+        ]
 
     async def fingerprint(self) -> bytes:
         """Return the entity's schema fingerprint.
@@ -159,6 +193,63 @@ class ComparedRows(Rows):
         of_rows = set(versions)
         keys = {record["key"] for record in found if record["version"] not in of_rows}
         return {record["version"] for record in found} & of_rows, None if None in keys else keys
+
+
+class ComparedLookup:
+    """Compares the slots of a unique lookup with the rows, as `ComparedRows` compares those of the rows.
+
+    What a slot says of a row is compared with the row by every read, so that only *absent* can be wrong.
+
+    Args:
+        name: what takes the place of the entity in the names of its slots.
+        rows: the rows of the entity.
+        lookup: the lookup, with the columns of the view.
+
+    Attributes:
+        name: as given.
+    """
+
+    def __init__(self, name: str, rows: ComparedRows, lookup: Lookup) -> None:
+        self.name = name
+        self._rows = rows
+        self._lookup = lookup
+
+    async def other_versions(self, _values: Values) -> list[tuple[int, int | None]]:
+        """Return no values."""
+        return []
+
+    async def mismatches(
+        self,
+        keys: Sequence[bytes],
+        slots: Sequence[bytes],
+        *,
+        deep: bool,  # noqa: ARG002 - the payload is a key
+    ) -> list[tuple[int, int | None]]:
+        """Find the slots that say *absent* of a value that a row has.
+
+        Args:
+            keys: the texts of the values.
+            slots: the slots.
+            deep: makes no difference.
+
+        Returns:
+            The index of each such slot, and the version of the row.
+        """
+        texts = {
+            index: key.decode(errors="surrogateescape")
+            for index, (key, slot) in enumerate(zip(keys, slots, strict=True))
+            if slot == ABSENT
+        }
+        rows = await self.read(texts.values())
+        return [(index, rows[text].version) for index, text in texts.items() if text in rows]
+
+    async def read(self, texts: Iterable[str]) -> dict[str, Row]:
+        """Return the rows that have values, by the text of the value."""
+        return await self._rows.having(self._lookup, texts)
+
+    async def in_flight(self, versions: list[int], _gone: list[str]) -> tuple[set[int], set[str] | None]:
+        """Return the versions of rows whose change may be in flight, as `ComparedRows` does."""
+        return await self._rows.in_flight(versions, [])
 
 
 def _joined(parts: Sequence[bytes], errors: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from cachesync.errors import NotInstalledError, ReconcileError
 from cachesync.postgres.connect import connect, translate_postgres_errors, with_translated_postgres_errors
 from cachesync.postgres.statements import statement
-from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Progress
+from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Compared, Progress
 from cachesync.reconcile.drift import Findings
 from cachesync.reconcile.keyspace import Part, parts
 from cachesync.reconcile.models import Parameters, Report, Task
@@ -191,6 +191,12 @@ async def run_chunk(
             return
         parameters = Parameters.model_validate_json(saved["parameters"])
         rows = {name: await ComparedRows.open(connection, entities[name]) for name in task.entities}
+        compared: dict[str, Compared] = {**rows}
+        declared = dict(entities)
+        for name, of_entity in rows.items():
+            for lookup in await of_entity.lookups():
+                compared[lookup.name] = lookup
+                declared[lookup.name] = entities[name]
         redis = primaries(client).get(task.node)
         if redis is None:
             message = (
@@ -200,8 +206,8 @@ async def run_chunk(
         bulk = stack.enter_context(Bulk(redis, f"the Redis of {task.service}"))
         chunk = Chunk(
             bulk,
-            rows,
-            entities,
+            compared,
+            declared,
             task.service,
             deep=parameters.deep,
             dry_run=parameters.dry_run,
@@ -210,7 +216,9 @@ async def run_chunk(
         )
         cursor = int(saved["cursor"])
         if task.part is None:
-            source: Source = await _changed_keys(stack, dsn, bulk, task, cursor, deep=parameters.deep)
+            source: Source = await _changed_keys(
+                stack, dsn, bulk, task, cursor, entities=entities, deep=parameters.deep
+            )
         else:
             fingerprints = {
                 (name, slot_name(task.service, name, "").encode()): await one.fingerprint()
@@ -341,14 +349,27 @@ async def _planned(
 
 
 async def _changed_keys(
-    stack: AsyncExitStack, dsn: str | None, bulk: Bulk, task: Task, cursor: int, *, deep: bool
+    stack: AsyncExitStack,
+    dsn: str | None,
+    bulk: Bulk,
+    task: Task,
+    cursor: int,
+    *,
+    entities: Mapping[str, Entity],
+    deep: bool,
 ) -> ChangedKeys:
     """Open a source of the changed keys, with its own connection and a transaction as long as the chunk."""
     connection = await connect(dsn, "cachesync-reconcile")
     stack.push_async_callback(connection.close)
     await stack.enter_async_context(connection.transaction())
     keys = await connection.cursor(statement("reconcile/changed_keys"), task.since, task.entities, cursor)
-    return ChangedKeys(bulk, task.service, keys, cursor, deep=deep)
+    # One round is read while the rows of the previous one are compared.
+    values_of = {
+        name: (await ComparedRows.open(connection, entities[name])).values_of
+        for name in task.entities
+        if entities[name].unique
+    }
+    return ChangedKeys(bulk, task.service, keys, cursor, values_of, deep=deep)
 
 
 async def _save(
@@ -377,4 +398,5 @@ def _first_cursor(task: Task) -> int:
 
 def _pattern(task: Task) -> str:
     # The names of services and entities contain no character that is special in a pattern.
-    return slot_name(task.service, task.entities[0] if len(task.entities) == 1 else "*", "*")
+    # Those of lookups have an @ after the name of the entity.
+    return f"{task.service}:{task.entities[0]}[:@]*" if len(task.entities) == 1 else f"{task.service}:*"

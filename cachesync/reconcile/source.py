@@ -15,12 +15,15 @@ from cachesync.slots.layout import HEAD_BYTES, is_readable, slot_name
 from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     import asyncpg
 
     from cachesync.reconcile.keyspace import Part
     from cachesync.slots.bulk import Bulk
+
+    ValuesOf = Callable[[Sequence[str]], Awaitable[list[tuple[str, str]]]]
+    """Returns the names of lookups, and the texts of values."""
 
 Names = list[bytes]
 
@@ -247,15 +250,24 @@ class ChangedKeys:
         service: the service that owns the slots.
         keys: a cursor over the result of `changed_keys.sql`.
         cursor: the version after which the result starts.
+        values_of: for each entity with unique lookups, returns what the rows with some keys have in them.
         deep: whether payloads are compared too.
     """
 
     def __init__(
-        self, bulk: Bulk, service: str, keys: asyncpg.cursor.Cursor, cursor: int, *, deep: bool
+        self,
+        bulk: Bulk,
+        service: str,
+        keys: asyncpg.cursor.Cursor,
+        cursor: int,
+        values_of: Mapping[str, ValuesOf],
+        *,
+        deep: bool,
     ) -> None:
         self._bulk = bulk
         self._service = service
         self._keys = keys
+        self._values_of = values_of
         self._deep = deep
         self._count = 0
         self.cursor = cursor
@@ -270,7 +282,10 @@ class ChangedKeys:
             self.cursor = records[-1]["version"]
             self.share = self._count / records[-1]["total"]
         self.ended = len(records) < min(size, _SCAN)
-        names = [slot_name(self._service, one["entity"], one["key"]).encode() for one in records]
+        slots = [(one["entity"], one["key"]) for one in records]
+        for entity, values_of in self._values_of.items():
+            slots += await values_of([key for name, key in slots if name == entity])
+        names = [slot_name(self._service, *slot).encode() for slot in slots]
         return Batch(names=names, slots=await asyncio.to_thread(self._read, names))
 
     def _read(self, names: Names) -> list[bytes]:

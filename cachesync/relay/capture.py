@@ -13,7 +13,9 @@ from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
+
+    from cachesync.entity import Entity
 
 _log = structlog.get_logger(__name__)
 
@@ -29,10 +31,10 @@ class CaptureCheck:
     somebody repairs the triggers by hand first.
 
     Args:
-        entities: the names of the declared entities.
+        entities: the declared entities by name.
     """
 
-    def __init__(self, entities: Collection[str]) -> None:
+    def __init__(self, entities: Mapping[str, Entity]) -> None:
         self._entities = entities
         self._next_check = 0.0
         self._problems: dict[str, str] = {}
@@ -58,7 +60,7 @@ class CaptureCheck:
             return
         set_back = await connection.fetchval(statement("postgres/sequence_set_back"))
         problems = {}
-        for name in self._entities:
+        for name, entity in self._entities.items():
             registration = registry.get(name)
             if registration is None:
                 problems[name] = f"entity {name!r} is not installed; run `cachesync install`"
@@ -67,6 +69,11 @@ class CaptureCheck:
                 await connection.execute(statement("relay/mark_lost"), name, registration.installation)
             elif registration.partitions_changed and (problem := await _follow_partitions(connection, name)):
                 problems[name] = problem
+            elif missing := next(
+                (one for one in entity.unique if frozenset(one) not in registration.unique), None
+            ):
+                # Changes are captured, but the services refuse the entity.
+                problems[name] = f"entity {name!r}: the unique index on ({', '.join(missing)}) is missing"
             metrics.capture_lost.labels(name).set(name in problems)
         self._report(problems)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
@@ -16,10 +17,11 @@ from confluent_kafka import KafkaError
 
 from cachesync import metrics
 from cachesync.backoff import Backoff
-from cachesync.change import Upserts
+from cachesync.change import Operation, Upserts
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.kafka.errors import MISSING_TOPIC, TOO_LARGE
 from cachesync.kafka.producer import Sender, producer_settings
+from cachesync.lookup import encode_values, values_in
 from cachesync.postgres.change_log import change_of
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
@@ -140,7 +142,8 @@ class Relay:
                 "queue.buffering.max.kbytes": 1_048_576,
                 # Report a missing topic immediately instead of waiting for it to appear.
                 "topic.metadata.propagation.max.ms": 1000,
-            }
+            },
+            entities,
         )
         self._entities = entities
         self._backlog = Backlog()
@@ -319,6 +322,7 @@ class Relay:
                 self._refused_versions.all(),
             )
         )
+        await self._find_unique_values(connection, taken)
         started = time.monotonic()
         failures = await self._deliver(taken) if taken.counts else {}
         superseded = [version for version, newest in taken.superseded.items() if newest not in failures]
@@ -342,6 +346,24 @@ class Relay:
             self._refused_versions.forget(version)
         self._evaluate(taken, failures)
         return taken
+
+    async def _find_unique_values(self, connection: asyncpg.Connection, taken: _Round) -> None:
+        """Add to upserts that are too large the values that they have in unique lookups."""
+        columns: set[str] = set()
+        without_values = {}
+        for index, change in enumerate(taken.changes):
+            lookups = self._entities[change.entity].unique
+            if lookups and change.operation is Operation.UPSERT and change.value is None:
+                without_values[change.version] = index
+                columns.update(*lookups)
+        if not without_values:
+            return
+        for line in await connection.fetch(
+            statement("relay/unique_values"), list(without_values), list(columns)
+        ):
+            change = taken.changes[without_values[line["version"]]]
+            values = values_in(self._entities[change.entity].lookups, (line["payload"] or "").encode())
+            taken.changes[without_values[line["version"]]] = replace(change, unique=encode_values(values))
 
     async def _deliver(self, taken: _Round) -> dict[int, _Failure]:
         """Send the lines of a round; return those that were not acknowledged, by version."""

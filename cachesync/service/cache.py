@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, Final, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Concatenate,
+    Final,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
 
 from cachesync import metrics
 from cachesync.change import Change, Operation, Row
@@ -26,6 +36,8 @@ from cachesync.errors import (
     SettingsError,
     VersionMismatchError,
 )
+from cachesync.lookup import columns_name, lookup_name, values_in
+from cachesync.mistakes import did_you_mean
 from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
 from cachesync.service.database import past_the_cache
 from cachesync.service.row_input import RowInput
@@ -35,15 +47,19 @@ from cachesync.slots.layout import (
     advance_of,
     decode_value,
     filled_content,
+    found_content,
+    lookup_changes_of,
     new_token,
     row_of,
     slot_name,
     value_of,
 )
+from cachesync.value import UP_TO_PAYLOAD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
+    from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
     from cachesync.postgres.connect import Connection
     from cachesync.postgres.registry import Registration
@@ -63,6 +79,8 @@ _MAX_ADVANCES: Final = 100
 _REPLACE_ATTEMPTS: Final = 5
 # How long the relay leaves the changes of a service to it; see `relay_at` in `schema.sql`.
 _RESERVED_SECONDS: Final = 2.0
+# How many times a lookup is believed before the database answers: what it says can change meanwhile.
+_LOOKUPS: Final = 2
 # Maximum number of slots that a read of many rows looks at in one round trip.
 _ROWS_AT_ONCE: Final = 1000
 
@@ -132,6 +150,28 @@ class Written:
     version: int
     created: bool
     cached: bool
+
+
+_S = TypeVar("_S")
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted(Generic[_S]):
+    """A slot whose content is to be loaded.
+
+    Attributes:
+        name: the slot's Redis key.
+        served: returns what a content provides; None if it cannot be served.
+        fetch: reads the row from the database.
+        content: returns the content of the slot for a row, and its lifetime.
+        refuted: content that is replaced, although it could be served.
+    """
+
+    name: str
+    served: Callable[[bytes | None], _S | None]
+    fetch: Callable[[], Awaitable[Row | None]]
+    content: Callable[[Entity, Row | None], tuple[bytes, int]]
+    refuted: bytes = b""
 
 
 _HIT_ABSENT: Final = Read(Outcome.HIT, None)
@@ -214,7 +254,7 @@ class EntityCache:
         self._slots = slots
         self._settler = settler
         self._page_bytes = settings.page_bytes
-        # One load per key and process. Other reads wait until it ends, but do not use its row, which can be
+        # One load per slot and process. Other reads wait until it ends, but do not use its row, which can be
         # older than a write that has been acknowledged since; the slot never is.
         self._loads: dict[str, asyncio.Event] = {}
         self._waiters = 0
@@ -272,7 +312,7 @@ class EntityCache:
         try:
             answer = self._served(await self._slots.get(name), text)
             if answer is None:
-                answer = await self._load(name, text)
+                answer = await self._load(self._wanted(name, text))
         except CacheUnavailableError:
             answer = None
         if answer is None:
@@ -280,6 +320,85 @@ class EntityCache:
             self._advance([(name, row)])
             answer = Read(Outcome.BYPASS, row)
         return answer
+
+    async def find(self, columns: Iterable[str], given: GivenKey) -> Read:
+        """Read the row that has a value in unique columns.
+
+        The row is in any case what `read` would return for its key, so that it is as new.
+
+        Args:
+            columns: the columns, as the entity declares them in `unique`, in any order.
+            given: the value, as a key of these columns.
+
+        Raises:
+            InvalidValueError: the columns are not declared, or the value is not valid for them.
+            DatabaseUnavailableError: the row is not cached, and the database did not respond.
+        """
+        order = tuple(columns)
+        lookup, text = self._value(order, given)
+        name = slot_name(self._service, lookup_name(self.entity.name, lookup), text)
+        read = None
+        if not self._is_bypassed:
+            with suppress(CacheUnavailableError):
+                read = await self._find(name, lookup, text)
+        if read is None:
+            row = await self._found_in_database(lookup, text)
+            if row is None:
+                self._advance([], nobody=name)
+            else:
+                self._advance([(self._name(row.key), row)])
+            read = Read(Outcome.BYPASS, row)
+        return read
+
+    def _value(self, columns: tuple[str, ...], given: GivenKey) -> tuple[str, str]:
+        """Return the name of the lookup with these columns, and the canonical text of a value."""
+        for name, lookup in self._table.lookups.items():
+            if lookup.names == columns:
+                return name, lookup.canonical(given)
+            if set(lookup.names) == set(columns) and isinstance(given, tuple) and len(given) == len(columns):
+                of = dict(zip(columns, given, strict=True))
+                return name, lookup.canonical(tuple(of[column] for column in lookup.names))
+        wanted = columns_name(columns)
+        message = f"{self.entity.name!r} has no unique lookup by {', '.join(columns)}"
+        raise InvalidValueError(None, message + did_you_mean(wanted, self._table.lookups))
+
+    async def _find(self, name: str, lookup: str, text: str) -> Read | None:
+        """Read the row that the slot of a value names; None if the slots do not tell.
+
+        Only the row's own slot says whether it has the value, so that the slot of the value can be late.
+        """
+
+        def served(slot: bytes | None) -> Read | bytes | None:
+            if slot == ABSENT:
+                return _HIT_ABSENT
+            if slot is None or slot == refuted or decode_value(slot, "", self._table.fingerprint) is None:
+                return None
+            return slot
+
+        refuted = b""
+        said = served(await self._slots.get(name))
+        for _ in range(_LOOKUPS):
+            if isinstance(said, bytes):
+                with suppress(InvalidValueError, UnicodeDecodeError):
+                    read = await self.read(said[UP_TO_PAYLOAD:].decode())
+                    if read.row is not None and self._has_value(read.row, lookup, text):
+                        return read
+                refuted = said
+            elif said is not None:
+                return said
+            said = await self._load(
+                _Wanted(name, served, lambda: self._found_in_database(lookup, text), found_content, refuted)
+            )
+            if said is None:
+                return None
+            if isinstance(said, Read) and said.row is not None:
+                # It was read past its own slot.
+                self._advance([(self._name(said.row.key), said.row)])
+        return said if isinstance(said, Read) else None
+
+    def _has_value(self, row: Row, lookup: str, text: str) -> bool:
+        values = values_in(self.entity.lookups, row.payload)
+        return values is not None and values.get(lookup) == text
 
     async def read_many(self, keys: Iterable[GivenKey]) -> dict[str, Read]:
         """Read rows: those in the slots in one round trip, and the others with one query.
@@ -447,21 +566,27 @@ class EntityCache:
     def _served(self, slot: bytes | None, key: str) -> Read | None:
         return _served(slot, key, self._table)
 
-    async def _load(self, name: str, key: str) -> Read | None:
-        """Load a row into its slot, or wait for another load; return None if that takes too long."""
+    def _wanted(self, name: str, key: str) -> _Wanted[Read]:
+        return _Wanted(
+            name, lambda slot: self._served(slot, key), lambda: self._from_database(key), filled_content
+        )
+
+    async def _load(self, wanted: _Wanted[_S]) -> _S | Read | None:
+        """Load a row into a slot, or wait for another load; return None if that takes too long."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._wait_seconds
-        while (loading := self._loads.get(key)) is not None:
+        name = wanted.name
+        while (loading := self._loads.get(name)) is not None:
             if not await self._wait(loading, deadline - loop.time()):
                 return None
-            answer = self._served(await self._slots.get(name), key)
+            answer = wanted.served(await self._slots.get(name))
             if answer is not None:
                 return answer
-        self._loads[key] = loading = asyncio.Event()
+        self._loads[name] = loading = asyncio.Event()
         try:
-            return await self._load_under_lease(name, key, deadline)
+            return await self._load_under_lease(wanted, deadline)
         finally:
-            del self._loads[key]
+            del self._loads[name]
             loading.set()
 
     async def _wait(self, loading: asyncio.Event, seconds: float) -> bool:
@@ -478,31 +603,34 @@ class EntityCache:
             self._waiters -= 1
         return True
 
-    async def _load_under_lease(self, name: str, key: str, deadline: float) -> Read | None:
-        """Load a row under the lease of its slot; return None if another process holds it for too long."""
+    async def _load_under_lease(self, wanted: _Wanted[_S], deadline: float) -> _S | Read | None:
+        """Load a row under the lease of a slot; return None if another process holds it for too long."""
         loop = asyncio.get_running_loop()
         token = new_token()
+        name = wanted.name
         while (
-            slot := await self._slots.lease(name, token, self._lease_ms, self._table.fingerprint, "read")
+            slot := await self._slots.lease(
+                name, token, self._lease_ms, self._table.fingerprint, "read", refuted=wanted.refuted
+            )
         ) is not None:
-            answer = self._served(slot, key)
+            answer = wanted.served(slot)
             if answer is not None:
                 return answer
             if loop.time() >= deadline:
                 return None
             await asyncio.sleep(_POLL_SECONDS)
         try:
-            row = await self._from_database(key)
+            row = await wanted.fetch()
         except BaseException:
             with suppress(CacheUnavailableError):
                 await self._slots.release(name, token)
             raise
         with suppress(CacheUnavailableError):
-            filled = await self._slots.fill(name, token, *filled_content(self.entity, row))
+            filled = await self._slots.fill(name, token, *wanted.content(self.entity, row))
             # The lease may have ended, and an earlier load may be about to fill the slot. Without a row, this
             # would end the lease of the next load too, and so on.
             if not filled and row is not None:
-                self._advance([(name, row)])
+                self._advance([(self._name(row.key), row)])
         return Read(Outcome.MISS, row)
 
     async def _read_together(self, keys: Sequence[str], reads: dict[str, Read]) -> None:
@@ -515,9 +643,11 @@ class EntityCache:
         deadline = loop.time() + self._wait_seconds
         missed = await self._look_at(keys, reads)
         while missed:
-            await self._load_together([key for key in missed if key not in self._loads], reads, deadline)
+            free = [key for key in missed if self._name(key) not in self._loads]
+            await self._load_together(free, reads, deadline)
             missed = [key for key in missed if key not in reads]
-            for loading in {self._loads[key] for key in missed if key in self._loads}:
+            names = map(self._name, missed)
+            for loading in {self._loads[name] for name in names if name in self._loads}:
                 if not await self._wait(loading, deadline - loop.time()):
                     return
             if not missed or loop.time() >= deadline:
@@ -542,7 +672,7 @@ class EntityCache:
         """Load rows into their slots with one query, except those that other processes load for too long."""
         loop = asyncio.get_running_loop()
         loading = asyncio.Event()
-        self._loads |= dict.fromkeys(keys, loading)
+        self._loads |= dict.fromkeys(map(self._name, keys), loading)
         waiting = keys
         try:
             while waiting:
@@ -553,7 +683,7 @@ class EntityCache:
                 await asyncio.sleep(_POLL_SECONDS)
         finally:
             for key in keys:
-                del self._loads[key]
+                del self._loads[self._name(key)]
             loading.set()
 
     async def _load_under_leases(self, keys: Sequence[str], reads: dict[str, Read]) -> None:
@@ -597,18 +727,33 @@ class EntityCache:
             if isinstance(slot, BaseException):
                 raise slot
 
-    def _advance(self, rows: Sequence[tuple[str, Row | None]]) -> None:
+    def _advance(self, rows: Sequence[tuple[str, Row | None]], *, nobody: str = "") -> None:
         """Bring rows that were read past the cache to their slots, so that the next hit is not older.
 
         The read does not wait for it, and if Redis is slow, most reads go without.
+
+        Args:
+            rows: the names of slots, and the rows; None for a row that does not exist.
+            nobody: the name of the slot of a value that no row has; empty if there is none.
         """
-        if not rows or self._is_bypassed or len(self._advances) >= _MAX_ADVANCES:
+        is_idle = not rows and not nobody
+        if is_idle or self._is_bypassed or len(self._advances) >= _MAX_ADVANCES:
             return
-        task = asyncio.get_running_loop().create_task(
-            self._slots.advance([advance_of(self.entity, name, row) for name, row in rows])
-        )
+        changes = [advance_of(self.entity, name, row) for name, row in rows]
+        if nobody:
+            changes.append(advance_of(self.entity, nobody, None))
+        if self.entity.unique:
+            for _, row in rows:
+                if row is not None and (values := values_in(self.entity.lookups, row.payload)):
+                    head = value_of(row)[:UP_TO_PAYLOAD]
+                    changes += lookup_changes_of(self._service, self.entity, row.key, head, values)
+        task = asyncio.get_running_loop().create_task(self._slots.advance(changes))
         self._advances.add(task)
         task.add_done_callback(self._advances.discard)
+
+    async def _found_in_database(self, lookup: str, text: str) -> Row | None:
+        metrics.loads.labels(self.entity.name).inc()
+        return await self._following_schema(lambda: self._table.find(lookup, text))
 
     async def _from_database(self, key: str) -> Row | None:
         metrics.loads.labels(self.entity.name).inc()

@@ -103,6 +103,28 @@ class AsyncCache:
         return row
 
     @overload
+    async def get_by(self, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
+
+    @overload
+    async def get_by(self, *, as_: type[T], **values: KeyPart) -> T | None: ...
+
+    async def get_by(self, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
+        """Return the row that has a value in unique columns; None if no row has it.
+
+        Args:
+            as_: as for `get`.
+            **values: the value of each column of one of the entity's `unique` lookups.
+
+        Raises:
+            InvalidValueError: these are no columns of a lookup, or a value is not valid for its column.
+            DatabaseUnavailableError: the row is not cached, and the database did not respond.
+            RowTypeError: the row does not have this type.
+        """
+        read = await self._cache.find(values, tuple(map(key_text, values.values())))
+        row: dict[str, Any] | T | None = self._decoded(read.row, as_)
+        return row
+
+    @overload
     async def get_many(self, keys: Iterable[K]) -> dict[K, dict[str, Any] | None]: ...
 
     @overload

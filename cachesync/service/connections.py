@@ -104,7 +104,7 @@ class Connections:
             prefix = slot_name(settings.service, next(iter(entities), ""), "")
             slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
             opened.push_async_callback(slots.close)
-            publisher = None if kafka is None else Publisher(kafka, database.mark_published)
+            publisher = None if kafka is None else Publisher(kafka, entities, database.mark_published)
             if publisher is not None:
                 opened.push_async_callback(publisher.close)
             settler = Settler(settings.service, entities, slots, publisher)

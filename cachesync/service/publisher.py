@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError
 
     from cachesync.change import Change
+    from cachesync.entity import Entity
 
 _log = structlog.get_logger(__name__)
 
@@ -35,14 +36,20 @@ class Publisher:
 
     Args:
         kafka: librdkafka's settings for connecting to the brokers.
+        entities: the declared entities by name.
         mark: marks the changes with the given row versions as published in the change log.
 
     Raises:
         KafkaUnavailableError: librdkafka rejected the settings.
     """
 
-    def __init__(self, kafka: Mapping[str, Any], mark: Callable[[list[int]], Awaitable[None]]) -> None:
-        self._sender = Sender(producer_settings(kafka))
+    def __init__(
+        self,
+        kafka: Mapping[str, Any],
+        entities: Mapping[str, Entity],
+        mark: Callable[[list[int]], Awaitable[None]],
+    ) -> None:
+        self._sender = Sender(producer_settings(kafka), entities)
         self._mark = mark
         self._acknowledged: deque[int] = deque()
         self._loop = asyncio.get_running_loop()

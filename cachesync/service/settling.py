@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.change import Change, Operation
 from cachesync.errors import CacheUnavailableError
-from cachesync.slots.layout import EMPTY, SlotChange, slot_change_of, slot_name
-from cachesync.value import encode_version
+from cachesync.lookup import lookup_name
+from cachesync.slots.layout import (
+    EMPTIES_ABSENT,
+    EMPTY,
+    SlotChange,
+    lookup_changes_of,
+    slot_change_of,
+    values_after,
+)
+from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +91,8 @@ class Settler:
 
     async def _forget_again(self) -> None:
         for entity, since in list(self._unforgotten.items()):
-            if await self._forget_entity(entity) and self._unforgotten[entity] is since:
+            forgotten = await self._forget_slots(entity, self._prefixes(entity))
+            if forgotten and self._unforgotten[entity] is since:
                 del self._unforgotten[entity]
 
     async def apply(self, changes: Iterable[Change], lease: Lease | None = None) -> bool:
@@ -109,15 +118,12 @@ class Settler:
             other = newest.setdefault((change.entity, change.key), change)
             if other.version < change.version:
                 newest[change.entity, change.key] = change
-        applied = await self._change(
-            [
-                slot_change_of(self._service, self._entities[change.entity], change)
-                for change in newest.values()
-            ],
-            lease or Lease(),
-        )
-        for truncate in truncates.values():
-            applied &= await self._apply_truncate(truncate)
+        slots, unknown = self._slots_of(newest.values())
+        applied = await self._change(slots, lease or Lease())
+        for entity in unknown:
+            applied &= await self._empty(entity, [lookup_name(entity, "")], EMPTIES_ABSENT[VERSION])
+        for entity, truncate in truncates.items():
+            applied &= await self._empty(entity, self._prefixes(entity), encode_version(truncate.version))
         return applied
 
     async def forget(self, changes: Iterable[Change]) -> bool:
@@ -126,17 +132,19 @@ class Settler:
         A slot can be lost at any moment, so this is right in either case.
         """
         known = [change for change in changes if change.entity in self._entities]
-        names = {slot_name(self._service, one.entity, one.key) for one in known if one.key is not None}
-        forgotten = await self._delete(names)
-        for entity in {change.entity for change in known if change.key is None}:
-            forgotten &= await self._forget_entity(entity)
+        slots, unknown = self._slots_of(change for change in known if change.key is not None)
+        forgotten = await self._delete({change.name for change, _ in slots})
+        whole = {change.entity for change in known if change.key is None}
+        for entity in whole | unknown:
+            prefixes = self._prefixes(entity) if entity in whole else [lookup_name(entity, "")]
+            forgotten &= await self._forget_slots(entity, prefixes)
         return forgotten
 
     async def forget_everything(self) -> bool:
         """Empty all slots, as nobody knows which rows have changed; return whether Redis confirmed it."""
         forgotten = True
         for entity in self._entities:
-            forgotten &= await self._forget_entity(entity)
+            forgotten &= await self._forget_slots(entity, self._prefixes(entity))
         return forgotten
 
     def publish(self, changes: Iterable[Change]) -> None:
@@ -148,16 +156,42 @@ class Settler:
             if is_whole and not isinstance(change, Rest) and change.entity in self._entities:
                 self._publisher.publish(self._entities[change.entity].topic, change)
 
-    async def _forget_entity(self, entity: str) -> bool:
+    async def _forget_slots(self, entity: str, prefixes: Iterable[str]) -> bool:
+        """Empty all slots of an entity with these prefixes; return whether Redis confirmed it."""
         forgotten = True
         try:
-            async for names in self._slots.names(slot_name(self._service, entity, "")):
-                forgotten &= await self._delete(names)
+            for prefix in prefixes:
+                async for names in self._slots.names(f"{self._service}:{prefix}"):
+                    forgotten &= await self._delete(names)
         except CacheUnavailableError:
             forgotten = False
         if not forgotten:
             self._unforgotten[entity] = object()
         return forgotten
+
+    def _slots_of(self, changes: Iterable[Change]) -> tuple[list[tuple[SlotChange, bool]], set[str]]:
+        """Return the slots of the rows and lookups that have changed, and the entities of unknown lookups.
+
+        With each slot, whether it is that of a lookup.
+        """
+        slots = []
+        unknown = set()
+        for change in changes:
+            entity = self._entities[change.entity]
+            slots.append((slot_change_of(self._service, entity, change), False))
+            values = values_after(entity, change)
+            if values is None:
+                unknown.add(entity.name)
+                continue
+            head = encode_head(change.version) if change.value is None else change.value[:UP_TO_PAYLOAD]
+            of_lookups = lookup_changes_of(self._service, entity, change.key or "", head, values)
+            slots += [(one, True) for one in of_lookups]
+        return slots, unknown
+
+    def _prefixes(self, entity: str) -> list[str]:
+        """Return how the names of an entity's slots continue after that of the service."""
+        lookups = [lookup_name(entity, "")] if self._entities[entity].unique else []
+        return [f"{entity}:", *lookups]
 
     async def _delete(self, names: Iterable[str]) -> bool:
         replies = await asyncio.gather(*map(self._slots.delete, names), return_exceptions=True)
@@ -166,30 +200,34 @@ class Settler:
                 raise reply
         return not any(replies)
 
-    async def _apply_truncate(self, truncate: Change) -> bool:
-        """Empty all slots of an entity that are older than a truncate; return whether Redis confirmed it."""
-        version = encode_version(truncate.version)
+    async def _empty(self, entity: str, prefixes: Iterable[str], version: bytes) -> bool:
+        """Empty all slots of an entity with these prefixes that are older than a version.
+
+        Returns:
+            Whether Redis confirmed it.
+        """
         try:
-            async for names in self._slots.names(slot_name(self._service, truncate.entity, "")):
-                changes = [SlotChange(name, version, EMPTY, 1) for name in names]
-                await asyncio.gather(*(self._slots.change(change, "") for change in changes))
+            for prefix in prefixes:
+                async for names in self._slots.names(f"{self._service}:{prefix}"):
+                    changes = [SlotChange(name, version, EMPTY, 1) for name in names]
+                    await asyncio.gather(*(self._slots.change(change, "") for change in changes))
         except CacheUnavailableError:
-            self._unforgotten[truncate.entity] = object()
+            self._unforgotten[entity] = object()
             return False
         return True
 
-    async def _change(self, changes: Sequence[SlotChange], lease: Lease) -> bool:
+    async def _change(self, changes: Sequence[tuple[SlotChange, bool]], lease: Lease) -> bool:
         applied = True
         for start in range(0, len(changes), _SLOTS_AT_ONCE):
             together = changes[start : start + _SLOTS_AT_ONCE]
             if len(together) == 1:
                 # The usual write, which saves a task.
-                applied &= await self._change_one(together[0], lease)
+                applied &= await self._change_one(*together[0], lease)
             else:
-                applied &= all(await asyncio.gather(*(self._change_one(one, lease) for one in together)))
+                applied &= all(await asyncio.gather(*(self._change_one(*one, lease) for one in together)))
         return applied
 
-    async def _change_one(self, change: SlotChange, lease: Lease) -> bool:
+    async def _change_one(self, change: SlotChange, is_lookup: bool, lease: Lease) -> bool:  # noqa: FBT001
         # A trigger of the table can give the row another key than the one whose slot was leased.
         is_leased = change.name == lease.name
         try:
@@ -197,4 +235,5 @@ class Settler:
         except CacheUnavailableError:
             return False
         lease.applied |= is_leased
-        return applied
+        # The slot of a lookup can have the higher version of another row; reads find that it is no longer so.
+        return applied or is_lookup

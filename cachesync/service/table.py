@@ -23,6 +23,7 @@ from cachesync.errors import (
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
 from cachesync.postgres.connect import is_unavailable
 from cachesync.postgres.key import Key
+from cachesync.postgres.lookup import lookup_problems, lookups_of
 from cachesync.postgres.payload import payload_expression
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import identifier, literal, statement
@@ -121,6 +122,7 @@ class Table:
         entity: the entity.
         columns: the served columns.
         key: the key.
+        lookups: the unique lookups by name.
         registration: the entity as it was registered when the table was opened.
         fingerprint: the schema fingerprint of the payloads that are read.
     """
@@ -144,6 +146,7 @@ class Table:
         self._columns = {column.name: column for column in columns}
         self.columns = columns
         self.key = Key.of(entity, columns)
+        self.lookups = lookups_of(entity, columns)
         self.registration = registration
         self.fingerprint = registration.fingerprint.encode()
         self._fragments = {
@@ -160,11 +163,16 @@ class Table:
             ),
         }
         self._read = statement("service/read", **self._fragments)
-        self._read_many = statement("service/read_many", **self._fragments)
+        many = statement("service/read_many", **self._fragments)
+        self._read_many = self._in_any_session(many)
         if not database.has_payload_settings:
-            query = literal(self._read_many)
-            self._read = statement("service/read_elsewhere", query=query, keys="ARRAY[$1::text]")
-            self._read_many = statement("service/read_elsewhere", query=query, keys="$1::text []")
+            self._read = statement("service/read_elsewhere", query=literal(many), keys="ARRAY[$1::text]")
+        self._find = {
+            name: self._in_any_session(
+                statement("service/find", has_value=lookup.matches("t", "u.value"), **self._fragments)
+            )
+            for name, lookup in self.lookups.items()
+        }
         self._first_page = statement("service/following", follows="$1::text IS NULL", **self._fragments)
         self._page = statement(
             "service/following", follows=self.key.follows("t", "$1::text"), **self._fragments
@@ -213,6 +221,11 @@ class Table:
         served = {} if relation is None else {column.name: column for column in relation.columns}
         if not served.keys() >= set(registration.columns):
             raise NotInstalledError(registration.problem or _not_as_declared(entity))
+        if not set(registration.columns) >= {name for names in entity.unique for name in names}:
+            raise NotInstalledError(_not_as_declared(entity))
+        if problems := [*lookup_problems(entity, served, registration.unique)]:
+            message = f"entity {entity.name!r}: {'; '.join(problems)}"
+            raise NotInstalledError(message)
         # A worker's login can read the registry, but its requests would all fail.
         table = identifier(*entity.schema_and_table)
         if not await connection.fetchval("SELECT has_table_privilege($1, 'DELETE')", table):
@@ -255,6 +268,27 @@ class Table:
                 # The encoding of the database lacks a character of the key.
                 return None
         return None if record is None else self._row(key, record)
+
+    def _in_any_session(self, query: str) -> str:
+        """Return a query for rows whose parameter is a list of texts, for a session with any settings."""
+        if self._database.has_payload_settings:
+            return query
+        return statement("service/read_elsewhere", query=literal(query), keys="$1::text []")
+
+    async def find(self, lookup: str, text: str) -> Row | None:
+        """Return the row that has a value in unique columns; None if there is none.
+
+        Args:
+            lookup: the name of the lookup.
+            text: the canonical text of the value.
+        """
+        async with self._reading() as connection:
+            try:
+                record = await connection.fetchrow(self._find[lookup], [text])
+            except asyncpg.DataError:
+                # As for the key.
+                return None
+        return None if record is None else self._row(record["key"], record)
 
     async def read_many(self, keys: Sequence[str]) -> dict[str, Row]:
         """Return the rows that exist, by key, of those with the given keys in canonical form."""

@@ -14,15 +14,16 @@ from redis.exceptions import NoPermissionError, RedisError
 from cachesync import metrics
 from cachesync.change import event_of
 from cachesync.errors import CacheUnavailableError
+from cachesync.lookup import decode_values, lookup_name, values_in
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import pipelined, primaries, scan, translate_redis_errors
 from cachesync.slots.condition import Condition
-from cachesync.slots.layout import EMPTY, HEAD_BYTES, SlotChange, slot_name, with_jitter
+from cachesync.slots.layout import EMPTIES_ABSENT, EMPTY, HEAD_BYTES, SlotChange, slot_name, with_jitter
 from cachesync.slots.scripts import is_emptied, refusal_of, run_script
-from cachesync.value import VERSION
+from cachesync.value import UP_TO_PAYLOAD, VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cachesync.change import Change, Event
     from cachesync.entity import Entity
@@ -83,6 +84,14 @@ class Applier:
         self._service = service
         self._entities = entities
         self._prefixes = {name: slot_name(service, name, "").encode() for name in entities}
+        # The lookups have names like those of entities, and the slots of both are changed alike.
+        self._tables = dict(entities)
+        self._with_lookups = {name for name, entity in entities.items() if entity.unique}
+        for name in self._with_lookups:
+            for columns in entities[name].lookups:
+                lookup = lookup_name(name, columns)
+                self._tables[lookup] = entities[name]
+                self._prefixes[lookup] = slot_name(service, lookup, "").encode()
         self._condition = Condition(service=service)
         self._lag = metrics.lag.labels(service)
 
@@ -113,32 +122,16 @@ class Applier:
             CacheUnavailableError: Redis did not respond, or refuses even to empty slots. Any part of the
                 batch may have been applied.
         """
-        # A truncate empties everything that is older, and each one scans all slots.
-        truncates: dict[str, bytes] = {}
-        newest: dict[str, dict[bytes, bytes]] = {}
-        passed_over: list[tuple[str, bytes, str]] = []
-        for entity, key, content, _ in events:
-            if key is None:
-                truncates[entity] = max(content, truncates.get(entity, content))
-                continue
-            rows = newest.get(entity)
-            if rows is None:
-                rows = newest[entity] = {}
-            other = rows.get(key)
-            if other is None:
-                rows[key] = content
-            else:
-                # Versions have a fixed width, so the contents compare as their versions do.
-                rows[key] = max(content, other)
-                same = content[VERSION] == other[VERSION]
-                passed_over.append((entity, key, "repeated" if same else "older"))
-        effects, denied_slots = self._run([self._chunk(entity, rows) for entity, rows in newest.items()])
+        newest, truncates, passed_over = _newest(events)
+        lookups, unknown = self._lookups(newest, events)
+        changed = [*newest.items(), *lookups.items()]
+        effects, denied_slots = self._run([self._chunk(name, rows) for name, rows in changed])
         now = int(1000 * time.time())
         if not denied_slots:
             denied = []
-            lags = [now - changed_ms for _, key, _, changed_ms in events if key is not None]
+            lags = [now - changed_ms for _, key, _, changed_ms, _ in events if key is not None]
         else:
-            reasons = [denied_slots.get(self._name(entity, key)) for entity, key, _, _ in events]
+            reasons = [self._denied(event, denied_slots) for event in events]
             denied = [(event, reason) for event, reason in zip(events, reasons, strict=True) if reason]
             lags = [
                 now - event.changed_ms
@@ -151,9 +144,24 @@ class Applier:
         for effect, number in effects.items():
             metrics.applied.labels(self._service, effect).inc(number)
         self._lag.observe_milliseconds(lags)
+        for entity in unknown:
+            self._empty(lookup_name(entity, ""), EMPTIES_ABSENT)
         for entity, content in truncates.items():
-            self._truncate(entity, content)
+            self._empty(f"{entity}:", content)
+            if entity in self._with_lookups:
+                self._empty(lookup_name(entity, ""), content)
         return denied
+
+    def begin(self, entities: Iterable[str]) -> None:
+        """Prepare to apply the changes of entities, after others have applied the earlier ones.
+
+        The others may not have known of unique lookups that are declared now, and have left *absent* there.
+
+        Raises:
+            CacheUnavailableError: as for `apply_events`.
+        """
+        for entity in self._with_lookups.intersection(entities):
+            self._empty(lookup_name(entity, ""), EMPTIES_ABSENT)
 
     def is_available(self) -> bool:
         """Return whether Redis responds; for a Redis Cluster, whether every primary does."""
@@ -194,18 +202,75 @@ class Applier:
     def _name(self, entity: str, key: bytes | None) -> bytes:
         return self._prefixes[entity] + (key or b"")
 
+    def _denied(self, event: Event, slots: Mapping[bytes, str]) -> str | None:
+        """Return why the login has no access to one of the slots that an event changes; None if it has."""
+        names = [self._name(event.entity, event.key)]
+        if event.key is not None and event.entity in self._with_lookups:
+            lookups, _ = self._lookups({event.entity: {event.key: event.content}}, [event])
+            names += [self._name(name, text) for name, rows in lookups.items() for text in rows]
+        return next((slots[name] for name in names if name in slots), None)
+
+    def _lookups(
+        self, newest: Mapping[str, Mapping[bytes, bytes]], events: Sequence[Event]
+    ) -> tuple[dict[str, dict[bytes, bytes]], set[str]]:
+        """Return the values of changed rows in unique lookups.
+
+        What a row had before its newest change does not matter: nobody has it any more, or another row does,
+        whose own change says so.
+
+        Args:
+            newest: the newest change of each row, by entity and key.
+            events: the events.
+
+        Returns:
+            The new contents of slots, by the name of the lookup and the value; and the entities with a row
+            whose values are not known.
+        """
+        contents: dict[str, dict[bytes, bytes]] = {}
+        unknown: set[str] = set()
+        for name in self._with_lookups.intersection(newest):
+            entity = self._entities[name]
+            bare = {
+                (event.key, event.content): event.unique
+                for event in events
+                if event.unique is not None and event.entity == name
+            }
+            for key, content in newest[name].items():
+                if len(content) > UP_TO_PAYLOAD:
+                    values = values_in(entity.lookups, content[UP_TO_PAYLOAD:])
+                    found = content[:UP_TO_PAYLOAD] + key
+                elif (key, content) in bare:
+                    values = decode_values(entity.lookups, bare[key, content] or b"")
+                    found = content
+                else:
+                    # A delete.
+                    continue
+                if values is None:
+                    unknown.add(name)
+                    continue
+                for columns, text in values.items():
+                    if text is not None:
+                        slots = contents.setdefault(lookup_name(name, columns), {})
+                        slots[text.encode()] = max(found, slots.get(text.encode(), b""))
+        return contents, unknown
+
     def _chunk(self, name: str, rows: Mapping[bytes, bytes]) -> _Chunk:
-        prefix, entity = self._prefixes[name], self._entities[name]
+        prefix, entity = self._prefixes[name], self._tables[name]
         contents = list(rows.values())
         if entity.on_change == "invalidate":
             contents = [content[: VERSION.stop] for content in contents]
         return _Chunk([prefix + key for key in rows], contents, with_jitter(entity.ttl))
 
-    def _truncate(self, entity: str, content: bytes) -> None:
-        """Empty every older slot of the entity; values that are cached while this runs are newer."""
+    def _empty(self, prefix: str, content: bytes) -> None:
+        """Empty every slot that is older than a version; values that are cached while this runs are newer.
+
+        Args:
+            prefix: how the names of the slots continue after that of the service.
+            content: the version, as `changes.lua` expects it.
+        """
         names: list[bytes] = []
-        # The names of services and entities contain no special characters of patterns.
-        for name in scan(self._client, slot_name(self._service, entity, "*"), _SCAN_KEYS):
+        # The names of services, entities and lookups contain no special characters of patterns.
+        for name in scan(self._client, f"{self._service}:{prefix}*", _SCAN_KEYS):
             # Other names were given by other programs.
             with suppress(UnicodeDecodeError):
                 name.decode()
@@ -309,3 +374,29 @@ class Applier:
 def _is_denied(reply: Any) -> bool:
     """Return whether a reply is an error that concerns one slot alone, not the command."""
     return isinstance(reply, NoPermissionError) and "to access" in str(reply)
+
+
+def _newest(
+    events: Sequence[Event],
+) -> tuple[dict[str, dict[bytes, bytes]], dict[str, bytes], list[tuple[str, bytes, str]]]:
+    """Return the newest change of each row by entity and key, the newest truncates, and the other changes."""
+    newest: dict[str, dict[bytes, bytes]] = {}
+    # A truncate empties everything that is older, and each one scans all slots.
+    truncates: dict[str, bytes] = {}
+    passed_over: list[tuple[str, bytes, str]] = []
+    for entity, key, content, _, _ in events:
+        if key is None:
+            truncates[entity] = max(content, truncates.get(entity, content))
+            continue
+        rows = newest.get(entity)
+        if rows is None:
+            rows = newest[entity] = {}
+        other = rows.get(key)
+        if other is None:
+            rows[key] = content
+        else:
+            # Versions have a fixed width, so the contents compare as their versions do.
+            rows[key] = max(content, other)
+            same = content[VERSION] == other[VERSION]
+            passed_over.append((entity, key, "repeated" if same else "older"))
+    return newest, truncates, passed_over

@@ -9,22 +9,28 @@ value   `V`, row version (19 digits), fingerprint (8), payload         is a hit
 absent  `A`                                                            is a hit: no such row
 ======  =============================================================  ====================
 
-`cachesync.value` encodes values. Anything else under the name of a slot is unreadable: a miss, which the next
-load or change replaces. So is a lease with an impossible lifetime, which only the scripts notice.
+`cachesync.value` encodes values. In the slots of a unique lookup, the payload is the key of the row that has
+the value, and *absent* means that no row has it.
+
+Anything else under the name of a slot is unreadable: a miss, which the next load or change replaces. So is a
+lease with an impossible lifetime, which only the scripts notice.
 """
 
 from __future__ import annotations
 
 import random
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync.change import Row
+from cachesync.change import Operation, Row
+from cachesync.lookup import decode_values, lookup_name, values_in
 from cachesync.value import (
     FINGERPRINT,
     HIGHEST_VERSION,
     UP_TO_PAYLOAD,
     VERSION,
+    encode_head,
     encode_value,
     encode_version,
     is_value,
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Change
     from cachesync.entity import Entity, OnChange
+    from cachesync.lookup import Values
 
 ABSENT: Final = b"A"
 EMPTY: Final = b""
@@ -46,6 +53,10 @@ HEAD_BYTES: Final = UP_TO_PAYLOAD + 1
 
 LONGEST_LEASE_MS: Final = 60_000
 """The longest lease that can be configured, as in `lua/slot.lua`."""
+
+
+EMPTIES_ABSENT: Final = encode_head(1)
+"""The version of a change that empties *absent*, makes leases refuse it, and is older than every value."""
 
 
 class SlotChange(NamedTuple):
@@ -65,7 +76,7 @@ class SlotChange(NamedTuple):
 
 
 def slot_name(service: str, entity: str, key: str) -> str:
-    """Return the Redis key of a row's slot."""
+    """Return the Redis key of a row's slot; or of a value's, if `lookup_name` is given for the entity."""
     return f"{service}:{entity}:{key}"
 
 
@@ -123,6 +134,42 @@ def slot_change_of(service: str, entity: Entity, change: Change) -> SlotChange:
     )
 
 
+def values_after(entity: Entity, change: Change) -> Values | None:
+    """Return what a row has in the lookups of its entity after a change; None if that is not known."""
+    if change.operation is Operation.DELETE or not entity.unique:
+        return {}
+    if change.value is None:
+        return decode_values(entity.lookups, change.unique)
+    return values_in(entity.lookups, change.value[UP_TO_PAYLOAD:])
+
+
+def lookup_changes_of(
+    service: str, entity: Entity, key: str, head: bytes, values: Values
+) -> list[SlotChange]:
+    """Return the effect of a change of a row on the slots of the values that it now has.
+
+    That of a value that it no longer has stays as it is: a read compares what a slot says with the row.
+
+    Args:
+        service: the name of the service.
+        entity: the entity.
+        key: the key of the row.
+        head: the value of the row up to its payload; only up to the version if the rest is not known.
+        values: the values that the row has.
+    """
+    content = head + key.encode() if len(head) == UP_TO_PAYLOAD else None
+    return [
+        SlotChange(
+            slot_name(service, lookup_name(entity.name, name), text),
+            head[VERSION],
+            changed_content(entity.on_change, content),
+            with_jitter(entity.ttl),
+        )
+        for name, text in values.items()
+        if text is not None
+    ]
+
+
 def advance_of(entity: Entity, name: str, row: Row | None) -> SlotChange:
     """Return the effect of a row that was read from the database on its slot.
 
@@ -153,10 +200,15 @@ def changed_content(on_change: OnChange, value: bytes | None) -> bytes:
 
 
 def filled_content(entity: Entity, row: Row | None) -> tuple[bytes, int]:
-    """Return the content with which a load fills a slot, and its lifetime in milliseconds."""
+    """Return the content with which a load fills the slot of a row, and its lifetime in milliseconds."""
     if row is None:
         return ABSENT, with_jitter(entity.absent_ttl)
     return value_of(row), with_jitter(entity.ttl)
+
+
+def found_content(entity: Entity, row: Row | None) -> tuple[bytes, int]:
+    """Return the content with which a load fills the slot of a lookup, and its lifetime in milliseconds."""
+    return filled_content(entity, None if row is None else replace(row, payload=row.key.encode()))
 
 
 def is_past(head: bytes, version: int) -> bool:

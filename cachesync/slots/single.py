@@ -112,7 +112,14 @@ class Slots:
         return [contents[name] for name in names]
 
     async def lease(
-        self, name: str, token: str, lease_ms: int, fingerprint: bytes, purpose: Literal["read", "write"]
+        self,
+        name: str,
+        token: str,
+        lease_ms: int,
+        fingerprint: bytes,
+        purpose: Literal["read", "write"],
+        *,
+        refuted: bytes = b"",
     ) -> bytes | None:
         """Take the lease of a slot whose content cannot be served.
 
@@ -122,6 +129,7 @@ class Slots:
             lease_ms: the lifetime of the lease, in milliseconds.
             fingerprint: the schema fingerprint of the values that the caller can serve.
             purpose: `write` also replaces *absent* with the lease.
+            refuted: content that is replaced with the lease too.
 
         Returns:
             None if the lease was taken; otherwise the content of the slot.
@@ -130,7 +138,7 @@ class Slots:
             CacheUnavailableError: Redis did not respond.
         """
         node = self._redis.node_for(name)
-        slot: bytes | None = await node.run("lease", 1, name, token, lease_ms, fingerprint, purpose)
+        slot: bytes | None = await node.run("lease", 1, name, token, lease_ms, fingerprint, purpose, refuted)
         if slot is None:
             node.condition.stored()
         return slot

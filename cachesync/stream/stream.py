@@ -150,6 +150,8 @@ class Stream:
         # By topic and partition, the offset after the last message that was applied but not committed.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
+        # The entities whose changes others have applied until now.
+        self._begun: set[str] = set()
         self.applied_count = 0
         self.assigned = threading.Event()
 
@@ -175,6 +177,8 @@ class Stream:
                 first = self._consumer.poll(_POLL_SECONDS)
                 if first is not None:
                     self._handle([first, *self._consumer.consume(_BATCH - 1, 0)])
+                elif self._begun:
+                    self._apply([])
                 if time.monotonic() - self._committed_at >= _COMMIT_SECONDS:
                     self._commit(wait=False)
                 self._watchdog.look()
@@ -238,6 +242,7 @@ class Stream:
         failures = 0
         while True:
             try:
+                self._begin()
                 denied = self._applier.apply_events(events)
             except CacheUnavailableError as error:
                 if not self._paused:
@@ -247,6 +252,11 @@ class Stream:
             else:
                 self._resume()
                 return denied
+
+    def _begin(self) -> None:
+        begun = set(self._begun)
+        self._applier.begin(begun)
+        self._begun -= begun
 
     def _wait(self, seconds: float) -> None:
         """Wait without consuming, but keep polling, which is required to stay in the consumer group."""
@@ -321,6 +331,7 @@ class Stream:
         _log.info("partitions assigned", service=self._service, partitions=_names(partitions))
         if partitions:
             self.assigned.set()
+        self._begun.update(self._entities[partition.topic] for partition in partitions)
         consumer.assign(partitions)
         if self._paused:
             consumer.pause(partitions)

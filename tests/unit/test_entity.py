@@ -43,7 +43,22 @@ def test_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         ("stray = 1\n" + THING, "'stray' is outside a section"),
         (THING.replace("[thing]", "[[thing]]"), "[[thing]] must be [thing], a section of its own for each"),
         (THING.replace('key = "id"\n', ""), "thing.key is missing"),
-        (THING + 'color = "red"\n', "thing.color is unknown; the fields are table, key, columns, ttl, "),
+        (THING + 'color = "red"\n', "thing.color is unknown; the fields are table, key, columns, unique, "),
+        (
+            THING + 'unique = "id"\n',
+            "thing.unique must be a list; each item is the name of a column, or a list",
+        ),
+        (THING + 'unique = ["a", ["a"]]\n', "thing.unique must not list the same columns twice"),
+        (THING + 'unique = [["a", "a"]]\n', "thing.unique.0 must not list a column twice"),
+        (THING + 'unique = ["id"]\n', "thing.unique must not list the key, by which a row is found anyway"),
+        (
+            THING + 'columns = ["id"]\nunique = ["a"]\n',
+            "thing.unique must not name the column 'a', which the declared columns do not include",
+        ),
+        (
+            THING.replace('key = "id"', 'key = ["a", "b", "c"]') + 'unique = ["d"]\n',
+            "thing.unique must not have a lookup by 1 for a key of 3 columns",
+        ),
         (THING + 'colums = ["id"]\n', "thing.colums is unknown; did you mean 'columns'?"),
         (THING + 'on-change = "refresh"\n', "thing.on-change is unknown; did you mean 'on_change'?"),
         (THING.replace('"1h"', '"1 hour"'), "thing.ttl must be a duration such as '500ms', '30s', '10m', "),

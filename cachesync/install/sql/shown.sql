@@ -17,6 +17,6 @@ CREATE OR REPLACE VIEW {{view}} AS
 SELECT
     {{shown_key}},
     t.row_version AS version,
-    {{payload}} AS payload
+    {{payload}} AS payload{{shown_lookups}}
 FROM {{table}} AS t;
 COMMENT ON VIEW {{view}} IS 'The rows of this entity as caches hold them; before you change one of these columns, remove it from the declaration and run `cachesync install`';

@@ -39,6 +39,21 @@ SELECT
     coalesce(k.condeferrable, false) AS key_deferrable,
     coalesce(k.incomplete, false) AS key_incomplete,
     (
+        SELECT coalesce(jsonb_agg(i.columns), '[]')::text
+        FROM (
+            SELECT jsonb_agg(a.attname) AS columns
+            FROM pg_index AS x
+            CROSS JOIN unnest(x.indkey) WITH ORDINALITY AS u (attnum, position)
+            JOIN pg_attribute AS a ON a.attrelid = x.indrelid AND a.attnum = u.attnum
+            WHERE
+                x.indrelid = c.oid AND x.indisunique AND x.indisvalid AND NOT x.indisexclusion
+                AND x.indpred IS NULL AND x.indexprs IS NULL
+                -- The others are only included in the index.
+                AND u.position <= x.indnkeyatts
+            GROUP BY x.indexrelid
+        ) AS i
+    ) AS unique_columns,
+    (
         SELECT coalesce(array_agg(a.attname), '{}')
         FROM pg_attribute AS a
         WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped

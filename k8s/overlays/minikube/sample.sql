@@ -22,3 +22,6 @@ CREATE TABLE IF NOT EXISTS public.grade (
     remark text,
     PRIMARY KEY (student_id, subject)
 );
+
+-- Not above, so that a database from before gets it, too.
+ALTER TABLE public.grade ADD COLUMN IF NOT EXISTS certificate text UNIQUE;

@@ -18,8 +18,8 @@ import asyncpg
 import httpx
 
 from cachesync.errors import DatabaseUnavailableError
-from cachesync.postgres.connect import connect
 from cachesync.key_text import split
+from cachesync.postgres.connect import connect
 from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ CREATE TABLE {LONG}_1 (id int PRIMARY KEY);
 CREATE TABLE {LONG}_2 (id int PRIMARY KEY);
 CREATE TABLE {LONG}_3 (id int PRIMARY KEY);
 CREATE TABLE pair (a int, b "char" UNIQUE, c text, PRIMARY KEY (c, a));
-CREATE TABLE part (id int PRIMARY KEY, price int, twice int GENERATED ALWAYS AS (price * 2) VIRTUAL);
+CREATE TABLE part (id int PRIMARY KEY, maker text, code text, price int UNIQUE,
+    twice int GENERATED ALWAYS AS (price * 2) VIRTUAL, UNIQUE (code, maker));
 """
 UNFIT = """
 CREATE TABLE keyless (a int);
@@ -104,7 +105,8 @@ def test_init_writes_a_file_that_check_accepts_and_install_installs(
         "http_log_line": ("billing.HTTPLogLine", "/http-log-line"),
     }
     assert declared["pair"].key == ("c", "a")
-    assert declared["part"].columns == ("id", "price")
+    assert declared["part"].columns == ("id", "maker", "code", "price")
+    assert '# unique = [["maker", "code"], "price"]\n' in file.read_text(encoding="utf-8")
     assert "# its generated column 'twice' is virtual" in file.read_text(encoding="utf-8")
     assert declared["customer"].columns is None
 

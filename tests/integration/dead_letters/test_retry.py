@@ -75,6 +75,16 @@ async def test_retry_brings_the_current_row_to_a_slot_that_is_behind(
     assert row_of_audit["action"] == action
 
 
+async def test_retry_brings_the_current_row_to_the_slots_of_its_unique_values(post: Post) -> None:
+    await post.admin.execute("INSERT INTO grade VALUES (7, 'a', 1, NULL, 'c/1')")
+    name = f"{post.service}:grade@certificate:c/1"
+    post.slots.set(name, b"A")
+    # Nobody has read the row, so that its own slot says nothing of the change.
+    post.put(b"7/a", 20, original_topic="cachesync.grade")
+    assert await post.retry() == ["resolved"]
+    assert post.slots.get(name) is None
+
+
 async def test_retry_empties_the_slot_of_a_deleted_row(post: Post) -> None:
     post.slots.set(f"{post.service}:student:7", value(10))
     post.slots.set(f"{post.service}:student:8", value(10))

@@ -89,7 +89,7 @@ def deliver(sender: Sender, sent: Change, seconds: float = 30) -> KafkaError | N
 def test_producer_that_only_times_out_is_replaced_while_kafka_responds_to_others(
     topics: str, opened: list[Producer]
 ) -> None:
-    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}))
+    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}), {})
     assert deliver(sender, change("1", 20)) is None
     assert len(opened) == 2
     assert deliver(sender, change("1", 30)) is None
@@ -100,7 +100,7 @@ def test_producer_that_only_times_out_is_replaced_while_kafka_responds_to_others
 def test_producer_that_gets_no_response_is_replaced_although_nothing_is_sent(
     topics: str, opened: list[Producer]
 ) -> None:
-    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}))
+    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}), {})
     deadline = time.monotonic() + 30
     while not sender.is_available(0.1):
         assert time.monotonic() < deadline
@@ -119,7 +119,7 @@ def test_producer_is_kept_if_kafka_was_unavailable_to_all(
         return opened[-1]
 
     monkeypatch.setattr(producer, "open_client", opening)
-    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}))
+    sender = Sender(producer_settings({"bootstrap.servers": topics, **QUICK}), {})
     kafka.freeze()
     try:
         assert deliver(sender, change("1", 20), 5) is not None
@@ -135,7 +135,7 @@ def test_producer_is_kept_if_kafka_was_unavailable_to_all(
 
 
 def test_queue_takes_a_bounded_amount_of_memory() -> None:
-    sender = Sender(producer_settings({"bootstrap.servers": NOWHERE}))
+    sender = Sender(producer_settings({"bootstrap.servers": NOWHERE}), {})
     outcomes: list[KafkaError | None] = []
     large = replace(change("1", 20), value=b"x" * 250_000)
     for _ in range(708):
@@ -148,7 +148,7 @@ def test_limit_of_the_topic_counts_even_if_it_is_lower_than_that_of_the_producer
     """Small changes in the same batch keep their payload."""
     settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
     create_topic(settings, "narrow", 100_000)
-    sender = Sender(producer_settings(settings))
+    sender = Sender(producer_settings(settings), {})
     sizes = [10, 150_000, 20, 90_000, 90_000, 990_000, 30, 2_000_000, 40]
     outcomes: list[KafkaError | None] = []
     for number, size in enumerate(sizes):
@@ -185,7 +185,7 @@ def test_upserts_are_delivered_with_their_times_and_without_payloads_that_are_to
     settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
     topic = f"batch-{only_errors}"
     create_topic(settings, topic, 100_000)
-    sender = Sender(producer_settings({**settings, "delivery.report.only.error": only_errors}))
+    sender = Sender(producer_settings({**settings, "delivery.report.only.error": only_errors}), {})
     sizes = [10, 150_000, 90_000, 2_000_000, 30]
     failures: list[tuple[int, KafkaError]] = []
     sender.send_upserts(topic, upserts(20, sizes), lambda *failure: failures.append(failure))
@@ -205,7 +205,7 @@ def test_each_upsert_that_is_not_acknowledged_is_reported_before_the_queue_count
 ) -> None:
     """Messages that time out in the queue or under way, that a topic rejects, and that are discarded."""
     settings = {"bootstrap.servers": topics, "message.timeout.ms": 5000, "delivery.report.only.error": True}
-    sender = Sender(producer_settings(settings))
+    sender = Sender(producer_settings(settings), {})
     failures: dict[int, KafkaError] = {}
 
     def settle() -> set[int]:
@@ -238,7 +238,7 @@ def test_change_whose_key_is_too_large_empties_all_slots(kafka: Kafka) -> None:
     """Otherwise it would never be delivered, and the caches would keep the older row."""
     settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
     create_topic(settings, "narrower", 50_000)
-    sender = Sender(producer_settings(settings))
+    sender = Sender(producer_settings(settings), {})
     outcomes: list[KafkaError | None] = []
     large = change("k" * 100_000, 20)
     deleted = replace(change("d" * 100_000, 21), operation=Operation.DELETE, value=None)
@@ -256,7 +256,7 @@ def test_change_whose_key_is_too_large_empties_all_slots(kafka: Kafka) -> None:
 def test_change_is_no_truncate_because_others_in_its_batch_are_too_large(kafka: Kafka) -> None:
     settings: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap_servers}
     create_topic(settings, "narrowest", 5_000)
-    sender = Sender(producer_settings({**settings, "linger.ms": 1000}))
+    sender = Sender(producer_settings({**settings, "linger.ms": 1000}), {})
     outcomes: list[KafkaError | None] = []
     for version in range(20, 80):
         deleted = replace(change("1", version), operation=Operation.DELETE, value=None)

@@ -417,6 +417,34 @@ async def test_slots_of_keys_of_several_columns_are_compared_with_their_rows(
     assert (await reconcile(entities=["grade"], deep=deep)).outcome == "clean"
 
 
+@pytest.mark.parametrize("mode", ["full", "delta"])
+async def test_false_absent_of_unique_values_is_repaired(
+    admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile, mode: str
+) -> None:
+    published = (
+        "UPDATE cachesync.change_log SET published_at = now() - interval '{}' WHERE published_at IS NULL"
+    )
+    await admin.execute("INSERT INTO grade VALUES (0, 'a');" + published.format("1 hour"))
+    await reconcile(entities=["grade"])
+    await admin.execute(
+        "INSERT INTO grade SELECT n, 'a', 1, NULL, 'c/' || n FROM generate_series(1, 200) AS n;"
+        + published.format("10 seconds")
+    )
+    names = [f"sb:grade@certificate:c/{number}" for number in range(1, 301)]
+    slots.mset(dict.fromkeys(names, b"A"))
+    # Late, but never wrong: a read compares them with the row.
+    slots.mset(
+        {names[0]: b"V%019d012345677/b" % 10**16, "sb:grade@certificate:gone": b"V%019d012345677/b" % 5}
+    )
+    slots.set("sb:grade@certificate:c/301", b"junk")
+    report = await reconcile(entities=["grade"], mode=mode)
+    assert (report.false_absent, report.repaired - report.unreadable) == (199, 199)
+    assert report.unreadable == (mode == "full")
+    assert set(report.services["sb"]) == {"grade", "grade@certificate"}
+    assert slots.exists(*names[:200]) == 1
+    assert slots.exists(*names[200:]) == 100
+
+
 async def test_delta_examines_the_keys_of_several_columns_that_changed(
     admin: asyncpg.Connection, reconcile: Reconcile, open_service: OpenService
 ) -> None:

@@ -320,6 +320,30 @@ async def test_change_that_is_too_large_for_a_message_is_published_without_its_p
     assert REGISTRY.get_sample_value("cachesync_published_without_payload_total", {"entity": "student"})
 
 
+async def test_change_without_its_payload_has_the_values_of_unique_lookups(
+    admin: asyncpg.Connection, run_relay: RunRelay, topics: str
+) -> None:
+    # The second is only too large together with its key and its headers.
+    for subject, size, certificate in (("a", 100_000, "c/1"), ("b", 49_910, "c/2"), ("c", 100_000, None)):
+        await admin.execute(
+            "INSERT INTO grade (student_id, subject, remark, certificate)"
+            " VALUES (1, $1, repeat('x', $2), $3)",
+            subject,
+            size,
+            certificate,
+        )
+    grades = Reader(topics, "grade")
+    async with run_relay(**{"message.max.bytes": 50_000}):
+        await all_published(admin)
+    changes = {change.key: change for change in grades.changes()}
+    grades.close()
+    assert {key: (change.value, change.unique) for key, change in changes.items()} == {
+        "1/a": (None, b'{"certificate":"c/1"}'),
+        "1/b": (None, b'{"certificate":"c/2"}'),
+        "1/c": (None, b'{"certificate":null}'),
+    }
+
+
 async def test_change_whose_key_is_too_large_is_published_as_a_truncate(
     admin: asyncpg.Connection, run_relay: RunRelay, reader: Reader
 ) -> None:

@@ -213,7 +213,7 @@ async def test_a_key_of_several_columns_is_a_tuple_or_its_text(
         assert found[8, "a/b~"] is None
         row = await caches["grade"].get((7, "a/b~"))
         assert row is not None
-        assert row == {"student_id": 7, "subject": "a/b~", "points": 1, "remark": None}
+        assert row == {"student_id": 7, "subject": "a/b~", "points": 1, "remark": None, "certificate": None}
         assert [found[key] for key in keys[:3]] == [row] * 3
     assert queries.keys == [["7/a~1b~0", "8/a~1b~0"]]
 

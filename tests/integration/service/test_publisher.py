@@ -24,7 +24,7 @@ async def test_closing_a_publisher_completes_the_marking_in_progress(
         await closing.wait()
         marked.extend(versions)
 
-    publisher = Publisher({"bootstrap.servers": topics}, mark)
+    publisher = Publisher({"bootstrap.servers": topics}, {}, mark)
     publisher.publish(entities["student"].topic, change("1", 30))
     async with asyncio.timeout(20):
         await marking.wait()

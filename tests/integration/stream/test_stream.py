@@ -135,6 +135,15 @@ def run_stream(topics: str, entities: dict[str, Entity], redis_sb: Redis, group:
     return run
 
 
+def test_stream_that_gets_partitions_empties_what_others_may_not_have_followed(
+    run_stream: RunStream, slots: redis_client.Redis
+) -> None:
+    slots.mset({"sb:grade@certificate:c/1": b"A", "sb:grade@certificate:c/2": b"V", "sb:grade:1/a": b"A"})
+    with run_stream():
+        wait_until(lambda: not slots.exists("sb:grade@certificate:c/1"), "the slot is emptied")
+    assert slots.exists("sb:grade:1/a")
+
+
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -167,7 +167,8 @@ def _faults(name: Name, before: bytes, arguments: tuple[bytes, ...], redis: _Red
     if name == "changes" and versioned and arguments[1][_VERSION] <= before[_VERSION]:
         yield Fault.REWRITTEN
     if name == "lease":
-        serves_value = is_value(before) and before[_FINGERPRINT] == arguments[2]
+        is_refuted = before in arguments[4:]
+        serves_value = is_value(before) and before[_FINGERPRINT] == arguments[2] and not is_refuted
         if serves_value or (before == ABSENT and arguments[3] == b"read"):
             yield Fault.TAKEN
 

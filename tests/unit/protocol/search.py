@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from tests.unit.protocol.faults import EVERYTHING
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
     from tests.unit.protocol.faults import Fault
-    from tests.unit.protocol.model import Model
-    from tests.unit.protocol.world import State
+
+S = TypeVar("S", bound="Hashable")
+S_co = TypeVar("S_co", bound="Hashable", covariant=True)
+
+
+class Step(Protocol[S_co]):
+    """What happens, the resulting state, and the violations of the protocol, if any."""
+
+    @property
+    def what(self) -> str: ...
+
+    @property
+    def state(self) -> S_co: ...
+
+    @property
+    def faults(self) -> frozenset[Fault]: ...
+
+
+class Searched(Protocol[S]):
+    """A model."""
+
+    def first(self) -> S:
+        """Return the initial state."""
+
+    def representative(self, state: S) -> S:
+        """Return the representative of all states that do not differ."""
+
+    def steps(self, state: S) -> Iterable[Step[S]]:
+        """Return everything that can happen next."""
+
+    def faults(self, state: S) -> frozenset[Fault]:
+        """Return the violations in a state."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +61,13 @@ class Found:
     story: tuple[str, ...] = ()
 
 
-def search(model: Model, sought: frozenset[Fault] = EVERYTHING) -> Found:
+def search(model: Searched[S], sought: frozenset[Fault] = EVERYTHING) -> Found:
     """Visit every reachable state until a sought fault is found."""
     first = model.representative(model.first())
-    came_from: dict[State, State | None] = {first: None}
+    came_from: dict[S, S | None] = {first: None}
     waiting = deque([first])
     # Most states are reached several times, and finding a representative costs more than looking it up.
-    representatives: dict[State, State] = {}
+    representatives: dict[S, S] = {}
     while waiting:
         state = waiting.popleft()
         for step in model.steps(state):
@@ -52,7 +84,7 @@ def search(model: Model, sought: frozenset[Fault] = EVERYTHING) -> Found:
     return Found(len(came_from))
 
 
-def _path(came_from: dict[State, State | None], state: State | None) -> list[State]:
+def _path(came_from: dict[S, S | None], state: S | None) -> list[S]:
     path = []
     while state is not None:
         path.append(state)
@@ -60,7 +92,7 @@ def _path(came_from: dict[State, State | None], state: State | None) -> list[Sta
     return path[::-1]
 
 
-def _story(model: Model, path: list[State], fault: Fault) -> tuple[str, ...]:
+def _story(model: Searched[S], path: list[S], fault: Fault) -> tuple[str, ...]:
     """Describe the steps along a path of representatives, with the same process numbers throughout."""
     story = []
     state = model.first()
