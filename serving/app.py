@@ -11,6 +11,7 @@ import structlog
 from falcon.asgi import Response
 from falcon.routing import CompiledRouter
 
+from cachesync.entity import LOOKUP_PATH
 from cachesync.errors import CacheSyncError, DeclarationError
 from cachesync.service.service import Service
 from serving import metrics, problems
@@ -21,7 +22,7 @@ from serving.openapi import OpenApi
 from serving.overload import Admission
 from serving.problems import OVERLOADED, Problem
 from serving.request import Request, begin_request_ids, request_id, target
-from serving.resources import OneRow, Rows, path_fields
+from serving.resources import Found, OneRow, Rows, lookup_fields, path_fields
 from serving.uvicorn_internals import connections
 
 if TYPE_CHECKING:
@@ -304,8 +305,12 @@ def _add_routes(app: App, service: Service, settings: Settings) -> None:
             )
             raise DeclarationError(message)
         bodies = Bodies(cache, settings.body_limit)
+        found = Found(cache)
         app.add_route(path, Rows(cache, bodies, settings.page_limit))
         app.hits.leave(path)
         fields = "/".join(f"{{{field}}}" for field in path_fields(cache.key))
         app.add_route(f"{path}/{fields}", OneRow(cache, bodies))
+        for columns in {len(columns) for columns in cache.entity.unique}:
+            fields = "/".join(f"{{{field}}}" for field in lookup_fields(columns))
+            app.add_route(f"{path}{LOOKUP_PATH}/{{columns}}/{fields}", found)
         app.hits.add(cache)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
+from cachesync.entity import LOOKUP_PATH
 from serving import problems
 from serving.body import JSON, MERGE_PATCH
-from serving.resources import DEFAULT_PAGE, path_fields
+from serving.resources import DEFAULT_PAGE, lookup_fields, path_fields
 from serving.schema import column_schema, insert_schema, patch_schema, replace_schema, row_schema
 
 if TYPE_CHECKING:
@@ -132,6 +136,10 @@ def document(caches: list[EntityCache], settings: Settings) -> Part:
         paths[cache.entity.path] = _rows(cache, settings)
         fields = "/".join(f"{{{field}}}" for field in path_fields(cache.key))
         paths[f"{cache.entity.path}/{fields}"] = _one_row(cache)
+        for columns in cache.entity.unique:
+            fields = "/".join(f"{{{field}}}" for field in lookup_fields(len(columns)))
+            listed = quote(",".join(columns), safe=",")
+            paths[f"{cache.entity.path}{LOOKUP_PATH}/{listed}/{fields}"] = _found(cache, columns)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -218,13 +226,7 @@ def _one_row(cache: EntityCache) -> Part:
     merge = _request_body({MERGE_PATCH: f"{name}.patch", JSON: f"{name}.patch"}, _writable_example(cache))
     return {
         "parameters": [
-            {
-                "name": field,
-                "in": "path",
-                "required": True,
-                "description": f"The row's {column.name}",
-                "schema": _key_schema(column),
-            }
+            _path_parameter(field, column)
             for field, column in zip(path_fields(cache.key), cache.key.columns, strict=True)
         ],
         "get": {
@@ -278,6 +280,51 @@ def _one_row(cache: EntityCache) -> Part:
                 **_problems(400, 404, 409, 412, 503),
             },
         },
+    }
+
+
+def _found(cache: EntityCache, columns: tuple[str, ...]) -> Part:
+    name = cache.entity.name
+    by_name = {column.name: column for column in cache.columns}
+    answers = {
+        "200": _row_answer(cache, "The row that has the value", "X-Cache"),
+        "304": {
+            "description": "The client already has the current version of the row",
+            "headers": _headers("ETag", "X-Cache"),
+        },
+        **_problems(400, 404, 503),
+    }
+    known = [_parameter("If-None-Match"), _parameter("X-Request-ID")]
+    by = re.sub(r"[^A-Za-z0-9_]", "_", "_and_".join(columns))
+    return {
+        "parameters": [
+            _path_parameter(field, by_name[column])
+            for field, column in zip(lookup_fields(len(columns)), columns, strict=True)
+        ],
+        "get": {
+            "operationId": f"find_{name}_by_{by}",
+            "summary": f"Find the row of {name} with a unique value through the cache",
+            "tags": [name],
+            "parameters": known,
+            "responses": answers,
+        },
+        "head": {
+            "operationId": f"head_{name}_by_{by}",
+            "summary": "Get the headers of the row",
+            "tags": [name],
+            "parameters": known,
+            "responses": _without_content(answers),
+        },
+    }
+
+
+def _path_parameter(field: str, column: Column) -> Part:
+    return {
+        "name": field,
+        "in": "path",
+        "required": True,
+        "description": f"The row's {column.name}",
+        "schema": _key_schema(replace(column, nullable=False)),
     }
 
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 import orjson
+from falcon import HTTPRouteNotFound
 
 from cachesync.errors import DuplicateRowError, InvalidValueError, VersionMismatchError
+from cachesync.lookup import columns_name
 from cachesync.service.cache import Outcome
 from serving import problems
 from serving.conditions import creates_only, etag, expected_versions, none_match, refuse
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from falcon.asgi import Response
 
     from cachesync.postgres.key import Key
-    from cachesync.service.cache import EntityCache, Written
+    from cachesync.service.cache import EntityCache, Read, Written
     from cachesync.service.row_input import RowInput
     from serving.body import Bodies
     from serving.request import Request
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 DEFAULT_PAGE: Final = 100
 # The names that Falcon's router accepts.
 _FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_SUCH_KEY: Final = "no {} has this key"
 _LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -112,18 +115,8 @@ class OneRow:
                 raise given
             read = given or await self._cache.read(self._texts(segments))
         except InvalidValueError as error:
-            raise self._invalid_key(error) from None
-        req.outcome = read.outcome
-        row = read.row
-        if row is None:
-            raise self._not_found()
-        tag = etag(row.version)
-        condition = req.get_header("If-None-Match")
-        if condition is None or none_match(condition, tag):
-            resp.data = row.payload
-        else:
-            resp.status = 304
-        resp.set_header("ETag", tag)
+            raise _invalid_key(error) from None
+        _answer_read(req, resp, read, _NO_SUCH_KEY.format(self.entity))
 
     on_head = on_get
 
@@ -176,7 +169,7 @@ class OneRow:
             raise self._not_found() from None
 
     def _not_found(self) -> Problem:
-        return Problem(problems.ROW_NOT_FOUND, f"no {self.entity} has this key")
+        return Problem(problems.ROW_NOT_FOUND, _NO_SUCH_KEY.format(self.entity))
 
     def _texts(self, segments: Mapping[str, str]) -> tuple[str, ...]:
         """Return the text of each column of the key in a path."""
@@ -185,17 +178,63 @@ class OneRow:
             try:
                 texts.append(segment_text(segments[name]))
             except UnicodeEncodeError:
-                raise self._invalid_key(InvalidValueError(column, "is not valid UTF-8")) from None
+                raise _invalid_key(InvalidValueError(column, "is not valid UTF-8")) from None
         return tuple(texts)
 
     def _key(self, segments: Mapping[str, str]) -> str:
         try:
             return self._cache.key.canonical(self._texts(segments))
         except InvalidValueError as error:
-            raise self._invalid_key(error) from None
+            raise _invalid_key(error) from None
 
-    def _invalid_key(self, error: InvalidValueError) -> Problem:
-        return field_problem(problems.INVALID_KEY, FieldError(error.column or "key", error.message))
+
+class Found:
+    """`/{path}/by/{columns}/{value}`: reads the row that has a value in unique columns.
+
+    The columns of one lookup are separated by commas, and each has a segment for its value.
+
+    Args:
+        cache: the entity's cache.
+    """
+
+    def __init__(self, cache: EntityCache) -> None:
+        self.entity = cache.entity.name
+        self._cache = cache
+
+    async def on_get(self, req: Request, resp: Response, /, columns: str, **segments: str) -> None:
+        """Read the row through the cache."""
+        lookup = self._cache.entity.lookups.get(_lookup_name(columns))
+        if lookup is None or len(lookup) != len(segments):
+            raise HTTPRouteNotFound
+        texts = []
+        for name, segment in zip(lookup, segments.values(), strict=True):
+            try:
+                texts.append(segment_text(segment))
+            except UnicodeEncodeError:
+                raise _invalid_key(InvalidValueError(name, "is not valid UTF-8")) from None
+        try:
+            read = await self._cache.find(lookup, tuple(texts))
+        except InvalidValueError as error:
+            raise _invalid_key(error) from None
+        _answer_read(req, resp, read, f"no {self.entity} has this value")
+
+    on_head = on_get
+
+
+def lookup_fields(columns: int) -> list[str]:
+    """Return the names of the fields in the path of a lookup by so many columns.
+
+    At the same place in a path, Falcon's router accepts only one name.
+    """
+    return [f"value_{number}" for number in range(1, columns + 1)]
+
+
+def _lookup_name(segment: str) -> str:
+    """Return the name of the columns in a decoded segment of a path, where a comma separates them."""
+    try:
+        return columns_name(segment_text(segment).split(","))
+    except UnicodeEncodeError:
+        return ""
 
 
 def path_fields(key: Key) -> list[str]:
@@ -205,6 +244,25 @@ def path_fields(key: Key) -> list[str]:
     if all(_FIELD.fullmatch(name) and not iskeyword(name) for name in key.names):
         return list(key.names)
     return [f"key_{number}" for number in range(1, len(key.columns) + 1)]
+
+
+def _invalid_key(error: InvalidValueError) -> Problem:
+    return field_problem(problems.INVALID_KEY, FieldError(error.column or "key", error.message))
+
+
+def _answer_read(req: Request, resp: Response, read: Read, not_found: str) -> None:
+    """Respond to a read of one row."""
+    req.outcome = read.outcome
+    row = read.row
+    if row is None:
+        raise Problem(problems.ROW_NOT_FOUND, not_found)
+    tag = etag(row.version)
+    condition = req.get_header("If-None-Match")
+    if condition is None or none_match(condition, tag):
+        resp.data = row.payload
+    else:
+        resp.status = 304
+    resp.set_header("ETag", tag)
 
 
 def _answer(

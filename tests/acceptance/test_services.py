@@ -321,7 +321,13 @@ def test_row_whose_key_has_two_columns_has_a_path_with_two_segments(http: httpx.
     assert http.get(path).status_code == 404
     created = http.put(path, json={"points": 40})
     assert (created.status_code, created.headers["location"]) == (201, path)
-    row = {"student_id": student_id, "subject": "Art/Music~1", "points": 40, "remark": None}
+    row = {
+        "student_id": student_id,
+        "subject": "Art/Music~1",
+        "points": 40,
+        "remark": None,
+        "certificate": None,
+    }
     assert created.json() == row
     assert http.get(path).headers["x-cache"] == "HIT"
     assert httpx.get(sb.url + path).content == created.content
@@ -336,6 +342,21 @@ def test_row_whose_key_has_two_columns_has_a_path_with_two_segments(http: httpx.
     assert http.get(page["next"]).json()["items"][0]["subject"] == "B"
     assert http.delete(path).status_code == 204
     assert http.get(path).status_code == 404
+
+
+def test_row_is_found_by_a_unique_value_as_soon_as_it_has_it(http: httpx.Client) -> None:
+    first, second = next(_keys), next(_keys)
+    path, body = f"/grades/by/certificate/c%2F{first}", {"certificate": f"c/{first}"}
+    assert http.get(path).status_code == 404
+    created = http.put(f"/grades/{first}/Art", json=body)
+    assert http.get(path).content == created.content
+    assert http.post("/grades", json={"student_id": second, "subject": "Art"} | body).status_code == 409
+    assert http.patch(f"/grades/{first}/Art", json={"certificate": None}).status_code == 200
+    assert http.get(path).status_code == 404
+    moved = http.put(f"/grades/{second}/Art", json=body)
+    while (found := http.get(path)).headers["x-cache"] != "HIT":
+        pass
+    assert (found.content, found.headers["etag"]) == (moved.content, moved.headers["etag"])
 
 
 def test_metrics_and_rows_have_separate_ports(sb: Service) -> None:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from cachesync.change import Row
 from cachesync.entity import Entity
 from cachesync.errors import DuplicateRowError, RowNotFoundError, VersionMismatchError
+from cachesync.lookup import columns_name, values_in
 from cachesync.postgres.catalog import Column
 from cachesync.postgres.key import Key
+from cachesync.postgres.lookup import Lookup
 from cachesync.service.cache import EntityCache, Outcome, Read, Written
 from cachesync.service.table import Page
 from serving.app import create_app
@@ -87,12 +89,20 @@ class MemoryCache:
         problem: why changes may not be captured; None if they are.
     """
 
-    def __init__(self, name: str, columns: tuple[Column, ...], *, key: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        columns: tuple[Column, ...],
+        *,
+        key: int = 1,
+        unique: tuple[tuple[str, ...], ...] = (),
+    ) -> None:
         self.key = Key(columns[:key])
         self.entity = Entity(
             name=name,
             table=name,
             key=self.key.names,
+            unique=unique,
             ttl=cast("timedelta", "1h"),
             absent_ttl=cast("timedelta", "1m"),
             path=f"/{name}s",
@@ -110,6 +120,15 @@ class MemoryCache:
     async def read(self, key: GivenKey) -> Read:
         self._fail()
         return Read(self.outcome, self._rows.get(self.key.canonical(key)))
+
+    async def find(self, columns: tuple[str, ...], given: GivenKey) -> Read:
+        self._fail()
+        by_name = {column.name: column for column in self.columns}
+        text = Lookup(tuple(by_name[name] for name in columns)).canonical(given)
+        for row in self._rows.values():
+            if (values_in(self.entity.lookups, row.payload) or {})[columns_name(columns)] == text:
+                return Read(self.outcome, row)
+        return Read(self.outcome, None)
 
     async def page(self, after: GivenKey | None, limit: int) -> Page:
         self._fail()
@@ -184,10 +203,10 @@ class MemoryService:
     """A service with four such caches."""
 
     def __init__(self) -> None:
-        self.student = MemoryCache("student", STUDENT)
+        self.student = MemoryCache("student", STUDENT, unique=(("name",), ("name", "age")))
         self.word = MemoryCache("word", WORD)
         self.thing = MemoryCache("thing", THING)
-        self.line = MemoryCache("line", LINE, key=2)
+        self.line = MemoryCache("line", LINE, key=2, unique=(("amount",),))
         self.parts = {"postgresql": True, "redis": True, "kafka": True}
         self.not_installed: dict[str, str] = {}
         self.closed = False

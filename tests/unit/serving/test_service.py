@@ -126,6 +126,8 @@ async def test_openapi_document_describes_every_path(client: ASGIConductor) -> N
         *("/health/live", "/health/ready", "/openapi.json"),
         *("/students", "/students/{key}", "/words", "/words/{key}", "/things", "/things/{key}"),
         *("/lines", "/lines/{product}/{line}"),
+        *("/students/by/name/{value_1}", "/students/by/name,age/{value_1}/{value_2}"),
+        "/lines/by/amount/{value_1}",
     }
     assert [
         (parameter["name"], parameter["schema"]["type"])
