@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,6 +74,41 @@ def found(
 def test_correct_history_has_no_findings() -> None:
     operations = [read(0, None), put(1, 5), read(2, 5), read(3, 5), put(4, 7), read(5, 7)]
     assert found(operations, [upsert(5), upsert(7)], after=7) == []
+
+
+def nobody(start: float, value: str = "c") -> Operation:
+    row = Row("student@code", value)
+    return done(start, Kind.FIND, row=row, outcome=Outcome.ABSENT, value=value, cache="HIT")
+
+
+def having(version: int, value: str, at: float = 0.2) -> Logged:
+    return replace(upsert(version, at), value=value)
+
+
+@pytest.mark.parametrize(
+    ("log", "wrong"),
+    [
+        ([having(5, "c")], [(Wrong.STALE_OWN_READ, "")]),
+        ([having(5, "d")], []),
+        # Given away before the read began, after it had ended, and taken back.
+        ([having(5, "c"), having(7, "", at=1.5)], []),
+        ([having(5, "c"), having(7, "", at=3.5)], [(Wrong.STALE_OWN_READ, "")]),
+        ([having(3, ""), having(5, "c")], [(Wrong.STALE_OWN_READ, "")]),
+        ([having(5, "c"), delete(7, at=1.5)], []),
+    ],
+)
+def test_value_that_an_acknowledged_write_gave_to_a_row_is_found(
+    log: list[Logged], wrong: list[tuple[Wrong, str]]
+) -> None:
+    newest = log[-1]
+    after = newest.version if newest.kind is Kind.UPSERT else None
+    assert found([put(0, 5), nobody(2), nobody(0.1, "other")], log, after=after) == wrong
+
+
+def test_row_found_by_a_value_has_it() -> None:
+    log = [having(5, "c"), having(7, "d", at=2.0)]
+    operations = [put(0, 5), read(1, 5, value="c"), read(1.2, 5, value="d")]
+    assert found(operations, log, after=7) == [(Wrong.WRONG_ROW, "")]
 
 
 def test_acknowledged_write_missing_from_the_log_is_lost() -> None:

@@ -39,6 +39,7 @@ class Wrong(StrEnum):
     """Kinds of violations."""
 
     LOST = "lost"
+    WRONG_ROW = "row without the value"
     STALE_OWN_READ = "stale own read"
     LATE_READ = "read older than the stream"
     BACKWARDS = "backwards"
@@ -80,10 +81,15 @@ class _Rows:
         self.changes: dict[tuple[Row, int], Logged] = {}
         self.before = history.before
         self._absent: dict[Row, list[tuple[int, float]]] = defaultdict(list)
+        self._values: dict[Row, list[Logged]] = defaultdict(list)
+        self.having: dict[str, set[Row]] = defaultdict(set)
         self.newest: dict[Row, Logged] = {}
         for change in sorted(history.log, key=lambda change: change.version):
             self.changes[change.row, change.version] = change
             self.newest[change.row] = change
+            self._values[change.row].append(change)
+            if change.value:
+                self.having[change.value].add(change.row)
             if change.kind is Kind.DELETE:
                 self._absent[change.row].append((change.version, change.at))
         for row in {operation.row for operation in history.operations} - history.before.keys():
@@ -96,6 +102,15 @@ class _Rows:
             if version >= least:
                 return version if at <= end + _TOLERANCE else None
         return None
+
+    def lacks(self, row: Row, value: str, least: int, end: float) -> bool:
+        """Return whether the row did not have a unique value at some version from `least` up, until `end`."""
+        if not least:
+            return True
+        return any(
+            change.version >= least and change.value != value and change.at <= end + _TOLERANCE
+            for change in self._values[row]
+        )
 
     def version(self, write: Operation) -> int | None:
         """Return the version of an acknowledged write; for a delete without one, the earliest that fits."""
@@ -129,7 +144,7 @@ def _acknowledged(operations: Iterable[Operation]) -> Iterator[Operation]:
     return (
         operation
         for operation in operations
-        if operation.kind is not Kind.READ and operation.outcome is Outcome.DONE
+        if operation.kind in {Kind.UPSERT, Kind.DELETE} and operation.outcome is Outcome.DONE
     )
 
 
@@ -152,6 +167,8 @@ def _lost(history: History, rows: _Rows) -> Iterator[Finding]:
         logged = rows.changes.get((read.row, read.version))
         if logged is None or logged.digest != read.digest:
             yield Finding(Wrong.LOST, f"{read} returned data that was never committed; the log has {logged}")
+        elif read.value and logged.value != read.value:
+            yield Finding(Wrong.WRONG_ROW, f"{read} returned a row with {logged.value!r}")
 
 
 def _answered(operations: Iterable[Operation]) -> Iterator[Operation]:
@@ -203,7 +220,8 @@ class _Stream:
 
 def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
     """Find reads older than what their service had acknowledged, or than the stream had applied by then."""
-    services = {read.service for read in _answered(history.operations)}
+    judged = list(_judged(history, rows))
+    services = {read.service for read, _ in judged}
     stream = _Stream(history.in_step)
     restores = [fault for fault in history.faults if fault.restored]
     own: dict[tuple[str, Row], list[_Bound]] = defaultdict(list)
@@ -224,18 +242,18 @@ def _old_reads(history: History, rows: _Rows) -> Iterator[Finding]:
     bypassed_bounds = {place: _Bounds(bounds) for place, bounds in bypassed.items()}
     streamed_bounds = {row: _Bounds(bounds) for row, bounds in streamed.items()}
     nothing = _Bounds(())
-    for read in _answered(history.operations):
-        place = (read.service, read.row)
+    for read, row in judged:
+        place = (read.service, row)
         restored = _restored(restores, read)
         for wrong, bounds, excuse in (
             (Wrong.STALE_OWN_READ, own_bounds.get(place, nothing), ""),
-            (Wrong.LATE_READ, streamed_bounds.get(read.row, nothing), ""),
+            (Wrong.LATE_READ, streamed_bounds.get(row, nothing), ""),
             (Wrong.STALE_OWN_READ, bypassed_bounds.get(place, nothing), "the write's cache step failed"),
         ):
-            if _is_older(rows, read, bounds.at(read.start, restored)):
+            if _is_older(rows, read, row, bounds.at(read.start, restored)):
                 yield Finding(wrong, f"{read} is older than {bounds.at(read.start, restored)}", excuse)
                 break
-            if restored > -inf and _is_older(rows, read, bounds.at(read.start)):
+            if restored > -inf and _is_older(rows, read, row, bounds.at(read.start)):
                 yield Finding(wrong, f"{read} is older than {bounds.at(read.start)}", "a restored dump")
                 break
 
@@ -254,7 +272,19 @@ def _restored(restores: Iterable[Fault], read: Operation) -> float:
     )
 
 
-def _is_older(rows: _Rows, read: Operation, least: int) -> bool:
+def _judged(history: History, rows: _Rows) -> Iterator[tuple[Operation, Row]]:
+    """Yield each read with its row; one that found no row with a value, with each row that ever had it."""
+    for read in _answered(history.operations):
+        yield read, read.row
+    for find in history.operations:
+        if find.kind is Kind.FIND and find.outcome is Outcome.ABSENT:
+            for row in rows.having.get(find.value, ()):
+                yield find, row
+
+
+def _is_older(rows: _Rows, read: Operation, row: Row, least: int) -> bool:
+    if read.kind is Kind.FIND:
+        return not rows.lacks(row, read.value, least, read.end)
     if read.version is not None:
         return read.version < least
     return rows.absent(read.row, least, read.end) is None

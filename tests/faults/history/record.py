@@ -11,6 +11,7 @@ from math import inf
 
 class Kind(StrEnum):
     READ = "read"
+    FIND = "find"  # a read by a unique value that no row has; if a row has it, this is a read of that row
     UPSERT = "upsert"
     DELETE = "delete"
 
@@ -43,6 +44,7 @@ class Operation:
         version: the row version that was read or written, if the response includes it.
         digest: digest of the payload that was read or written.
         cache: the response's X-Cache header. A write without one went through the cache.
+        value: the unique value that was read; empty if the row was read by its key.
     """
 
     client: str
@@ -55,11 +57,15 @@ class Operation:
     version: int | None = None
     digest: str = ""
     cache: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logged:
-    """A row of the change log; `at` is a time within its transaction, hence before its commit."""
+    """A row of the change log; `at` is a time within its transaction, hence before its commit.
+
+    `value` is the unique value that the row then has, or empty.
+    """
 
     row: Row
     version: int
@@ -67,6 +73,7 @@ class Logged:
     source: str
     at: float
     digest: str = ""
+    value: str = ""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -191,11 +192,17 @@ def logged_since(dsn: str, version: int) -> list[Logged]:
                 source=record["source"],
                 at=record["changed_at"].astimezone(UTC).timestamp(),
                 digest="" if record["payload"] is None else digest(record["payload"].encode()),
+                value=_value(record["payload"]),
             )
             for record in records
         ]
 
     return asyncio.run(read())
+
+
+def _value(payload: str | None) -> str:
+    """Return the unique value in a payload; empty if there is none."""
+    return (json.loads(payload or "{}").get("certificate")) or ""
 
 
 def unburied(system: System, poison: set[bytes]) -> list[str]:
@@ -267,6 +274,7 @@ def wait_noticed(system: System, entity: str, *, noticed: bool) -> None:
 def differences(dsn: str, redis_urls: Mapping[str, str]) -> list[Difference]:
     """Return the slots that differ from their rows."""
     rows = _rows(dsn)
+    having = {_value(payload.decode()): version for version, payload in rows.values()}
     found = []
     for service, url in redis_urls.items():
         with redis_client.Redis.from_url(url) as client:
@@ -279,6 +287,12 @@ def differences(dsn: str, redis_urls: Mapping[str, str]) -> list[Difference]:
                     if isinstance(slot, bytes) and not _equal(slot, version, payload):
                         held = slot[:20].decode()
                         found.append(Difference(service=service, row=row, held=held, version=version))
+            prefix = f"{service}:grade@certificate:"
+            for name in client.scan_iter(match=f"{prefix}*", count=1000):
+                value = name.decode().removeprefix(prefix)
+                if client.get(name) == b"A" and value in having:
+                    row = Row("grade@certificate", value)
+                    found.append(Difference(service=service, row=row, held="A", version=having[value]))
     return found
 
 

@@ -67,10 +67,11 @@ class Result:
         figures: dict[str, object] = {
             "operations": len(operations),
             "acknowledged": sum(
-                operation.kind is not Kind.READ and operation.outcome is Outcome.DONE
+                operation.kind in {Kind.UPSERT, Kind.DELETE} and operation.outcome is Outcome.DONE
                 for operation in operations
             ),
             "lost": counts[Wrong.LOST],
+            "wrong_rows": counts[Wrong.WRONG_ROW],
             "stale_own_reads": counts[Wrong.STALE_OWN_READ],
             "stale_at_rest": counts[Wrong.STALE_AT_REST],
             "max_lag_s": f"{max(lags.values()):.1f}",

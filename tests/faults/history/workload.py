@@ -18,7 +18,7 @@ import asyncpg
 import httpx
 
 from cachesync.errors import DatabaseUnavailableError
-from cachesync.key_text import split
+from cachesync.key_text import joined, split
 from cachesync.postgres.connect import connect
 from tests.faults.history.record import Clock, Kind, Operation, Outcome, Row, digest
 
@@ -86,6 +86,8 @@ TABLES = {
         rows=[Row("grade", f"{key}/{subject}") for key in range(5000, 5040) for subject in _SUBJECTS],
     ),
 }
+# Of grades. They move from one to another.
+CERTIFICATES = [f"c/{number}~" for number in range(40)]
 _HOT = 8
 _CLIENTS = 4
 _PSQL_PAUSE_SECONDS = 0.15
@@ -145,6 +147,8 @@ class Workload:
                 for table in TABLES.values():
                     for row in table.rows:
                         self._read(client, f"{service}-last", service, row)
+                for value in CERTIFICATES:
+                    self._find(client, f"{service}-last", service, value)
 
     def _client(self, service: str) -> httpx.Client:
         return httpx.Client(base_url=self._system.services[service].url, timeout=_TIMEOUT_SECONDS)
@@ -157,8 +161,10 @@ class Workload:
                 next_at = max(next_at, time.monotonic() - 1) + self._pause
                 row = pick(random)
                 choice = random.random()
-                if choice < 0.6:
+                if choice < 0.45:
                     self._read(client, name, service, row)
+                elif choice < 0.6:
+                    self._find(client, name, service, random.choice(CERTIFICATES))
                 else:
                     self._write(client, name, service, row, random)
 
@@ -172,6 +178,20 @@ class Workload:
             if status == HTTPStatus.OK:
                 known |= {"version": _version(answer), "digest": digest(answer.content)}
         self._record(client=name, service=service, row=row, kind=Kind.READ, start=start, **known)
+
+    def _find(self, client: httpx.Client, name: str, service: str, value: str) -> None:
+        start = self._clock()
+        answer = _answer(client, "GET", f"/grades/by/certificate/{quote(value, safe='')}")
+        status = 0 if answer is None else answer.status_code
+        row = Row("grade@certificate", value)
+        known: dict[str, Any] = {"kind": Kind.FIND, "outcome": _READ.get(status, Outcome.UNKNOWN)}
+        if answer is not None and status in _READ:
+            known["cache"] = answer.headers["x-cache"]
+            if status == HTTPStatus.OK:
+                found = answer.json()
+                row = Row("grade", joined([str(found[column]) for column in TABLES["grade"].key]))
+                known |= {"kind": Kind.READ, "version": _version(answer), "digest": digest(answer.content)}
+        self._record(client=name, service=service, row=row, start=start, value=value, **known)
 
     def _write(self, client: httpx.Client, name: str, service: str, row: Row, random: Random) -> None:
         method = random.choices(("PUT", "PATCH", "DELETE", "POST"), (10, 5, 2, 2))[0]
@@ -217,13 +237,14 @@ class Workload:
 
     async def _transaction(self, connection: asyncpg.Connection, name: str, random: Random) -> None:
         kind = random.choices(
-            ("update", "bulk", "delete", "insert", "again", "move", "rollback"), (9, 3, 2, 4, 2, 3, 2)
+            ("update", "bulk", "delete", "insert", "again", "move", "give", "rollback"),
+            (9, 3, 2, 4, 2, 3, 5, 2),
         )[0]
         of_entity = random.choice(list(TABLES.values())).rows
         # From 101 rows on, rows share lines of the change log.
         count = random.choice((40, len(of_entity)))
         rows = random.sample(of_entity, count) if kind == "bulk" else [pick(random)]
-        if kind == "move":
+        if kind in {"move", "give"}:
             rows = random.sample(TABLES["grade"].rows, 2)
         entity = rows[0].entity
         start = self._clock()
@@ -235,8 +256,8 @@ class Workload:
                 await transaction.rollback()
                 return
             await transaction.commit()
-        except asyncpg.TransactionRollbackError:
-            # A deadlock: the database has rolled the transaction back.
+        except (asyncpg.TransactionRollbackError, asyncpg.UniqueViolationError):
+            # A deadlock, or a certificate that another grade has: the database has undone the transaction.
             await transaction.rollback()
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             # Whether it was committed is unknown, and it was not acknowledged.
@@ -267,6 +288,13 @@ async def change(
     texts = f"{text} = ANY($1)"
     if kind == "move":
         return await _move(connection, entity, *keys)
+    if kind == "give":
+        value = random.choice(CERTIFICATES)
+        former = await connection.fetch(
+            f"UPDATE {table} SET certificate = NULL WHERE certificate = $1 RETURNING {text}", value
+        )
+        await connection.execute(f"UPDATE {table} SET certificate = $2 WHERE {text} = $1", keys[0], value)
+        return await _written(connection, entity, [keys[0], *(record[0] for record in former)])
     if kind in {"update", "bulk", "rollback"}:
         # Others could insert the other rows now.
         updated = await connection.fetch(
@@ -337,7 +365,8 @@ def _content(row: Row, random: Random) -> dict[str, Any]:
     if row.entity == "student":
         return {"name": _text(random), "age": random.randrange(150)}
     if row.entity == "grade":
-        return {"points": random.randrange(100), "remark": _text(random)}
+        certificate = random.choice([None, random.choice(CERTIFICATES)])
+        return {"points": random.randrange(100), "remark": _text(random), "certificate": certificate}
     return {"title": _text(random), "fee": random.randrange(10_000), "details": {"words": [_text(random)]}}
 
 
