@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Change
     from cachesync.entity import Entity
+    from cachesync.service.caches import OnRead
     from cachesync.service.database import Database
     from cachesync.service.following import Followed, Settle, Settled
 
@@ -116,6 +117,7 @@ class Caches:
             user's, a connection of Django, whose alias names that of each thread, or a DSN, for which a pool
             is opened. See `blocking_database`. The login needs the role `cachesync_service`.
         entities: the entities file, or its content as `load_entities` returns it.
+        on_read: as for `AsyncCaches`; called in the thread of the caller or of the event loop.
 
     Raises:
         SettingsError: the name, the URL or the kind of the database is invalid.
@@ -123,9 +125,16 @@ class Caches:
     """
 
     def __init__(
-        self, service: str, *, redis: str, database: object, entities: str | Path | Mapping[str, Entity]
+        self,
+        service: str,
+        *,
+        redis: str,
+        database: object,
+        entities: str | Path | Mapping[str, Entity],
+        on_read: OnRead | None = None,
     ) -> None:
         self._service = service
+        self._on_read = on_read
         self._redis = redis
         self._database = database if isinstance(database, str) else _blocking(database)
         self._entities = (
@@ -267,7 +276,13 @@ class Caches:
             return self._opened
 
     def _new(self) -> AsyncCaches:
-        return AsyncCaches(self._service, redis=self._redis, database=self._database, entities=self._entities)
+        return AsyncCaches(
+            self._service,
+            redis=self._redis,
+            database=self._database,
+            entities=self._entities,
+            on_read=self._on_read,
+        )
 
     def leave_to_parent(self) -> None:
         """Forget, in the child of a fork, what the parent has opened."""

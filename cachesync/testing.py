@@ -18,9 +18,10 @@ from uuid import UUID
 from cachesync.change import Change, Operation, Row
 from cachesync.entity import Entity, load_entities
 from cachesync.errors import InvalidValueError, SettingsError
+from cachesync.lookup import values_in
 from cachesync.postgres.catalog import Column
 from cachesync.postgres.key import Key
-from cachesync.service.cache import Outcome, Read
+from cachesync.service.cache import Outcome, Read, no_lookup
 from cachesync.service.caches import AsyncCache, AsyncCaches, change_given, key_text, require_entity
 from cachesync.service.following import Followed
 from cachesync.service.own_transactions import not_the_outermost
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cachesync.service.cache import EntityCache, GivenKey
+    from cachesync.service.caches import KeyPart
 
 __all__ = ["FakeAsyncCaches", "FakeCaches"]
 
@@ -69,6 +71,16 @@ class _Rows:
 
     async def read_many(self, keys: Iterable[GivenKey]) -> dict[str, Read]:
         return {self.key.canonical(key): await self.read(key) for key in keys}
+
+    async def find(self, columns: Iterable[str], given: tuple[str, ...]) -> Read:
+        wanted = dict(zip(columns, given, strict=True))
+        for name, lookup in self.entity.lookups.items():
+            if set(lookup) == wanted.keys():
+                key = Key(tuple(column for one in lookup for column in self.columns if column.name == one))
+                value = key.canonical(tuple(wanted[column] for column in lookup))
+                found = (row for row in self.rows.values() if _has(row, self.entity, name, value))
+                return Read(Outcome.HIT, next(found, None))
+        raise no_lookup(self.entity, tuple(wanted))
 
     def row_of(self, values: Mapping[str, Any], version: int) -> Row:
         """Return a row with these values, and learn the types of the columns from them."""
@@ -289,6 +301,10 @@ class FakeCache:
         """Return rows, as `AsyncCache.get_many` does."""
         return _at_once(self._cache.get_many(keys, as_=as_))
 
+    def get_by(self, *, as_: Any = None, **values: KeyPart) -> Any:
+        """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
+        return _at_once(self._cache.get_by(as_=as_, **values))
+
 
 class FakeCaches(_Fake):
     """The same as `FakeAsyncCaches`, for code that blocks.
@@ -339,6 +355,11 @@ class FakeCaches(_Fake):
     def committed(self, changes: Iterable[Change | tuple[str, Any, int]]) -> bool:
         """Check the changes, as `AsyncCaches.committed` does, and return True."""
         return self._memory.committed(changes)
+
+
+def _has(row: Row, entity: Entity, lookup: str, value: str) -> bool:
+    values = values_in(entity.lookups, row.payload)
+    return values is not None and values[lookup] == value
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:

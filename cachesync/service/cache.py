@@ -57,7 +57,16 @@ from cachesync.slots.layout import (
 from cachesync.value import UP_TO_PAYLOAD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
 
     from cachesync.entity import Entity
     from cachesync.postgres.catalog import Column
@@ -185,6 +194,12 @@ GivenKey: TypeAlias = str | tuple[str, ...]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def no_lookup(entity: Entity, columns: Collection[str]) -> InvalidValueError:
+    """Return the error for columns that an entity does not declare as unique."""
+    message = f"{entity.name!r} has no unique lookup by {', '.join(columns)}"
+    return InvalidValueError(None, message + did_you_mean(columns_name(columns), entity.lookups))
 
 
 def _uninterrupted(
@@ -358,9 +373,7 @@ class EntityCache:
             if set(lookup.names) == set(columns) and isinstance(given, tuple) and len(given) == len(columns):
                 of = dict(zip(columns, given, strict=True))
                 return name, lookup.canonical(tuple(of[column] for column in lookup.names))
-        wanted = columns_name(columns)
-        message = f"{self.entity.name!r} has no unique lookup by {', '.join(columns)}"
-        raise InvalidValueError(None, message + did_you_mean(wanted, self._table.lookups))
+        raise no_lookup(self.entity, columns)
 
     async def _find(self, name: str, lookup: str, text: str) -> Read | None:
         """Read the row that the slot of a value names; None if the slots do not tell.

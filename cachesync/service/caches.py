@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from cachesync.change import Row
     from cachesync.postgres.catalog import Column
     from cachesync.postgres.key import Key as TableKey
-    from cachesync.service.cache import EntityCache
+    from cachesync.service.cache import EntityCache, Read
     from cachesync.service.following import Followed
 
 T = TypeVar("T")
@@ -42,6 +43,8 @@ KeyPart = str | int | UUID | Decimal | date | time
 Key = KeyPart | tuple[KeyPart, ...]
 """A key, or the value of each of its columns."""
 K = TypeVar("K", bound=Key)
+OnRead = Callable[[str, str, int], None]
+"""Gets the entity, the outcome and the number of rows of a read."""
 
 _NAME: Final = TypeAdapter(ServiceName)
 # What a sequence cannot draw.
@@ -76,9 +79,10 @@ class AsyncCache:
     for each, or the text of the whole.
     """
 
-    def __init__(self, cache: EntityCache) -> None:
+    def __init__(self, cache: EntityCache, on_read: OnRead | None = None) -> None:
         self._cache = cache
         self._decoder = RowDecoder(cache.columns)
+        self._on_read = on_read
 
     @overload
     async def get(self, key: Key) -> dict[str, Any] | None: ...
@@ -99,6 +103,7 @@ class AsyncCache:
             RowTypeError: the row does not have this type.
         """
         read = await self._cache.read(key_text(key))
+        self._report(read)
         row: dict[str, Any] | T | None = self._decoded(read.row, as_)
         return row
 
@@ -121,6 +126,7 @@ class AsyncCache:
             RowTypeError: the row does not have this type.
         """
         read = await self._cache.find(values, tuple(map(key_text, values.values())))
+        self._report(read)
         row: dict[str, Any] | T | None = self._decoded(read.row, as_)
         return row
 
@@ -149,6 +155,7 @@ class AsyncCache:
         """
         canonical = {key: self._cache.key.canonical(key_text(key)) for key in keys}
         reads = await self._cache.read_many(canonical.values())
+        self._report(*reads.values())
         rows: dict[K, Any] = {
             key: self._decoded(reads[canonical_key].row, as_) for key, canonical_key in canonical.items()
         }
@@ -157,7 +164,15 @@ class AsyncCache:
     def hit(self, key: Key, as_: type[T] | None) -> tuple[dict[str, Any] | T | None] | None:
         """Return what `get` returns, in any thread, if the slot has it; None if only `get` can tell."""
         hit = self._cache.hit(key_text(key))
-        return None if hit is None else (self._decoded(hit[0].row, as_, hit[1]),)
+        if hit is None:
+            return None
+        self._report(hit[0])
+        return (self._decoded(hit[0].row, as_, hit[1]),)
+
+    def _report(self, *reads: Read) -> None:
+        if self._on_read is not None:
+            for outcome, rows in Counter(read.outcome for read in reads).items():
+                self._on_read(self._cache.entity.name, outcome.value, rows)
 
     def _decoded(
         self, row: Row | None, as_: type[T] | None, columns: tuple[Column, ...] | None = None
@@ -186,6 +201,8 @@ class AsyncCaches:
         entities: the entities file, or its content as `load_entities` returns it.
         kafka: librdkafka's settings for connecting to the brokers, if the service publishes what its own
             transactions change; None if the relay does.
+        on_read: called after each read with the entity, the outcome ("HIT", "MISS" or "BYPASS") and how many
+            rows were read in this way, for the user's own metrics. What it raises is raised by the read.
 
     Raises:
         SettingsError: the name, the URL or the kind of the database is invalid.
@@ -200,6 +217,7 @@ class AsyncCaches:
         database: object,
         entities: str | Path | Mapping[str, Entity],
         kafka: Mapping[str, Any] | None = None,
+        on_read: OnRead | None = None,
     ) -> None:
         try:
             self._settings = _Settings(_NAME.validate_python(service), redis)
@@ -210,6 +228,7 @@ class AsyncCaches:
         self._database = database if isinstance(database, str | Database) else borrowed_database(database)
         self._entities = dict(entities) if isinstance(entities, Mapping) else load_entities(entities)
         self._kafka = kafka
+        self._on_read = on_read
         self._caches: dict[str, AsyncCache] = {}
         self._connections: Connections | None = None
         self._is_open = False
@@ -244,7 +263,7 @@ class AsyncCaches:
             else self._database
         )
         connections = await Connections.open(self._settings, self._entities, database, self._kafka)
-        self._caches = {name: AsyncCache(cache) for name, cache in connections.caches.items()}
+        self._caches = {name: AsyncCache(cache, self._on_read) for name, cache in connections.caches.items()}
         self._connections = connections
 
     async def close(self) -> None:

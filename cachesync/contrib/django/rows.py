@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from cachesync.service.caches import Key
+    from cachesync.service.caches import Key, KeyPart
 
 M = TypeVar("M", bound=models.Model)
 
@@ -85,6 +85,20 @@ class RowsOfModel(Generic[M]):
         """
         rows = self._cache.get_many(pks)
         return {pk: None if row is None else self._instance(row) for pk, row in rows.items()}
+
+    def get_by(self, **values: KeyPart) -> M | None:
+        """Return the instance that has a value in unique columns; None if no row has it.
+
+        Args:
+            **values: the value of each column of one of the entity's `unique` lookups, by its name.
+
+        Raises:
+            InvalidValueError: these are no columns of a lookup, or a value is not valid for its column.
+            DatabaseUnavailableError: the row is not cached, and the database did not respond.
+            RowTypeError: a value is not valid for its field.
+        """
+        row = self._cache.get_by(as_=None, **values)
+        return None if row is None else self._instance(row)
 
     def _instance(self, row: dict[str, Any]) -> M:
         # The columns of concrete fields have names.

@@ -452,6 +452,26 @@ async def test_connections_that_postgresql_closed_are_replaced(
                     break
 
 
+@pytest.mark.usefixtures("students")
+async def test_each_read_is_reported(sa_dsn: str, redis_sa: Redis) -> None:
+    reads: list[tuple[str, str, int]] = []
+    async with AsyncCaches(
+        "sa",
+        redis=redis_sa.url,
+        database=sa_dsn,
+        entities=ENTITIES_FILE,
+        on_read=lambda *read: reads.append(read),
+    ) as caches:
+        await caches["student"].get(1)
+        await caches["student"].get_many([1, 2, 3])
+        assert {entity for entity, _, _ in reads} == {"student"}
+        assert sum(rows for _, _, rows in reads) == 4
+        async with asyncio.timeout(30):
+            # A reply of Redis that is late is a BYPASS.
+            while reads[-1] != ("student", "HIT", 1):
+                await caches["student"].get(1)
+
+
 # One for which a pool of the library's is asked, and one of the user's own.
 @pytest.mark.parametrize("kind", ["dsn", "engine on psycopg"])
 @pytest.mark.usefixtures("students")

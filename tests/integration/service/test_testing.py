@@ -39,7 +39,10 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             "internal_note": "not served",
         }
     ],
-    "grade": [{"student_id": 1, "subject": "Art/Music", "points": 9, "remark": None}],
+    "grade": [
+        {"student_id": 1, "subject": "Art/Music", "points": 9, "remark": None, "certificate": "A/1"},
+        {"student_id": 2, "subject": "Art", "points": 8, "remark": None, "certificate": None},
+    ],
 }
 KEYS = {"student": ("id",), "course": ("id",), "grade": ("student_id", "subject")}
 
@@ -158,6 +161,17 @@ async def test_every_spelling_of_a_key_names_the_row(world: Real | Fake) -> None
             await students.get(wrong)
     with pytest.raises(InvalidValueError):
         await grades.get_many([(1, "Art"), (1,)])
+
+
+async def test_a_row_is_found_by_its_unique_value(world: Real | Fake) -> None:
+    grades = world.caches["grade"]
+    assert await grades.get_by(certificate="A/1") == ROWS["grade"][0]
+    assert await grades.get_by(certificate="B") is None
+    async with world.caches.following(world.session):
+        await world.put("grade", ROWS["grade"][1] | {"certificate": "B"})
+    assert await grades.get_by(certificate="B") == ROWS["grade"][1] | {"certificate": "B"}
+    with pytest.raises(InvalidValueError, match="no unique lookup by subject"):
+        await grades.get_by(subject="Art")
 
 
 async def test_a_transaction_counts_from_the_end_of_its_block_on(world: Real | Fake) -> None:
