@@ -293,8 +293,10 @@ async def change(
         former = await connection.fetch(
             f"UPDATE {table} SET certificate = NULL WHERE certificate = $1 RETURNING {text}", value
         )
-        await connection.execute(f"UPDATE {table} SET certificate = $2 WHERE {text} = $1", keys[0], value)
-        return await _written(connection, entity, [keys[0], *(record[0] for record in former)])
+        given = await connection.fetch(
+            f"UPDATE {table} SET certificate = $2 WHERE {text} = $1 RETURNING {text}", keys[0], value
+        )
+        return await _written(connection, entity, [record[0] for record in (*former, *given)])
     if kind in {"update", "bulk", "rollback"}:
         # Others could insert the other rows now.
         updated = await connection.fetch(

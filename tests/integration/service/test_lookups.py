@@ -155,12 +155,14 @@ async def test_unknown_values_empty_every_absent_and_nothing_else(
     assert await settled(accounts) == "1"
     assert await settled(accounts, "bo@example.com") is None
     change = Change("account", "2", 10**16, Operation.UPSERT, None, "sa", datetime.now(UTC))
-    settler = Settler("sa", {"account": accounts.entity}, await Slots.open(redis_sa.url, 5, "sa:"), None)
+    opened = await Slots.open(redis_sa.url, 5, "sa:")
+    settler = Settler("sa", {"account": accounts.entity}, opened, None)
     assert await settler.apply([change])
     assert slots.keys("sa:account@*") == [ANN.encode()]
     assert await settled(accounts, "bo@example.com") is None
     assert await settler.forget([change])
     assert slots.keys("sa:account@*") == []
+    await opened.close()
 
 
 @pytest.mark.parametrize("change", ["upsert", "too large", "unknown", "truncate", "begin"])
