@@ -319,6 +319,8 @@ END;
 -- began. If they may have been published, all lines of higher versions are looked at: a line that is older than the beginning
 -- of the transaction has a lower version than all of its lines. This passes over the lines that others have not committed yet
 -- one by one, which can be a million.
+--
+-- Planning takes longer than the query, so that it is planned once per session, which functions in SQL are not.
 DROP FUNCTION IF EXISTS
 cachesync.own_changes(xid8, timestamptz, bigint, bigint),
 cachesync.transaction_changes(xid8, timestamptz, bigint, bigint);
@@ -329,10 +331,12 @@ RETURNS TABLE (
     version bigint, entity text, key text, operation text, fingerprint text, payload text, source text,
     changed_at timestamptz
 )
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
-BEGIN ATOMIC
-    WITH own AS (
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+AS $cachesync$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH own AS (
         SELECT l.*
         FROM cachesync.change_log AS l
         WHERE
@@ -377,7 +381,8 @@ BEGIN ATOMIC
     FROM lines AS m
     WHERE m.number > transaction_changes.max_lines
     GROUP BY m.entity;
-END;
+END
+$cachesync$;
 
 -- The same for the present transaction, as its last statement. What is deferred to the commit runs now, with the privileges
 -- and the search_path of the caller, so that its changes are known too. A serializable transaction that reads the end of the
