@@ -302,7 +302,8 @@ class EntityCache:
         Raises:
             InvalidValueError: the key is not valid for its column.
         """
-        if self._is_bypassed:
+        # The event loop finds out more, and empties what is to be emptied.
+        if self.problem is not None or not self._settler.is_forgotten(self.entity.name):
             return None
         # The event loop can replace it meanwhile.
         table = self._table

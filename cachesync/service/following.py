@@ -88,10 +88,10 @@ class Following:
     async def begin(self) -> Followed:
         """Begin the transaction; return what it has changed, which is known at the end of the block."""
         try:
-            await self._wait(self._transaction.begin())
+            await self._wait(self._transaction.begin)
         except BaseException:
             try:
-                await self._wait(self._transaction.undo())
+                await self._wait(self._transaction.undo)
             finally:
                 self._transaction.close()
             raise
@@ -106,10 +106,11 @@ class Following:
         await self._end(self._transaction.undo)
 
     async def _end(self, end: Callable[[], Awaitable[None]]) -> None:
-        await self._wait(ended(end, self._transaction, self._result, self._settle))
+        await self._wait(lambda: ended(end, self._transaction, self._result, self._settle))
 
-    async def _wait(self, work: Coroutine[Any, Any, None]) -> None:
-        await (work if self._to_the_end is None else self._to_the_end(work))
+    async def _wait(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        # Made and awaited in one line, between which no interruption can hit.
+        await (work() if self._to_the_end is None else self._to_the_end(work()))
 
 
 async def ended(

@@ -76,12 +76,16 @@ class Settler:
         self._unforgotten: dict[str, object] = {}
         self.retries: set[asyncio.Task[None]] = set()
 
+    def is_forgotten(self, entity: str) -> bool:
+        """Return the same in any thread, without emptying anything."""
+        return entity not in self._unforgotten
+
     def can_be_read(self, entity: str) -> bool:
         """Return whether no slot of an entity can be older than what was to empty all of them.
 
         If one can, the slots are emptied, as soon as Redis responds.
         """
-        if entity not in self._unforgotten:
+        if self.is_forgotten(entity):
             return True
         if not self.retries:
             retry = asyncio.get_running_loop().create_task(self._forget_again())
