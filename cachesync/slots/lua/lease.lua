@@ -8,8 +8,8 @@
 -- ARGV[5]  optional: the content of the slot of a lookup that its row has refuted
 --
 -- Returns nil if the lease was taken, else the content of the slot. A value with another schema's fingerprint
--- is a miss: its version becomes the floor, so that no older row replaces it. So is refuted content. Unreadable content is a miss too. A
--- write also replaces 'absent', which its commit may be about to make untrue.
+-- is a miss: its version becomes the floor, so that no older row replaces it. So is refuted content. Unreadable
+-- content is a miss too. A write also replaces 'absent', which its commit may be about to make untrue.
 local state, version, fingerprint, slot = read(KEYS[1])
 local floor
 if state == 'empty' or state == 'unreadable' then

@@ -201,7 +201,7 @@ _MUTATIONS = (
     Mutation(
         "lease-over-a-value",
         "lease",
-        "state == 'value' and fingerprint ~= ARGV[3]",
+        "state == 'value' and (fingerprint ~= ARGV[3] or slot == ARGV[5])",
         "state == 'value'",
         "R1-R2-R10-loads-and-updates",
         Fault.TAKEN,
@@ -209,7 +209,7 @@ _MUTATIONS = (
     Mutation(
         "lease-nothing-over-another-schema",
         "lease",
-        "state == 'value' and fingerprint ~= ARGV[3]",
+        "state == 'value' and (fingerprint ~= ARGV[3] or slot == ARGV[5])",
         "false",
         "R11-two-schemas",
         Fault.UNSERVED,
