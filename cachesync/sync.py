@@ -64,12 +64,12 @@ class Cache:
         return row
 
     @overload
-    def get_by(self, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
+    def get_by(self, /, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
 
     @overload
-    def get_by(self, *, as_: type[T], **values: KeyPart) -> T | None: ...
+    def get_by(self, /, *, as_: type[T], **values: KeyPart) -> T | None: ...
 
-    def get_by(self, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
+    def get_by(self, /, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
         """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
         row: dict[str, Any] | T | None = self._read(lambda cache: cache.get_by(as_=as_, **values))
         return row

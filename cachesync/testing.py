@@ -301,7 +301,7 @@ class FakeCache:
         """Return rows, as `AsyncCache.get_many` does."""
         return _at_once(self._cache.get_many(keys, as_=as_))
 
-    def get_by(self, *, as_: Any = None, **values: KeyPart) -> Any:
+    def get_by(self, /, *, as_: Any = None, **values: KeyPart) -> Any:
         """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
         return _at_once(self._cache.get_by(as_=as_, **values))
 

@@ -254,9 +254,6 @@ async def _install_entity(
         "json_schema": "cachesync" if session_text else "pg_catalog",
         "settings": _SETTINGS if any(column.settings_text for column in columns) else "",
         "view": view,
-        "of_each_row": literal(
-            ", ".join(f"{functions[name]}()" for name in ("draw", "log_row", "redraw_as_writer"))
-        ),
         **functions,
     }
     fragments["draw_again"] = statement(
@@ -351,6 +348,13 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
             f"GRANT USAGE ON ... TO {role}"
         )
         raise InstallError(message)
+    if relation.properties.has_relatives:
+        functions = _functions(entity.name)
+        of_each_row = ", ".join(f"{functions[name]}()" for name in ("draw", "log_row", "redraw_as_writer"))
+        qualified = literal(identifier(*entity.schema_and_table))
+        await connection.execute(
+            statement("install/grant_functions", table_name=qualified, of_each_row=literal(of_each_row))
+        )
 
 
 async def _revoke_temporary(connection: asyncpg.Connection) -> None:

@@ -122,8 +122,9 @@ def lookup_problems(
         if frozenset(names) not in known:
             yield (
                 f"unique: it has no valid unique index on ({listed}) for all rows, without other columns or "
-                f"expressions; run CREATE UNIQUE INDEX CONCURRENTLY ON {entity.table} ({listed}), or remove "
-                "the columns from unique"
+                f"expressions; run CREATE UNIQUE INDEX CONCURRENTLY ON {entity.table} ({listed}), on a "
+                "partitioned table without CONCURRENTLY and with the columns that decide the partition, or "
+                "remove the columns from unique"
             )
         for name in names:
             if not columns[name].can_be_found:

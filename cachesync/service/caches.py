@@ -108,12 +108,12 @@ class AsyncCache:
         return row
 
     @overload
-    async def get_by(self, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
+    async def get_by(self, /, *, as_: None = None, **values: KeyPart) -> dict[str, Any] | None: ...
 
     @overload
-    async def get_by(self, *, as_: type[T], **values: KeyPart) -> T | None: ...
+    async def get_by(self, /, *, as_: type[T], **values: KeyPart) -> T | None: ...
 
-    async def get_by(self, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
+    async def get_by(self, /, *, as_: type[T] | None = None, **values: KeyPart) -> dict[str, Any] | T | None:
         """Return the row that has a value in unique columns; None if no row has it.
 
         Args:

@@ -86,7 +86,7 @@ class RowsOfModel(Generic[M]):
         rows = self._cache.get_many(pks)
         return {pk: None if row is None else self._instance(row) for pk, row in rows.items()}
 
-    def get_by(self, **values: KeyPart) -> M | None:
+    def get_by(self, /, **values: KeyPart) -> M | None:
         """Return the instance that has a value in unique columns; None if no row has it.
 
         Args:

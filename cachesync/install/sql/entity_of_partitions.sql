@@ -126,16 +126,6 @@ REVOKE ALL ON FUNCTION
 {{redraw}}(text [], bigint []), {{redraw_as_writer}}()
 FROM public;
 
--- Who creates or attaches a partition needs the privilege to execute the functions of the triggers that it gets.
-DO $cachesync$
-BEGIN
-    EXECUTE format(
-        'GRANT EXECUTE ON FUNCTION %s TO %I', {{of_each_row}},
-        (SELECT pg_get_userbyid(c.relowner) FROM pg_class AS c WHERE c.oid = {{table_name}}::regclass)
-    );
-END
-$cachesync$;
-
 -- Triggers that were renamed, or that the table got before it was a partition, would log changes twice.
 DO $cachesync$
 DECLARE

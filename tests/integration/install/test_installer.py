@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from cachesync.cli.main import app
 from cachesync.entity import Entity
 from cachesync.errors import InstallError
-from cachesync.install.checks import RESERVED_NAMES
+from cachesync.install.checks import RESERVED_NAMES, check, undeclared
 from cachesync.install.installer import install, uninstall
 from local.postgres import client
 from local.silent import Silent
@@ -907,6 +907,20 @@ async def test_services_see_and_write_every_row_if_row_security_is_bypassed(
 async def test_policies_without_row_security_hide_nothing_and_are_accepted(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE POLICY own ON thing USING (false)")
     await install(owner, thing(), Silent())
+
+
+@pytest.mark.parametrize("again", ["", "CREATE TABLE other (id bigint PRIMARY KEY)"])
+async def test_entities_are_installed_after_the_table_of_another_was_dropped(
+    owner: asyncpg.Connection, again: str
+) -> None:
+    entities = thing() | {"other": thing(name="other", table="other", path="/others")["other"]}
+    await owner.execute(
+        "CREATE TABLE thing (id bigint PRIMARY KEY); CREATE TABLE other (id bigint PRIMARY KEY)"
+    )
+    await install(owner, entities, Silent())
+    await owner.execute(f"DROP TABLE other CASCADE; {again}")
+    assert await check(owner, thing()) == ([], [undeclared("other")])
+    assert await install(owner, thing() if not again else entities, Silent()) == (() if again else ("other",))
 
 
 async def test_no_entity_can_have_the_name_of_an_own_relation(owner: asyncpg.Connection) -> None:

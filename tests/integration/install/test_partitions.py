@@ -392,8 +392,7 @@ async def test_owner_of_the_table_creates_partitions_and_runs_nothing_as_the_ins
             FOREACH part IN ARRAY '{orders,north,south,south_low,south_high,elsewhere}'::text [] LOOP
                 EXECUTE format('ALTER TABLE %I OWNER TO shopkeeper', part);
             END LOOP;
-        END $$;
-        UPDATE cachesync.entity SET definition = ''
+        END $$
         """
     )
     await install(whole, WHOLE, Silent())
@@ -494,6 +493,25 @@ async def test_relay_empties_the_caches_if_partitions_came_or_went_with_rows(
         assert await changes(owner, f"TRUNCATE {table}") == ["orders truncate"]
     if statements == [DETACH]:
         assert await changes(owner, "TRUNCATE north") == []
+
+
+async def test_changes_of_attached_rows_are_newer_than_versions_that_another_database_has_drawn(
+    owner: asyncpg.Connection, relay: asyncpg.Connection, relay_check: CaptureCheck
+) -> None:
+    await relay_check.step(relay)
+    drawn = 10**15
+    await owner.execute(
+        f"""
+        CREATE TABLE west (LIKE orders INCLUDING ALL);
+        INSERT INTO west (region, id, row_version) VALUES ('w', 1, {drawn});
+        ALTER TABLE orders ATTACH PARTITION west FOR VALUES IN ('w')
+        """
+    )
+    await relay_check.step(relay)
+    truncated = await owner.fetchval("SELECT version FROM cachesync.change_log WHERE operation = 'truncate'")
+    assert truncated > drawn
+    changed = "UPDATE orders SET state = 'paid' WHERE region = 'w' RETURNING row_version"
+    assert await owner.fetchval(changed) > truncated
 
 
 async def test_relay_reports_a_partition_that_it_cannot_follow(
