@@ -145,8 +145,12 @@ def _acquired_from_django(alias: str) -> Steps[Any]:
     if not is_instance(driver, "psycopg", "Connection"):
         message = f"the connection {alias!r} uses psycopg, not {type(driver).__module__.partition('.')[0]}"
         raise SettingsError(message)
+    is_idle = driver.info.transaction_status is TransactionStatus.IDLE
     try:
         yield driver
+        if is_idle and not driver.autocommit:
+            # Such as within Django's `commit`, which could not leave the transaction that the read began.
+            driver.rollback()
     except BaseException:
         # Django then looks whether the connection can still be used.
         wrapper.errors_occurred = True

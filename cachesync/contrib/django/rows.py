@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import re
+from datetime import timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.db import connections, models
 from django.utils import timezone
@@ -20,6 +24,12 @@ if TYPE_CHECKING:
     from cachesync.service.caches import Key, KeyPart
 
 M = TypeVar("M", bound=models.Model)
+
+_NOT_FINITE: Final = ("NaN", "Infinity", "-Infinity")
+# As PostgreSQL writes it with the setting `intervalstyle = iso_8601`.
+_INTERVAL: Final = re.compile(
+    r"P(?:(-?\d+)Y)?(?:(-?\d+)M)?(?:(-?\d+)D)?(?:T(?:(-?\d+)H)?(?:(-?\d+)M)?(?:(-?\d+(?:\.\d+)?)S)?)?"
+)
 
 
 class CachedRows:
@@ -112,7 +122,7 @@ class RowsOfModel(Generic[M]):
         return self._model.from_db(database_alias(), names, values)
 
 
-def _value(field: Any, value: Any) -> Any:
+def _value(field: Any, value: Any) -> Any:  # noqa: PLR0911 - one for each kind of field
     """Return the value of a field whose column has a value of JSON."""
     if value is None:
         return None
@@ -120,6 +130,12 @@ def _value(field: Any, value: Any) -> Any:
         match field:
             case models.BinaryField():
                 return bytes.fromhex(value.removeprefix("\\x"))
+            case models.DurationField():
+                return _interval(value)
+            case models.DecimalField() if value in _NOT_FINITE:
+                return Decimal(value)
+            case ArrayField():
+                return [_value(field.base_field, one) for one in value]
             case models.JSONField():
                 return value if field.decoder is None else json.loads(json.dumps(value), cls=field.decoder)
             case _ if hasattr(field, "from_db_value"):
@@ -131,6 +147,17 @@ def _value(field: Any, value: Any) -> Any:
     if isinstance(field, models.DateTimeField) and not settings.USE_TZ:
         return _naive(value)
     return value
+
+
+def _interval(text: str) -> timedelta:
+    """Return an interval as Django does, for which a month has 30 days and a year 365."""
+    found = _INTERVAL.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    years, months, days, hours, minutes, seconds = (Decimal(part or 0) for part in found.groups())
+    whole = int(365 * years + 30 * months + days)
+    microseconds = int(1_000_000 * (3600 * hours + 60 * minutes + seconds))
+    return timedelta(days=whole, microseconds=microseconds)
 
 
 def _naive(value: datetime) -> datetime:

@@ -55,7 +55,12 @@ def in_transaction(
 
 
 def _can_write(sql: Any, connection: BaseDatabaseWrapper) -> bool:
-    text = sql if isinstance(sql, str) else sql.as_string(connection.connection)
+    # Whoever has begun a transaction with SQL of their own ends it, too.
+    if connection.connection is not None and is_in_transaction(connection):
+        return False
+    text = sql.decode() if isinstance(sql, bytes) else sql
+    if not isinstance(text, str):
+        text = text.as_string(connection.connection)
     return _WRITE.match(text) is not None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import redis as redis_client
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import IntegrityError, connection, connections, models, transaction
 
 from cachesync import SettingsError, TransactionError
@@ -41,7 +42,8 @@ CREATE TABLE purchase (
     customer_id bigint NOT NULL REFERENCES customer ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED
 );
 CREATE TABLE parcel (
-    id uuid PRIMARY KEY, sent timestamptz, weight double precision, label bytea, note jsonb, tracked boolean
+    id uuid PRIMARY KEY, sent timestamptz, weight double precision, label bytea, note jsonb, tracked boolean,
+    took interval, sizes double precision [], seen timestamptz []
 );
 """
 NAMES = ("customer", "purchase", "parcel")
@@ -133,6 +135,9 @@ class Parcel(models.Model):
     label = models.BinaryField(null=True)
     note = models.JSONField(null=True)
     tracked = models.BooleanField(null=True)
+    took = models.DurationField(null=True)
+    sizes = ArrayField(models.FloatField(null=True), null=True)
+    seen = ArrayField(models.DateTimeField(), null=True)
 
     cached: ClassVar[CachedRows] = CachedRows()
 
@@ -154,6 +159,7 @@ def is_cached(redis: Redis, name: str) -> bool:
 def test_rows_are_instances_of_the_model_with_the_values_that_the_orm_has(redis_sa: Redis) -> None:
     sent = datetime(2026, 2, 3, 12, 30, 0, 250_000, tzinfo=UTC)
     given = {"sent": sent, "weight": 0.1, "label": b"\x00\xff", "note": {"a": [1.5]}, "tracked": True}
+    given |= {"took": timedelta(days=-1, hours=-2), "sizes": [0.1, None], "seen": [sent]}
     Parcel.objects.create(id=PARCEL, **given)
     usual, cached = Parcel.objects.get(pk=PARCEL), Parcel.cached.get(PARCEL)
     assert cached == usual
@@ -200,6 +206,30 @@ def test_an_atomic_block_follows_itself_with_what_the_database_changes_too() -> 
     assert (Purchase.cached.get(1), name_of(1), name_of(2)) == (None, None, "Bob")
     # Django's own callbacks do not read an older row either.
     assert seen == ["Bob"]
+
+
+def test_a_serializable_transaction_follows_itself_and_leaves_the_connection_as_it_was() -> None:
+    assert name_of(1) == "Ann"
+    ran: list[str] = []
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        Customer.objects.filter(pk=1).update(name="Di")
+        transaction.on_commit(lambda: ran.append("hook"))
+    assert (name_of(1), ran) == ("Di", ["hook"])
+    Customer.objects.filter(pk=2).update(name="Flo")
+    connection.close()
+    assert Customer.objects.get(pk=2).name == name_of(2) == "Flo"
+
+
+def test_statements_that_django_does_not_know_are_executed_as_without_the_app() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(b"UPDATE customer SET name = 'Di' WHERE id = 1")
+        assert name_of(1) == "Di"
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE customer SET name = 'Flo' WHERE id = 2")
+        cursor.execute("COMMIT")
+    assert Customer.objects.get(pk=2).name == "Flo"
 
 
 def test_what_is_rolled_back_stays_in_the_slots() -> None:
