@@ -158,7 +158,13 @@ def is_cached(redis: Redis, name: str) -> bool:
 
 def test_rows_are_instances_of_the_model_with_the_values_that_the_orm_has(redis_sa: Redis) -> None:
     sent = datetime(2026, 2, 3, 12, 30, 0, 250_000, tzinfo=UTC)
-    given = {"sent": sent, "weight": 0.1, "label": b"\x00\xff", "note": {"a": [1.5]}, "tracked": True}
+    given: dict[str, Any] = {
+        "sent": sent,
+        "weight": 0.1,
+        "label": b"\x00\xff",
+        "note": {"a": [1.5]},
+        "tracked": True,
+    }
     given |= {"took": timedelta(days=-1, hours=-2), "sizes": [0.1, None], "seen": [sent]}
     Parcel.objects.create(id=PARCEL, **given)
     usual, cached = Parcel.objects.get(pk=PARCEL), Parcel.cached.get(PARCEL)
