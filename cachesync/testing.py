@@ -23,12 +23,13 @@ from cachesync.postgres.catalog import Column
 from cachesync.postgres.key import Key
 from cachesync.service.cache import Outcome, Read, no_lookup
 from cachesync.service.caches import AsyncCache, AsyncCaches, change_given, key_text, require_entity
+from cachesync.service.calls import done_at_once
 from cachesync.service.following import Followed
 from cachesync.service.own_transactions import not_the_outermost
 from cachesync.slots.layout import row_of, value_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -199,7 +200,13 @@ class _Memory:
 class _Fake:
     """What both kinds of caches have beside those that they stand for."""
 
-    _memory: _Memory
+    def __init__(
+        self,
+        rows: Mapping[str, Iterable[Mapping[str, Any]]],
+        *,
+        entities: str | Path | Mapping[str, Entity],
+    ) -> None:
+        self._memory = _Memory(rows, entities)
 
     def put(self, entity: str, row: Mapping[str, Any]) -> int:
         """Insert or replace a row, as SQL would; return its row version.
@@ -241,14 +248,6 @@ class FakeAsyncCaches(_Fake, AsyncCaches):
         SettingsError: there is no such entity.
         InvalidValueError: the key of a row is missing or invalid.
     """
-
-    def __init__(
-        self,
-        rows: Mapping[str, Iterable[Mapping[str, Any]]],
-        *,
-        entities: str | Path | Mapping[str, Entity],
-    ) -> None:
-        self._memory = _Memory(rows, entities)
 
     async def open(self) -> Self:
         """Allow reads."""
@@ -295,15 +294,15 @@ class FakeCache:
 
     def get(self, key: Any, *, as_: Any = None) -> Any:
         """Return a row, as `AsyncCache.get` does."""
-        return _at_once(self._cache.get(key, as_=as_))
+        return done_at_once(lambda: self._cache.get(key, as_=as_))
 
     def get_many(self, keys: Iterable[Any], *, as_: Any = None) -> dict[Any, Any]:
         """Return rows, as `AsyncCache.get_many` does."""
-        return _at_once(self._cache.get_many(keys, as_=as_))
+        return done_at_once(lambda: self._cache.get_many(keys, as_=as_))
 
     def get_by(self, /, *, as_: Any = None, **values: KeyPart) -> Any:
         """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
-        return _at_once(self._cache.get_by(as_=as_, **values))
+        return done_at_once(lambda: self._cache.get_by(as_=as_, **values))
 
 
 class FakeCaches(_Fake):
@@ -313,14 +312,6 @@ class FakeCaches(_Fake):
         rows: as for `FakeAsyncCaches`.
         entities: as for `FakeAsyncCaches`.
     """
-
-    def __init__(
-        self,
-        rows: Mapping[str, Iterable[Mapping[str, Any]]],
-        *,
-        entities: str | Path | Mapping[str, Entity],
-    ) -> None:
-        self._memory = _Memory(rows, entities)
 
     def open(self) -> Self:
         """Allow reads."""
@@ -360,16 +351,6 @@ class FakeCaches(_Fake):
 def _has(row: Row, entity: Entity, lookup: str, value: str) -> bool:
     values = values_in(entity.lookups, row.payload)
     return values is not None and values[lookup] == value
-
-
-def _at_once(work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of a coroutine that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    raise AssertionError
 
 
 def _column(name: str, value: object) -> Column:
