@@ -56,7 +56,7 @@ def in_transaction(
 
 def _can_write(sql: Any, connection: BaseDatabaseWrapper) -> bool:
     # Whoever has begun a transaction with SQL of their own ends it, too.
-    if connection.connection is not None and is_in_transaction(connection):
+    if is_in_transaction(connection):
         return False
     text = sql.decode() if isinstance(sql, bytes) else sql
     if not isinstance(text, str):
