@@ -130,7 +130,7 @@ def spelled(value: object) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(values=VALUES)
 async def test_sql_and_python_make_the_same_text_in_every_session(
     owner: asyncpg.Connection, dsn: str, values: tuple[Any, ...]

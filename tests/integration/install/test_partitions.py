@@ -600,7 +600,7 @@ async def test_row_that_reuses_the_key_of_a_later_delete_draws_a_second_version(
 
 @pytest.mark.filterwarnings("ignore:there is no transaction in progress")
 @pytest.mark.parametrize("own_triggers", [None, OWN_TRIGGERS], ids=["", "the table has triggers of its own"])
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(steps=schedules(DIRECT_OPERATIONS))
 async def test_log_matches_the_partitions_whatever_concurrent_writers_do(
     stage: Interleaving, own_triggers: str | None, steps: list[tuple[int, Operation]]

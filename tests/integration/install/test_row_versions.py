@@ -324,7 +324,7 @@ def schedules(
 @pytest.mark.usefixtures("own_database")
 @pytest.mark.parametrize("own_triggers", [None, OWN_TRIGGERS], ids=["", "the table has triggers of its own"])
 @pytest.mark.parametrize("key", ["id", ["kind", "id"]], ids=["", "the key has two columns"])
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(steps=schedules())
 async def test_versions_grow_in_commit_order_and_the_log_matches_the_tables(
     connections: list[asyncpg.Connection],

@@ -381,7 +381,7 @@ def test_every_operation_follows_the_design(slot: Slot) -> None:
         _slot = slot
 
     run_state_machine_as_test(
-        OnThisSlot, settings=settings(max_examples=75, stateful_step_count=50, deadline=None)
+        OnThisSlot, settings=settings(max_examples=75, stateful_step_count=50)
     )
 
 
@@ -392,7 +392,7 @@ CONTENTS = st.none() | st.just(Absent()) | VALUES | LEASES | st.builds(Garbage, 
 
 
 @given(slots=st.lists(st.tuples(CONTENTS, VALUES, st.booleans()), min_size=1, max_size=20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_many_slots_change_together_as_each_one_does_alone(
     redis_sa: Redis, slots: list[tuple[Value | Lease | Absent | Garbage | None, Value, bool]]
 ) -> None:
