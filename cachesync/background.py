@@ -6,14 +6,23 @@ import os
 from datetime import timedelta
 from typing import Annotated, Final, Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.letter import RetryPolicy
+from cachesync.entity import ServiceName
 from cachesync.errors import SettingsError
 
 _PREFIX: Final = "CACHESYNC_"
+
+
+def _separated_by_commas(value: object) -> object:
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+ServiceNames = Annotated[tuple[ServiceName, ...], NoDecode, BeforeValidator(_separated_by_commas)]
+"""The names of services in an environment variable, separated by commas."""
 
 
 class BackgroundSettings(BaseSettings):

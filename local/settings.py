@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
+from cachesync.background import ServiceNames  # noqa: TC001 - pydantic reads it
 
 REPOSITORY = Path(__file__).parents[1]
 Port = Annotated[int, Field(gt=0, lt=65536)]
@@ -48,15 +48,8 @@ class Settings(BaseSettings):
     sb_port: Port = 8085
     sa_metrics_port: Port = 9190
     sb_metrics_port: Port = 9185
-    caches: Annotated[tuple[ServiceName, ...], NoDecode, Field(validation_alias="CACHESYNC_CACHES")] = (
-        SERVICES
-    )
+    caches: Annotated[ServiceNames, Field(validation_alias="CACHESYNC_CACHES")] = SERVICES
     first_port: Port = 16381
-
-    @field_validator("caches", mode="before")
-    @classmethod
-    def _separated_by_commas(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("caches")
     @classmethod

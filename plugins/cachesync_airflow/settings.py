@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import NoDecode
+from pydantic import Field
 
-from cachesync.background import BackgroundSettings
-from cachesync.entity import ServiceName  # noqa: TC001 - pydantic reads it
+from cachesync.background import BackgroundSettings, ServiceNames
 
 
 class AirflowSettings(BackgroundSettings):
@@ -23,12 +21,7 @@ class AirflowSettings(BackgroundSettings):
         handover_hours: how long a run of `cache_sync` or `outbox_relay` lasts before the next one, in hours.
     """
 
-    caches: Annotated[tuple[ServiceName, ...], NoDecode]
+    caches: ServiceNames
     entities: Path = Path("entities.toml")
     consumers_per_cache: Annotated[int, Field(gt=0, le=100)] = 1
     handover_hours: Annotated[float, Field(gt=0, le=24)] = 12
-
-    @field_validator("caches", mode="before")
-    @classmethod
-    def _separated_by_commas(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
