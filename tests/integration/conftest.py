@@ -96,6 +96,12 @@ def sample(postgres: Postgres, sample_template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def sa_dsn(sample: str) -> str:
+    """The DSN of the sample database for the service sa."""
+    return address(sample, database=sample.rpartition("/")[2], user="sa", password="sa-password")
+
+
+@pytest.fixture
 async def admin(sample: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection of the owner of the sample database, as psql would open it."""
     connection = await asyncpg.connect(sample)

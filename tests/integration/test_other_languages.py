@@ -14,7 +14,6 @@ import redis
 
 from cachesync import AsyncCaches
 from cachesync.slots.layout import slot_name
-from local.postgres import address
 from tests.integration.conftest import ENTITIES_FILE
 from tests.waiting import wait_until
 
@@ -39,11 +38,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EXAMPLE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
     subprocess.run(["npm", "ci", "--silent"], cwd=folder, check=True, timeout=120)
     return folder / "students.js"
-
-
-@pytest.fixture
-def sa_dsn(sample: str) -> str:
-    return address(sample, database=sample.rpartition("/")[2], user="sa", password="sa-password")
 
 
 @pytest.fixture

@@ -32,7 +32,6 @@ from cachesync.entity import load_entities
 from cachesync.install.installer import install
 from cachesync.service import borrowed
 from cachesync.service.table import Table
-from local.postgres import address
 from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.own_sessions import engine_url
@@ -49,11 +48,6 @@ if TYPE_CHECKING:
 
 DATABASES = ("dsn", "asyncpg pool", "psycopg pool", "engine on asyncpg", "engine on psycopg")
 COURSE = "7eaa7c00-8b48-44e0-9fce-e36818e26c88"
-
-
-@pytest.fixture
-def sa_dsn(sample: str) -> str:
-    return address(sample, database=sample.rpartition("/")[2], user="sa", password="sa-password")
 
 
 @pytest.fixture

@@ -119,11 +119,6 @@ class Family:
 
 
 @pytest.fixture
-def sa_dsn(sample: str) -> str:
-    return address(sample, database=sample.rpartition("/")[2], user="sa", password="sa-password")
-
-
-@pytest.fixture
 def open_family(
     sa_dsn: str, admin: asyncpg.Connection, redis_sa: Redis, tmp_path: Path
 ) -> Callable[..., Any]:

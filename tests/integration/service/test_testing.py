@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from cachesync import AsyncCaches, InvalidValueError, RowTypeError, SettingsError, TransactionError
 from cachesync.testing import FakeAsyncCaches
-from local.postgres import address
 from tests.integration.conftest import ENTITIES_FILE
 
 if TYPE_CHECKING:
@@ -84,13 +83,12 @@ class Fake:
 
 
 @pytest.fixture
-async def real(sample: str, redis_sa: Redis) -> AsyncIterator[Real]:
-    dsn = address(sample, database=sample.rpartition("/")[2], user="sa", password="sa-password")
+async def real(sample: str, sa_dsn: str, redis_sa: Redis) -> AsyncIterator[Real]:
     # The login of the service may not write every column.
     connection = await asyncpg.connect(sample)
     await connection.set_type_codec("jsonb", encoder=_json, decoder=str, schema="pg_catalog")
     async with AsyncCaches(
-        "sa", redis=f"{redis_sa.url}?socket_timeout=10", database=dsn, entities=ENTITIES_FILE
+        "sa", redis=f"{redis_sa.url}?socket_timeout=10", database=sa_dsn, entities=ENTITIES_FILE
     ) as caches:
         real = Real(caches, connection)
         for entity, rows in ROWS.items():
