@@ -26,6 +26,7 @@ from local.postgres import run_sql
 from local.process import Process, run
 from local.settings import REPOSITORY
 from local.state import claim_any
+from tests.example_services import EXAMPLES, command, environment
 from tests.faults.history import rest
 from tests.faults.history.faults import Faults
 from tests.faults.history.record import Clock
@@ -41,22 +42,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
 
-EXAMPLES: Final = REPOSITORY / "examples"
-PROGRAMS: Final = {
-    "shop": ("fastapi", ["uvicorn", "--log-level", "warning", "--port", "{port}", "shop:app"]),
-    "office": (
-        "django",
-        [
-            *("gunicorn", "--log-level", "warning", "--preload", "--workers", "2", "--threads", "4"),
-            *("--bind", "127.0.0.1:{port}", "shop.wsgi"),
-        ],
-    ),
-}
+# The examples, by the name of the service.
+SERVICES: Final = {"shop": "fastapi", "office": "django"}
 _CLIENTS: Final = 4
 _ATTEMPT_SECONDS: Final = 5.0
 _REST_SECONDS: Final = 180.0
 # Not a Redis: after its reply is lost, another worker can read what it still holds; see docs/library.md.
-_FROZEN: Final = ("postgres", "kafka", "triggerer", *PROGRAMS)
+_FROZEN: Final = ("postgres", "kafka", "triggerer", *SERVICES)
 _KILLED: Final = (*_FROZEN, "redis-shop", "redis-office", "scheduler")
 
 
@@ -65,7 +57,7 @@ class Example(Process):
 
     def __init__(self, folder: Path, name: str, variables: Mapping[str, str]) -> None:
         self.port = free_port()
-        self._kind, self._arguments = PROGRAMS[name]
+        self._kind = SERVICES[name]
         self._variables = variables
         super().__init__(name, folder, {name: self.port})
 
@@ -75,13 +67,13 @@ class Example(Process):
         return f"http://127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", *(part.format(port=self.port) for part in self._arguments)]
+        return command(self._kind, self.port)
 
     def working_folder(self) -> Path:
         return EXAMPLES / self._kind
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": str(REPOSITORY), **self._variables}
+        return dict(self._variables)
 
     def ready(self) -> bool:
         try:
@@ -168,7 +160,7 @@ def main(
     console = Console()
     seed = secrets.randbelow(10**6) if seed is None else seed
     console.print(f"seed {seed}, {minutes:g} minutes")
-    os.environ["CACHESYNC_CACHES"] = ",".join(("sa", "sb", *PROGRAMS))
+    os.environ["CACHESYNC_CACHES"] = ",".join(("sa", "sb", *SERVICES))
     with claim_any(REPOSITORY / ".local" / "faults") as state, Links() as links:
         system = linked_system(state, console, links)
         entities = state / "entities.toml"
@@ -183,12 +175,15 @@ def main(
 def _run(  # noqa: PLR0917 - the parts of a run
     system: System, links: Links, entities: Path, console: Console, seed: int, minutes: float
 ) -> bool:
-    services = {name: Example(system.folder, name, _variables(system, name)) for name in PROGRAMS}
+    services = {
+        name: Example(system.folder, name, environment(system.addresses[name], system.redis_urls[name]))
+        for name in SERVICES
+    }
     _prepare(system, entities, services)
     faults = Faults(system, links, Clock(), seed, others=services)
     clients = [
         Client(services[name], number * 10 + place, Random(f"{seed} {name} {number}"))
-        for place, name in enumerate(PROGRAMS)
+        for place, name in enumerate(SERVICES)
         for number in range(1, _CLIENTS + 1)
     ]
     with psycopg.connect(system.dsn, autocommit=True) as connection:
@@ -228,22 +223,9 @@ def _run(  # noqa: PLR0917 - the parts of a run
     return bool(stale or differences)
 
 
-def _variables(system: System, service: str) -> dict[str, str]:
-    dsn = system.addresses[service]
-    options = psycopg.conninfo.conninfo_to_dict(dsn)
-    return {
-        "DATABASE_URL": dsn.replace("postgresql://", "postgresql+asyncpg://"),
-        "DB_HOST": str(options["host"]),
-        "DB_PORT": str(options["port"]),
-        "DB_NAME": str(options["dbname"]),
-        "DB_USERNAME": service,
-        "DB_PASSWORD": str(options["password"]),
-        "REDIS_URL": system.redis_urls[service],
-        "SECRET_KEY": secrets.token_hex(),
-    }
-
-
 def _prepare(system: System, entities: Path, services: Mapping[str, Example]) -> None:
+    # Those of an earlier run.
+    run_sql(system.dsn, "DROP TABLE IF EXISTS purchase, customer CASCADE")
     run_sql(system.dsn, (EXAMPLES / "fastapi" / "schema.sql").read_text())
     variables = {
         **os.environ,
@@ -251,8 +233,8 @@ def _prepare(system: System, entities: Path, services: Mapping[str, Example]) ->
         "CACHESYNC_DSN": system.dsn,
         "KAFKA_BOOTSTRAP_SERVERS": system.bootstrap_servers,
     }
-    for command in ("install", "create-topics"):
-        run([sys.executable, "-m", "cachesync", command], cwd=REPOSITORY, environment=variables)
+    for step in ("install", "create-topics"):
+        run([sys.executable, "-m", "cachesync", step], cwd=REPOSITORY, environment=variables)
     for name in services:
         run_sql(system.dsn, 'GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO :"name"', name=name)
         run_sql(system.dsn, 'GRANT cachesync_service TO :"name"', name=name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from cachesync.install.installer import install
 from local.ports import accepts, free_port
 from local.postgres import address, create_role
 from local.silent import Silent
+from tests.example_services import EXAMPLES, PROGRAMS, command, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,40 +31,18 @@ if TYPE_CHECKING:
     from local.redis import Redis
 
 REPOSITORY = Path(__file__).parents[3]
-EXAMPLES = REPOSITORY / "examples"
-# Django's workers are forked from a process that has loaded the service.
-PROGRAMS = {
-    "fastapi": ["uvicorn", "--log-level", "warning", "--port", "{port}", "shop:app"],
-    "django": [
-        *("gunicorn", "--log-level", "warning", "--preload", "--workers", "2", "--threads", "2"),
-        *("--bind", "127.0.0.1:{port}", "shop.wsgi"),
-    ],
-}
 
 
-def environment(dsn: str, postgres: Postgres, redis: Redis) -> dict[str, str]:
-    name = dsn.rpartition("/")[2]
-    own = address(dsn, database=name, user="shop", password="shop-password")
-    return {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "DATABASE_URL": own.replace("postgresql://", "postgresql+asyncpg://"),
-        "DB_HOST": postgres.host,
-        "DB_PORT": str(postgres.port),
-        "DB_NAME": name,
-        "DB_USERNAME": "shop",
-        "DB_PASSWORD": "shop-password",
-        "REDIS_URL": f"{redis.url}?socket_timeout=10",
-        "SECRET_KEY": "of-the-test",
-    }
+def own_environment(dsn: str, redis: Redis) -> dict[str, str]:
+    own = address(dsn, database=dsn.rpartition("/")[2], user="shop", password="shop-password")
+    return environment(own, f"{redis.url}?socket_timeout=10")
 
 
 @contextmanager
 def running(kind: str, variables: dict[str, str]) -> Iterator[httpx.Client]:
     port = free_port()
-    command = [sys.executable, "-m", *PROGRAMS[kind]]
     process = subprocess.Popen(
-        [part.format(port=port) for part in command],
+        command(kind, port),
         cwd=EXAMPLES / kind,
         env=variables,
         stderr=subprocess.PIPE,
@@ -97,7 +75,7 @@ def service(request: pytest.FixtureRequest, postgres: Postgres, redis_sa: Redis)
             subprocess.run(
                 [sys.executable, "manage.py", "migrate", "--verbosity", "0"],
                 cwd=EXAMPLES / kind,
-                env=environment(dsn, postgres, redis_sa),
+                env=own_environment(dsn, redis_sa),
                 check=True,
             )
             owner.execute(
@@ -116,7 +94,7 @@ def service(request: pytest.FixtureRequest, postgres: Postgres, redis_sa: Redis)
             b"GRANT cachesync_service TO shop; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO shop"
         )
         owner.execute(b"INSERT INTO customer (id, name, spent) VALUES (7, 'Ann', 0)")
-        with running(kind, environment(dsn, postgres, redis_sa)) as client:
+        with running(kind, own_environment(dsn, redis_sa)) as client:
             yield client
     postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
     with redis_client.Redis.from_url(redis_sa.url) as slots:

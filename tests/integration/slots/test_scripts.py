@@ -380,9 +380,7 @@ def test_every_operation_follows_the_design(slot: Slot) -> None:
     class OnThisSlot(Comparison):
         _slot = slot
 
-    run_state_machine_as_test(
-        OnThisSlot, settings=settings(max_examples=75, stateful_step_count=50)
-    )
+    run_state_machine_as_test(OnThisSlot, settings=settings(max_examples=75, stateful_step_count=50))
 
 
 SMALL_VERSIONS = st.integers(1, 3)
