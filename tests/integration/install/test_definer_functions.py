@@ -141,21 +141,21 @@ TYPES: Final = """
         AND t.typname !~ '^pg_'
 """
 FUNCTIONS: Final = """
+    WITH library AS MATERIALIZED (
+        SELECT string_agg(pg_get_functiondef(f.oid), ' ') AS source
+        FROM pg_proc AS f WHERE f.pronamespace = 'cachesync'::regnamespace
+    )
     SELECT
         f.proname AS name,
         pg_get_function_identity_arguments(f.oid) AS arguments,
         pg_get_function_result(f.oid) AS result
     FROM pg_proc AS f
+    CROSS JOIN library AS l
     WHERE
         f.pronamespace = 'pg_catalog'::regnamespace AND f.prokind IN ('f', 'a') AND NOT f.proretset
         AND (pg_get_function_identity_arguments(f.oid), pg_get_function_result(f.oid))::text
         !~ 'internal|any|VARIADIC|ORDER BY|trigger|cstring|TABLE|OUT|void'
-        AND EXISTS (
-            SELECT FROM pg_proc AS l
-            WHERE
-                l.pronamespace = 'cachesync'::regnamespace
-                AND pg_get_functiondef(l.oid) LIKE '%' || f.proname || '(%'
-        )
+        AND strpos(l.source, f.proname || '(') > 0
 """
 OPERATORS: Final = """
     SELECT o.oprname AS name, format_type(o.oprleft, NULL) AS type, format_type(o.oprresult, NULL) AS result
