@@ -47,13 +47,17 @@ class Postgres(Process):
             the data.
         name: name of the process.
         port: port to listen on; None picks a free one.
+        home: directory of its data, which the server's user can access; None leaves that to the server.
     """
 
     # A fast shutdown, which ends the sessions instead of waiting for them.
     stop_signal = signal.SIGINT
 
-    def __init__(self, folder: Path, *, name: str = "postgres", port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, name: str = "postgres", port: int | None = None, home: Path | None = None
+    ) -> None:
         super().__init__(name, folder, {name: port or free_port()})
+        self._given_home = home
         self.host = HOST
         self.port = self.ports[name]
         self.user = _unprivileged_user()
@@ -135,6 +139,8 @@ class Postgres(Process):
     @cached_property
     def _home(self) -> Path:
         """The directory of the data: the given one, or another if the server's user cannot access that."""
+        if self._given_home is not None:
+            return self._given_home
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.user is None or _may(self.user, "-x", self.folder):
             return self.folder
