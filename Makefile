@@ -43,7 +43,7 @@ unit: setup ## run the unit tests, which need no servers
 # Coverage has a floor, which only a whole run can reach. With K, pytest-xdist is off: it reports an invalid expression
 # as an internal error.
 test: setup ## run all tests against real servers and measure coverage; K=expression runs only the tests that match
-	$(VENV)/bin/pytest --numprocesses $(if $(K),0 -k '$(subst ','\'',$(K))',2 --cov --cov-report=term:skip-covered)
+	$(VENV)/bin/pytest --numprocesses $(if $(K),0 -k '$(subst ','\'',$(K))',3 --no-loadscope-reorder --cov --cov-report=term:skip-covered)
 
 faults: setup ## check what clients see while components fail; MINUTES=60 SEED=1 BREAK=lease, see docs/faults.md
 	$(PYTHON) -m tests.faults.history

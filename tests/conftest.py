@@ -36,7 +36,7 @@ _MEMORY = Path("/dev/shm")
 # The tests use less than a tenth of it.
 _ROOM = 4 * 2**30
 # pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
-# The services have about half of the integration tests, so that two workers finish at about the same time.
+# Each takes about a third of the time, so that three workers finish together. Much of it is waiting.
 GROUPS = {
     "tests/acceptance/": "system",
     "tests/faults/": "system",
@@ -45,9 +45,9 @@ GROUPS = {
 }
 
 
-# Tests whose own code takes most of their time, which tracing would double: the model, and the load under
-# faults. What they cover of the library, others cover too.
-UNTRACED = ("tests/unit/protocol/", "tests/faults/")
+# Tests whose own code takes most of their time, which tracing would double: the model, the load under
+# faults, and the validation of manifests. What they cover of the library, others cover too.
+UNTRACED = ("tests/unit/protocol/", "tests/faults/", "tests/unit/test_k8s.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.timeout(600)
 def test_history_under_faults_is_correct(system: System, links: Links, tmp_path: Path) -> None:
-    result = run(system, links, Console(), seed=secrets.randbelow(10**6), minutes=2)
+    result = run(system, links, Console(), seed=secrets.randbelow(10**6), minutes=1)
     if result.wrong:
         result.keep(tmp_path / "history")
     assert not result.wrong, f"{result.line()}; history kept in {tmp_path}"

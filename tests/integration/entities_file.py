@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
+
+import asyncpg
 
 from cachesync.entity import load_entities
 from cachesync.install.installer import install
@@ -11,8 +14,6 @@ from local.silent import Silent
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-    import asyncpg
 
     from cachesync.entity import Entity
 
@@ -42,3 +43,17 @@ async def install_tables(
     await admin.execute(tables)
     await install(admin, entities, Silent())
     return file, entities
+
+
+def install_tables_once(dsn: str, tables: str, names: Iterable[str], folder: Path) -> Path:
+    """Do the same in a database that is to be copied, and return the entities file."""
+
+    async def prepare() -> Path:
+        connection = await asyncpg.connect(dsn)
+        try:
+            file, _ = await install_tables(connection, tables, names, folder)
+        finally:
+            await connection.close()
+        return file
+
+    return asyncio.run(prepare())

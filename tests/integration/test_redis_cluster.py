@@ -74,7 +74,7 @@ async def outcomes(cache: EntityCache, keys: list[str]) -> set[Outcome]:
 
 
 async def until_hit(cache: EntityCache, keys: list[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await outcomes(cache, keys) != {Outcome.HIT}:
             await asyncio.sleep(0.05)
 

@@ -28,6 +28,7 @@ from cachesync import (
     SettingsError,
     TransactionError,
 )
+from cachesync.entity import load_entities
 from cachesync.kafka.topics import create_topics
 from cachesync.postgres.change_log import change_of
 from cachesync.service import own_changes, own_transactions
@@ -36,7 +37,7 @@ from cachesync.service.table import Table
 from cachesync.slots.batch import Applier
 from cachesync.slots.clients import blocking_client
 from local.postgres import address, create_role
-from tests.integration.entities_file import install_tables
+from tests.integration.entities_file import install_tables_once
 from tests.integration.own_sessions import KINDS, SQLALCHEMY, Own, engine_url, own_session
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cachesync import Entity, Row
+    from local.postgres import Postgres
     from local.redis import Redis
 
 TABLES = """
@@ -118,15 +120,27 @@ class Family:
         return wrong
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the entities file."""
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def sample_template(sample_template: str, postgres: Postgres, folder: Path) -> str:
+    """The name of a database in which the three tables are installed too, to copy."""
+    install_tables_once(postgres.dsn_of(sample_template), TABLES, NAMES, folder)
+    return sample_template
+
+
 @pytest.fixture
-def open_family(
-    sa_dsn: str, admin: asyncpg.Connection, redis_sa: Redis, tmp_path: Path
-) -> Callable[..., Any]:
+def open_family(sa_dsn: str, admin: asyncpg.Connection, redis_sa: Redis, folder: Path) -> Callable[..., Any]:
     @asynccontextmanager
     async def opened(
         redis_options: str = "?socket_timeout=10", kafka: str | None = None
     ) -> AsyncIterator[Family]:
-        file, entities = await install_tables(admin, TABLES, NAMES, tmp_path)
+        file = folder / "entities.toml"
+        entities = load_entities(file)
         url = f"{redis_sa.url}{redis_options}"
         brokers = None if kafka is None else {"bootstrap.servers": kafka}
         if brokers is not None:
@@ -561,12 +575,12 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_after_a_crash_between_commit_and_slots_the_relay_has_the_change(
-    family: Family, admin: asyncpg.Connection, redis_sa: Redis, tmp_path: Path
+    family: Family, admin: asyncpg.Connection, redis_sa: Redis, folder: Path
 ) -> None:
     await family.cache_all()
     ended = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-c", CRASHING, redis_sa.url, family.dsn, str(tmp_path / "entities.toml")],
+        [sys.executable, "-c", CRASHING, redis_sa.url, family.dsn, str(folder / "entities.toml")],
         check=False,
         cwd=Path(__file__).parents[3],
     )

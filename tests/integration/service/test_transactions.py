@@ -16,7 +16,7 @@ from cachesync.service import cache as service_cache
 from cachesync.service import own_changes
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
-from tests.integration.entities_file import install_tables
+from tests.integration.entities_file import install_tables_once
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cachesync.service.service import Service
+    from local.postgres import Postgres
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -86,16 +87,28 @@ class Family:
         return None if row is None else json.loads(row.payload)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the entities file."""
+    return tmp_path_factory.mktemp("family")
+
+
+@pytest.fixture(scope="module")
+def sample_template(sample_template: str, postgres: Postgres, folder: Path) -> str:
+    """The name of a database in which the three tables are installed too, to copy."""
+    install_tables_once(postgres.dsn_of(sample_template), TABLES, NAMES, folder)
+    return sample_template
+
+
 @pytest.fixture
 def open_family(
-    open_service: OpenService, admin: asyncpg.Connection, redis_sa: Redis, tmp_path: Path
+    open_service: OpenService, admin: asyncpg.Connection, redis_sa: Redis, folder: Path
 ) -> Callable[[], AbstractAsyncContextManager[Family]]:
     """Opens the service sa on the three tables."""
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Family]:
-        file, _ = await install_tables(admin, TABLES, NAMES, tmp_path)
-        async with open_service("sa", cachesync_entities=file) as service:
+        async with open_service("sa", cachesync_entities=folder / "entities.toml") as service:
             with redis_client.Redis.from_url(redis_sa.url) as slots:
                 yield Family(service, admin, slots)
 
