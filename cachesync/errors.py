@@ -188,7 +188,7 @@ class InvalidValueError(RowError):
 
 
 class RowTypeError(CacheSyncError):
-    """A row does not have the type that the caller asked for."""
+    """A row does not have the type that the caller asked for, or pydantic cannot use that type."""
 
 
 class TransactionError(CacheSyncError):

@@ -62,18 +62,29 @@ class RowDecoder:
         """Return a row as a pydantic model, a dataclass, or any other type that pydantic can validate.
 
         Raises:
-            RowTypeError: the row does not have this type.
+            RowTypeError: the row does not have this type, or it is no such type.
         """
         of_any_kind: Any = type_
         try:
+            adapter = _adapter(of_any_kind)
+        # pydantic, and what a type itself defines for it, raise errors of any class.
+        except Exception as error:
+            raise _unusable(type_, error) from error
+        try:
             # Texts become dates and the like only if it is not strict.
-            value: T = _adapter(of_any_kind).validate_python(self.decode(row), strict=False)
-        except (ValidationError, PydanticUserError) as error:
+            value: T = adapter.validate_python(self.decode(row), strict=False)
+        except PydanticUserError as error:
+            raise _unusable(type_, error) from error
+        except ValidationError as error:
             name = getattr(type_, "__name__", type_)
             message = f"the row with the key {row.key!r} is no {name}: {error}"
             raise RowTypeError(message) from error
         else:
             return value
+
+
+def _unusable(type_: object, error: Exception) -> RowTypeError:
+    return RowTypeError(f"as_ must be a type that pydantic can validate, not {type_!r}: {error}")
 
 
 @cache
