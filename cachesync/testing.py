@@ -112,6 +112,7 @@ class _Memory:
         self._version = 0
         self._block: ContextVar[list[Change] | None] = ContextVar("block", default=None)
         self.is_open = False
+        self.not_open = "the caches are not open; use `async with`, or call `open`"
         for entity, given in rows.items():
             for values in given:
                 self.put(entity, values)
@@ -124,7 +125,7 @@ class _Memory:
 
     def require_open(self) -> None:
         if not self.is_open:
-            message = "the caches are not open; use `async with`, or call `open`"
+            message = self.not_open
             raise SettingsError(message)
 
     def rows(self, entity: str) -> _Rows:
@@ -289,33 +290,47 @@ class FakeAsyncCaches(_Fake, AsyncCaches):
 class FakeCache:
     """The rows of one entity, as `FakeCaches` returns it."""
 
-    def __init__(self, cache: AsyncCache) -> None:
-        self._cache = cache
+    def __init__(self, memory: _Memory, entity: str) -> None:
+        self._memory = memory
+        self._entity = entity
 
     def get(self, key: Any, *, as_: Any = None) -> Any:
         """Return a row, as `AsyncCache.get` does."""
-        return done_at_once(lambda: self._cache.get(key, as_=as_))
+        return done_at_once(lambda: self._cache().get(key, as_=as_))
 
     def get_many(self, keys: Iterable[Any], *, as_: Any = None) -> dict[Any, Any]:
         """Return rows, as `AsyncCache.get_many` does."""
-        return done_at_once(lambda: self._cache.get_many(keys, as_=as_))
+        return done_at_once(lambda: self._cache().get_many(keys, as_=as_))
 
     def get_by(self, /, *, as_: Any = None, **values: KeyPart) -> Any:
         """Return the row that has a value in unique columns, as `AsyncCache.get_by` does."""
-        return done_at_once(lambda: self._cache.get_by(as_=as_, **values))
+        return done_at_once(lambda: self._cache().get_by(as_=as_, **values))
+
+    def _cache(self) -> AsyncCache:
+        return AsyncCache(cast("EntityCache", self._memory.rows(self._entity)))
 
 
 class FakeCaches(_Fake):
-    """The same as `FakeAsyncCaches`, for code that blocks.
+    """Stands for `cachesync.sync.Caches` in unit tests; open until it is closed.
 
     Args:
         rows: as for `FakeAsyncCaches`.
         entities: as for `FakeAsyncCaches`.
     """
 
+    def __init__(
+        self,
+        rows: Mapping[str, Iterable[Mapping[str, Any]]],
+        *,
+        entities: str | Path | Mapping[str, Entity],
+    ) -> None:
+        super().__init__(rows, entities=entities)
+        self._memory.not_open = "the caches are closed; call `open`"
+        self._memory.is_open = True
+
     def open(self) -> Self:
-        """Allow reads."""
-        self._memory.open()
+        """Allow reads again."""
+        self._memory.is_open = True
         return self
 
     def close(self) -> None:
@@ -331,7 +346,8 @@ class FakeCaches(_Fake):
         self.close()
 
     def __getitem__(self, entity: str) -> FakeCache:
-        return FakeCache(AsyncCache(cast("EntityCache", self._memory.rows(entity))))
+        require_entity(self._memory.of_entity, entity)
+        return FakeCache(self._memory, entity)
 
     @contextmanager
     def following(self, session: object) -> Iterator[Followed]:  # noqa: ARG002 - as in `FakeAsyncCaches`

@@ -23,19 +23,27 @@ class Student:
 
 
 def test_caches_for_code_that_blocks_are_the_same() -> None:
-    with FakeCaches({"student": [{"id": 1, "name": "Ann"}]}, entities=ENTITIES_FILE) as caches:
-        students = caches["student"]
-        assert students.get("1", as_=Student) == Student(1, "Ann")
-        with caches.following(object()) as followed:
-            version = caches.put("student", {"id": 2, "name": "Bo"})
-            caches.remove("student", 1)
-            assert students.get(2) is None
-            assert len(caches.changes_in(object())) == 2
-        assert [change.version for change in followed.changes] == [version, version + 1]
-        assert students.get_many([1, 2]) == {1: None, 2: {"id": 2, "name": "Bo"}}
-        assert caches.committed([("student", 2, version)])
-    with pytest.raises(SettingsError, match="not open"):
-        caches["student"]
+    caches = FakeCaches({"student": [{"id": 1, "name": "Ann"}]}, entities=ENTITIES_FILE)
+    students = caches["student"]
+    assert students.get("1", as_=Student) == Student(1, "Ann")
+    with caches.following(object()) as followed:
+        version = caches.put("student", {"id": 2, "name": "Bo"})
+        caches.remove("student", 1)
+        assert students.get(2) is None
+        assert len(caches.changes_in(object())) == 2
+    assert [change.version for change in followed.changes] == [version, version + 1]
+    assert students.get_many([1, 2]) == {1: None, 2: {"id": 2, "name": "Bo"}}
+    assert caches.committed([("student", 2, version)])
+
+
+def test_caches_for_code_that_blocks_are_open_until_they_are_closed() -> None:
+    caches = FakeCaches({}, entities=ENTITIES_FILE)
+    students = caches["student"]
+    with caches.open(), caches:
+        assert students.get(1) is None
+    with pytest.raises(SettingsError, match="the caches are closed; call `open`"):
+        students.get(1)
+    assert caches.open()["student"].get(1) is None
 
 
 async def test_values_are_those_that_postgresql_would_write() -> None:
