@@ -112,6 +112,8 @@ ServiceName = Annotated[str, AfterValidator(check_service_name)]
 _PATH: Final = matching(
     r"(/[a-z0-9][a-z0-9._-]*)+", "a path such as /students, of lowercase letters, digits, '.', '_' and '-'"
 )
+TYPE_PARAMETER: Final = "as_"
+"""The parameter of `get_by` that is not the value of a column."""
 LOOKUP_PATH: Final = "/by"
 """What follows the path of an entity in those of its unique lookups."""
 SEGMENTS_BEFORE_VALUES: Final = 2
@@ -171,6 +173,11 @@ class Entity(BaseModel):
                 message = "must not list the key, by which a row is found anyway"
                 raise ValueError(message)
             for name in lookup:
+                if name == TYPE_PARAMETER:
+                    message = (
+                        f"must not name the column {name!r}, because `get_by` has a parameter of this name"
+                    )
+                    raise ValueError(message)
                 if columns is not None and name not in columns:
                     message = f"must not name the column {name!r}, which the declared columns do not include"
                     raise ValueError(message)

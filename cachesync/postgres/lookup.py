@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cachesync.entity import SEGMENTS_BEFORE_VALUES
+from cachesync.entity import SEGMENTS_BEFORE_VALUES, TYPE_PARAMETER
 from cachesync.errors import InvalidValueError
 from cachesync.postgres.key import Key
 from cachesync.postgres.statements import identifier
@@ -90,7 +90,7 @@ def possible_lookups(
         columns: its served columns.
         unique: as for `lookup_problems`.
     """
-    names = [column.name for column in columns if column.can_be_found]
+    names = [column.name for column in columns if column.can_be_found and column.name != TYPE_PARAMETER]
     possible = [
         tuple(name for name in names if name in index)
         for index in unique

@@ -52,6 +52,10 @@ def test_table_without_a_schema_is_in_public(tmp_path: Path) -> None:
         (THING + 'unique = [["a", "a"]]\n', "thing.unique.0 must not list a column twice"),
         (THING + 'unique = ["id"]\n', "thing.unique must not list the key, by which a row is found anyway"),
         (
+            THING + 'unique = [["a", "as_"]]\n',
+            "thing.unique must not name the column 'as_', because `get_by` has a parameter of this name",
+        ),
+        (
             THING + 'columns = ["id"]\nunique = ["a"]\n',
             "thing.unique must not name the column 'a', which the declared columns do not include",
         ),
