@@ -192,7 +192,7 @@ class RowTypeError(CacheSyncError):
 
 
 class TransactionError(CacheSyncError):
-    """A transaction cannot be followed: others commit it, or it has ended within the block."""
+    """A transaction cannot be followed: others commit or follow it, or it has ended within the block."""
 
 
 class UndecodableError(CacheSyncError):

@@ -266,6 +266,11 @@ def no_transaction() -> TransactionError:
     )
 
 
+def followed_already() -> TransactionError:
+    """Return the error for a block within a block on the same session."""
+    return TransactionError("the session is already followed by another block, which commits it")
+
+
 def not_the_outermost() -> TransactionError:
     """Return the error for a transaction in another one."""
     return TransactionError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import event
 
@@ -12,6 +13,7 @@ from cachesync.errors import TransactionError
 from cachesync.service.own_changes import changes_in, final_changes
 from cachesync.service.own_transactions import (
     OwnTransaction,
+    followed_already,
     looking_up,
     no_transaction,
     not_the_outermost,
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from cachesync.change import Change
 
 T = TypeVar("T")
+
+# The sessions and connections that a block follows.
+_FOLLOWED: Final[WeakSet[Any]] = WeakSet()
 
 
 class Run(Protocol):
@@ -45,6 +50,8 @@ class _SqlalchemyTransaction(OwnTransaction):
     def __init__(self, publisher: str | None) -> None:
         super().__init__(publisher)
         self._watched: list[Connection] = []
+        # What only this block follows.
+        self._claimed: list[Any] = []
         # What is about to be committed.
         self._pending: list[Change] = []
 
@@ -66,8 +73,25 @@ class _SqlalchemyTransaction(OwnTransaction):
         if any(connection.in_transaction() for connection in self._watched):
             raise not_the_outermost()
 
+    async def rollback(self) -> None:
+        """Roll back what has not been committed yet, unless others follow it."""
+        if self._claimed:
+            await self._rollback()
+
+    @abstractmethod
+    async def _rollback(self) -> None:
+        """Roll back."""
+
+    def _claim(self, target: Session | Connection) -> None:
+        if target in _FOLLOWED:
+            raise followed_already()
+        self._claimed.append(target)
+        _FOLLOWED.add(target)
+
     def _watch(self, connection: Connection) -> None:
         if connection not in self._watched:
+            _require_transactions(connection)
+            self._claim(connection)
             self._watched.append(connection)
             event.listen(connection, "commit", self._committing)
         if self._publisher is not None:
@@ -95,6 +119,8 @@ class _SqlalchemyTransaction(OwnTransaction):
     def close(self) -> None:
         """Stop following."""
         self._give_up()
+        for target in self._claimed:
+            _FOLLOWED.discard(target)
         for connection in self._watched:
             _stop_listening(connection, "commit", self._committing)
 
@@ -127,10 +153,11 @@ class SessionTransaction(_SqlalchemyTransaction):
 
     async def begin(self) -> None:
         """Follow the transaction that the session has begun, or those that it is about to begin."""
-        for name, listener in self._listeners.items():
-            event.listen(self._session, name, listener)
         if self._session.in_transaction():
             await self._run(lambda session: self._watch(session.connection()))
+        self._claim(self._session)
+        for name, listener in self._listeners.items():
+            event.listen(self._session, name, listener)
 
     async def changes(self) -> list[Change]:
         """Return what the transaction has changed."""
@@ -139,8 +166,7 @@ class SessionTransaction(_SqlalchemyTransaction):
     async def _commit(self) -> None:
         await self._run(lambda session: session.commit())
 
-    async def rollback(self) -> None:
-        """Roll back what has not been committed yet."""
+    async def _rollback(self) -> None:
         await self._run(lambda session: session.rollback())
 
     def close(self) -> None:
@@ -179,8 +205,7 @@ class ConnectionTransaction(_SqlalchemyTransaction):
         await self._run(lambda connection: connection.commit())
         self._confirm()
 
-    async def rollback(self) -> None:
-        """Roll back what has not been committed yet."""
+    async def _rollback(self) -> None:
         await self._run(lambda connection: connection.rollback())
 
 
@@ -194,8 +219,13 @@ def _flushed_changes(session: Session) -> list[Change]:
     return _changes(session.connection())
 
 
-def _changes(connection: Connection) -> list[Change]:
+def _require_transactions(connection: Connection) -> None:
+    """Raise an error if the connection commits each statement."""
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         raise no_transaction()
+
+
+def _changes(connection: Connection) -> list[Change]:
+    _require_transactions(connection)
     with looking_up():
         return changes_in(connection.exec_driver_sql(final_changes()).mappings().all())

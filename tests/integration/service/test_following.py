@@ -558,7 +558,6 @@ CRASHING = """
 import asyncio, os, sys
 import asyncpg
 from cachesync import AsyncCaches
-from cachesync.service.settling import Settler
 
 async def crash(*_):
     os._exit(7)
@@ -787,13 +786,37 @@ async def test_a_transaction_that_ended_within_the_block_is_an_error(family: Fam
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_an_engine_that_commits_each_statement_is_an_error(family: Family, driver: str) -> None:
+async def test_an_engine_that_commits_each_statement_is_refused_before_the_first_one(
+    family: Family, admin: asyncpg.Connection, driver: str
+) -> None:
     engine = create_async_engine(engine_url(family.dsn, driver), isolation_level="AUTOCOMMIT")
-    async with AsyncSession(engine) as session:
+    async with AsyncSession(engine) as session, engine.connect() as connection:
         with pytest.raises(TransactionError, match="AUTOCOMMIT"):
             async with family.caches.following(session):
                 await session.execute(text("UPDATE parent SET n = 1 WHERE id = 1"))
+        with pytest.raises(TransactionError, match="AUTOCOMMIT"):
+            async with family.caches.following(connection):
+                pytest.fail("it was followed")
     await engine.dispose()
+    assert await admin.fetchval("SELECT n FROM parent WHERE id = 1") == 0
+
+
+@pytest.mark.parametrize("kind", ["session on asyncpg", "connection on psycopg"])
+async def test_a_block_within_a_block_on_one_session_is_refused_and_leaves_the_outer_one(
+    family: Family, kind: str
+) -> None:
+    await family.cache_all()
+    async with own_session(kind, family.dsn) as own:
+        async with family.caches.following(own.session) as followed:
+            for _ in ("before its first statement", "in its transaction"):
+                with pytest.raises(TransactionError, match="already followed"):
+                    async with family.caches.following(own.session):
+                        pytest.fail("it was followed")
+                await own.execute("UPDATE parent SET n = n + 1 WHERE id = 1")
+        assert followed.cached
+        assert family.slot("parent", 1).endswith(b'"n":2}')
+        await follow(family, own, "UPDATE parent SET n = 3 WHERE id = 1")
+    assert await family.stale() == []
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
