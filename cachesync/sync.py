@@ -236,11 +236,21 @@ class Caches:
     def settler(self) -> Settle:
         """Open the caches, and return what brings changes to their slots, which blocks."""
         opened = self._behind()
+        connections = opened.caches.connections
 
         async def settle(committed: Iterable[Change], uncertain: Iterable[Change]) -> Settled:
-            return opened.loop.call(
-                lambda: opened.caches.connections.settle(committed, uncertain), to_the_end=True
-            )
+            def work() -> Coroutine[Any, Any, Settled]:
+                return connections.settle(committed, uncertain)
+
+            try:
+                return opened.loop.call(work, to_the_end=True)
+            except SettingsError:
+                # The caches were closed in the block.
+                loop = LoopThread()
+                try:
+                    return loop.call(work, to_the_end=True)
+                finally:
+                    loop.close()
 
         return settle
 

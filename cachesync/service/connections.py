@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from cachesync.errors import DatabaseError
@@ -17,7 +19,7 @@ from cachesync.slots.layout import slot_name
 from cachesync.slots.single import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from cachesync.change import Change
     from cachesync.entity import Entity
@@ -60,6 +62,7 @@ class Connections:
         *,
         database: Database,
         slots: Slots,
+        open_slots: Callable[[], Awaitable[Slots]],
         publisher: Publisher | None,
         settler: Settler,
         caches: Mapping[str, EntityCache],
@@ -67,11 +70,15 @@ class Connections:
     ) -> None:
         self.database = database
         self.slots = slots
+        self._open_slots = open_slots
         self.publisher = publisher
         self._settler = settler
         self.caches = caches
         self.watch = watch
         self._opened = AsyncExitStack()
+        # What brings changes to the slots now.
+        self._settling: set[asyncio.Task[Any]] = set()
+        self._is_closed = False
 
     @classmethod
     async def open(
@@ -102,7 +109,8 @@ class Connections:
             opened.push_async_callback(database.close)
             tables = await Table.open_all(database, entities.values(), settings.row_limit)
             prefix = slot_name(settings.service, next(iter(entities), ""), "")
-            slots = await Slots.open(settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
+            open_slots = partial(Slots.open, settings.redis_url, settings.redis_timeout_ms / 1000, prefix)
+            slots = await open_slots()
             opened.push_async_callback(slots.close)
             publisher = None if kafka is None else Publisher(kafka, entities, database.mark_published)
             if publisher is not None:
@@ -117,6 +125,7 @@ class Connections:
             connections = cls(
                 database=database,
                 slots=slots,
+                open_slots=open_slots,
                 publisher=publisher,
                 settler=settler,
                 caches=caches,
@@ -135,18 +144,40 @@ class Connections:
             uncertain: changes that may have been committed or not.
             publish: whether to publish the committed ones too.
         """
+        if self._is_closed:
+            # The block has outlived the caches. The relay publishes what it has changed.
+            slots = await self._open_slots()
+            try:
+                return await self._settle(self._settler.on(slots), committed, uncertain)
+            finally:
+                await slots.close()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines run in tasks
+        self._settling.add(task)
+        try:
+            settled = await self._settle(self._settler, committed, uncertain)
+            if publish:
+                self._settler.publish(settled.changes)
+            return settled
+        finally:
+            self._settling.discard(task)
+
+    async def _settle(
+        self, settler: Settler, committed: Iterable[Change], uncertain: Iterable[Change]
+    ) -> Settled:
         try:
             changes = await looked_up(committed, self.database)
             doubtful = await looked_up(uncertain, self.database)
         except DatabaseError:
             # They can be changes of any row. The relay publishes them.
-            return Settled((), await self._settler.forget_everything())
-        applied = await self._settler.apply(changes)
-        forgotten = await self._settler.forget(doubtful)
-        if publish:
-            self._settler.publish(changes)
+            return Settled((), await settler.forget_everything())
+        applied = await settler.apply(changes)
+        forgotten = await settler.forget(doubtful)
         return Settled(tuple(changes), applied and forgotten)
 
     async def close(self) -> None:
         """Finish the writes in progress, deliver and mark their changes, and disconnect."""
+        self._is_closed = True
+        if self._settling:
+            await asyncio.wait(self._settling)
         await self._opened.aclose()

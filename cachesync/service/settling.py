@@ -76,6 +76,10 @@ class Settler:
         self._unforgotten: dict[str, object] = {}
         self.retries: set[asyncio.Task[None]] = set()
 
+    def on(self, slots: Slots) -> Settler:
+        """Return what applies changes to these slots, and publishes nothing."""
+        return Settler(self._service, self._entities, slots, None)
+
     def is_forgotten(self, entity: str) -> bool:
         """Return the same in any thread, without emptying anything."""
         return entity not in self._unforgotten

@@ -33,6 +33,7 @@ from cachesync.kafka.topics import create_topics
 from cachesync.postgres.change_log import change_of
 from cachesync.service import own_changes, own_transactions
 from cachesync.service.database import OwnDatabase
+from cachesync.service.settling import Settler
 from cachesync.service.table import Table
 from cachesync.slots.batch import Applier
 from cachesync.slots.clients import blocking_client
@@ -558,6 +559,7 @@ CRASHING = """
 import asyncio, os, sys
 import asyncpg
 from cachesync import AsyncCaches
+from cachesync.service.settling import Settler
 
 async def crash(*_):
     os._exit(7)
@@ -844,6 +846,34 @@ async def test_a_session_that_commits_in_two_phases_is_an_error(family: Family) 
             async with family.caches.following(session):
                 pytest.fail("it was followed")
     await engine.dispose()
+
+
+async def test_caches_that_are_closed_in_a_block_still_get_what_it_changes(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await family.cache_all()
+    async with own_session("asyncpg", family.dsn) as own:
+        async with family.caches.following(own.session) as followed:
+            await own.execute("UPDATE parent SET n = 1 WHERE id = 1")
+            await family.caches.close()
+        assert followed.cached
+        assert await family.stale() == []
+        await family.caches.open()
+        begun = asyncio.Event()
+        apply = Settler.apply
+
+        async def apply_while_closing(self: Settler, changes: Any) -> bool:
+            begun.set()
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            return await apply(self, changes)
+
+        monkeypatch.setattr(Settler, "apply", apply_while_closing)
+        ending = asyncio.create_task(follow(family, own, "UPDATE parent SET n = 2 WHERE id = 1"))
+        await begun.wait()
+        await family.caches.close()
+        await ending
+    assert family.slot("parent", 1).endswith(b'"n":2}')
 
 
 @pytest.mark.parametrize("kind", SQLALCHEMY)

@@ -370,6 +370,18 @@ def test_closed_caches_can_be_opened_again_but_are_not_by_themselves(shop: Shop)
     assert not [thread for thread in threading.enumerate() if thread.name == "cachesync"]
 
 
+def test_caches_that_are_closed_in_a_block_still_get_what_it_changes(shop: Shop) -> None:
+    caches = shop.caches()
+    assert caches["parent"].get(1) == {"id": 1, "n": 0}
+    with shop.session("psycopg") as (session, execute, _), caches.following(session) as followed:
+        execute("UPDATE parent SET n = 7 WHERE id = 1")
+        caches.close()
+    assert followed.cached
+    with caches.open():
+        assert caches["parent"].get(1) == {"id": 1, "n": 7}
+    assert not [thread for thread in threading.enumerate() if thread.name == "cachesync"]
+
+
 def test_closing_ends_the_calls_in_progress(shop: Shop) -> None:
     with shop.database("engine") as engine, ThreadPoolExecutor(1) as threads, shop.caches(engine) as caches:
         with shop.admin.transaction():
