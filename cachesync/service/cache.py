@@ -354,7 +354,7 @@ class EntityCache:
         lookup, text = self._value(order, given)
         name = slot_name(self._service, lookup_name(self.entity.name, lookup), text)
         read = None
-        if not self._is_bypassed:
+        if not self._is_bypassed and self._settler.follows_lookups:
             with suppress(CacheUnavailableError):
                 read = await self._find(name, lookup, text)
         if read is None:

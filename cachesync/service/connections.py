@@ -116,6 +116,7 @@ class Connections:
             if publisher is not None:
                 opened.push_async_callback(publisher.close)
             settler = Settler(settings.service, entities, slots, publisher)
+            await settler.follow_lookups()
             caches = {table.entity.name: EntityCache(settings, table, slots, settler) for table in tables}
             for cache in caches.values():
                 opened.push_async_callback(cache.close)

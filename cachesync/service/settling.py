@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,12 +13,16 @@ from cachesync.lookup import lookup_name
 from cachesync.slots.layout import (
     EMPTIES_ABSENT,
     EMPTY,
+    LONGEST_LEASE_MS,
     SlotChange,
+    decode_value,
     lookup_changes_of,
+    new_token,
     slot_change_of,
+    slot_name,
     values_after,
 )
-from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_version
+from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_value, encode_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 
 # Maximum number of slots that are changed in one round trip.
 _SLOTS_AT_ONCE: Final = 100
+# Of the slot with the declared lookups: if it is lost, there is only one scan more.
+_DECLARED_MS: Final = 10 * 365 * 86_400_000
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ class Settler:
 
     Attributes:
         retries: the attempts in progress to empty the slots of entities.
+        follows_lookups: whether no *absent* of a unique lookup is from before the service declared it.
     """
 
     def __init__(
@@ -75,10 +83,14 @@ class Settler:
         # The entities whose slots were to be emptied when Redis did not confirm it, each with a new object.
         self._unforgotten: dict[str, object] = {}
         self.retries: set[asyncio.Task[None]] = set()
+        self.follows_lookups = False
 
     def on(self, slots: Slots) -> Settler:
         """Return what applies changes to these slots, and publishes nothing."""
-        return Settler(self._service, self._entities, slots, None)
+        other = Settler(self._service, self._entities, slots, None)
+        # It reads nothing.
+        other.follows_lookups = True
+        return other
 
     def is_forgotten(self, entity: str) -> bool:
         """Return the same in any thread, without emptying anything."""
@@ -89,19 +101,57 @@ class Settler:
 
         If one can, the slots are emptied, as soon as Redis responds.
         """
-        if self.is_forgotten(entity):
-            return True
-        if not self.retries:
-            retry = asyncio.get_running_loop().create_task(self._forget_again())
-            self.retries.add(retry)
-            retry.add_done_callback(self.retries.discard)
-        return False
+        self._retry_soon()
+        return self.is_forgotten(entity)
 
-    async def _forget_again(self) -> None:
+    def _retry_soon(self) -> None:
+        if self.retries or (self.follows_lookups and not self._unforgotten):
+            return
+        retry = asyncio.get_running_loop().create_task(self._retry())
+        self.retries.add(retry)
+        retry.add_done_callback(self.retries.discard)
+
+    async def _retry(self) -> None:
+        await self.follow_lookups()
         for entity, since in list(self._unforgotten.items()):
             forgotten = await self._forget_slots(entity, self._prefixes(entity))
             if forgotten and self._unforgotten[entity] is since:
                 del self._unforgotten[entity]
+
+    async def follow_lookups(self) -> None:
+        """Empty every *absent* of the unique lookups, unless the service has declared the same ones before.
+
+        Its processes may have written rows without them. Which ones they have declared is in a slot that is
+        like that of a row, with a fingerprint of the lookups. If Redis does not respond, it is tried again.
+        """
+        if self.follows_lookups:
+            return
+        name = slot_name(self._service, lookup_name("", ""), "")
+        lookups = ",".join(
+            lookup_name(entity.name, lookup)
+            for entity in self._entities.values()
+            for lookup in entity.lookups
+        ).encode()
+        fingerprint = hashlib.sha256(lookups).hexdigest()[:8].encode()
+        token = new_token()
+        try:
+            if not lookups:
+                if await self._slots.get(name) is not None:
+                    await self._slots.delete(name)
+                self.follows_lookups = True
+                return
+            declared = await self._slots.lease(name, token, LONGEST_LEASE_MS, fingerprint, "read")
+            if declared is None or decode_value(declared, "", fingerprint) is None:
+                for entity in self._entities.values():
+                    if entity.unique:
+                        await self._change_all(lookup_name(entity.name, ""), EMPTIES_ABSENT[VERSION])
+            # Unless another process has declared others meanwhile.
+            if declared is None:
+                content = encode_value(1, fingerprint, lookups)
+                await self._slots.fill(name, token, content, _DECLARED_MS)
+        except CacheUnavailableError:
+            return
+        self.follows_lookups = True
 
     async def apply(self, changes: Iterable[Change], lease: Lease | None = None) -> bool:
         """Apply committed changes to their slots.
@@ -113,6 +163,7 @@ class Settler:
         Returns:
             Whether Redis confirmed it for all of them, and no slot has a newer row.
         """
+        self._retry_soon()
         newest: dict[tuple[str, str], Change] = {}
         truncates: dict[str, Change] = {}
         for change in changes:
@@ -216,13 +267,16 @@ class Settler:
         """
         try:
             for prefix in prefixes:
-                async for names in self._slots.names(f"{self._service}:{prefix}"):
-                    changes = [SlotChange(name, version, EMPTY, 1) for name in names]
-                    await asyncio.gather(*(self._slots.change(change, "") for change in changes))
+                await self._change_all(prefix, version)
         except CacheUnavailableError:
             self._unforgotten[entity] = object()
             return False
         return True
+
+    async def _change_all(self, prefix: str, version: bytes) -> None:
+        async for names in self._slots.names(f"{self._service}:{prefix}"):
+            changes = [SlotChange(name, version, EMPTY, 1) for name in names]
+            await asyncio.gather(*(self._slots.change(change, "") for change in changes))
 
     async def _change(self, changes: Sequence[tuple[SlotChange, bool]], lease: Lease) -> bool:
         applied = True

@@ -102,6 +102,52 @@ async def test_value_is_found_through_its_slot_and_that_of_its_row(
     assert slots.exists("sa:account@tenant,slug:1/a~1b")
 
 
+async def test_lookup_that_is_declared_again_does_not_have_what_nobody_has_followed(
+    admin: asyncpg.Connection, sa_dsn: str, redis_sa: Redis, tmp_path: Path, slots: redis_client.Redis
+) -> None:
+    file = tmp_path / "entities.toml"
+    file.write_text(DECLARATION)
+    await admin.execute(TABLE)
+    await install(admin, load_entities(file), Silent())
+
+    def caches(declaration: str = DECLARATION) -> AsyncCaches:
+        file.write_text(declaration)
+        return AsyncCaches("sa", redis=f"{redis_sa.url}?socket_timeout=10", database=sa_dsn, entities=file)
+
+    async with caches() as declared:
+        while slots.get(ANN) != b"A":
+            assert await declared["account"].get_by(email="ann@example.com") is None
+    async with caches():
+        # The usual restart.
+        assert slots.get(ANN) == b"A"
+    async with caches(DECLARATION.replace('unique = ["email", ["tenant", "slug"]]\n', "")) as undeclared:
+        async with undeclared.following(admin) as followed:
+            await admin.execute("INSERT INTO account VALUES (7, 'ann@example.com')")
+        assert (followed.cached, slots.get(ANN)) == (True, b"A")
+    async with caches() as declared:
+        found = await declared["account"].get_by(email="ann@example.com")
+    assert found is not None
+    assert found["id"] == 7
+
+
+async def test_without_redis_at_the_opening_no_lookup_is_believed_before_it_is_followed(
+    admin: asyncpg.Connection, open_service: OpenService, tmp_path: Path, slots: redis_client.Redis
+) -> None:
+    await admin.execute(TABLE)
+    slots.set(ANN, b"A")
+    slots.execute_command("ACL", "SETUSER", "default", "-set")
+    try:
+        async with installed(DECLARATION, admin, open_service, tmp_path) as service:
+            accounts = service.caches["account"]
+            await admin.execute("INSERT INTO account VALUES (7, 'ann@example.com')")
+            assert slots.get(ANN) == b"A"
+            assert await find(accounts) == (Outcome.BYPASS, "7")
+            slots.execute_command("ACL", "SETUSER", "default", "+set")
+            assert await settled(accounts) == "7"
+    finally:
+        slots.execute_command("ACL", "SETUSER", "default", "+set")
+
+
 async def test_value_that_moves_to_another_row_is_never_that_of_the_former_row(
     accounts: EntityCache, slots: redis_client.Redis, admin: asyncpg.Connection
 ) -> None:

@@ -101,6 +101,7 @@ class State(NamedTuple):
         drawn: the last version drawn from the sequence.
         slot: the content of the slot of the value.
         follows: whether the stream knows of the lookup.
+        opened: whether the processes of this service know of the lookup.
         events: the committed changes before their last delivery.
         processes: the states of the processes.
     """
@@ -112,6 +113,7 @@ class State(NamedTuple):
     drawn: int
     slot: bytes
     follows: bool
+    opened: bool
     events: tuple[Event, ...]
     processes: tuple[Local, ...]
 
@@ -136,6 +138,7 @@ class Rules:
         applies_without_payload: an event without the row does so, too.
         applies_unknown: an event that does not tell the values empties every *absent*.
         begins: a stream that begins to follow a lookup empties every *absent*.
+        opens: a service that declares a lookup again empties every *absent*, before it reads any.
         compares: a read only replaces the very content that the row has refuted.
         empties_absent: what empties every *absent*.
     """
@@ -147,6 +150,7 @@ class Rules:
     applies_without_payload: bool = True
     applies_unknown: bool = True
     begins: bool = True
+    opens: bool = True
     compares: bool = True
     empties_absent: bytes = EMPTIES_ABSENT
 
@@ -161,6 +165,7 @@ class Scope:
         holder: the row that has the value initially, or `NOBODY`.
         slot: the initial content of the slot.
         follows: whether the stream knows of the lookup from the beginning.
+        opened: whether this service knows of it from the beginning.
         advances: whether reads that went past the cache bring what they read to the slot.
         refreshes: whether changes replace the content of the slot; else they empty it.
     """
@@ -170,6 +175,7 @@ class Scope:
     holder: int = NOBODY
     slot: bytes = EMPTY
     follows: bool = True
+    opened: bool = True
     advances: bool = False
     refreshes: bool = True
 
@@ -198,6 +204,7 @@ class Model:
             drawn=1,
             slot=self.scope.slot,
             follows=self.scope.follows,
+            opened=self.scope.opened,
             events=(),
             processes=tuple(Local("start") for _ in self.scope.processes),
         )
@@ -241,11 +248,17 @@ class Model:
             if self.rules.begins:
                 slot = self._applied(slot, self.rules.empties_absent)
             yield Step("the stream begins to follow the lookup", state._replace(follows=True, slot=slot))
+        if not state.opened and all(local.at in {"start", "done"} for local in state.processes):
+            slot = state.slot
+            if self.rules.opens:
+                slot = self._applied(slot, self.rules.empties_absent)
+            yield Step("the service opens with the lookup", state._replace(opened=True, slot=slot))
         for event in state.events:
             yield from self._deliver(state, event)
         for index, (process, local) in enumerate(zip(self.scope.processes, state.processes, strict=True)):
             if isinstance(process, Find):
-                yield from self._find(state, index, local)
+                if state.opened:
+                    yield from self._find(state, index, local)
             else:
                 yield from self._write(state, index, process, local)
 
@@ -393,7 +406,9 @@ class Model:
         slot = state.slot
         content = EMPTY
         version = local.number
-        if process.known and process.has and self.rules.settles:
+        if not state.opened:
+            pass
+        elif process.known and process.has and self.rules.settles:
             content = names(process.row, version) if self.scope.refreshes else encode_head(version)
         elif not process.known and self.rules.settles_unknown:
             content = self.rules.empties_absent

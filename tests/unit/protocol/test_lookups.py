@@ -38,6 +38,7 @@ _SCOPES: Final = (
     Scope("too-large", (Find(), Find(), Write(1, has=True, payload=False), _GIVE), slot=ABSENT),
     Scope("invalidated", (Find(), Find(), _OUR_GIVE, _OTHER_TAKES), holder=1, slot=names(1), refreshes=False),
     Scope("declared-again", (Find(), Find(), _TAKE, _GIVE), slot=ABSENT, follows=False),
+    Scope("opened-again", (Find(), Find(), _OUR_TAKE, _GIVE), slot=ABSENT, follows=False, opened=False),
     Scope("advances", (Find(), Find(), _OUR_GIVE, _OTHER_TAKES), holder=1, slot=names(1), advances=True),
 )
 SCOPES: Final = {scope.name: scope for scope in _SCOPES}
@@ -62,6 +63,7 @@ def test_no_interleaving_breaks_the_protocol(name: str) -> None:
         ),
         pytest.param(Rules(applies_unknown=False), "unknown", Fault.FALSE_ABSENT, id="unknown-ignored"),
         pytest.param(Rules(begins=False), "declared-again", Fault.FALSE_ABSENT, id="nothing-begun"),
+        pytest.param(Rules(opens=False), "opened-again", Fault.OLDER, id="nothing-emptied-at-the-opening"),
         pytest.param(Rules(compares=False), "moves", Fault.TAKEN, id="another-content-replaced"),
         pytest.param(
             Rules(empties_absent=encode_head(0)), "unknown", Fault.FALSE_ABSENT, id="leases-fill-absent"
