@@ -17,7 +17,7 @@ from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import asyncpg
 
@@ -72,23 +72,28 @@ async def check_tables(
     declared = {entity.schema_and_table: entity.name for entity in entities.values()}
     for entity in entities.values():
         relation = await describe_relation(connection, entity)
-        found = await _problems(connection, entity, relation)
-        if relation is not None and relation.properties.has_relatives:
-            found += await _relative_problems(connection, entity, declared, registered)
+        family = await connection.fetch(statement("install/family"), *entity.schema_and_table)
+        found = await _problems(connection, entity, relation, family)
+        found += _relative_problems(family, declared, registered)
         problems += [f"entity {entity.name!r}, table {entity.table}: {problem}" for problem in found]
         if relation is not None and not found:
             relations[entity.name] = relation
     return relations, problems
 
 
-async def _problems(connection: asyncpg.Connection, entity: Entity, relation: Relation | None) -> list[str]:
+async def _problems(
+    connection: asyncpg.Connection,
+    entity: Entity,
+    relation: Relation | None,
+    family: Iterable[asyncpg.Record],
+) -> list[str]:
     if relation is None:
         tables = [record["name"] for record in await connection.fetch(statement("install/tables"))]
         declared = entity.table.removeprefix("public.")
         return [f"no such table in this database{did_you_mean(declared, tables)}"]
     problems = await table_problems(connection, entity, relation)
     # Not a reason for `cachesync init` to leave the table out: another user can install.
-    owner = await connection.fetchval(statement("install/other_owner"), *entity.schema_and_table)
+    owner = next((record["other_owner"] for record in family if record["other_owner"] is not None), None)
     if owner is not None:
         problems.append(
             f"its owner is {owner!r}; connect as the owner of the tables, or as a member of that role"
@@ -108,15 +113,16 @@ async def _registered_tables(connection: asyncpg.Connection) -> dict[tuple[str, 
     }
 
 
-async def _relative_problems(
-    connection: asyncpg.Connection,
-    entity: Entity,
+def _relative_problems(
+    family: Iterable[asyncpg.Record],
     declared: Mapping[tuple[str, str], str],
     registered: Mapping[tuple[str, str], str],
 ) -> list[str]:
     """Return the entities on partitions of the table, or on the tables above it, whose rows it shares."""
     problems = []
-    for record in await connection.fetch(statement("install/relatives"), *entity.schema_and_table):
+    for record in family:
+        if not record["shares_rows"]:
+            continue
         table = (record["schema_name"], record["table_name"])
         relative = f"it shares rows with {'.'.join(table)}"
         if table in declared:

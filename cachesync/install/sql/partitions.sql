@@ -51,7 +51,6 @@ DECLARE
     found oid [];
     part record;
     has_rows boolean;
-    highest bigint;
 BEGIN
     SELECT e.relation, e.partitions INTO table_name, known
     FROM cachesync.entity AS e
@@ -74,12 +73,8 @@ BEGIN
     LOOP
         BEGIN
             IF part.added THEN
-                -- Its rows can have versions that another database has drawn. Other entities can draw versions in the
-                -- meantime, but not as many as are left out.
-                EXECUTE format('SELECT max(row_version) FROM %s', part.name) INTO highest;
-                PERFORM setval('cachesync.row_version', highest + 1000000)
-                FROM cachesync.row_version AS s
-                WHERE highest > s.last_value;
+                -- Its rows can have versions that another database has drawn.
+                EXECUTE format('SELECT cachesync.draw_above(max(row_version)) FROM %s', part.name);
             END IF;
             -- Waits for those who write to the partition, so that what they have done is seen here.
             EXECUTE format(

@@ -72,6 +72,16 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
 );
 COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in the transaction that made it';
 
+-- Makes all later changes newer than a version that this database has not drawn. Others can draw versions in the meantime,
+-- but not as many as are left out.
+CREATE OR REPLACE FUNCTION cachesync.draw_above(version bigint) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    SELECT setval('cachesync.row_version', draw_above.version + 1000000)
+    FROM cachesync.row_version AS s
+    WHERE draw_above.version > s.last_value;
+END;
+
 -- Any session can set this to any text, which must fit in a message next to the change.
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text
 LANGUAGE sql STABLE
