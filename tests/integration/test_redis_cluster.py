@@ -7,6 +7,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from redis import RedisCluster as Client
 
@@ -20,6 +21,7 @@ from cachesync.service.row_input import RowInput
 from cachesync.slots.batch import Applier
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import blocking_client
+from cachesync.sync import Caches
 from cachesync.value import encode_value
 from tests.integration.changes import change, value
 from tests.integration.post import Post
@@ -96,6 +98,61 @@ async def test_reads_miss_then_hit_and_writes_go_through(students: EntityCache) 
     assert (written.cached, read.outcome, read.row) == (True, Outcome.HIT, written.row)
     assert (await students.delete("1", None)).cached
     assert (await students.read("1")).row is None
+
+
+async def test_rows_are_found_by_values_whose_slots_are_on_other_primaries(
+    open_service: OpenService, redis_cluster: RedisCluster
+) -> None:
+    certificates = {f"c/{number}": f"{number}/a" for number in range(1, 31)}
+    assert {
+        redis_cluster.node_of(f"sa:grade@certificate:{value}") is redis_cluster.node_of(f"sa:grade:{key}")
+        for value, key in certificates.items()
+    } == {True, False}
+    async with open_service("sa", redis_url=redis_cluster.url, redis_timeout_ms=TIMEOUT_MS) as service:
+        grades = service.caches["grade"]
+
+        async def found() -> tuple[set[Outcome], list[str | None]]:
+            reads = await asyncio.gather(*(grades.find(["certificate"], (value,)) for value in certificates))
+            return {read.outcome for read in reads}, [
+                None if read.row is None else read.row.key for read in reads
+            ]
+
+        async with asyncio.timeout(10):
+            while await found() != ({Outcome.HIT}, [None] * len(certificates)):
+                await asyncio.sleep(0.05)
+        for number in range(1, 31):
+            row = RowInput.from_mapping({"student_id": number, "subject": "a", "certificate": f"c/{number}"})
+            await grades.insert(row)
+        assert (await found())[1] == [*certificates.values()]
+        async with asyncio.timeout(10):
+            while await found() != ({Outcome.HIT}, [*certificates.values()]):
+                await asyncio.sleep(0.05)
+
+
+def test_code_that_blocks_reads_and_follows_on_all_primaries(
+    sample: str, sa_dsn: str, redis_cluster: RedisCluster, entities: dict[str, Entity]
+) -> None:
+    outcomes: set[str] = set()
+    caches = Caches(
+        "sa",
+        redis=redis_cluster.url,
+        database=sa_dsn,
+        entities=entities,
+        on_read=lambda _entity, outcome, _rows: outcomes.add(outcome),
+    )
+    with caches, psycopg.connect(sample) as connection:
+        connection.execute("INSERT INTO student SELECT i, 'Ann', 20 FROM generate_series(1, 60) AS i")
+        connection.commit()
+        deadline = time.monotonic() + 10
+        while outcomes != {"HIT"}:
+            assert time.monotonic() < deadline
+            outcomes.clear()
+            caches["student"].get_many(range(1, 61))
+        with caches.following(connection) as followed:
+            connection.execute("UPDATE student SET age = 21")
+        assert followed.cached
+        rows = [caches["student"].get(key) for key in range(1, 61)]
+        assert rows == [{"id": key, "name": "Ann", "age": 21} for key in range(1, 61)]
 
 
 async def test_keys_of_all_primaries_are_read_concurrently(

@@ -32,6 +32,7 @@ from cachesync.reconcile.source import Keyspace
 from cachesync.service.row_input import RowInput
 from cachesync.slots.bulk import Bulk
 from local.silent import Silent
+from tests.integration.entities_file import install_tables
 from tests.integration.reconcile.live import KEYS, live_writes
 from tests.integration.refusals import DELETES, refusing
 from tests.integration.slots.test_applier import GARBAGE
@@ -444,6 +445,40 @@ async def test_false_absent_of_unique_values_is_repaired(
     assert set(report.services["sb"]) == {"grade", "grade@certificate"}
     assert slots.exists(*names[:200]) == 1
     assert slots.exists(*names[200:]) == 100
+
+
+async def test_drift_of_a_partitioned_table_is_repaired(
+    admin: asyncpg.Connection, slots: redis_client.Redis, reconcile: Reconcile, tmp_path: Path
+) -> None:
+    tables = (
+        "CREATE TABLE item (id int PRIMARY KEY, n int NOT NULL DEFAULT 0) PARTITION BY RANGE (id);"
+        "CREATE TABLE item_low PARTITION OF item FOR VALUES FROM (MINVALUE) TO (100);"
+        "CREATE TABLE item_high PARTITION OF item FOR VALUES FROM (100) TO (MAXVALUE);"
+    )
+    _, declared = await install_tables(admin, tables, ("item",), tmp_path)
+    await admin.execute("INSERT INTO item VALUES (1), (2), (100), (200)")
+    as_slots = (
+        "SELECT 'sb:item:' || v.key AS name,"
+        " 'V' || lpad(v.version::text, 19, '0') || e.fingerprint || v.payload AS slot "
+        "FROM cachesync.item AS v, cachesync.entity AS e WHERE e.name = 'item'"
+    )
+
+    async def current() -> dict[str, str]:
+        return {record["name"]: record["slot"] for record in await admin.fetch(as_slots)}
+
+    slots.mset({**await current(), "sb:item:3": "A", "sb:item:102": "A"})
+    await admin.execute(
+        "UPDATE item_low SET n = 7 WHERE id = 1; UPDATE item SET n = 7 WHERE id = 100;"
+        "UPDATE item SET id = 102 WHERE id = 2; DELETE FROM item_high WHERE id = 200;"
+        "INSERT INTO item VALUES (3)"
+    )
+    await publish_all(admin)
+    report = await reconcile(declared, entities=["item"])
+    assert (report.stale, report.orphan, report.false_absent, report.repaired) == (2, 2, 2, 6)
+    rows = await current()
+    assert {name.decode(): slots.get(name) for name in slots.scan_iter("sb:item:*")} == {
+        name: rows[name].encode() for name in ("sb:item:1", "sb:item:100")
+    }
 
 
 async def test_delta_examines_the_keys_of_several_columns_that_changed(

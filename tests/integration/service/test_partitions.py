@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cachesync import AsyncCaches
 from cachesync.errors import DuplicateRowError
 from cachesync.service.row_input import RowInput
 from tests.integration.entities_file import install_tables
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from cachesync.service.cache import EntityCache
     from cachesync.service.service import Service
+    from local.redis import Redis
 
 TABLES = """
 CREATE TABLE account (id int PRIMARY KEY, code int, n int NOT NULL DEFAULT 0) PARTITION BY RANGE (id);
@@ -94,3 +96,32 @@ async def test_pages_are_in_key_order_across_partitions(caches: Mapping[str, Ent
     page = await caches["account"].page(None, 3)
     assert [found.key for found in page] == ["1", "2", "100"]
     assert [found.key for found in await caches["account"].page("100", 3)] == ["200"]
+
+
+async def test_own_transaction_that_names_a_table_or_its_partitions_is_in_the_slots(
+    admin: asyncpg.Connection, sa_dsn: str, redis_sa: Redis, tmp_path: Path
+) -> None:
+    file, _ = await install_tables(admin, TABLES, ("account", "total"), tmp_path)
+    url = f"{redis_sa.url}?socket_timeout=10"
+    async with AsyncCaches("sa", redis=url, database=sa_dsn, entities=file) as caches:
+        keys = [1, 2, 3, 100, 102, 200]
+        await caches["account"].get_many(keys)
+        await caches["total"].get(1)
+        async with caches.following(admin) as followed:
+            await admin.execute(
+                "UPDATE account_low SET n = 7 WHERE id = 1;"
+                "UPDATE account SET n = 7 WHERE id = 100;"
+                "UPDATE account SET id = 102 WHERE id = 2;"
+                "DELETE FROM account_high WHERE id = 200;"
+                "INSERT INTO account VALUES (3, 3, 7)"
+            )
+        assert followed.cached
+        assert await caches["account"].get_many(keys) == {
+            1: {"id": 1, "code": 1, "n": 7},
+            2: None,
+            3: {"id": 3, "code": 3, "n": 7},
+            100: {"id": 100, "code": 1, "n": 7},
+            102: {"id": 102, "code": 2, "n": 0},
+            200: None,
+        }
+        assert await caches["total"].get(1) == {"id": 1, "n": await admin.fetchval("SELECT n FROM total")}
