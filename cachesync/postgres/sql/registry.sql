@@ -5,7 +5,13 @@ SELECT
     e.lost_at, e.relation::oid AS relation, e.shape::text AS registered_shape,
     e.objects::text AS registered_objects,
     cachesync.partitions_changed(e.relation, e.partitions) AS partitions_changed,
-    to_regclass(format('%I.%I', e.schema_name, e.table_name))::oid AS named,
+    -- Not to_regclass, which fails without USAGE on the schema, and the background work does not have that.
+    (
+        SELECT c.oid
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname = e.schema_name AND c.relname = e.table_name
+    ) AS named,
     (
         SELECT format('%s.%s', n.nspname, c.relname)
         FROM pg_class AS c

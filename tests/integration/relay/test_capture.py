@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from cachesync.entity import Entity
 from cachesync.errors import NotInstalledError
 from cachesync.install.installer import install
 from cachesync.postgres.registry import read_registry
@@ -17,8 +18,6 @@ from local.silent import Silent
 
 if TYPE_CHECKING:
     import asyncpg
-
-    from cachesync.entity import Entity
 
 
 @pytest.fixture
@@ -67,6 +66,23 @@ async def test_triggers_that_were_repaired_by_hand_still_need_an_installation(
     await check.step(worker)
     assert lost() == 0
     assert (await read_registry(admin))["student"].fingerprint != before.fingerprint
+
+
+async def test_worker_needs_no_privilege_on_the_schema_of_a_table(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "_PAUSE_SECONDS", 0)
+    await admin.execute("CREATE SCHEMA billing CREATE TABLE invoice (id bigint PRIMARY KEY)")
+    invoice = Entity(
+        name="invoice", table="billing.invoice", key="id", ttl="1h", absent_ttl="1s", path="/invoices"
+    )
+    await install(admin, {"invoice": invoice}, Silent())
+    check = CaptureCheck({"invoice": invoice})
+    await check.step(worker)
+    assert lost("invoice") == 0
+    await admin.execute("ALTER TABLE billing.invoice RENAME TO bill")
+    await check.step(worker)
+    assert lost("invoice") == 1
 
 
 async def test_entity_that_is_not_installed_is_reported(
