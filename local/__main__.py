@@ -35,7 +35,8 @@ def _local() -> None:
 @app.command()
 def up() -> None:
     """Start the whole system and keep it running until Ctrl-C."""
-    with _running():
+    with _running() as system:
+        _describe(system)
         _stay_up()
 
 
@@ -75,8 +76,9 @@ def _interrupt(*_: object) -> NoReturn:
 def _describe(system: System) -> None:
     """Print the addresses, the log locations and the memory in use."""
     _console.print("\nAddresses")
+    width = max(map(len, system.addresses)) + 2
     for name, address in system.addresses.items():
-        _console.print(f"  {name:<10}{address}", markup=False, highlight=False, soft_wrap=True)
+        _console.print(f"  {name:<{width}}{address}", markup=False, highlight=False, soft_wrap=True)
     sa = system.services["sa"]
     urls = f"{sa.url}/students/1   {sa.url}/openapi.json   {sa.metrics_url}"
     _console.print(f"  try       curl -i {urls}", soft_wrap=True)
