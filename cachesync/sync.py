@@ -182,12 +182,10 @@ class Caches:
         require_entity(self._entities, entity)
         return Cache(self, entity)
 
-    def entity_of(self, table: str) -> str | None:
-        """Return the name of the entity with a table, given without its schema; None if there is none."""
-        for name, entity in self._entities.items():
-            if entity.schema_and_table[1] == table:
-                return name
-        return None
+    @property
+    def entities(self) -> Mapping[str, Entity]:
+        """The declared entities, by name."""
+        return self._entities
 
     @contextmanager
     def following(self, session: Any) -> Iterator[Followed]:

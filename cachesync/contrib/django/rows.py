@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
+    from cachesync.entity import Entity
     from cachesync.service.caches import Key, KeyPart
 
 M = TypeVar("M", bound=models.Model)
@@ -61,18 +62,14 @@ class RowsOfModel(Generic[M]):
         entity: the entity; None for the one with the table of the model.
 
     Raises:
-        SettingsError: there is no such entity.
+        SettingsError: no entity fits, or several do, or the order of its key is not the model's.
     """
 
     def __init__(self, model: type[M], entity: str | None) -> None:
         self._model = model
-        # The names of tables can be quoted.
-        table = model._meta.db_table.replace('"', "")  # noqa: SLF001 - documented as public
-        name = entity or caches().entity_of(table)
-        if name is None:
-            message = f"no entity has the table {table!r} of the model {model.__name__}"
-            raise SettingsError(message)
+        name = entity or _entity_of(model)
         self._cache = caches()[name]
+        _require_order(model, caches().entities[name])
 
     def get(self, pk: Key) -> M | None:
         """Return the instance with a primary key; None if there is no such row.
@@ -120,6 +117,38 @@ class RowsOfModel(Generic[M]):
         names = [field.attname for field in fields]
         values = [_value(field, row[field.column]) for field in fields]
         return self._model.from_db(database_alias(), names, values)
+
+
+def _entity_of(model: type[models.Model]) -> str:
+    # The names of tables can be quoted, and can have a schema.
+    table = model._meta.db_table.replace('"', "")  # noqa: SLF001 - documented as public
+    names = [
+        name
+        for name, entity in caches().entities.items()
+        if table in {entity.schema_and_table[1], ".".join(entity.schema_and_table)}
+    ]
+    if not names:
+        message = f"no entity has the table {table!r} of the model {model.__name__}"
+        raise SettingsError(message)
+    if len(names) > 1:
+        message = (
+            f"several entities have a table {table!r}, which is that of the model {model.__name__}: "
+            f"{', '.join(names)}; name one of them, such as CachedRows({names[0]!r})"
+        )
+        raise SettingsError(message)
+    return names[0]
+
+
+def _require_order(model: type[models.Model], entity: Entity) -> None:
+    """Raise if a composite primary key has another order than the entity's key: it would name other rows."""
+    key = model._meta.pk  # noqa: SLF001 - documented as public
+    # Since Django 5.2.
+    if isinstance(key, getattr(models, "CompositePrimaryKey", ())) and key.columns != entity.key:
+        message = (
+            f"the primary key of the model {model.__name__} is ({', '.join(key.columns)}), but the key of "
+            f"the entity {entity.name!r} is ({', '.join(entity.key)}); give CompositePrimaryKey this order"
+        )
+        raise SettingsError(message)
 
 
 def _value(field: Any, value: Any) -> Any:  # noqa: PLR0911 - one for each kind of field

@@ -19,8 +19,10 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import IntegrityError, connection, connections, models, transaction
 
 from cachesync import SettingsError, TransactionError
-from cachesync.contrib.django import CachedRows, caches
+from cachesync.contrib.django import CachedRows, caches, rows
 from cachesync.contrib.django.configured import caches as configured
+from cachesync.entity import Entity
+from cachesync.sync import Caches
 from local.postgres import create_role
 from tests.integration.entities_file import install_tables
 
@@ -144,6 +146,18 @@ class Parcel(models.Model):
     class Meta:
         app_label = "shop"
         db_table = "parcel"
+
+
+class Line(models.Model):
+    pk = models.CompositePrimaryKey("purchase_id", "number")
+    purchase = models.ForeignKey(Purchase, models.DO_NOTHING)
+    number = models.IntegerField()
+
+    cached: ClassVar[CachedRows] = CachedRows()
+
+    class Meta:
+        app_label = "shop"
+        db_table = "line"
 
 
 def name_of(pk: int) -> str | None:
@@ -318,6 +332,30 @@ def test_a_database_side_that_is_missing_does_not_hinder_the_migrations_before_i
     finally:
         shop.execute(b"ALTER SCHEMA later RENAME TO cachesync")
     assert name_of(1) == "Ann"
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({"line": "purchase"}, "no entity has the table 'line' of the model Line"),
+        ({"line": "line", "draft": "drafts.line"}, "several entities have a table 'line'.*CachedRows.'line'"),
+        ({"line": "line"}, r"is \(purchase_id, number\), but the key of .* is \(number, purchase_id\)"),
+    ],
+)
+def test_model_that_no_entity_or_several_fit_is_an_error(
+    tables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tuple in another order would be the key of another row."""
+    entities = {
+        name: Entity(
+            name=name, table=table, key=("number", "purchase_id"), ttl="1h", absent_ttl="1s", path=f"/{name}"
+        )
+        for name, table in tables.items()
+    }
+    given = Caches("sa", redis="redis://", database=connection, entities=entities)
+    monkeypatch.setattr(rows, "caches", lambda: given)
+    with pytest.raises(SettingsError, match=expected):
+        _ = Line.cached
 
 
 @pytest.mark.parametrize(
