@@ -154,9 +154,11 @@ async def uninstall(
                     for name in unknown
                 )
             )
-        removed = tuple(names) if names is not None else tuple(registered)
+        removed = tuple(registered if names is None else dict.fromkeys(names))
+        uses = {name: await _uses(connection, record) for name, record in registered.items()}
         for name in removed:
-            await _uninstall_entity(connection, name, registered, lock_attempts)
+            no_longer_used = uses.pop(name).difference(*uses.values())
+            await _uninstall_entity(connection, registered[name], no_longer_used, lock_attempts)
         if names is None:
             await _execute(connection, statement("install/uninstall"), "cachesync.change_log", lock_attempts)
     return removed
@@ -384,22 +386,21 @@ async def _missing_privileges(connection: asyncpg.Connection, entity: Entity) ->
     return [(record["object"], record["role"]) for record in uses if not record["granted"]]
 
 
+async def _uses(connection: asyncpg.Connection, record: asyncpg.Record) -> set[tuple[str, str]]:
+    """Return the objects on which roles need USAGE for a registered table, each with the role."""
+    uses = await connection.fetch(statement("install/uses"), record["schema_name"], record["table_name"])
+    return {(use["object"], use["role"]) for use in uses}
+
+
 async def _uninstall_entity(
-    connection: asyncpg.Connection, name: str, registered: dict[str, asyncpg.Record], lock_attempts: int
+    connection: asyncpg.Connection,
+    record: asyncpg.Record,
+    no_longer_used: set[tuple[str, str]],
+    lock_attempts: int,
 ) -> None:
-    uses = {
-        other: {
-            (use["object"], use["role"])
-            for use in await connection.fetch(
-                statement("install/uses"), record["schema_name"], record["table_name"]
-            )
-        }
-        for other, record in registered.items()
-    }
-    record = registered.pop(name)
+    name = record["name"]
     if record["table_name"] is not None:
         table = identifier(record["schema_name"], record["table_name"])
-        no_longer_used = uses.pop(name).difference(*uses.values())
         script = statement(
             "install/drop_entity",
             table=table,

@@ -18,6 +18,7 @@ from cachesync.entity import Entity
 from cachesync.errors import InstallError
 from cachesync.install.checks import RESERVED_NAMES, check, undeclared
 from cachesync.install.installer import install, uninstall
+from cachesync.postgres.statements import statement
 from local.postgres import client
 from local.silent import Silent
 
@@ -220,11 +221,25 @@ async def test_columns_can_be_added_and_served_ones_are_protected(owner: asyncpg
     assert await owner.fetchval("SELECT payload FROM cachesync.thing") == '{"id":1,"name":"b","added":null}'
 
 
+async def test_uninstall_looks_once_at_what_each_table_uses(owner: asyncpg.Connection) -> None:
+    """With hundreds of entities, looking at all of them for each would take minutes."""
+    names = ("thing", "other", "third")
+    entities: dict[str, Entity] = {}
+    for name in names:
+        await owner.execute(f"CREATE TABLE {name} (id int PRIMARY KEY)")
+        entities |= thing(name=name, table=name, path=f"/{name}")
+    await install(owner, entities, Silent())
+    queries: list[str] = []
+    with owner.query_logger(lambda record: queries.append(record.query)):
+        await uninstall(owner)
+    assert queries.count(statement("install/uses")) == len(names)
+
+
 async def test_one_entity_can_be_uninstalled_alone(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)")
     await install(owner, thing() | thing(name="other", table="other", path="/o"), Silent())
     assert await install(owner, thing(), Silent()) == ("other",)
-    assert await uninstall(owner, ["other"]) == ("other",)
+    assert await uninstall(owner, ["other", "other"]) == ("other",)
     await owner.execute("INSERT INTO other VALUES (1); INSERT INTO thing VALUES (1)")
     assert await owner.fetchval("SELECT array_agg(entity) FROM cachesync.change_log") == ["thing"]
     with pytest.raises(InstallError, match="other: not installed; installed entities: thing"):
