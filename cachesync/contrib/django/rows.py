@@ -143,7 +143,8 @@ def _require_order(model: type[models.Model], entity: Entity) -> None:
     """Raise if a composite primary key has another order than the entity's key: it would name other rows."""
     key = model._meta.pk  # noqa: SLF001 - documented as public
     # Since Django 5.2.
-    if isinstance(key, getattr(models, "CompositePrimaryKey", ())) and key.columns != entity.key:
+    composite: Any = getattr(models, "CompositePrimaryKey", ())
+    if isinstance(key, composite) and key.columns != entity.key:
         message = (
             f"the primary key of the model {model.__name__} is ({', '.join(key.columns)}), but the key of "
             f"the entity {entity.name!r} is ({', '.join(entity.key)}); give CompositePrimaryKey this order"
