@@ -19,7 +19,8 @@ SELECT
         WHERE c.oid = e.relation
     ) AS current_name,
     cachesync.shape(e.relation, e.columns)::text AS shape,
-    (cachesync.objects(e.name, e.relation, e.columns) || cachesync.shared_objects())::text AS objects,
+    -- In a subquery, the function is called once, and not for each entity.
+    (cachesync.objects(e.name, e.relation, e.columns) || (SELECT cachesync.shared_objects()))::text AS objects,
     md5(concat_ws(
         ' ',
         (

@@ -60,6 +60,18 @@ async def test_installed_entity_has_no_findings(owner: asyncpg.Connection) -> No
     assert thing.problem is None
 
 
+async def test_what_all_entities_share_is_looked_at_once(owner: asyncpg.Connection) -> None:
+    """With hundreds of entities, the checks of all processes would keep PostgreSQL busy."""
+    await owner.execute("CREATE TABLE other (id int PRIMARY KEY)")
+    other = THING["thing"].model_copy(update={"name": "other", "table": "other", "path": "/others"})
+    await install(owner, THING | {"other": other}, Silent())
+    async with owner.transaction():
+        await owner.execute("SET LOCAL track_functions = 'all'")
+        assert {*await read_registry(owner)} == {"thing", "other"}
+        calls = "SELECT pg_stat_get_xact_function_calls('cachesync.shared_objects()'::regprocedure)"
+        assert await owner.fetchval(calls) == 1
+
+
 CHANGES = {
     "DROP TRIGGER cachesync_log_update ON thing": "trigger cachesync_log_update is missing",
     "DROP TRIGGER zzz_cachesync_version ON thing": "trigger zzz_cachesync_version is missing",
