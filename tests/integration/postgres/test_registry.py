@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import subprocess
@@ -16,9 +17,10 @@ from cachesync.install.installer import install, uninstall
 from cachesync.postgres.registry import Registration, read_registry
 from local.postgres import programs
 from local.silent import Silent
+from tests.integration.conftest import copied_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from local.postgres import Postgres
 
@@ -41,11 +43,33 @@ THING = {
 }
 
 
+@pytest.fixture(scope="module")
+def installed(postgres: Postgres) -> Iterator[str]:
+    """The name of a database with the table and the installed database side, to copy."""
+    name = f"registry_{secrets.token_hex(4)}"
+    dsn = postgres.create_database(name)
+
+    async def prepare() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(TABLES)
+        await install(connection, THING, Silent())
+        await connection.close()
+
+    asyncio.run(prepare())
+    yield name
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
+@pytest.fixture
+def database(postgres: Postgres, installed: str) -> Iterator[str]:
+    """The DSN of a copy of it."""
+    with copied_database(postgres, installed) as dsn:
+        yield dsn
+
+
 @pytest.fixture
 async def owner(database: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database)
-    await connection.execute(TABLES)
-    await install(connection, THING, Silent())
     yield connection
     await connection.close()
 
