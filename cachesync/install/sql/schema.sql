@@ -249,9 +249,10 @@ BEGIN
 END
 $cachesync$;
 
--- A table and, if it is partitioned, its partitions on all levels. Unlike pg_partition_tree, it takes no locks.
+-- A table and, if it is partitioned, its partitions on all levels. Unlike pg_partition_tree, it takes no locks. With more
+-- rows expected, as by default, whoever joins catalogs to it reads these as a whole.
 CREATE OR REPLACE FUNCTION cachesync.partition_tree(relation oid) RETURNS TABLE (relid oid)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+LANGUAGE sql STABLE ROWS 10 SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH RECURSIVE tree AS (
         SELECT partition_tree.relation AS relid
