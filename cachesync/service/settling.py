@@ -22,7 +22,7 @@ from cachesync.slots.layout import (
     slot_name,
     values_after,
 )
-from cachesync.value import UP_TO_PAYLOAD, VERSION, encode_head, encode_value, encode_version
+from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, encode_head, encode_value, encode_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -122,7 +122,8 @@ class Settler:
         """Empty every *absent* of the unique lookups, unless the service has declared the same ones before.
 
         Its processes may have written rows without them. Which ones they have declared is in a slot that is
-        like that of a row, with a fingerprint of the lookups. If Redis does not respond, it is tried again.
+        like that of a row, with a fingerprint of the lookups, with which the token of its lease begins, too.
+        If Redis does not respond, it is tried again.
         """
         if self.follows_lookups:
             return
@@ -133,7 +134,7 @@ class Settler:
             for lookup in entity.lookups
         ).encode()
         fingerprint = hashlib.sha256(lookups).hexdigest()[:8].encode()
-        token = new_token()
+        token = fingerprint.decode() + new_token()
         try:
             if not lookups:
                 if await self._slots.get(name) is not None:
@@ -145,10 +146,13 @@ class Settler:
                 for entity in self._entities.values():
                     if entity.unique:
                         await self._change_all(lookup_name(entity.name, ""), EMPTIES_ABSENT[VERSION])
-            # Unless another process has declared others meanwhile.
             if declared is None:
+                # Unless another process has declared others meanwhile.
                 content = encode_value(1, fingerprint, lookups)
                 await self._slots.fill(name, token, content, _DECLARED_MS)
+            elif declared[FINGERPRINT] != fingerprint:
+                # Of two that declare others at the same time, neither is the last.
+                await self._slots.delete(name)
         except CacheUnavailableError:
             return
         self.follows_lookups = True

@@ -130,6 +130,47 @@ async def test_lookup_that_is_declared_again_does_not_have_what_nobody_has_follo
     assert found["id"] == 7
 
 
+async def test_of_two_processes_that_declare_others_at_the_same_time_neither_is_the_last(
+    admin: asyncpg.Connection,
+    sa_dsn: str,
+    redis_sa: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "entities.toml"
+    slots = redis_client.Redis.from_url(redis_sa.url)
+
+    def caches(declaration: str = DECLARATION) -> AsyncCaches:
+        file.write_text(declaration)
+        return AsyncCaches("sa", redis=f"{redis_sa.url}?socket_timeout=10", database=sa_dsn, entities=file)
+
+    await admin.execute(TABLE)
+    one, other = caches(), caches(DECLARATION.replace('"email", ', ""))
+    await install(admin, load_entities(file), Silent())
+    begun, opened = asyncio.Event(), asyncio.Event()
+    empty = Settler._change_all  # noqa: SLF001
+
+    async def empty_later(self: Settler, prefix: str, version: bytes) -> None:
+        if not begun.is_set():
+            begun.set()
+            await opened.wait()
+        await empty(self, prefix, version)
+
+    monkeypatch.setattr(Settler, "_change_all", empty_later)
+    opening = asyncio.create_task(one.open())
+    await begun.wait()
+    async with other:
+        opened.set()
+        await opening
+        while slots.get(ANN) != b"A":
+            assert await one["account"].get_by(email="ann@example.com") is None
+        await one.close()
+        async with other.following(admin):
+            await admin.execute("INSERT INTO account VALUES (7, 'ann@example.com')")
+    async with caches() as declared:
+        assert await declared["account"].get_by(email="ann@example.com") is not None
+
+
 async def test_without_redis_at_the_opening_no_lookup_is_believed_before_it_is_followed(
     admin: asyncpg.Connection, open_service: OpenService, tmp_path: Path, slots: redis_client.Redis
 ) -> None:
