@@ -21,7 +21,7 @@ from cachesync.service.own_transactions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
@@ -50,8 +50,14 @@ class _SqlalchemyTransaction(OwnTransaction):
     def __init__(self, publisher: str | None) -> None:
         super().__init__(publisher)
         self._watched: list[Connection] = []
+        self._of_connection: dict[str, Callable[..., None]] = {
+            "commit": self._committing,
+            "set_connection_execution_options": _require_no_autocommit,
+        }
         # What only this block follows.
         self._claimed: list[Any] = []
+        # Whether others follow what the session uses, and end its transaction.
+        self._is_refused = False
         # What is about to be committed.
         self._pending: list[Change] = []
 
@@ -75,7 +81,7 @@ class _SqlalchemyTransaction(OwnTransaction):
 
     async def rollback(self) -> None:
         """Roll back what has not been committed yet, unless others follow it."""
-        if self._claimed:
+        if self._claimed and not self._is_refused:
             await self._rollback()
 
     @abstractmethod
@@ -84,6 +90,7 @@ class _SqlalchemyTransaction(OwnTransaction):
 
     def _claim(self, target: Session | Connection) -> None:
         if target in _FOLLOWED:
+            self._is_refused = True
             raise followed_already()
         self._claimed.append(target)
         _FOLLOWED.add(target)
@@ -93,7 +100,8 @@ class _SqlalchemyTransaction(OwnTransaction):
             _require_transactions(connection)
             self._claim(connection)
             self._watched.append(connection)
-            event.listen(connection, "commit", self._committing)
+            for name, listener in self._of_connection.items():
+                event.listen(connection, name, listener)
         if self._publisher is not None:
             connection.exec_driver_sql(own_source(self._publisher))
 
@@ -122,7 +130,8 @@ class _SqlalchemyTransaction(OwnTransaction):
         for target in self._claimed:
             _FOLLOWED.discard(target)
         for connection in self._watched:
-            _stop_listening(connection, "commit", self._committing)
+            for name, listener in self._of_connection.items():
+                _stop_listening(connection, name, listener)
 
 
 class SessionTransaction(_SqlalchemyTransaction):
@@ -222,6 +231,12 @@ def _flushed_changes(session: Session) -> list[Change]:
 def _require_transactions(connection: Connection) -> None:
     """Raise an error if the connection commits each statement."""
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
+        raise no_transaction()
+
+
+def _require_no_autocommit(_connection: Connection, options: Mapping[str, Any]) -> None:
+    """Raise an error if the connection is about to commit each statement."""
+    if options.get("isolation_level") == "AUTOCOMMIT":
         raise no_transaction()
 
 

@@ -803,6 +803,40 @@ async def test_an_engine_that_commits_each_statement_is_refused_before_the_first
     assert await admin.fetchval("SELECT n FROM parent WHERE id = 1") == 0
 
 
+async def test_a_connection_cannot_begin_to_commit_each_statement_in_the_block(
+    family: Family, admin: asyncpg.Connection
+) -> None:
+    await family.cache_all()
+    async with own_session("connection on asyncpg", family.dsn) as own:
+        async with family.caches.following(own.session):
+            await own.execute("UPDATE parent SET n = 1 WHERE id = 1")
+            await own.session.commit()
+            with pytest.raises(TransactionError, match="AUTOCOMMIT"):
+                await own.session.execution_options(isolation_level="AUTOCOMMIT")
+            await own.execute("UPDATE parent SET n = n + 1 WHERE id = 1")
+        await own.session.execution_options(isolation_level="AUTOCOMMIT")
+    assert await admin.fetchval("SELECT n FROM parent WHERE id = 1") == 2
+    assert await family.stale() == []
+
+
+async def test_a_second_session_on_a_followed_connection_is_refused_and_leaves_its_transaction(
+    family: Family,
+) -> None:
+    await family.cache_all()
+    async with (
+        own_session("connection on psycopg", family.dsn) as own,
+        AsyncSession(own.session) as one,
+        AsyncSession(own.session) as two,
+    ):
+        async with family.caches.following(one) as followed:
+            await one.execute(text("UPDATE parent SET n = n + 1 WHERE id = 1"))
+            with pytest.raises(TransactionError, match="already followed"):
+                async with family.caches.following(two):
+                    await two.execute(text("UPDATE parent SET n = 9 WHERE id = 1"))
+        assert [change.key for change in followed.changes] == ["1"]
+    assert family.slot("parent", 1).endswith(b'"n":1}')
+
+
 @pytest.mark.parametrize("kind", ["session on asyncpg", "connection on psycopg"])
 async def test_a_block_within_a_block_on_one_session_is_refused_and_leaves_the_outer_one(
     family: Family, kind: str
