@@ -270,8 +270,10 @@ class AsyncCaches:
         """Disconnect from Redis, and from the database if it was given as a DSN."""
         connections, self._connections = self._connections, None
         if connections is not None:
-            await connections.close()
-            self._is_open = False
+            try:
+                await to_the_end(connections.close())
+            finally:
+                self._is_open = False
 
     async def __aenter__(self) -> Self:
         return await self.open()

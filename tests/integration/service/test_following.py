@@ -910,6 +910,34 @@ async def test_caches_that_are_closed_in_a_block_still_get_what_it_changes(
     assert family.slot("parent", 1).endswith(b'"n":2}')
 
 
+async def test_caches_whose_closing_was_canceled_are_closed_when_their_blocks_have_ended(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await family.cache_all()
+    begun, ended = asyncio.Event(), asyncio.Event()
+    apply = Settler.apply
+
+    async def apply_later(self: Settler, changes: Any) -> bool:
+        begun.set()
+        await ended.wait()
+        return await apply(self, changes)
+
+    monkeypatch.setattr(Settler, "apply", apply_later)
+    async with own_session("asyncpg", family.dsn) as own:
+        ending = asyncio.create_task(follow(family, own, "UPDATE parent SET n = 1 WHERE id = 1"))
+        await begun.wait()
+        closing = asyncio.create_task(family.caches.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.sleep(0)
+        ended.set()
+        await ending
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    await family.caches.open()
+    assert await family.caches["parent"].get(1) == {"id": 1, "code": 11, "n": 1}
+
+
 @pytest.mark.parametrize("kind", SQLALCHEMY)
 async def test_what_was_rolled_back_within_the_block_does_not_count(family: Family, kind: str) -> None:
     await family.cache_all()
