@@ -72,8 +72,8 @@ BEGIN
         ORDER BY added DESC
     LOOP
         BEGIN
-            IF part.added THEN
-                -- Its rows can have versions that another database has drawn.
+            IF known IS NOT NULL THEN
+                -- Its rows can have versions that another database has drawn. It may have failed before.
                 EXECUTE format('SELECT cachesync.draw_above(max(row_version)) FROM %s', part.name);
             END IF;
             -- Waits for those who write to the partition, so that what they have done is seen here.
@@ -86,7 +86,10 @@ BEGIN
             EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part.name) INTO has_rows;
             emptied := emptied OR has_rows OR pg_relation_filenode(part.name) <> part.name::oid;
         EXCEPTION
-            WHEN lock_not_available OR deadlock_detected OR insufficient_privilege OR undefined_table THEN
+            WHEN
+                lock_not_available OR deadlock_detected OR insufficient_privilege OR undefined_table
+                OR numeric_value_out_of_range
+            THEN
                 emptied := emptied OR part.added;
                 failures := concat_ws('; ', failures, format('partition %s: %s', part.name, SQLERRM));
                 -- To wait for one partition is enough for now.

@@ -73,14 +73,21 @@ CREATE TABLE IF NOT EXISTS cachesync.change_log (
 COMMENT ON TABLE cachesync.change_log IS 'The outbox: every change, written in the transaction that made it';
 
 -- Makes all later changes newer than a version that this database has not drawn. Others can draw versions in the meantime,
--- but not as many as are left out.
+-- but not as many as are left out. Of two sessions that do so at the same time, the second must not set the sequence back.
+-- Fails for a version that would leave less than half of the numbers.
 CREATE OR REPLACE FUNCTION cachesync.draw_above(version bigint) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
-BEGIN ATOMIC
-    SELECT setval('cachesync.row_version', draw_above.version + 1000000)
-    FROM cachesync.row_version AS s
-    WHERE draw_above.version > s.last_value;
-END;
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $cachesync$
+BEGIN
+    IF version > 4611686018427387904 THEN
+        RAISE EXCEPTION 'row_version % is too high', version USING ERRCODE = 'numeric_value_out_of_range';
+    END IF;
+    PERFORM pg_advisory_xact_lock(1684169587, 2);
+    IF version > (SELECT s.last_value FROM cachesync.row_version AS s) THEN
+        PERFORM setval('cachesync.row_version', version + 1000000);
+    END IF;
+END
+$cachesync$;
 
 -- Any session can set this to any text, which must fit in a message next to the change.
 CREATE OR REPLACE FUNCTION cachesync.source() RETURNS text

@@ -514,6 +514,56 @@ async def test_changes_of_attached_rows_are_newer_than_versions_that_another_dat
     assert await owner.fetchval(changed) > truncated
 
 
+async def test_changes_of_attached_rows_are_newer_although_the_partition_could_not_be_read_at_first(
+    owner: asyncpg.Connection, relay: asyncpg.Connection, relay_check: CaptureCheck
+) -> None:
+    await relay_check.step(relay)
+    await owner.execute(
+        f"""
+        CREATE TABLE west (LIKE orders INCLUDING ALL);
+        INSERT INTO west (region, id, row_version) VALUES ('w', 1, {10**15});
+        ALTER TABLE orders ATTACH PARTITION west FOR VALUES IN ('w');
+        BEGIN;
+        LOCK TABLE west
+        """
+    )
+    await relay_check.step(relay)
+    await owner.execute("COMMIT")
+    await relay_check.step(relay)
+    changed = "UPDATE orders SET state = 'paid' WHERE region = 'w' RETURNING row_version"
+    assert await owner.fetchval(changed) > 10**15
+
+
+async def test_relay_reports_an_attached_version_that_leaves_no_higher_ones(
+    owner: asyncpg.Connection, relay: asyncpg.Connection, relay_check: CaptureCheck
+) -> None:
+    await relay_check.step(relay)
+    await owner.execute(
+        f"""
+        CREATE TABLE west (LIKE orders INCLUDING ALL);
+        INSERT INTO west (region, id, row_version) VALUES ('w', 1, {2**63 - 1});
+        ALTER TABLE orders ATTACH PARTITION west FOR VALUES IN ('w')
+        """
+    )
+    with capture_logs() as logs:
+        await relay_check.step(relay)
+    assert "row_version 9223372036854775807 is too high" in logs[-1]["problem"]
+    await owner.execute("INSERT INTO orders VALUES ('n', 9)")
+
+
+async def test_sessions_raise_the_sequence_one_after_the_other(
+    owner: asyncpg.Connection, relay: asyncpg.Connection
+) -> None:
+    """Otherwise, one could set it back to what it had found before the other."""
+    await relay.execute("RESET ROLE; SET lock_timeout = '50ms'")
+    async with owner.transaction():
+        await owner.execute(f"SELECT cachesync.draw_above({10**15})")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await relay.execute(f"SELECT cachesync.draw_above({10**14})")
+    await relay.execute(f"SELECT cachesync.draw_above({10**14})")
+    assert await owner.fetchval("SELECT nextval('cachesync.row_version')") > 10**15
+
+
 async def test_relay_reports_a_partition_that_it_cannot_follow(
     owner: asyncpg.Connection, relay: asyncpg.Connection, relay_check: CaptureCheck
 ) -> None:
