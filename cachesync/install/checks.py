@@ -14,7 +14,7 @@ from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
 from cachesync.postgres.lookup import lookup_problems
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.requirements import unmet_requirements
-from cachesync.postgres.statements import statement
+from cachesync.postgres.statements import ends_body, statement
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -138,7 +138,7 @@ def _relative_problems(
 async def table_problems(connection: asyncpg.Connection, entity: Entity, relation: Relation) -> list[str]:
     """Return why a table cannot be registered as declared."""
     problems = [
-        *_name_problems(entity),
+        *_name_problems(entity, relation),
         *_column_problems(entity, relation),
         *unmet_requirements(entity.table, entity.key, relation.properties),
         *_row_security_problems(entity, relation.properties),
@@ -158,7 +158,12 @@ async def table_problems(connection: asyncpg.Connection, entity: Entity, relatio
     return problems
 
 
-def _name_problems(entity: Entity) -> Iterator[str]:
+def _name_problems(entity: Entity, relation: Relation) -> Iterator[str]:
+    served = [column for column in relation.columns if column.name in (entity.columns or (column.name,))]
+    names = [name for column in served for name in (column.name, column.type_schema, column.base_type)]
+    for name in dict.fromkeys((*entity.schema_and_table, *names)):
+        if ends_body(name):
+            yield f"the name {name!r} of the table, a column or a type could end a function's body; rename it"
     if entity.name in RESERVED_NAMES:
         yield f"the name {entity.name!r} is reserved for a table or index of db-cache-sync; rename the entity"
     if entity.schema_and_table[0] == _OWN_SCHEMA:

@@ -6,7 +6,10 @@ import re
 from functools import cache
 from importlib import resources
 
+from cachesync.errors import InstallError
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_TAG = re.compile(r"\$[a-z]+\$")
 
 
 @cache
@@ -27,8 +30,24 @@ def statement(name: str, **fragments: str) -> str:
 
     Raises:
         KeyError: a placeholder has no fragment.
+        InstallError: a name in a fragment would end the body of a function.
     """
-    return _PLACEHOLDER.sub(lambda match: fragments[match[1]], _text(name))
+    text = _text(name)
+
+    def fragment(match: re.Match[str]) -> str:
+        before = _TAG.findall(text, 0, match.start())
+        for tag in set(before):
+            if before.count(tag) % 2 and tag in fragments[match[1]]:
+                message = f"the name of a table, a column or a type contains {tag}; rename it"
+                raise InstallError(message)
+        return fragments[match[1]]
+
+    return _PLACEHOLDER.sub(fragment, text)
+
+
+def ends_body(name: str) -> bool:
+    """Return whether a name would end the body of a function, which is between `$cachesync$` or the like."""
+    return _TAG.search(name) is not None
 
 
 def identifier(*parts: str) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cachesync.entity import load_entities
-from cachesync.errors import ConstraintViolatedError, InvalidValueError
-from cachesync.install.installer import install
+from cachesync.errors import ConstraintViolatedError, InstallError, InvalidValueError
+from cachesync.install.installer import install, uninstall
 from cachesync.postgres.rows import Rows
 from cachesync.reconcile.rows import connect_for_rows
 from cachesync.service.row_input import RowInput
@@ -37,6 +37,34 @@ async def test_columns_may_have_names_that_the_sql_uses(admin: asyncpg.Connectio
     await admin.execute("INSERT INTO odd VALUES (1, 'a', 'b', 'c')")
     payload = await admin.fetchval("SELECT payload FROM cachesync.change_log WHERE entity = 'odd'")
     assert payload == '{"key":1,"p":"a","t":"b","payload":"c"}'
+
+
+@pytest.mark.parametrize(
+    "table", ["odd (key int PRIMARY KEY, {} text)", "odd ({} int PRIMARY KEY)", "{} (key int)"]
+)
+async def test_name_that_would_end_the_body_of_a_function_is_refused(
+    admin: asyncpg.Connection, tmp_path: Path, table: str
+) -> None:
+    """The rest of the name would be executed with the privileges of whoever installs."""
+    name = "x$cachesync$; ALTER ROLE sa SUPERUSER; SELECT $cachesync$"
+    await admin.execute("SET check_function_bodies = off; CREATE TABLE " + table.format(f'"{name}"'))
+    odd = load_entities(declare_odd(tmp_path))["odd"]
+    changed = {"table": name} if table.startswith("{}") else {}
+    with pytest.raises(InstallError, match=r"the name 'x\$cachesync\$.* could end a function's body"):
+        await install(admin, {"odd": odd.model_copy(update=changed)}, Silent())
+    assert not await admin.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = 'sa'")
+
+
+async def test_table_that_got_such_a_name_is_not_uninstalled(
+    admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    await admin.execute("CREATE TABLE odd (key int PRIMARY KEY)")
+    await install(admin, load_entities(declare_odd(tmp_path)), Silent())
+    await admin.execute('ALTER TABLE odd RENAME TO "x$cachesync$"')
+    with pytest.raises(InstallError, match=r"contains \$cachesync\$; rename it"):
+        await uninstall(admin, ["odd"])
+    await admin.execute('ALTER TABLE "x$cachesync$" RENAME TO odd')
+    assert await uninstall(admin, ["odd"]) == ("odd",)
 
 
 async def test_value_that_a_domain_rejects_is_reported_with_its_column(
