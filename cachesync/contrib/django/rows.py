@@ -140,14 +140,17 @@ def _entity_of(model: type[models.Model]) -> str:
 
 
 def _require_order(model: type[models.Model], entity: Entity) -> None:
-    """Raise if a composite primary key has another order than the entity's key: it would name other rows."""
-    key = model._meta.pk  # noqa: SLF001 - documented as public
-    # Since Django 5.2.
-    composite: Any = getattr(models, "CompositePrimaryKey", ())
-    if isinstance(key, composite) and key.columns != entity.key:
+    """Raise if the primary key is not the entity's key, or has another order: it would name other rows.
+
+    A single column of several can be the model's primary key for want of a better one.
+    """
+    key: Any = model._meta.pk  # noqa: SLF001 - documented as public
+    # A composite one, since Django 5.2, has several.
+    columns = getattr(key, "columns", (key.column,))
+    if columns != entity.key and (len(columns) > 1 or len(entity.key) == 1):
         message = (
-            f"the primary key of the model {model.__name__} is ({', '.join(key.columns)}), but the key of "
-            f"the entity {entity.name!r} is ({', '.join(entity.key)}); give CompositePrimaryKey this order"
+            f"the primary key of the model {model.__name__} is ({', '.join(columns)}), but the key of the "
+            f"entity {entity.name!r} is ({', '.join(entity.key)}); give the model this key, in this order"
         )
         raise SettingsError(message)
 
@@ -156,8 +159,10 @@ def _value(field: Any, value: Any) -> Any:  # noqa: PLR0911 - one for each kind 
     """Return the value of a field whose column has a value of JSON."""
     if value is None:
         return None
+    # A GeneratedField converts nothing itself.
+    kind = getattr(field, "output_field", field)
     try:
-        match field:
+        match kind:
             case models.BinaryField():
                 return bytes.fromhex(value.removeprefix("\\x"))
             case models.DurationField():
@@ -165,16 +170,16 @@ def _value(field: Any, value: Any) -> Any:  # noqa: PLR0911 - one for each kind 
             case models.DecimalField() if value in _NOT_FINITE:
                 return Decimal(value)
             case ArrayField():
-                return [_value(field.base_field, one) for one in value]
+                return [_value(kind.base_field, one) for one in value]
             case models.JSONField():
-                return value if field.decoder is None else json.loads(json.dumps(value), cls=field.decoder)
-            case _ if hasattr(field, "from_db_value"):
-                return field.from_db_value(value, None, connections[database_alias()])
-        value = field.to_python(value)
+                return value if kind.decoder is None else json.loads(json.dumps(value), cls=kind.decoder)
+            case _ if hasattr(kind, "from_db_value"):
+                return kind.from_db_value(value, None, connections[database_alias()])
+        value = kind.to_python(value)
     except (TypeError, ValueError, ValidationError) as error:
         message = f"the column {field.column!r} has no value of the field {field}: {error}"
         raise RowTypeError(message) from error
-    if isinstance(field, models.DateTimeField) and not settings.USE_TZ:
+    if isinstance(kind, models.DateTimeField) and not settings.USE_TZ:
         return _naive(value)
     return value
 

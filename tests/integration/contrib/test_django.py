@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
@@ -45,7 +45,8 @@ CREATE TABLE purchase (
 );
 CREATE TABLE parcel (
     id uuid PRIMARY KEY, sent timestamptz, weight double precision, label bytea, note jsonb, tracked boolean,
-    took interval, sizes double precision [], seen timestamptz []
+    took interval, sizes double precision [], seen timestamptz [],
+    due date GENERATED ALWAYS AS ((sent AT TIME ZONE 'UTC')::date + 1) STORED
 );
 """
 NAMES = ("customer", "purchase", "parcel")
@@ -140,6 +141,9 @@ class Parcel(models.Model):
     took = models.DurationField(null=True)
     sizes = ArrayField(models.FloatField(null=True), null=True)
     seen = ArrayField(models.DateTimeField(), null=True)
+    due = models.GeneratedField(
+        expression=models.F("sent"), output_field=models.DateField(), db_persist=True, null=True
+    )
 
     cached: ClassVar[CachedRows] = CachedRows()
 
@@ -184,6 +188,8 @@ def test_rows_are_instances_of_the_model_with_the_values_that_the_orm_has(redis_
     usual, cached = Parcel.objects.get(pk=PARCEL), Parcel.cached.get(PARCEL)
     assert cached == usual
     assert {name: getattr(cached, name) for name in given} == given
+    assert cached is not None
+    assert cached.due == usual.due == date(2026, 2, 4)
     assert is_cached(redis_sa, f"sa:parcel:{PARCEL}")
     customers = Customer.cached.get_many([1, "2", 3])
     assert [customers[1], customers["2"], customers[3]] == [*Customer.objects.order_by("id"), None]
@@ -356,6 +362,17 @@ def test_model_that_no_entity_or_several_fit_is_an_error(
     monkeypatch.setattr(rows, "caches", lambda: given)
     with pytest.raises(SettingsError, match=expected):
         _ = Line.cached
+
+
+def test_model_whose_primary_key_is_another_column_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `pk` would be the key of another row."""
+    numbered = Entity(
+        name="customer", table="customer", key="number", ttl="1h", absent_ttl="1s", path="/customers"
+    )
+    given = Caches("sa", redis="redis://", database=connection, entities={"customer": numbered})
+    monkeypatch.setattr(rows, "caches", lambda: given)
+    with pytest.raises(SettingsError, match=r"Customer is \(id\), but the key of .* is \(number\)"):
+        _ = Customer.cached
 
 
 @pytest.mark.parametrize(
