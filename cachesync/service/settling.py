@@ -165,9 +165,11 @@ class Settler:
             lease: the lease of the write that made them, if it took one.
 
         Returns:
-            Whether Redis confirmed it for all of them, and no slot has a newer row.
+            Whether Redis confirmed it for all of them, and no slot has a newer row. Processes that are opened
+            later read the changes, too.
         """
         self._retry_soon()
+        await self.follow_lookups()
         newest: dict[tuple[str, str], Change] = {}
         truncates: dict[str, Change] = {}
         for change in changes:
@@ -182,7 +184,7 @@ class Settler:
             if other.version < change.version:
                 newest[change.entity, change.key] = change
         slots, unknown = self._slots_of(newest.values())
-        applied = await self._change(slots, lease or Lease())
+        applied = await self._change(slots, lease or Lease()) and self.follows_lookups
         for entity in unknown:
             applied &= await self._empty(entity, [lookup_name(entity, "")], EMPTIES_ABSENT[VERSION])
         for entity, truncate in truncates.items():

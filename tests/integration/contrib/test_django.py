@@ -142,7 +142,10 @@ class Parcel(models.Model):
     sizes = ArrayField(models.FloatField(null=True), null=True)
     seen = ArrayField(models.DateTimeField(), null=True)
     due = models.GeneratedField(
-        expression=models.F("sent"), output_field=models.DateField(), db_persist=True, null=True
+        expression=models.F("sent"),  # type: ignore[arg-type] # as in Django's documentation
+        output_field=models.DateField(),
+        db_persist=True,
+        null=True,
     )
 
     cached: ClassVar[CachedRows] = CachedRows()
