@@ -58,17 +58,24 @@ class _SqlalchemyTransaction(OwnTransaction):
         self._claimed: list[Any] = []
         # Whether others follow what the session uses, and end its transaction.
         self._is_refused = False
+        # What the user's own code may have caught.
+        self._refusal: TransactionError | None = None
         # What is about to be committed.
         self._pending: list[Change] = []
 
     async def commit(self) -> None:
         """Commit what has not been committed yet."""
         try:
+            self._require_following()
             await self._commit()
             self._require_end()
         except BaseException:
             await self.undo()
             raise
+
+    def _require_following(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     @abstractmethod
     async def _commit(self) -> None:
@@ -97,8 +104,12 @@ class _SqlalchemyTransaction(OwnTransaction):
 
     def _watch(self, connection: Connection) -> None:
         if connection not in self._watched:
-            _require_transactions(connection)
-            self._claim(connection)
+            try:
+                _require_transactions(connection)
+                self._claim(connection)
+            except TransactionError as error:
+                self._refusal = error
+                raise
             self._watched.append(connection)
             for name, listener in self._of_connection.items():
                 event.listen(connection, name, listener)

@@ -6,6 +6,7 @@ import json
 import re
 from datetime import timedelta
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from django.conf import settings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from cachesync.entity import Entity
     from cachesync.service.caches import Key, KeyPart
+    from cachesync.sync import Caches
 
 M = TypeVar("M", bound=models.Model)
 
@@ -122,11 +124,7 @@ class RowsOfModel(Generic[M]):
 def _entity_of(model: type[models.Model]) -> str:
     # The names of tables can be quoted, and can have a schema.
     table = model._meta.db_table.replace('"', "")  # noqa: SLF001 - documented as public
-    names = [
-        name
-        for name, entity in caches().entities.items()
-        if table in {entity.schema_and_table[1], ".".join(entity.schema_and_table)}
-    ]
+    names = _names_by_table(caches()).get(table, [])
     if not names:
         message = f"no entity has the table {table!r} of the model {model.__name__}"
         raise SettingsError(message)
@@ -137,6 +135,16 @@ def _entity_of(model: type[models.Model]) -> str:
         )
         raise SettingsError(message)
     return names[0]
+
+
+@cache
+def _names_by_table(of: Caches) -> dict[str, list[str]]:
+    """Return the names of the entities by their table, with its schema and without."""
+    names: dict[str, list[str]] = {}
+    for name, entity in of.entities.items():
+        for table in (entity.schema_and_table[1], ".".join(entity.schema_and_table)):
+            names.setdefault(table, []).append(name)
+    return names
 
 
 def _require_order(model: type[models.Model], entity: Entity) -> None:
