@@ -36,11 +36,12 @@ _MEMORY = Path("/dev/shm")
 # The tests use less than a tenth of it.
 _ROOM = 4 * 2**30
 # pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
-# The first takes as long as two of the others. Much of the time is waiting, so that three workers are faster
+# The first takes as long as two or three of the others. Much of the time is waiting, so that three workers are faster
 # than two, also on two cores.
 GROUPS = {
     "tests/acceptance/": "system",
     "tests/faults/": "system",
+    "tests/integration/service/test_cache": "servers for the caches",
     "tests/integration/service/": "servers for the services",
     "tests/integration/relay/": "servers for the streams",
     "tests/integration/slots/": "servers for the streams",
