@@ -36,8 +36,8 @@ _MEMORY = Path("/dev/shm")
 # The tests use less than a tenth of it.
 _ROOM = 4 * 2**30
 # pytest-xdist gives whole groups to one worker process, because the servers below belong to one process.
-# The first takes as long as two or three of the others. Much of the time is waiting, so that three workers are faster
-# than two, also on two cores.
+# The first takes as long as two or three of the others. Much of the time is waiting, so that three workers
+# are faster than two, also on two cores.
 GROUPS = {
     "tests/acceptance/": "system",
     "tests/faults/": "system",
