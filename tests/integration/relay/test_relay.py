@@ -79,7 +79,7 @@ class Reader:
 
     def _ends(self) -> dict[int, int]:
         partitions = [TopicPartition(self._topic, number) for number in range(6)]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 return {
@@ -94,7 +94,7 @@ class Reader:
     def changes(self) -> list[Change]:
         """Return all changes published so far, however long the consumer takes to reconnect to Kafka."""
         ends = self._ends()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while any(self._read_to[number] < end for number, end in ends.items()):
             assert time.monotonic() < deadline, "not all messages could be read"
             for message in self._consumer.consume(10_000, 0.1):
