@@ -168,8 +168,9 @@ class Settler:
             Whether Redis confirmed it for all of them, and no slot has a newer row. Processes that are opened
             later read the changes, too.
         """
-        self._retry_soon()
+        # First, so that a retry does not do the same at the same time.
         await self.follow_lookups()
+        self._retry_soon()
         newest: dict[tuple[str, str], Change] = {}
         truncates: dict[str, Change] = {}
         for change in changes:
