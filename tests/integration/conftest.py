@@ -65,27 +65,34 @@ def database(postgres: Postgres) -> Iterator[str]:
         yield dsn
 
 
+@contextmanager
+def installed_database(postgres: Postgres, tables: str, entities: dict[str, Entity]) -> Iterator[str]:
+    """Yield the name of a new database with tables and the installed database side, to copy."""
+    name = f"template_{secrets.token_hex(4)}"
+    dsn = postgres.create_database(name)
+
+    async def prepare() -> None:
+        connection = await asyncpg.connect(dsn)
+        await connection.execute(tables)
+        await install(connection, entities, Silent())
+        await connection.close()
+
+    asyncio.run(prepare())
+    yield name
+    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+
+
 @pytest.fixture(scope="module")
 def sample_template(postgres: Postgres, entities: dict[str, Entity]) -> Iterator[str]:
     """The name of a database with the sample tables and the installed database side, to copy.
 
     Not one per session: tests of the installation need the roles to be absent.
     """
-    name = f"template_{secrets.token_hex(4)}"
-    dsn = postgres.create_database(name)
-
-    async def prepare() -> None:
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(SAMPLE.read_text(encoding="utf-8"))
-        await install(connection, entities, Silent())
-        await connection.close()
-
-    asyncio.run(prepare())
-    for service in ("sa", "sb"):
-        create_role(dsn, service, f"{service}-password")
-        postgres.sql(f"GRANT cachesync_service TO {service}", name)
-    yield name
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    with installed_database(postgres, SAMPLE.read_text(encoding="utf-8"), entities) as name:
+        for service in ("sa", "sb"):
+            create_role(postgres.dsn_of(name), service, f"{service}-password")
+            postgres.sql(f"GRANT cachesync_service TO {service}", name)
+        yield name
 
 
 @pytest.fixture

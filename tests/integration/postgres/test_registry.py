@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import subprocess
@@ -17,7 +16,7 @@ from cachesync.install.installer import install, uninstall
 from cachesync.postgres.registry import Registration, read_registry
 from local.postgres import programs
 from local.silent import Silent
-from tests.integration.conftest import copied_database
+from tests.integration.conftest import copied_database, installed_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -46,18 +45,8 @@ THING = {
 @pytest.fixture(scope="module")
 def installed(postgres: Postgres) -> Iterator[str]:
     """The name of a database with the table and the installed database side, to copy."""
-    name = f"registry_{secrets.token_hex(4)}"
-    dsn = postgres.create_database(name)
-
-    async def prepare() -> None:
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(TABLES)
-        await install(connection, THING, Silent())
-        await connection.close()
-
-    asyncio.run(prepare())
-    yield name
-    postgres.sql(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
+    with installed_database(postgres, TABLES, THING) as name:
+        yield name
 
 
 @pytest.fixture
