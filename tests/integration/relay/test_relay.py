@@ -63,14 +63,13 @@ class Reader:
     def __init__(self, bootstrap_servers: str, entity: str = "student") -> None:
         self._entity = entity
         self._topic = f"cachesync.{entity}"
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": "unused",
-                "enable.auto.commit": False,
-                "fetch.wait.max.ms": 10,
-            }
-        )
+        self._settings = {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "unused",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 10,
+        }
+        self._consumer = Consumer(self._settings)
         self._read_to = self._ends()
         self._consumer.assign(
             [TopicPartition(self._topic, number, end) for number, end in self._read_to.items()]
@@ -81,15 +80,18 @@ class Reader:
         partitions = [TopicPartition(self._topic, number) for number in range(6)]
         deadline = time.monotonic() + 120
         while True:
+            # A consumer to which a frozen broker has once replied "no such partition" repeats it for minutes.
+            consumer = Consumer(self._settings)
             try:
                 return {
-                    partition.partition: self._consumer.get_watermark_offsets(partition, timeout=30)[1]
+                    partition.partition: consumer.get_watermark_offsets(partition, timeout=30)[1]
                     for partition in partitions
                 }
             except KafkaException:
-                # A broker that was frozen has no partitions until the controller sees it again.
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+            finally:
+                consumer.close()
 
     def changes(self) -> list[Change]:
         """Return all changes published so far, however long the consumer takes to reconnect to Kafka."""
