@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from cachesync_airflow.settings import AirflowSettings
+
+import cachesync
+from local.settings import Settings as LocalSettings
+from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
@@ -54,6 +65,42 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         if not linked.exists() or (anchor and linked.suffix == ".md" and anchor not in anchors(linked)):
             broken.append(target)
     assert not broken
+
+
+def test_pages_become_a_site(tmp_path: Path) -> None:
+    """Every page is in the table of contents, and every name that the API lists has a description."""
+    command = ["sphinx", "--quiet", "--fail-on-warning", "--builder", "html", "docs", str(tmp_path)]
+    built = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (built.returncode, built.stderr) == (0, "")
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    assert [
+        name
+        for name in cachesync.__all__
+        if f'id="cachesync.{name}"' not in api and f'id="cachesync.errors.{name}"' not in api
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "prefix"),
+    [(Settings, ""), (AirflowSettings, "CACHESYNC_"), (LocalSettings, "LOCAL_")],
+    ids=["services", "airflow", "local"],
+)
+def test_every_setting_is_described_with_its_default(settings: type[BaseModel], prefix: str) -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    wrong = []
+    for field, info in settings.model_fields.items():
+        name = str(info.validation_alias or prefix + field.upper())
+        described = [row for row in rows if f"`{name}`" in row[0]]
+        if not described:
+            wrong.append(f"{name} is missing")
+        elif isinstance(info.default, int | float | str) and not any(
+            f"`{info.default}`" in row[1] for row in described
+        ):
+            wrong.append(f"{name} has the default {info.default}")
+    assert not wrong
 
 
 def test_functions_in_the_journeys_exist() -> None:
