@@ -207,6 +207,23 @@ class Entity(BaseModel):
         return TOPIC_PREFIX + self.name
 
 
+CANARY: Final = Entity(
+    name="cachesync_canary",
+    table="cachesync.canary",
+    key=("id",),
+    columns=("id",),
+    ttl="1d",
+    absent_ttl="1m",
+    path="/cachesync_canary",
+)
+"""The hidden entity of the live check, which is installed, published and applied, but not served."""
+
+
+def with_canary(entities: Mapping[str, Entity]) -> dict[str, Entity]:
+    """Return the declared entities and the hidden one of the live check, by name."""
+    return {**entities, CANARY.name: CANARY}
+
+
 def load_entities(path: str | Path) -> dict[str, Entity]:
     """Load the declared entities.
 
@@ -273,6 +290,8 @@ def _section_problem(name: str, section: object) -> str | None:
         return f"[[{name}]] must be [{name}], a section of its own for each entity"
     if not isinstance(section, dict):
         return f"{name!r} is outside a section; each entity is a [section]"
+    if name == CANARY.name:
+        return f"[{name}] is the name of the live check's own entity; rename it"
     if section and all(isinstance(value, dict) for value in section.values()):
         inner = next(iter(section))
         return (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cachesync.entity import with_canary
 from cachesync.errors import InstallError, NotInstalledError
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.canonical import KEY_TYPES, refusal
@@ -27,10 +28,18 @@ if TYPE_CHECKING:
 # Tables, sequences and indexes in the schema cachesync, in which each entity has a view with its name.
 RESERVED_NAMES: Final = frozenset(
     {
+        "cache_state",
+        "cache_state_pkey",
+        "canary",
+        "canary_pkey",
+        "capture_state",
+        "capture_state_pkey",
         "change_log",
         "change_log_pkey",
         "change_log_published",
         "change_log_unpublished",
+        "consistency",
+        "consistency_pkey",
         "dead_letter_action",
         "dead_letter_action_at",
         "dead_letter_action_end",
@@ -45,6 +54,9 @@ RESERVED_NAMES: Final = frozenset(
         "reconciliation_chunk_pkey",
         "reconciliation_pkey",
         "row_version",
+        "violation",
+        "violation_id_seq",
+        "violation_pkey",
     }
 )
 _OWN_SCHEMA: Final = "cachesync"
@@ -317,7 +329,7 @@ async def check(
             notes.append(f"entity {name!r} is not installed; run `cachesync install`")
         elif registration.problem is not None:
             notes.append(registration.problem)
-    return problems, notes + [undeclared(name) for name in registry if name not in entities]
+    return problems, notes + [undeclared(name) for name in registry if name not in with_canary(entities)]
 
 
 def undeclared(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import asyncpg
 
+from cachesync.entity import CANARY, with_canary
 from cachesync.errors import InstallError, NotInstalledError
 from cachesync.install.checks import (
     check_tables,
@@ -19,7 +20,7 @@ from cachesync.install.checks import (
     refuse_foreign_schema,
 )
 from cachesync.mistakes import did_you_mean
-from cachesync.postgres.catalog import VERSION_COLUMN, Relation
+from cachesync.postgres.catalog import VERSION_COLUMN, Relation, describe_relation
 from cachesync.postgres.connect import SEARCH_PATH, translate_postgres_errors
 from cachesync.postgres.key import Key
 from cachesync.postgres.lookup import view_columns
@@ -89,6 +90,8 @@ async def install(
             connection, statement("install/dead_letters"), "cachesync.dead_letter_action", lock_attempts
         )
         await _execute(connection, statement("install/reconciliation"), "cachesync.change_log", lock_attempts)
+        await _execute(connection, statement("install/live_check"), "cachesync.canary", lock_attempts)
+        relations[CANARY.name] = await _canary(connection)
         registered = await connection.fetch(statement("install/registered"))
         refuse(list(moved_entities(registered, entities)))
         set_back = bool(await connection.fetchval(statement("postgres/sequence_set_back")))
@@ -96,7 +99,7 @@ async def install(
             progress.step("sequence cachesync.row_version, which was set back")
             await connection.execute(statement("install/raise_sequence"))
         names = {record["name"] for record in registered}
-        for entity in entities.values():
+        for entity in with_canary(entities).values():
             progress.step(f"entity {entity.name}, table {entity.table}")
             if relations[entity.name].has_version and (set_back or entity.name not in names):
                 table = identifier(*entity.schema_and_table)
@@ -108,11 +111,14 @@ async def install(
             if relations[entity.name].properties.kind == "p":
                 script = statement("install/follow_partitions", entity=literal(entity.name))
                 await _execute(connection, script, identifier(*entity.schema_and_table), lock_attempts)
-            await _grant(connection, entity, relations[entity.name])
+            if entity is CANARY:
+                await connection.execute(statement("install/grant_canary", view=_view(entity.name)))
+            else:
+                await _grant(connection, entity, relations[entity.name])
         if revoke_temporary:
             progress.step("temporary objects")
             await _revoke_temporary(connection)
-    return tuple(record["name"] for record in registered if record["name"] not in entities)
+    return tuple(record["name"] for record in registered if record["name"] not in with_canary(entities))
 
 
 async def uninstall(
@@ -145,21 +151,24 @@ async def uninstall(
         registered = {
             record["name"]: record for record in await connection.fetch(statement("install/registered"))
         }
-        unknown = sorted(set(names or ()) - registered.keys())
+        declared = [name for name in registered if name != CANARY.name]
+        unknown = sorted(set(names or ()).difference(declared))
         if unknown:
-            installed = ", ".join(registered) or "none"
+            installed = ", ".join(declared) or "none"
             raise InstallError(
                 "\n".join(
-                    f"{name}: not installed{did_you_mean(name, registered)}; installed entities: {installed}"
+                    f"{name}: not installed{did_you_mean(name, declared)}; installed entities: {installed}"
                     for name in unknown
                 )
             )
-        removed = tuple(registered if names is None else dict.fromkeys(names))
-        uses = {name: await _uses(connection, record) for name, record in registered.items()}
+        removed = tuple(declared if names is None else dict.fromkeys(names))
+        uses = {name: await _uses(connection, registered[name]) for name in declared}
         for name in removed:
             no_longer_used = uses.pop(name).difference(*uses.values())
             await _uninstall_entity(connection, registered[name], no_longer_used, lock_attempts)
         if names is None:
+            if CANARY.name in registered:
+                await _uninstall_entity(connection, registered[CANARY.name], set(), lock_attempts)
             await _execute(connection, statement("install/uninstall"), "cachesync.change_log", lock_attempts)
     return removed
 
@@ -190,6 +199,14 @@ async def _exclusive(connection: asyncpg.Connection) -> AsyncIterator[None]:
         finally:
             await connection.execute("SELECT pg_advisory_unlock($1)", _ADVISORY_LOCK)
             await connection.execute("SELECT pg_catalog.set_config('search_path', $1, false)", search_path)
+
+
+async def _canary(connection: asyncpg.Connection) -> Relation:
+    """Return the table of the live check's hidden entity, which exists."""
+    relation = await describe_relation(connection, CANARY)
+    if relation is None:
+        raise AssertionError
+    return relation
 
 
 async def _registry(connection: asyncpg.Connection) -> dict[str, Registration] | None:
@@ -224,7 +241,7 @@ async def _install_entity(
     installation = await connection.fetchval(statement("install/installation"), entity.name, changed)
     installed_fingerprint = fingerprint(entity.name, shape, installation)
     qualified = identifier(schema, table)
-    view = identifier("cachesync", entity.name)
+    view = _view(entity.name)
     readable = ", ".join([*map(identifier, key.names), VERSION_COLUMN])
     privileges = f"SELECT ({readable}) and UPDATE ({VERSION_COLUMN}) on {qualified}"
     by_row = relation.properties.has_relatives
@@ -333,7 +350,7 @@ async def _grant(connection: asyncpg.Connection, entity: Entity, relation: Relat
         statement(
             "install/grant",
             table=identifier(*entity.schema_and_table),
-            view=identifier("cachesync", entity.name),
+            view=_view(entity.name),
             columns=", ".join(map(identifier, names)),
             readable=", ".join(map(identifier, [*names, VERSION_COLUMN])),
             partition=", tableoid" if relation.properties.kind == "p" else "",
@@ -406,7 +423,7 @@ async def _uninstall_entity(
             table=table,
             table_name=literal(table),
             entity=literal(name),
-            view=identifier("cachesync", name),
+            view=_view(name),
         )
         for used, role in sorted(no_longer_used):
             script += f"REVOKE USAGE ON {used} FROM {role};"
@@ -415,6 +432,10 @@ async def _uninstall_entity(
     # After the triggers are gone, so that nobody waits for these deletes, which can take a while.
     await connection.execute("DELETE FROM cachesync.change_log WHERE entity = $1", name)
     await connection.execute("DELETE FROM cachesync.entity WHERE name = $1", name)
+
+
+def _view(entity: str) -> str:
+    return identifier("cachesync", entity)
 
 
 def _functions(entity: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from cachesync.entity import TOPIC_PREFIX
+from cachesync.entity import CANARY, TOPIC_PREFIX
 from cachesync.errors import TopicError
 from cachesync.kafka.clients import open_client
 
@@ -37,7 +37,7 @@ def create_topics(
 
     Args:
         kafka: librdkafka's settings for connecting to the brokers.
-        entities: the declared entities.
+        entities: the declared entities; that of the live check is added.
         partitions: the number of partitions of an entity's topic, which is the maximum number of consumers
             that can share its load.
         replication: the number of brokers that store each message.
@@ -54,7 +54,9 @@ def create_topics(
         "min.compaction.lag.ms": _milliseconds(_COMPACTION_LAG_DAYS),
         "delete.retention.ms": _milliseconds(_COMPACTION_LAG_DAYS),
     }
-    topics = [NewTopic(entity.topic, partitions, replication, config=compacted) for entity in entities]
+    topics = [
+        NewTopic(entity.topic, partitions, replication, config=compacted) for entity in (*entities, CANARY)
+    ]
     for name, days in ((DEAD_LETTERS, _DEAD_LETTER_DAYS), (PARKING_LOT, _PARKED_DAYS)):
         topics.append(NewTopic(name, 1, replication, config={"retention.ms": _milliseconds(days)}))
     admin = open_client(AdminClient, kafka)

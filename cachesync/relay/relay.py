@@ -18,6 +18,7 @@ from confluent_kafka import KafkaError
 from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.change import Operation, Upserts
+from cachesync.entity import with_canary
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.kafka.errors import MISSING_TOPIC, TOO_LARGE
 from cachesync.kafka.producer import Sender, producer_settings
@@ -121,7 +122,7 @@ class Relay:
         dsn: the database, with a login that has the role `cachesync_worker`; None to use the variables
             PGHOST, PGUSER and so on.
         kafka: librdkafka's settings for connecting to the brokers.
-        entities: the declared entities by name.
+        entities: the declared entities by name; that of the live check is added.
         retention: how long the change log keeps a line after it was published.
 
     Raises:
@@ -131,6 +132,7 @@ class Relay:
     def __init__(
         self, dsn: str | None, kafka: Mapping[str, Any], entities: Mapping[str, Entity], retention: timedelta
     ) -> None:
+        entities = with_canary(entities)
         self._dsn = dsn
         self._sender = Sender(
             {

@@ -13,6 +13,7 @@ from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.letter import Stage
 from cachesync.dead_letters.sender import DeadLetterSender
+from cachesync.entity import with_canary
 from cachesync.errors import (
     CacheUnavailableError,
     KafkaUnavailableError,
@@ -89,7 +90,7 @@ def open_stream(
 
     Args:
         service: the service's name.
-        entities: the declared entities by name.
+        entities: the declared entities by name; that of the live check is added.
         client: the service's Redis or Redis Cluster, with the timeout `REDIS_SECONDS`.
         settings: the consumer's librdkafka settings.
         policy: determines when a dead letter is due, and how many times it is retried.
@@ -102,6 +103,7 @@ def open_stream(
     """
     check_consumer_settings(settings)
     check_settings(settings)
+    entities = with_canary(entities)
     letters = DeadLetterSender(connect_producer, service, settings["group.id"], policy)
     return Stream(connect, Applier(client, service, entities), letters, entities, service, settings=settings)
 

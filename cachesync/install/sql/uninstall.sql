@@ -6,7 +6,8 @@ cachesync.mark_published(bigint []),
 cachesync.unpublish(bigint []);
 DROP TABLE IF EXISTS
 cachesync.entity, cachesync.change_log, cachesync.dead_letter_action,
-cachesync.reconciliation, cachesync.reconciliation_chunk;
+cachesync.reconciliation, cachesync.reconciliation_chunk,
+cachesync.canary, cachesync.consistency, cachesync.cache_state, cachesync.capture_state, cachesync.violation;
 DROP SCHEMA IF EXISTS cachesync CASCADE;
 DO $cachesync$
 DECLARE
