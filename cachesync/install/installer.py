@@ -100,7 +100,8 @@ async def install(
             await connection.execute(statement("install/raise_sequence"))
         names = {record["name"] for record in registered}
         for entity in with_canary(entities).values():
-            progress.step(f"entity {entity.name}, table {entity.table}")
+            if entity is not CANARY:
+                progress.step(f"entity {entity.name}, table {entity.table}")
             if relations[entity.name].has_version and (set_back or entity.name not in names):
                 table = identifier(*entity.schema_and_table)
                 await connection.execute(statement("install/restored", table=table))

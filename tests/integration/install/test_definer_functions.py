@@ -289,6 +289,8 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
     await attacker.execute("BEGIN; COMMIT")
     not_run = await owner.fetchval(
         f"SELECT array_agg(f.proname ORDER BY f.proname) {OF_THE_OWNER}"
+        # Only the background work writes the table of the live check.
+        " AND NOT starts_with(f.proname, 'cachesync_canary')"
         " AND NOT EXISTS (SELECT FROM pg_stat_user_functions AS s WHERE s.funcid = f.oid AND s.calls > 0)"
     )
     assert not_run is None
