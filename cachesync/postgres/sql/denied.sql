@@ -71,4 +71,6 @@ CROSS JOIN LATERAL (
     -- For a table, the function fails.
     WHERE f.adrelid = e.relation AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') END
 ) AS d
+-- Services do not use the hidden entity of the live check.
+WHERE e.schema_name <> 'cachesync'
 GROUP BY e.name;

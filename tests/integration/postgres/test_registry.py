@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from cachesync.entity import Entity
+from cachesync.entity import CANARY, Entity
 from cachesync.errors import DatabaseError, InstallError, NotInstalledError
 from cachesync.install.installer import install, uninstall
 from cachesync.postgres.registry import Registration, read_registry
@@ -80,7 +80,7 @@ async def test_what_all_entities_share_is_looked_at_once(owner: asyncpg.Connecti
     await install(owner, THING | {"other": other}, Silent())
     async with owner.transaction():
         await owner.execute("SET LOCAL track_functions = 'all'")
-        assert {*await read_registry(owner)} == {"thing", "other"}
+        assert {*await read_registry(owner)} == {"thing", "other", CANARY.name}
         calls = "SELECT pg_stat_get_xact_function_calls('cachesync.shared_objects()'::regprocedure)"
         assert await owner.fetchval(calls) == 1
 
@@ -224,7 +224,7 @@ async def test_every_change_that_may_cost_a_capture_is_found_and_an_installation
     mended = await registered(owner)
     assert mended.findings == ()
     assert mended.fingerprint != before.fingerprint
-    operations = "SELECT operation FROM cachesync.change_log ORDER BY version"
+    operations = "SELECT operation FROM cachesync.change_log WHERE entity = 'thing' ORDER BY version"
     assert [record[0] for record in await owner.fetch(operations)] == ["truncate"]
     await owner.execute("INSERT INTO thing (id) VALUES (1); UPDATE thing SET id = id")
     assert [record[0] for record in await owner.fetch(operations)] == ["truncate", "upsert", "upsert"]

@@ -1,0 +1,234 @@
+"""Access to one service's cache, in a thread of its own, so that none waits for the Redis of another."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+from redis.retry import Retry
+
+from cachesync.entity import CANARY
+from cachesync.errors import CacheUnavailableError
+from cachesync.slots.clients import pipelined, primaries, translate_redis_errors
+from cachesync.slots.layout import HEAD_BYTES, new_token, slot_name
+from cachesync.slots.scripts import refusal_of, run_script
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cachesync.slots.clients import BlockingRedis
+    from cachesync.slots.scripts import Command
+
+REDIS_SECONDS: Final = 1.0
+"""How long the live check waits for a reply of a Redis, in seconds."""
+
+_LEASE_MS: Final = 5000
+_SCANNED: Final = 50
+_UNREADABLE: Final = b"?"
+_READS: Final = "{}:@:reads"
+
+RedisState = Literal["ok", "refuses writes", "unavailable"]
+_T = TypeVar("_T")
+
+
+class Size(NamedTuple):
+    """What a cache occupies.
+
+    Attributes:
+        keys: the number of keys.
+        memory: the memory that the Redis uses, in bytes.
+    """
+
+    keys: int
+    memory: int
+
+
+class Cache:
+    """The cache of one service.
+
+    Args:
+        service: the name of the service.
+        open_client: opens a client of its Redis, with the timeout `REDIS_SECONDS`.
+
+    Attributes:
+        service: as given.
+        state: whether its Redis responds and accepts writes.
+        problem: why it does not; None if it does.
+    """
+
+    def __init__(self, service: str, open_client: Callable[[], BlockingRedis]) -> None:
+        self.service = service
+        self.state: RedisState = "ok"
+        self.problem: str | None = None
+        self._open_client = open_client
+        self._client: BlockingRedis | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"live-check-{service}")
+        self._cursors: dict[str, int] = {}
+
+    async def heads(self, slots: Sequence[tuple[str, str]]) -> list[bytes]:
+        """Return the first `HEAD_BYTES` of slots, given as entity and key; empty for an empty one.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        return await self._run(lambda client: self._read(client, slots, HEAD_BYTES - 1))
+
+    async def contents(self, slots: Sequence[tuple[str, str]], most: int) -> list[bytes]:
+        """Return the contents of slots, up to a number of bytes.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        return await self._run(lambda client: self._read(client, slots, most - 1))
+
+    async def probe(self) -> None:
+        """Try what reads and writes of a service do, and keep what came of it in `state` and `problem`.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        refusals = await self._run(self._probe)
+        self.state = "refuses writes" if refusals else "ok"
+        self.problem = "; ".join(dict.fromkeys(refusals)) or None
+
+    async def sample(self, entity: str, most: int) -> list[str]:
+        """Return the keys of some slots of an entity, each time of others.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        return await self._run(lambda client: self._sample(client, entity, most))
+
+    async def lease(self, keys: Sequence[str]) -> dict[str, str]:
+        """Take the leases of empty slots of the hidden entity; return the token of each that was taken.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        tokens = {key: new_token() for key in keys}
+        calls: list[Command] = [
+            (self._canary(key), token, _LEASE_MS, "", "write") for key, token in tokens.items()
+        ]
+        replies = await self._run(lambda client: _script(client, "lease", calls))
+        return {key: tokens[key] for key, reply in zip(keys, replies, strict=True) if reply is None}
+
+    async def fill(self, contents: Iterable[tuple[str, str, bytes, int]]) -> None:
+        """Fill slots of the hidden entity, given as key, token, content and lifetime in milliseconds.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        calls: list[Command] = [
+            (self._canary(key), token, content, ttl_ms) for key, token, content, ttl_ms in contents
+        ]
+        await self._run(lambda client: _script(client, "fill", calls))
+
+    async def size(self) -> Size | None:
+        """Return what the cache occupies; None if the login may not ask.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        return await self._run(_size)
+
+    async def reads(self) -> dict[tuple[str, str], int]:
+        """Return how many reads were answered how since the Redis began, by entity and outcome.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond.
+        """
+        name = _READS.format(self.service)
+        (reply,) = await self._run(lambda client: pipelined(client, [(name, ("HGETALL", name))]))
+        if not isinstance(reply, dict):
+            return {}
+        return {
+            tuple(outcome.decode().split("|", 1)): int(number)
+            for outcome, number in reply.items()
+            if b"|" in outcome
+        }
+
+    def close(self) -> None:
+        """Disconnect, without waiting for a Redis that does not respond."""
+        self._thread.submit(self._disconnect)
+        self._thread.shutdown(wait=False)
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    async def _run(self, call: Callable[[BlockingRedis], _T]) -> _T:
+        try:
+            with translate_redis_errors(f"the Redis of {self.service}"):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, call)
+        except CacheUnavailableError as error:
+            self.state, self.problem = "unavailable", str(error)
+            raise
+
+    def _call(self, call: Callable[[BlockingRedis], _T]) -> _T:
+        if self._client is None:
+            self._client = self._open_client()
+            if isinstance(self._client, Redis):
+                # The next look is soon enough.
+                self._client.set_retry(Retry(NoBackoff(), 0))
+        return call(self._client)
+
+    def _canary(self, key: str) -> str:
+        return slot_name(self.service, CANARY.name, key)
+
+    def _read(self, client: BlockingRedis, slots: Sequence[tuple[str, str]], last: int) -> list[bytes]:
+        names = [slot_name(self.service, entity, key) for entity, key in slots]
+        replies = pipelined(client, [(name, ("GETRANGE", name, 0, last)) for name in names])
+        for reply in replies:
+            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
+                raise reply
+        return [_UNREADABLE if isinstance(reply, Exception) else reply for reply in replies]
+
+    def _probe(self, client: BlockingRedis) -> list[str]:
+        # No key of a row contains NUL.
+        prefix = self._canary("\0")
+        names = [prefix]
+        if not isinstance(client, Redis):
+            by_node: dict[str, str] = {}
+            for name in (f"{prefix}{number}" for number in count()):
+                by_node.setdefault(client.get_node_from_key(name).name, name)
+                if len(by_node) == len(client.get_primaries()):
+                    break
+            names = list(by_node.values())
+        replies = _script(client, "probe", [(name,) for name in names])
+        return [refusal_of(reply) for reply in replies if isinstance(reply, ResponseError)]
+
+    def _sample(self, client: BlockingRedis, entity: str, most: int) -> list[str]:
+        prefix = slot_name(self.service, entity, "")
+        nodes = list(primaries(client).values())
+        cursor = self._cursors.get(entity, 0)
+        # Of a cluster, one primary after the other.
+        node = nodes[cursor % len(nodes)]
+        try:
+            position, names = node.scan(cursor // len(nodes), match=f"{prefix}*", count=_SCANNED)
+        except ResponseError:
+            return []  # the login may not
+        following = (cursor + 1) % len(nodes) if position == 0 else cursor % len(nodes)
+        self._cursors[entity] = position * len(nodes) + following
+        texts = (bytes(name).decode(errors="replace").removeprefix(prefix) for name in names[:most])
+        return [text for text in texts if "\0" not in text and "\ufffd" not in text]
+
+
+def _script(client: BlockingRedis, name: str, calls: Sequence[Command]) -> list[Any]:
+    return run_script(
+        name, calls, lambda commands: pipelined(client, [(str(command[3]), command) for command in commands])
+    )
+
+
+def _size(client: BlockingRedis) -> Size | None:
+    nodes = list(primaries(client).values())
+    try:
+        keys = sum(int(node.dbsize()) for node in nodes)
+        memory = sum(int(node.info("memory")["used_memory"]) for node in nodes)
+    except ResponseError:
+        return None
+    return Size(keys, memory)

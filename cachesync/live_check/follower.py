@@ -1,0 +1,318 @@
+"""Follows changes in the cache of one service, independently of the other caches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from cachesync.entity import CANARY
+from cachesync.errors import CacheUnavailableError, DatabaseError
+from cachesync.live_check import metrics
+from cachesync.live_check.judge import (
+    HORIZONS,
+    VIOLATION_SECONDS,
+    Change,
+    Judge,
+    violation_of,
+)
+from cachesync.live_check.store import CANARY_KEYS
+from cachesync.slots.layout import ABSENT, filled_content, is_readable
+from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from cachesync.change import Row
+    from cachesync.live_check.cache import Cache, Size
+    from cachesync.live_check.judge import Counts
+    from cachesync.live_check.store import Store, Unseen
+
+_log = structlog.get_logger(__name__)
+
+_CARE_SECONDS: Final = 1.0
+_SIZE_SECONDS: Final = 10.0
+_READS_SECONDS: Final = 60.0
+_TOGETHER_SECONDS: Final = 0.003
+_SAMPLED_SLOTS: Final = 5
+# What is longer is compared by its version only.
+_COMPARED_BYTES: Final = 1 << 16
+# So many open violations say enough.
+_MAX_OPEN: Final = 200
+
+
+@dataclass
+class _Odd:
+    """A slot whose version is that of its row, or higher, but whose content is another.
+
+    Attributes:
+        content: the content of the slot.
+        since: when that was noticed.
+        violation: the number of its violation; None if there is none.
+    """
+
+    content: bytes
+    since: float
+    violation: int | None = None
+
+
+class Follower:
+    """Follows changes in one cache.
+
+    Args:
+        cache: the cache.
+
+    Attributes:
+        service: the service that owns the cache.
+        cache: as given.
+        judge: what is followed, and the figures.
+        store: the database; None while it is unavailable, or while another process does the live check.
+        size: what the cache occupies; None if that is not known.
+        sample_next: the entity of which some slots are read next.
+        sampled: slots that were read, with their keys, by entity.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self.service = cache.service
+        self.cache = cache
+        self.judge = Judge()
+        self.store: Store | None = None
+        self.size: Size | None = None
+        self.sample_next: str | None = None
+        self.sampled: dict[str, list[tuple[str, bytes]]] = {}
+        self._changed = asyncio.Event()
+        self._closed: list[int] = []
+        self._odd: dict[tuple[str, str], _Odd] = {}
+        self._next_care = self._next_size = self._next_reads = 0.0
+        self._reads: dict[tuple[str, str], int] | None = None
+        metrics.oldest_unseen.labels(self.service).set_function(self._oldest_age)
+
+    def close(self) -> None:
+        """Disconnect, and no longer export figures of the cache."""
+        self.cache.close()
+        for metric in (metrics.oldest_unseen, metrics.last_look, metrics.redis_state):
+            with_label = {tuple(sample.labels.values()) for one in metric.collect() for sample in one.samples}
+            if (self.service,) in with_label:
+                metric.remove(self.service)
+
+    def follow(self, change: Change, now: float, *, is_exact: bool = False) -> None:
+        """Begin to follow a change; see `Judge.follow`."""
+        self.judge.follow(change, now, is_exact=is_exact)
+        self._changed.set()
+
+    def restore(self, unseen: Sequence[Unseen], now: float) -> None:
+        """Follow what an earlier live check has not seen, instead of what is followed now."""
+        self.judge = Judge()
+        self._odd = {}
+        for one in unseen:
+            if one.kind == "stale":
+                self._odd[one.entity, one.key] = _Odd(b"", now - one.age, one.id)
+                continue
+            change = Change(one.entity, one.key, one.version)
+            followed = self.judge.follow(change, now - one.age, is_counted=False)
+            followed.next_at = now
+            followed.violation = one.id
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Look at the cache whenever that is due, until canceled."""
+        while True:
+            now = time.monotonic()
+            try:
+                if self.store is not None and now >= self._next_care:
+                    self._next_care = now + _CARE_SECONDS
+                    await self._care(self.store, now)
+                await self._look()
+            except CacheUnavailableError:
+                self.judge.unanswered(time.monotonic())
+            metrics.redis_state.labels(self.service).set(self.cache.state == "ok")
+            self._changed.clear()
+            now = time.monotonic()
+            wake_at = now + _CARE_SECONDS if self.store is None else self._next_care
+            wake_at = min(wake_at, self.judge.next_at() or wake_at)
+            try:
+                async with asyncio.timeout(max(0.0, wake_at - now)):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        due = self.judge.due(time.monotonic() + _TOGETHER_SECONDS)
+        if not due:
+            return
+        slots = list(dict.fromkeys(one.change.slot for one in due))
+        sent_at = time.monotonic()
+        heads = dict(zip(slots, await self.cache.heads(slots), strict=True))
+        received_at = time.monotonic()
+        for one in due:
+            if (
+                self.judge.looked(one, heads[one.change.slot], sent_at, received_at)
+                and one.violation is not None
+            ):
+                self._closed.append(one.violation)
+        metrics.last_look.labels(self.service).set_to_current_time()
+
+    async def _care(self, store: Store, now: float) -> None:
+        """Find out whether the cache is usable, fill the slots of the hidden entity, and read others."""
+        await self.cache.probe()
+        heads = await self.cache.heads(CANARY_KEYS)
+        metrics.last_look.labels(self.service).set_to_current_time()
+        empty = [key for (_, key), head in zip(CANARY_KEYS, heads, strict=True) if not head or head == ABSENT]
+        if empty and self.cache.state == "ok":
+            await self._fill(store, empty)
+        if self.sample_next is not None:
+            entity = self.sample_next
+            keys = await self.cache.sample(entity, _SAMPLED_SLOTS)
+            contents = await self.cache.contents([(entity, key) for key in keys], _COMPARED_BYTES)
+            self.sampled = {entity: list(zip(keys, contents, strict=True))}
+        if now >= self._next_size:
+            self._next_size = now + _SIZE_SECONDS
+            self.size = await self.cache.size()
+        if now >= self._next_reads:
+            self._next_reads = now + _READS_SECONDS
+            self._count_reads(await self.cache.reads())
+
+    async def _fill(self, store: Store, keys: Sequence[str]) -> None:
+        """Fill empty slots of the hidden entity as reads of the service would."""
+        tokens = await self.cache.lease(keys)
+        try:
+            rows = await store.rows(CANARY.name, tokens)
+        except DatabaseError:
+            return
+        await self.cache.fill(
+            (key, tokens[key], *filled_content(CANARY, row)) for key, row in (rows or {}).items()
+        )
+
+    def _count_reads(self, reads: dict[tuple[str, str], int]) -> None:
+        """Add what was counted since the last time; a smaller number shows that the Redis began anew."""
+        before, self._reads = self._reads, reads
+        if before is None:
+            return
+        for (entity, outcome), number in reads.items():
+            more = number - before.get((entity, outcome), 0)
+            counts = self.judge.counts_of(entity)
+            match outcome:
+                case "hit":
+                    counts.hits += more if more >= 0 else number
+                case "miss":
+                    counts.misses += more if more >= 0 else number
+                case "bypass":
+                    counts.bypasses += more if more >= 0 else number
+
+    def compare(self, entity: str, slots: Sequence[tuple[str, bytes]], rows: Mapping[str, Row]) -> None:
+        """Compare slots with their rows, which were read afterwards.
+
+        A slot that is older is followed, because the change can be on its way. So is a slot of a row that no
+        longer exists. Other content is looked at again.
+        """
+        now = time.monotonic()
+        for key, slot in slots:
+            row = rows.get(key)
+            if slot == ABSENT or is_value(slot):
+                held = version_of(slot) if is_value(slot) else 0
+                if row is None and held:
+                    self.judge.follow(Change(entity, key, held + 1, is_delete=True), now, is_counted=False)
+                elif row is not None and row.version > held:
+                    self.judge.follow(Change(entity, key, row.version), now, is_counted=False)
+                elif row is not None and _is_odd(slot, row):
+                    self._odd.setdefault((entity, key), _Odd(slot, now))
+            elif slot and not is_readable(slot) and row is not None:
+                self.judge.follow(Change(entity, key, row.version), now, is_counted=False)
+
+    async def record(self, store: Store) -> None:
+        """Record what is not right for too long, and what is right again."""
+        closed, self._closed = self._closed, []
+        await store.close_violations(closed)
+        now = time.monotonic()
+        if self.cache.state == "unavailable":
+            return
+        unknown = await self._forget_deleted(store, now)
+        most = max(0, _MAX_OPEN - self.judge.violations())
+        overdue = [one for one in self.judge.overdue(now) if one.change.slot not in unknown][:most]
+        for one in overdue:
+            kind = violation_of(one.head)
+            one.violation = await self._violate(store, one.change, now - one.since, kind, one.head)
+        await self._record_odd(store, now)
+
+    async def _forget_deleted(self, store: Store, now: float) -> set[tuple[str, str]]:
+        """Close what is rightly absent, because the row was deleted; return the slots of unknown rows."""
+        unknown: set[tuple[str, str]] = set()
+        absent = self.judge.absent(now)
+        for entity in {one.change.entity for one in absent}:
+            of_entity = [one for one in absent if one.change.entity == entity]
+            rows = await store.rows(entity, {one.change.key for one in of_entity})
+            if rows is None:
+                unknown.update(one.change.slot for one in of_entity)
+                continue
+            deleted = [one for one in of_entity if one.change.key not in rows]
+            self.judge.forget(deleted)
+            await store.close_violations([one.violation for one in deleted if one.violation is not None])
+        return unknown
+
+    async def _record_odd(self, store: Store, now: float) -> None:
+        """Look again at slots with other content than their rows."""
+        again = {slot: odd for slot, odd in self._odd.items() if now - odd.since >= VIOLATION_SECONDS}
+        if not again:
+            return
+        try:
+            contents = await self.cache.contents(list(again), _COMPARED_BYTES)
+        except CacheUnavailableError:
+            return
+        for (slot, odd), content in zip(again.items(), contents, strict=True):
+            rows = await store.rows(slot[0], [slot[1]])
+            row = (rows or {}).get(slot[1])
+            if row is None or not is_value(content) or not _is_odd(content, row):
+                del self._odd[slot]
+                if odd.violation is not None:
+                    await store.close_violations([odd.violation])
+            elif odd.violation is None and content == odd.content:
+                change = Change(*slot, row.version)
+                odd.violation = await self._violate(store, change, now - odd.since, "stale", content)
+            elif odd.violation is None:
+                self._odd[slot] = _Odd(content, now)
+
+    async def _violate(self, store: Store, change: Change, age: float, kind: str, slot: bytes) -> int:
+        metrics.violations.labels(self.service, change.entity, kind).inc()
+        found: dict[str, Any] = {"kind": "absent" if slot == ABSENT else "unreadable"}
+        if is_value(slot):
+            found = {"kind": "value", "version": int(slot[VERSION])}
+        _log.warning(
+            "cache is not right",
+            service=self.service,
+            entity=change.entity,
+            key=change.key,
+            version=change.version,
+            kind=kind,
+            found=found,
+        )
+        return await store.violate(self.service, change, age, kind, found)
+
+    def take_counts(self) -> dict[str, Counts]:
+        """Return the figures since the last call, which are then exported."""
+        taken = self.judge.take_counts()
+        for entity, counts in taken.items():
+            for index, horizon in enumerate(HORIZONS):
+                if counts.judged[index]:
+                    labels = (self.service, entity, f"{horizon:g}")
+                    metrics.judged.labels(*labels).inc(counts.judged[index])
+                    metrics.seen.labels(*labels).inc(counts.seen[index])
+        return taken
+
+    def _oldest_age(self) -> float:
+        oldest = self.judge.oldest()
+        return 0.0 if oldest is None else time.monotonic() - oldest.since
+
+
+def _is_odd(value: bytes, row: Row) -> bool:
+    """Return whether a value is newer than its row, or has its version and another payload.
+
+    A value with another fingerprint is a miss, and what is longer than `_COMPARED_BYTES` was not read whole.
+    """
+    if version_of(value) != row.version:
+        return version_of(value) > row.version
+    if value[FINGERPRINT] != row.fingerprint or len(row.payload) + UP_TO_PAYLOAD > _COMPARED_BYTES:
+        return False
+    return value[UP_TO_PAYLOAD:] != row.payload
