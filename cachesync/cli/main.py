@@ -12,7 +12,7 @@ from cachesync.cli.dead_letters import dead_letters
 from cachesync.cli.entities import check, init
 from cachesync.cli.errors import OneLineErrors
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
-from cachesync.cli.processes import relay, stream
+from cachesync.cli.processes import live_check, relay, stream
 from cachesync.cli.reconcile import reconcile
 from cachesync.entity import load_entities
 from cachesync.install import installer
@@ -36,6 +36,7 @@ app.command()(check)
 app.command()(reconcile)
 app.command()(stream)
 app.command()(relay)
+app.command("live-check")(live_check)
 app.add_typer(dead_letters, name="dead-letters")
 
 

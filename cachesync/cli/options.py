@@ -19,7 +19,7 @@ from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import AUTHENTICATION, SSL
 from cachesync.kafka.settings import KafkaSettings
 from cachesync.postgres.connect import connected
-from cachesync.slots.clients import blocking_client
+from cachesync.slots.clients import blocking_client, check_blocking_url
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
@@ -133,31 +133,45 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedi
         SettingsError: values are not `SERVICE=URL`; the text has one line with the position of each.
         CacheUnavailableError: a Redis Cluster did not respond.
     """
-    clients: dict[str, BlockingRedis] = {}
-    problems = []
     with ExitStack() as stack:
-        for position, pair in enumerate(filter(None, ",".join(urls or ()).split(",")), 1):
-            option = f"value {position} of --redis (CACHESYNC_REDIS_URLS)"
-            match = _REDIS_URL.fullmatch(pair)
-            if match is None:
-                # The value is not quoted, because any part of it can be a password.
-                problems.append(
-                    f"{option} is not SERVICE=URL, such as sb=redis://host:6379/0; a comma within a URL must "
-                    "be written as %2C"
-                )
-                continue
-            if match[1] in clients:
-                problems.append(f"{option} is another Redis for {match[1]!r}; a service has one cache")
-                continue
-            try:
-                client = blocking_client(match[2], _REDIS_SECONDS)
-            except SettingsError as error:
-                problems.append(f"{option}: {error}")
-            else:
-                clients[match[1]] = stack.enter_context(client)
-        if problems:
-            raise SettingsError("\n".join(problems))
-        yield clients
+        yield {
+            service: stack.enter_context(blocking_client(url, _REDIS_SECONDS))
+            for service, url in redis_urls(urls).items()
+        }
+
+
+def redis_urls(urls: Sequence[str] | None) -> dict[str, str]:
+    """Return the URL of each service's Redis, by the service's name.
+
+    Args:
+        urls: as given by the option `RedisUrls`.
+
+    Raises:
+        SettingsError: values are not `SERVICE=URL`; the text has one line with the position of each.
+    """
+    found: dict[str, str] = {}
+    problems = []
+    for position, pair in enumerate(filter(None, ",".join(urls or ()).split(",")), 1):
+        option = f"value {position} of --redis (CACHESYNC_REDIS_URLS)"
+        match = _REDIS_URL.fullmatch(pair)
+        if match is None:
+            # The value is not quoted, because any part of it can be a password.
+            problems.append(
+                f"{option} is not SERVICE=URL, such as sb=redis://host:6379/0; a comma within a URL must "
+                "be written as %2C"
+            )
+            continue
+        if match[1] in found:
+            problems.append(f"{option} is another Redis for {match[1]!r}; a service has one cache")
+            continue
+        try:
+            check_blocking_url(match[2])
+        except SettingsError as error:
+            problems.append(f"{option}: {error}")
+        found[match[1]] = match[2]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return found
 
 
 def failed(reason: object) -> typer.Exit:

@@ -1,10 +1,11 @@
-"""The commands `cachesync stream` and `cachesync relay`, which run until they are stopped."""
+"""The commands `cachesync stream`, `relay` and `live-check`, which run until they are stopped."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,11 +16,21 @@ from prometheus_client import start_http_server
 
 from cachesync import logs
 from cachesync.background import BackgroundSettings
-from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, kafka_settings, run
+from cachesync.cli.options import (
+    BootstrapServers,
+    Dsn,
+    EntitiesFile,
+    RedisUrls,
+    kafka_settings,
+    redis_urls,
+    run,
+)
 from cachesync.entity import check_service_name, load_entities
 from cachesync.errors import SettingsError
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.groups import consumer_settings, group_of
+from cachesync.live_check.cache import REDIS_SECONDS as LOOK_SECONDS
+from cachesync.live_check.live_check import LiveCheck
 from cachesync.relay.relay import Relay
 from cachesync.reloading import ReloadingWork
 from cachesync.slots.clients import blocking_client
@@ -138,6 +149,39 @@ def relay(
             "relay",
             entities,
             lambda declared: Relay(dsn, kafka, declared, settings.retention),
+            metrics_port,
+            listen_address,
+        )
+
+    run(work())
+
+
+def live_check(
+    *,
+    redis: RedisUrls = None,
+    dsn: Dsn = None,
+    entities: EntitiesFile = Path("entities.toml"),
+    metrics_port: MetricsPort = None,
+    listen_address: ListenAddress = "127.0.0.1",
+) -> None:
+    """Measure whether every cache has a committed change in time, until SIGTERM or Ctrl-C.
+
+    It does the work of the DAG live_check. Of several live checks, one works, and the others wait to take
+    over. The login needs the role cachesync_worker. What it sees is in tables of the schema cachesync.
+
+    Exit status: 0 after SIGTERM or Ctrl-C, 1 if a setting or the entities file is invalid.
+    """
+
+    async def work() -> None:
+        urls = redis_urls(redis)
+        if not urls:
+            message = "no Redis is given; use --redis (CACHESYNC_REDIS_URLS), such as sb=redis://host:6379/0"
+            raise SettingsError(message)
+        openers = {service: partial(blocking_client, url, LOOK_SECONDS) for service, url in urls.items()}
+        await _work(
+            "live check",
+            entities,
+            lambda declared: LiveCheck(dsn, openers, declared),
             metrics_port,
             listen_address,
         )

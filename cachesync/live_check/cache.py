@@ -214,7 +214,7 @@ class Cache:
             return []  # the login may not
         following = (cursor + 1) % len(nodes) if position == 0 else cursor % len(nodes)
         self._cursors[entity] = position * len(nodes) + following
-        texts = (bytes(name).decode(errors="replace").removeprefix(prefix) for name in names[:most])
+        texts = (_text(name).removeprefix(prefix) for name in names[:most])
         return [text for text in texts if "\0" not in text and "\ufffd" not in text]
 
 
@@ -222,6 +222,10 @@ def _script(client: BlockingRedis, name: str, calls: Sequence[Command]) -> list[
     return run_script(
         name, calls, lambda commands: pipelined(client, [(str(command[3]), command) for command in commands])
     )
+
+
+def _text(name: bytes | str) -> str:
+    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 def _size(client: BlockingRedis) -> Size | None:

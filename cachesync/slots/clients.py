@@ -115,7 +115,7 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
         SettingsError: the URL is not a Redis URL.
         CacheUnavailableError: the Redis Cluster did not respond.
     """
-    _check_url(url, ConnectionPool)
+    check_blocking_url(url)
     with translate_redis_errors():
         if not is_cluster(url):
             return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
@@ -231,6 +231,15 @@ def _rediscovering(client: BlockingRedis) -> Iterator[None]:
                 with suppress(RedisClusterException, RedisError):
                     client.nodes_manager.initialize()
             raise
+
+
+def check_blocking_url(url: str) -> None:
+    """Check the URL of a Redis or Redis Cluster for `blocking_client` without connecting.
+
+    Raises:
+        SettingsError: a client cannot use it; the text quotes nothing that can be part of a password.
+    """
+    _check_url(url, ConnectionPool)
 
 
 def check_url(url: str) -> None:
