@@ -43,6 +43,7 @@ GROUPS = {
     "tests/faults/": "system",
     "tests/integration/service/test_cache": "servers for the caches",
     "tests/integration/service/": "servers for the services",
+    "tests/integration/live_check/": "servers for the streams",
     "tests/integration/relay/": "servers for the streams",
     "tests/integration/slots/": "servers for the streams",
     "tests/integration/stream/": "servers for the streams",

@@ -29,6 +29,7 @@ def test_all_dags_load_without_errors(api: httpx.Client) -> None:
     assert {dag["dag_id"] for dag in dags} == {
         "cache_sync",
         "dead_letter_retry",
+        "live_check",
         "outbox_relay",
         "reconcile",
         "stream_check",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cachesync.errors import CacheSyncError, SettingsError, StreamError
 
@@ -28,6 +29,7 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 DAG_FILES = {
     "cache_sync.py": {"cache_sync"},
     "dead_letter_retry.py": {"dead_letter_retry"},
+    "live_check.py": {"live_check"},
     "outbox_relay.py": {"outbox_relay"},
     "reconcile.py": {"reconcile"},
     "stream_check.py": {"stream_check"},
@@ -165,14 +167,16 @@ def test_task_that_cannot_succeed_is_not_retried(
 
 
 @pytest.mark.usefixtures("_environment")
-@pytest.mark.parametrize("dag_id", ["cache_sync", "outbox_relay"])
+@pytest.mark.parametrize("dag_id", ["cache_sync", "live_check", "outbox_relay"])
 def test_sensor_defers_to_a_trigger_that_survives_serialization(dag_id: str) -> None:
     from airflow.sdk.exceptions import TaskDeferred  # noqa: PLC0415
     from cachesync_airflow.sensors.cache_sync import CacheSyncSensor  # noqa: PLC0415
+    from cachesync_airflow.sensors.live_check import LiveCheckSensor  # noqa: PLC0415
     from cachesync_airflow.sensors.outbox_relay import OutboxRelaySensor  # noqa: PLC0415
 
     sensors = {
         "cache_sync": CacheSyncSensor(task_id="apply", service="sb", member=1),
+        "live_check": LiveCheckSensor(task_id="look"),
         "outbox_relay": OutboxRelaySensor(task_id="relay"),
     }
     with pytest.raises(TaskDeferred) as deferred:
@@ -261,6 +265,25 @@ async def test_relay_takes_its_connections_and_settings_from_airflow(
     assert not running.done()
     relay.stop()
     await asyncio.wait_for(running, 10)
+
+
+@pytest.mark.usefixtures("_environment")
+async def test_live_check_takes_its_connections_and_settings_from_airflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachesync_airflow.triggers.live_check import LiveCheckTrigger  # noqa: PLC0415
+
+    monkeypatch.setenv("AIRFLOW_CONN_POSTGRES_CACHESYNC", "postgresql://w:p%40ss@127.0.0.1:1/shop")
+    for service in ("sa", "sb"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_REDIS_{service.upper()}", "redis://127.0.0.1:1/0")
+    check = LiveCheckTrigger().open()
+    with capture_logs() as logs:
+        running = asyncio.create_task(asyncio.to_thread(check.run))
+        while not logs:
+            await asyncio.sleep(0.01)
+        check.stop()
+        await asyncio.wait_for(running, 10)
+    assert [log["event"] for log in logs] == ["live check paused: PostgreSQL unavailable"]
 
 
 async def test_trigger_yields_the_error_of_a_stream_that_cannot_continue(

@@ -204,4 +204,11 @@ def test_airflow_parses_the_dags_of_the_bundle(full: Environment, airflow: dict[
     path, errors, dags = json.loads(printed.splitlines()[-1])
     assert Path(path).is_relative_to(full.programs.parent)
     assert errors == {}
-    assert dags == ["cache_sync", "dead_letter_retry", "outbox_relay", "reconcile", "stream_check"]
+    assert dags == [
+        "cache_sync",
+        "dead_letter_retry",
+        "live_check",
+        "outbox_relay",
+        "reconcile",
+        "stream_check",
+    ]

@@ -22,12 +22,14 @@ os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "False")
 def test_triggers_keep_the_paths_that_airflow_has_stored() -> None:
     """A deferred task is resumed by the path in Airflow's database, even after an upgrade of this package."""
     from cachesync_airflow.triggers.cache_sync import CacheSyncTrigger  # noqa: PLC0415 - Airflow takes seconds
+    from cachesync_airflow.triggers.live_check import LiveCheckTrigger  # noqa: PLC0415
     from cachesync_airflow.triggers.outbox_relay import OutboxRelayTrigger  # noqa: PLC0415
 
     assert CacheSyncTrigger("sb", 1).serialize() == (
         "cachesync_airflow.triggers.cache_sync.CacheSyncTrigger",
         {"service": "sb", "member": 1},
     )
+    assert LiveCheckTrigger().serialize() == ("cachesync_airflow.triggers.live_check.LiveCheckTrigger", {})
     assert OutboxRelayTrigger().serialize() == (
         "cachesync_airflow.triggers.outbox_relay.OutboxRelayTrigger",
         {},
