@@ -19,7 +19,6 @@ from cachesync.live_check.judge import (
     Judge,
     violation_of,
 )
-from cachesync.live_check.store import CANARY_KEYS
 from cachesync.slots.layout import ABSENT, filled_content, is_readable
 from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value, version_of
 
@@ -158,9 +157,10 @@ class Follower:
     async def _care(self, store: Store, now: float) -> None:
         """Find out whether the cache is usable, fill the slots of the hidden entity, and read others."""
         await self.cache.probe()
-        heads = await self.cache.heads(CANARY_KEYS)
+        keys = [str(row) for row in store.canary]
+        heads = await self.cache.heads([(CANARY.name, key) for key in keys])
         metrics.last_look.labels(self.service).set_to_current_time()
-        empty = [key for (_, key), head in zip(CANARY_KEYS, heads, strict=True) if not head or head == ABSENT]
+        empty = [key for key, head in zip(keys, heads, strict=True) if not head or head == ABSENT]
         if empty and self.cache.state == "ok":
             await self._fill(store, empty)
         if self.sample_next is not None:

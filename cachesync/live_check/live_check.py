@@ -19,7 +19,7 @@ from cachesync.live_check import metrics
 from cachesync.live_check.cache import Cache
 from cachesync.live_check.follower import Follower
 from cachesync.live_check.judge import Change
-from cachesync.live_check.store import CANARY_ROWS, Store
+from cachesync.live_check.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -201,7 +201,7 @@ class LiveCheck:
 
     async def _change(self, store: Store) -> None:
         """Change a row, and let every cache be looked at until it has the new version."""
-        row = CANARY_ROWS[self._ticks % len(CANARY_ROWS)]
+        row = store.canary[self._ticks % len(store.canary)]
         version, sampled = await store.tick(row, self._drawn[0], _SAMPLED_CHANGES)
         committed_at = time.monotonic()
         # Without its triggers, the row draws no version, which the look at the triggers reports.

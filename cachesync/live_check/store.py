@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import asyncpg
 
-from cachesync.entity import CANARY, with_canary
+from cachesync.entity import with_canary
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.live_check.judge import Change, array
 from cachesync.postgres.connect import connect, translate_postgres_errors
@@ -67,9 +67,13 @@ class Store:
     Args:
         connection: a connection with the role `cachesync_worker`.
         entities: the declared entities by name, and that of the live check.
+
+    Attributes:
+        canary: the rows of the hidden entity.
     """
 
     def __init__(self, connection: asyncpg.Connection, entities: Mapping[str, Entity]) -> None:
+        self.canary: Sequence[int] = ()
         self._connection = connection
         self._entities = entities
         self._rows: dict[str, Rows] = {}
@@ -86,9 +90,16 @@ class Store:
 
         Raises:
             DatabaseUnavailableError: the database did not respond or rejected the login.
+            NotInstalledError: the hidden entity has no rows.
         """
         connection = await connect(dsn, SESSION_NAME, settings=_SESSION, command_timeout=_STATEMENT_SECONDS)
-        return cls(connection, with_canary(entities))
+        store = cls(connection, with_canary(entities))
+        try:
+            await store._find_canary()
+        except BaseException:
+            connection.terminate()
+            raise
+        return store
 
     async def close(self) -> None:
         """Disconnect, which lets another process take over."""
@@ -211,6 +222,12 @@ class Store:
         """Remove what has been kept long enough."""
         await self._fetch("live_check/prune")
 
+    async def _find_canary(self) -> None:
+        self.canary = [record["id"] for record in await self._fetch("live_check/canary")]
+        if not self.canary:
+            message = "the table cachesync.canary is empty; run `cachesync install`"
+            raise NotInstalledError(message)
+
     async def _fetch(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
         async with self._lock:
             with translate_postgres_errors():
@@ -220,9 +237,3 @@ class Store:
     async def _value(self, name: str, *arguments: Any) -> Any:
         (record,) = await self._fetch(name, *arguments)
         return record[0]
-
-
-CANARY_ROWS: Final = tuple(range(8))
-"""The rows of the hidden entity, as `install/sql/live_check.sql` makes them."""
-CANARY_KEYS: Final = tuple((CANARY.name, str(row)) for row in CANARY_ROWS)
-"""Their slots, as entity and key."""

@@ -1,16 +1,16 @@
 -- What the live check sees. Every `cachesync install` executes this script, after `schema.sql`.
 
 -- The table of the hidden entity, of which the live check changes one row per second. Several rows, so that several
--- partitions of its topic are used.
+-- partitions of its topic are used. Their keys differ from those of any other database, whose changes can be in the same topic.
 CREATE TABLE IF NOT EXISTS cachesync.canary (
-    id smallint PRIMARY KEY,
+    id bigint PRIMARY KEY,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE cachesync.canary IS 'The rows that the live check changes to see whether the caches follow';
 INSERT INTO cachesync.canary (id)
-SELECT n.number
-FROM generate_series(0, 7) AS n (number)
-WHERE NOT EXISTS (SELECT FROM cachesync.canary AS c WHERE c.id = n.number);
+SELECT b.base + n.number
+FROM (SELECT floor(random() * 1e15)::bigint * 8) AS b (base), generate_series(0, 7) AS n (number)
+WHERE NOT EXISTS (SELECT FROM cachesync.canary);
 
 -- `judged` and `seen` count changes at 0.1, 1, 5 and 30 s after they were made; `lags` counts those that took at most 0.01,
 -- 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60 and 300 s, and the others.

@@ -208,6 +208,20 @@ async def test_reinstallation_has_another_fingerprint(
     assert await owner.fetchval("SELECT nextval('cachesync.row_version')") > highest
 
 
+async def test_rows_of_the_live_check_are_no_other_installations(owner: asyncpg.Connection) -> None:
+    """Databases that share a Kafka cluster share the topic of the hidden entity."""
+    await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+    found = []
+    for _ in range(2):
+        for _ in range(2):
+            await install(owner, thing(), Silent())
+            found.append(set(await owner.fetchval("SELECT array_agg(id) FROM cachesync.canary")))
+        await uninstall(owner)
+    first, again, other, _ = found
+    assert first == again
+    assert len(first | other) == len(first) + len(other) == 16
+
+
 async def test_columns_can_be_added_and_served_ones_are_protected(owner: asyncpg.Connection) -> None:
     await owner.execute("CREATE TABLE thing (id int PRIMARY KEY, name text, old text)")
     await install(owner, thing(), Silent())
