@@ -33,7 +33,7 @@ _TICK_SECONDS: Final = 1.0
 _SAMPLED_CHANGES: Final = 20
 # Changes that were committed later than this after they were made are not sampled.
 _SAMPLED_TICKS: Final = 60
-_CAPTURE_TICKS: Final = 5
+_CAPTURE_TICKS: Final = 3
 _COUNT_TICKS: Final = 5
 _PRUNE_TICKS: Final = 3600
 _NOT_INSTALLED: Final = (
