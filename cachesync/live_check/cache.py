@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError
+from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import pipelined, primaries, translate_redis_errors
 from cachesync.slots.layout import HEAD_BYTES, new_token, slot_name
 from cachesync.slots.scripts import refusal_of, run_script
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 REDIS_SECONDS: Final = 1.0
 """How long the live check waits for a reply of a Redis, in seconds."""
 
+COMPARED_BYTES: Final = 1 << 16
+"""How much of a slot is read to compare it with its row; of what is longer, only the version is compared."""
+
 _LEASE_MS: Final = 5000
 _SCANNED: Final = 50
+_SAMPLED: Final = 5
 _UNREADABLE: Final = b"?"
 _READS: Final = "{}:@:reads"
 
@@ -78,31 +83,34 @@ class Cache:
         """
         return await self._run(lambda client: self._read(client, slots, HEAD_BYTES - 1))
 
-    async def contents(self, slots: Sequence[tuple[str, str]], most: int) -> list[bytes]:
-        """Return the contents of slots, up to a number of bytes.
+    async def contents(self, slots: Sequence[tuple[str, str]]) -> list[bytes]:
+        """Return the contents of slots, up to `COMPARED_BYTES`.
 
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        return await self._run(lambda client: self._read(client, slots, most - 1))
+        return await self._run(lambda client: self._read(client, slots, COMPARED_BYTES - 1))
 
-    async def probe(self) -> None:
+    async def care(
+        self, slots: Sequence[tuple[str, str]], entity: str | None
+    ) -> tuple[list[bytes], list[tuple[str, bytes]]]:
         """Try what reads and writes of a service do, and keep what came of it in `state` and `problem`.
 
+        Args:
+            slots: slots to look at, as entity and key.
+            entity: an entity of which some other slots are read, each time others; None to read no others.
+
+        Returns:
+            What `heads` returns for the slots; and the keys and contents of the other slots, up to
+            `COMPARED_BYTES`.
+
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        refusals = await self._run(self._probe)
+        refusals, heads, others = await self._run(lambda client: self._care(client, slots, entity))
         self.state = "refuses writes" if refusals else "ok"
         self.problem = "; ".join(dict.fromkeys(refusals)) or None
-
-    async def sample(self, entity: str, most: int) -> list[str]:
-        """Return the keys of some slots of an entity, each time of others.
-
-        Raises:
-            CacheUnavailableError: Redis did not respond.
-        """
-        return await self._run(lambda client: self._sample(client, entity, most))
+        return heads, others
 
     async def lease(self, keys: Sequence[str]) -> dict[str, str]:
         """Take the leases of empty slots of the hidden entity; return the token of each that was taken.
@@ -143,14 +151,11 @@ class Cache:
             CacheUnavailableError: Redis did not respond.
         """
         name = _READS.format(self.service)
-        (reply,) = await self._run(lambda client: pipelined(client, [(name, ("HGETALL", name))]))
-        if not isinstance(reply, dict):
-            return {}
-        return {
-            tuple(outcome.decode().split("|", 1)): int(number)
-            for outcome, number in reply.items()
-            if b"|" in outcome
-        }
+        reads: dict[tuple[str, str], int] = {}
+        for outcome, number in (await self._run(lambda client: _hash(client, name))).items():
+            entity, _, how = outcome.decode().partition("|")
+            reads[entity, how] = int(number)
+        return reads
 
     def close(self) -> None:
         """Disconnect, without waiting for a Redis that does not respond."""
@@ -182,11 +187,17 @@ class Cache:
 
     def _read(self, client: BlockingRedis, slots: Sequence[tuple[str, str]], last: int) -> list[bytes]:
         names = [slot_name(self.service, entity, key) for entity, key in slots]
-        replies = pipelined(client, [(name, ("GETRANGE", name, 0, last)) for name in names])
-        for reply in replies:
-            if isinstance(reply, Exception) and not str(reply).startswith("WRONGTYPE"):
-                raise reply
-        return [_UNREADABLE if isinstance(reply, Exception) else reply for reply in replies]
+        replies = _send(client, [(name, ("GETRANGE", name, 0, last)) for name in names])
+        return [_content(reply) for reply in replies]
+
+    def _care(
+        self, client: BlockingRedis, slots: Sequence[tuple[str, str]], entity: str | None
+    ) -> tuple[list[str], list[bytes], list[tuple[str, bytes]]]:
+        refusals = self._probe(client)
+        heads = self._read(client, slots, HEAD_BYTES - 1)
+        keys = [] if entity is None else self._sample(client, entity)
+        contents = self._read(client, [(entity or "", key) for key in keys], COMPARED_BYTES - 1)
+        return refusals, heads, list(zip(keys, contents, strict=True))
 
     def _probe(self, client: BlockingRedis) -> list[str]:
         # No key of a row contains NUL.
@@ -200,9 +211,9 @@ class Cache:
                     break
             names = list(by_node.values())
         replies = _script(client, "probe", [(name,) for name in names])
-        return [refusal_of(reply) for reply in replies if isinstance(reply, ResponseError)]
+        return [refusal_of(reply) for reply in replies if isinstance(reply, Exception)]
 
-    def _sample(self, client: BlockingRedis, entity: str, most: int) -> list[str]:
+    def _sample(self, client: BlockingRedis, entity: str) -> list[str]:
         prefix = slot_name(self.service, entity, "")
         nodes = list(primaries(client).values())
         cursor = self._cursors.get(entity, 0)
@@ -214,14 +225,35 @@ class Cache:
             return []  # the login may not
         following = (cursor + 1) % len(nodes) if position == 0 else cursor % len(nodes)
         self._cursors[entity] = position * len(nodes) + following
-        texts = (_text(name).removeprefix(prefix) for name in names[:most])
+        texts = (_text(name).removeprefix(prefix) for name in names[:_SAMPLED])
         return [text for text in texts if "\0" not in text and "\ufffd" not in text]
+
+
+def _send(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
+    if not commands or not isinstance(client, Redis):
+        return pipelined(client, commands)
+    with Bulk(client, "Redis", None) as bulk:
+        return bulk.call([command for _, command in commands])
 
 
 def _script(client: BlockingRedis, name: str, calls: Sequence[Command]) -> list[Any]:
     return run_script(
-        name, calls, lambda commands: pipelined(client, [(str(command[3]), command) for command in commands])
+        name, calls, lambda commands: _send(client, [(str(command[3]), command) for command in commands])
     )
+
+
+def _content(reply: bytes | Exception) -> bytes:
+    if isinstance(reply, bytes):
+        return reply
+    if str(reply).startswith("WRONGTYPE"):
+        return _UNREADABLE
+    message = f"it rejects reads: {reply}"
+    raise CacheUnavailableError(message)
+
+
+def _hash(client: BlockingRedis, name: str) -> dict[bytes, bytes]:
+    found: Any = client.hgetall(name)
+    return dict(found)
 
 
 def _text(name: bytes | str) -> str:

@@ -12,6 +12,7 @@ import structlog
 from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError, DatabaseError
 from cachesync.live_check import metrics
+from cachesync.live_check.cache import COMPARED_BYTES
 from cachesync.live_check.judge import (
     HORIZONS,
     VIOLATION_SECONDS,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Row
     from cachesync.live_check.cache import Cache, Size
-    from cachesync.live_check.judge import Counts
+    from cachesync.live_check.judge import Counts, Followed
     from cachesync.live_check.store import Store, Unseen
 
 _log = structlog.get_logger(__name__)
@@ -36,9 +37,6 @@ _CARE_SECONDS: Final = 1.0
 _SIZE_SECONDS: Final = 10.0
 _READS_SECONDS: Final = 60.0
 _TOGETHER_SECONDS: Final = 0.003
-_SAMPLED_SLOTS: Final = 5
-# What is longer is compared by its version only.
-_COMPARED_BYTES: Final = 1 << 16
 # So many open violations say enough.
 _MAX_OPEN: Final = 200
 
@@ -71,7 +69,6 @@ class Follower:
         store: the database; None while it is unavailable, or while another process does the live check.
         size: what the cache occupies; None if that is not known.
         sample_next: the entity of which some slots are read next.
-        sampled: slots that were read, with their keys, by entity.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -81,7 +78,7 @@ class Follower:
         self.store: Store | None = None
         self.size: Size | None = None
         self.sample_next: str | None = None
-        self.sampled: dict[str, list[tuple[str, bytes]]] = {}
+        self._sampled: tuple[str, list[tuple[str, bytes]]] = "", []
         self._changed = asyncio.Event()
         self._closed: list[int] = []
         self._odd: dict[tuple[str, str], _Odd] = {}
@@ -156,18 +153,14 @@ class Follower:
 
     async def _care(self, store: Store, now: float) -> None:
         """Find out whether the cache is usable, fill the slots of the hidden entity, and read others."""
-        await self.cache.probe()
+        entity = self.sample_next
         keys = [str(row) for row in store.canary]
-        heads = await self.cache.heads([(CANARY.name, key) for key in keys])
+        heads, sampled = await self.cache.care([(CANARY.name, key) for key in keys], entity)
         metrics.last_look.labels(self.service).set_to_current_time()
+        self._sampled = entity or "", sampled
         empty = [key for key, head in zip(keys, heads, strict=True) if not head or head == ABSENT]
         if empty and self.cache.state == "ok":
             await self._fill(store, empty)
-        if self.sample_next is not None:
-            entity = self.sample_next
-            keys = await self.cache.sample(entity, _SAMPLED_SLOTS)
-            contents = await self.cache.contents([(entity, key) for key in keys], _COMPARED_BYTES)
-            self.sampled = {entity: list(zip(keys, contents, strict=True))}
         if now >= self._next_size:
             self._next_size = now + _SIZE_SECONDS
             self.size = await self.cache.size()
@@ -202,6 +195,11 @@ class Follower:
                 case "bypass":
                     counts.bypasses += more if more >= 0 else number
 
+    def take_sample(self, entity: str) -> list[tuple[str, bytes]]:
+        """Return the keys and contents of the slots that were last read, if they are those of an entity."""
+        (of_entity, slots), self._sampled = self._sampled, ("", [])
+        return slots if of_entity == entity else []
+
     def compare(self, entity: str, slots: Sequence[tuple[str, bytes]], rows: Mapping[str, Row]) -> None:
         """Compare slots with their rows, which were read afterwards.
 
@@ -229,28 +227,30 @@ class Follower:
         now = time.monotonic()
         if self.cache.state == "unavailable":
             return
-        unknown = await self._forget_deleted(store, now)
         most = max(0, _MAX_OPEN - self.judge.violations())
-        overdue = [one for one in self.judge.overdue(now) if one.change.slot not in unknown][:most]
+        overdue = await self._confirmed(store, self.judge.overdue(now)[:most])
+        # Of a row that was deleted in the meantime, nobody has told.
+        absent = [one for one in self.judge.absent(now) if one.violation is not None]
+        await self._confirmed(store, absent)
         for one in overdue:
             kind = violation_of(one.head)
             one.violation = await self._violate(store, one.change, now - one.since, kind, one.head)
         await self._record_odd(store, now)
 
-    async def _forget_deleted(self, store: Store, now: float) -> set[tuple[str, str]]:
-        """Close what is rightly absent, because the row was deleted; return the slots of unknown rows."""
-        unknown: set[tuple[str, str]] = set()
-        absent = self.judge.absent(now)
-        for entity in {one.change.entity for one in absent}:
-            of_entity = [one for one in absent if one.change.entity == entity]
+    async def _confirmed(self, store: Store, suspects: Sequence[Followed]) -> list[Followed]:
+        """Return the changes whose slots are not right, as the rows show; no longer follow the others."""
+        confirmed = []
+        right = []
+        for entity in {one.change.entity for one in suspects}:
+            of_entity = [one for one in suspects if one.change.entity == entity]
             rows = await store.rows(entity, {one.change.key for one in of_entity})
-            if rows is None:
-                unknown.update(one.change.slot for one in of_entity)
-                continue
-            deleted = [one for one in of_entity if one.change.key not in rows]
-            self.judge.forget(deleted)
-            await store.close_violations([one.violation for one in deleted if one.violation is not None])
-        return unknown
+            if rows is not None:
+                for one in of_entity:
+                    agrees = _agrees(one.head, rows.get(one.change.key))
+                    (right if agrees else confirmed).append(one)
+        self.judge.forget(right)
+        await store.close_violations([one.violation for one in right if one.violation is not None])
+        return confirmed
 
     async def _record_odd(self, store: Store, now: float) -> None:
         """Look again at slots with other content than their rows."""
@@ -258,7 +258,7 @@ class Follower:
         if not again:
             return
         try:
-            contents = await self.cache.contents(list(again), _COMPARED_BYTES)
+            contents = await self.cache.contents(list(again))
         except CacheUnavailableError:
             return
         for (slot, odd), content in zip(again.items(), contents, strict=True):
@@ -306,13 +306,20 @@ class Follower:
         return 0.0 if oldest is None else time.monotonic() - oldest.since
 
 
+def _agrees(head: bytes, row: Row | None) -> bool:
+    """Return whether a slot, which is neither empty nor a lease, is not older than its row."""
+    if head == ABSENT:
+        return row is None
+    return is_value(head) and row is not None and version_of(head) >= row.version
+
+
 def _is_odd(value: bytes, row: Row) -> bool:
     """Return whether a value is newer than its row, or has its version and another payload.
 
-    A value with another fingerprint is a miss, and what is longer than `_COMPARED_BYTES` was not read whole.
+    A value with another fingerprint is a miss, and what is longer than `COMPARED_BYTES` was not read whole.
     """
     if version_of(value) != row.version:
         return version_of(value) > row.version
-    if value[FINGERPRINT] != row.fingerprint or len(row.payload) + UP_TO_PAYLOAD > _COMPARED_BYTES:
+    if value[FINGERPRINT] != row.fingerprint or len(row.payload) + UP_TO_PAYLOAD > COMPARED_BYTES:
         return False
     return value[UP_TO_PAYLOAD:] != row.payload

@@ -219,13 +219,14 @@ class LiveCheck:
     async def _compare(self, store: Store) -> None:
         """Compare some slots of one entity with their rows."""
         entity = list(self._entities)[self._ticks % len(self._entities)]
-        keys = {key for follower in self._followers for key, _ in follower.sampled.get(entity, ())}
-        rows = await store.rows(entity, keys)
-        for follower in self._followers:
-            slots = follower.sampled.pop(entity, [])
+        # Each follower goes on reading other slots in the meantime.
+        slots = [(follower, follower.take_sample(entity)) for follower in self._followers]
+        rows = await store.rows(entity, {key for _, sample in slots for key, _ in sample})
+        following = list(self._entities)[(self._ticks + 1) % len(self._entities)]
+        for follower, sample in slots:
+            follower.sample_next = following
             if rows is not None:
-                follower.compare(entity, slots, rows)
-            follower.sample_next = list(self._entities)[(self._ticks + 1) % len(self._entities)]
+                follower.compare(entity, sample, rows)
 
     def _report(self, problems: dict[str, str | None]) -> None:
         """Log each change of what is wrong with the triggers once."""

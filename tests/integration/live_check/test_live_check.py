@@ -295,13 +295,16 @@ def test_waiting_live_check_takes_over_and_sees_a_cluster_that_nobody_keeps_in_s
 
 
 def test_live_check_continues_after_its_session_was_ended(system: Parts) -> None:
-    system.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'cachesync-live-check' AND datname = current_database()"
+    session = (
+        "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE '%live-check'"
     )
-    (now,) = system.sql("SELECT clock_timestamp() AS now")
+    (before,) = system.sql(f"SELECT pid, pg_terminate_backend(pid) {session}")
+    wait_until(
+        lambda: bool(system.sql(f"SELECT pid {session} AND pid <> {before['pid']}")), "it connects again"
+    )
+    (after,) = system.sql("SELECT clock_timestamp() AS now")
     system.wait_for_caches(
-        lambda sa, sb: min(sa["checked_at"], sb["checked_at"]) > now["now"], "it looks again"
+        lambda sa, sb: min(sa["checked_at"], sb["checked_at"]) > after["now"], "it looks again"
     )
 
 
