@@ -239,8 +239,8 @@ class Follower:
 
     async def _confirmed(self, store: Store, suspects: Sequence[Followed]) -> list[Followed]:
         """Return the changes whose slots are not right, as the rows show; no longer follow the others."""
-        confirmed = []
-        right = []
+        confirmed: list[Followed] = []
+        right: list[Followed] = []
         for entity in {one.change.entity for one in suspects}:
             of_entity = [one for one in suspects if one.change.entity == entity]
             rows = await store.rows(entity, {one.change.key for one in of_entity})
