@@ -1,11 +1,12 @@
-"""Consumer groups: the settings of their members, and which partitions these have."""
+"""Consumer groups: the settings of their members, what these consume, and how far behind they are."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from cachesync.errors import KafkaUnavailableError
 from cachesync.kafka.clients import open_client
@@ -13,6 +14,7 @@ from cachesync.kafka.errors import translate_kafka_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from concurrent.futures import Future
 
 _SECONDS: Final = 10.0
 
@@ -60,7 +62,8 @@ def unconsumed(kafka: Mapping[str, Any], group: str, topics: Collection[str]) ->
     admin = open_client(AdminClient, kafka)
     with translate_kafka_errors():
         existing = admin.list_topics(timeout=_SECONDS).topics
-    consumed = _consumed(admin, group)
+    (members,) = _members(_described(admin, [group], _SECONDS), _SECONDS).values()
+    consumed = {place for member in members for place in member.partitions}
     partitions = [
         f"{topic}[{partition}]"
         for topic in topics
@@ -71,20 +74,112 @@ def unconsumed(kafka: Mapping[str, Any], group: str, topics: Collection[str]) ->
     return partitions + [topic for topic in topics if topic not in existing]
 
 
-def _consumed(admin: AdminClient, group: str) -> set[tuple[str, int]]:
-    """Return the topics and partitions that the members of a group have."""
-    described = admin.describe_consumer_groups([group], request_timeout=_SECONDS)[group]
+Place = tuple[str, int]
+"""A topic and one of its partitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A living member of a consumer group.
+
+    Attributes:
+        client: its client id.
+        host: the address from which it is connected.
+        partitions: the partitions that it consumes.
+    """
+
+    client: str
+    host: str
+    partitions: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A consumer group.
+
+    Attributes:
+        members: its living members.
+        lag: for each partition of the topics, the messages after the offset that the group has committed.
+    """
+
+    members: tuple[Member, ...]
+    lag: Mapping[Place, int]
+
+
+def describe_groups(
+    admin: AdminClient, groups: Collection[str], topics: Collection[str], seconds: float
+) -> dict[str, Group]:
+    """Return the members of consumer groups, and how far they are behind, in two round trips.
+
+    Args:
+        admin: the client.
+        groups: the consumer groups; one that does not exist has no members.
+        topics: the topics that they consume; those that do not exist have no partitions.
+        seconds: the timeout for each round trip.
+
+    Raises:
+        KafkaUnavailableError: Kafka did not respond or rejected a request.
+    """
+    described = _described(admin, groups, seconds)
+    committed = {
+        group: admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=seconds
+        )[group]
+        for group in groups
+    }
+    with translate_kafka_errors():
+        existing = admin.list_topics(timeout=seconds).topics
+    places = [
+        TopicPartition(topic, partition)
+        for topic in topics
+        if topic in existing
+        for partition in existing[topic].partitions
+    ]
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    ends = admin.list_offsets(dict.fromkeys(places, latest), request_timeout=seconds)
+    end_offsets = {
+        (place.topic, place.partition): _result(ends[place], f"topic {place.topic}", seconds).offset
+        for place in places
+    }
+    members = _members(described, seconds)
+    result = {}
+    for group in groups:
+        offsets = {
+            (place.topic, place.partition): max(0, place.offset)
+            for place in _result(committed[group], f"group {group}", seconds).topic_partitions
+        }
+        # Compaction removes messages, but the first offset of a topic that nobody has consumed stays 0.
+        lag = {place: max(0, end - offsets.get(place, 0)) for place, end in end_offsets.items()}
+        result[group] = Group(members[group], lag)
+    return result
+
+
+def _described(admin: AdminClient, groups: Collection[str], seconds: float) -> dict[str, Future[Any]]:
+    return admin.describe_consumer_groups(list(groups), request_timeout=seconds)
+
+
+def _members(described: Mapping[str, Future[Any]], seconds: float) -> dict[str, tuple[Member, ...]]:
+    """Return the members of each group."""
+    return {
+        group: tuple(
+            Member(
+                member.client_id,
+                member.host.removeprefix("/"),
+                tuple((place.topic, place.partition) for place in member.assignment.topic_partitions),
+            )
+            for member in _result(future, f"group {group}", seconds).members
+        )
+        for group, future in described.items()
+    }
+
+
+def _result(future: Future[Any], what: str, seconds: float) -> Any:
     try:
         # Longer than the request can take, whose error says more.
-        members = described.result(2 * _SECONDS).members
+        return future.result(2 * seconds)
     except KafkaException as error:
-        message = f"Kafka: group {group}: {error.args[0].name()}"
+        message = f"Kafka: {what}: {error.args[0].name()}"
         raise KafkaUnavailableError(message) from error
     except TimeoutError as error:
-        message = f"Kafka: group {group}: no response"
+        message = f"Kafka: {what}: no response"
         raise KafkaUnavailableError(message) from error
-    return {
-        (partition.topic, partition.partition)
-        for member in members
-        for partition in member.assignment.topic_partitions
-    }
