@@ -367,6 +367,7 @@ class ChangeReport(_Model):
         operation: `upsert`, `delete` or `truncate`.
         source: the service or database user that made it.
         changed_at: when the statement that made it ended.
+        due_at: from when the relay publishes it; until then, the service that made it does.
         published_at: when it was published; None if it is not.
         shared: whether it shares its line with other rows of a bulk statement.
     """
@@ -375,6 +376,7 @@ class ChangeReport(_Model):
     operation: Literal["upsert", "delete", "truncate"]
     source: str
     changed_at: datetime
+    due_at: datetime
     published_at: datetime | None
     shared: bool
 

@@ -1,0 +1,34 @@
+"""Times and numbers in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+_UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which there are at least two, such as `42 s` or `3 min`."""
+    whole = max(0, int(seconds))
+    for size, unit in _UNITS:
+        if whole >= 2 * size:
+            return f"{whole // size:,} {unit}"
+    return f"{whole} s" if seconds >= 1 else "less than a second"
+
+
+def ago(now: datetime, at: datetime) -> str:
+    """Return how long ago something was, such as `42 s ago`."""
+    return f"{duration((now - at).total_seconds())} ago"
+
+
+def counted(number: int, one: str) -> str:
+    """Return a number of things, such as `1 message` or `2,000 messages`."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Return a text that another program or server wrote as the end of a sentence."""
+    return text.strip().rstrip(".")
