@@ -14,7 +14,7 @@ from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import translate_kafka_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Generator, Mapping
 
     from confluent_kafka import Message
 
@@ -62,19 +62,22 @@ class DeadLetterReader:
     def __exit__(self, *_: object) -> None:
         self._consumer.close()
 
-    def batches(self, topic: str, size: int) -> Iterator[list[Letter]]:
+    def batches(
+        self, topic: str, size: int, read: Mapping[int, int] | None = None
+    ) -> Generator[list[Letter]]:
         """Yield the letters that are in a topic now and may be open.
 
         Args:
             topic: the dead-letter topic or the parking lot.
             size: the maximum number of letters in a batch.
+            read: by partition, the offset to which the caller has read the letters already.
 
         Raises:
             KafkaUnavailableError: Kafka did not respond.
             TopicError: the topic is missing.
         """
         with translate_kafka_errors():
-            ranges = self._ranges(topic)
+            ranges = self._ranges(topic, read or {})
             self._lowest_open |= {(topic, partition): end for partition, (_, end) in ranges.items()}
             unread = {partition: end for partition, (start, end) in ranges.items() if start < end}
             if not unread:
@@ -123,6 +126,19 @@ class DeadLetterReader:
             return None
         return Letter.from_message(message)
 
+    def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return, by partition, the offset of the oldest letter and that after the last one.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond.
+            TopicError: the topic is missing.
+        """
+        with translate_kafka_errors():
+            return {
+                number: self._consumer.get_watermark_offsets(TopicPartition(topic, number), _TIMEOUT_SECONDS)
+                for number in self._partitions(topic)
+            }
+
     def count(self, topic: str) -> int:
         """Return how many messages `batches` would read.
 
@@ -131,7 +147,7 @@ class DeadLetterReader:
             TopicError: the topic is missing.
         """
         with translate_kafka_errors():
-            return sum(end - start for start, end in self._ranges(topic).values())
+            return sum(end - start for start, end in self._ranges(topic, {}).values())
 
     def mark_open(self, letters: Collection[LetterId]) -> None:
         """Record that letters are still open, so that `commit` does not pass them."""
@@ -160,7 +176,7 @@ class DeadLetterReader:
             raise KafkaException(KafkaError(errors.TIMED_OUT))
         return message
 
-    def _ranges(self, topic: str) -> dict[int, tuple[int, int]]:
+    def _ranges(self, topic: str, read: Mapping[int, int]) -> dict[int, tuple[int, int]]:
         """Return, by partition, the offset to start with and the offset after the last letter."""
         partitions = [TopicPartition(topic, number) for number in self._partitions(topic)]
         ranges = {}
@@ -171,7 +187,8 @@ class DeadLetterReader:
             low, high = self._consumer.get_watermark_offsets(partition, _TIMEOUT_SECONDS)
             self._committed[topic, partition.partition] = partition.offset
             # If the topic was recreated, it may not have reached the committed offset yet.
-            start = partition.offset if low <= partition.offset <= high else low
+            wanted = read.get(partition.partition, partition.offset)
+            start = wanted if low <= wanted <= high else low
             ranges[partition.partition] = (start, high)
         return ranges
 

@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from cachesync.reconcile.drift import Outcome  # noqa: TC001 - pydantic reads it
+
 HORIZONS: Final = (0.1, 1.0, 5.0, 30.0)
 """How long after its commit a change should be in a cache, in seconds: what the live check judges by."""
 
@@ -38,8 +40,8 @@ class Consistency(_Model):
     Attributes:
         judged: for each of `HORIZONS`, the number of changes that were followed for that long.
         seen: of those, the number that the cache was at or past in time.
-        lag_p50_s, lag_p99_s: quantiles of the time from the commit to the cache, in seconds; an upper bound,
-            and None without changes.
+        lag_p50_s, lag_p99_s: quantiles of the time from the commit to the cache, in seconds, as far
+            as the counts of the live check tell; None without changes.
         hits, misses, bypasses: how the service's reads were answered.
     """
 
@@ -189,6 +191,7 @@ class LetterGroup(_Model):
         parked: whether they are in the parking lot, and no longer retried.
         letters: their number.
         due: of those, the number that the next retry takes.
+        due_s: for how long the first of these has been due, in seconds; 0 if none is.
         first_failed_at: when the first of them failed for the first time.
         example: the name of the most recent one, such as `parking-lot:0:17`.
     """
@@ -200,6 +203,7 @@ class LetterGroup(_Model):
     parked: bool
     letters: int
     due: int
+    due_s: float
     first_failed_at: datetime
     example: str
 
@@ -245,7 +249,7 @@ class Reconciliation(_Model):
     mode: Literal["full", "delta"]
     deep: bool
     dry_run: bool
-    outcome: Literal["clean", "repaired", "drift", "unrepaired"] | None
+    outcome: Outcome | None
     examined: int
     found: dict[str, int]
     repaired: int

@@ -152,8 +152,8 @@ def _of_miss(cache: CacheFacts) -> Verdict:
         return Verdict("unknown", text, (f"Check the Redis of {service}.",))
     if slot.kind == "unreadable":
         text = (
-            f"The slot of {service} holds something that is no slot, which reads replace: another program, or "
-            "somebody, wrote to its Redis."
+            f"The slot of {service} holds something that is no slot, which reads replace: somebody, or "
+            "another program, wrote to its Redis."
         )
         return Verdict("not cached", text, (f"Find out what else writes to the Redis of {service}.",))
     if slot.kind == "lease":
@@ -339,7 +339,7 @@ def _wrong(cache: CacheFacts, text: str, *actions: str) -> Verdict:
 
 
 def _refusing(cache: CacheFacts) -> str:
-    return f"Make the Redis of {cache.service} accept writes: look at its memory, its disk, its role and its ACL."
+    return f"Make the Redis of {cache.service} accept writes: look at its memory, disk, role and ACL."
 
 
 def _reconcile(facts: KeyFacts, cache: CacheFacts, *, deep: bool = False) -> str:

@@ -59,6 +59,17 @@ class Rows:
         lookups = lookups_in_view(entity, relation.columns)
         return cls(connection, entity, Key.of(entity, relation.columns), lookups)
 
+    def canonical(self, given: object) -> str:
+        """Return the text of a key in canonical form.
+
+        Args:
+            given: the text in any spelling of its values, or a sequence with the text of each column's value.
+
+        Raises:
+            InvalidValueError: this cannot be the key of a row.
+        """
+        return self._key.canonical(given)
+
     async def read(self, keys: Iterable[str]) -> dict[str, Row]:
         """Return the rows that exist, by key; keys that no row can have are skipped."""
         possible = [key for key in keys if self.impossible(key) is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel
 
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES: Final = 10
 """Maximum number of keys of each kind in a report."""
+
+
+Outcome = Literal["clean", "repaired", "drift", "unrepaired"]
+"""What a run means: `clean` if nothing was wrong, `repaired` if all drift was repaired, `drift` if a dry run
+found drift, `unrepaired` if some could not be repaired."""
 
 
 class Kind(StrEnum):
@@ -100,6 +105,20 @@ class Findings(BaseModel):
 
 COUNTS: Final = tuple(name for name in Findings.model_fields if name != "samples")
 """The names of the counts in `Findings`."""
+
+
+def outcome_of(findings: Findings, *, dry_run: bool) -> Outcome:
+    """Return what findings mean for a run.
+
+    Args:
+        findings: what was found.
+        dry_run: whether the run only reported.
+    """
+    if not findings.drift:
+        return "clean"
+    if dry_run:
+        return "drift"
+    return "unrepaired" if findings.failed else "repaired"
 
 
 def drift_of(slot: bytes, row: Row | None, *, deep: bool) -> Kind | None:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from cachesync.reconcile.drift import Findings
+from cachesync.reconcile.drift import Findings, Outcome
 
 MAX_RATE: Final = 1_000_000_000
 """The largest rate limit, in slots per second. No cache can be examined that fast."""
@@ -71,8 +71,7 @@ class Report(Findings):
 
     Attributes:
         run: the run's id.
-        outcome: `clean` if nothing was wrong, `repaired` if all drift was repaired, `drift` if a dry run
-            found drift, `unrepaired` if some could not be repaired.
+        outcome: what it means; see `Outcome`.
         parameters: the requested parameters.
         notes: where the run deviated from the request, and why.
         started_at: when the run was planned.
@@ -82,7 +81,7 @@ class Report(Findings):
     """
 
     run: str
-    outcome: Literal["clean", "repaired", "drift", "unrepaired"]
+    outcome: Outcome
     parameters: Parameters
     notes: tuple[str, ...]
     started_at: datetime

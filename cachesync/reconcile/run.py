@@ -10,7 +10,7 @@ import time
 from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter
 
@@ -18,7 +18,7 @@ from cachesync.errors import NotInstalledError, ReconcileError
 from cachesync.postgres.connect import connect, translate_postgres_errors, with_translated_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.reconcile.chunk import SETTLE_SECONDS, Chunk, Compared, Progress
-from cachesync.reconcile.drift import Findings
+from cachesync.reconcile.drift import Findings, outcome_of
 from cachesync.reconcile.keyspace import Part, parts
 from cachesync.reconcile.models import Parameters, Report, Task
 from cachesync.reconcile.rows import ComparedRows, connect_for_rows
@@ -45,7 +45,11 @@ _FINDINGS: Final = TypeAdapter(dict[str, Findings])
 
 @with_translated_postgres_errors
 async def plan(
-    connection: asyncpg.Connection, run: str, parameters: Parameters, clients: Mapping[str, BlockingRedis]
+    connection: asyncpg.Connection,
+    run: str,
+    parameters: Parameters,
+    clients: Mapping[str, BlockingRedis],
+    link: str | None = None,
 ) -> list[Task]:
     """Plan a run, or return the existing plan if the run with this id has not ended.
 
@@ -57,6 +61,7 @@ async def plan(
         run: the run's id.
         parameters: the parameters of the run.
         clients: each service's Redis, by the service's name.
+        link: where people can follow the run; None if there is no such page.
 
     Returns:
         The chunks.
@@ -74,9 +79,10 @@ async def plan(
     async with connection.transaction():
         await connection.execute(statement("reconcile/forget"), run)
         await connection.execute(
-            "INSERT INTO cachesync.reconciliation (run, parameters) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            statement("reconcile/insert_run"),
             run,
             parameters.model_dump_json(),
+            link,
         )
         existing = await _tasks(connection, run)
         if existing:
@@ -275,7 +281,7 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
     result = Report(
         **total.model_dump(),
         run=run,
-        outcome=_outcome(total, parameters),
+        outcome=outcome_of(total, dry_run=parameters.dry_run),
         parameters=parameters,
         notes=tuple(record["notes"]),
         started_at=record["started_at"],
@@ -289,14 +295,6 @@ async def report(connection: asyncpg.Connection, run: str) -> Report:
         result.model_dump_json(),
     )
     return result
-
-
-def _outcome(total: Findings, parameters: Parameters) -> Literal["clean", "repaired", "drift", "unrepaired"]:
-    if not total.drift:
-        return "clean"
-    if parameters.dry_run:
-        return "drift"
-    return "unrepaired" if total.failed else "repaired"
 
 
 async def _planned(

@@ -30,6 +30,13 @@ BEGIN
         CREATE INDEX change_log_published ON cachesync.change_log USING brin (published_at)
         WITH (pages_per_range = 32, autosummarize = on);
     END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_attribute AS a
+        WHERE a.attrelid = 'cachesync.reconciliation'::regclass AND a.attname = 'link'
+    ) THEN
+        -- Where people can follow the run.
+        ALTER TABLE cachesync.reconciliation ADD COLUMN link text;
+    END IF;
 END
 $cachesync$;
 

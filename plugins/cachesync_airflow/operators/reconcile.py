@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from airflow.sdk import BaseOperator, Param
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
 from cachesync.entity import load_entities
@@ -81,15 +83,15 @@ class PlanOperator(BaseOperator):
                     "entities": requested["entities"] or tuple(load_entities(settings.entities)),
                 },
             )
-            tasks = asyncio.run(self._plan(_run_id(context), parameters))
+            tasks = asyncio.run(self._plan(_run_id(context), parameters, _link(context)))
         self.log.info("%d chunks", len(tasks))
         return [task.model_dump(mode="json") for task in tasks]
 
     @staticmethod
-    async def _plan(run: str, parameters: Parameters) -> list[Task]:
+    async def _plan(run: str, parameters: Parameters, link: str) -> list[Task]:
         async with connected(database(), "cachesync-reconcile") as connection:
             clients = {service: redis(service, _REDIS_SECONDS) for service in parameters.services}
-            return await runs.plan(connection, run, parameters, clients)
+            return await runs.plan(connection, run, parameters, clients, link)
 
 
 class ReconcileChunkOperator(BaseOperator):
@@ -175,3 +177,10 @@ class ReportOperator(BaseOperator):
 def _run_id(context: Context) -> str:
     run: str = context["dag_run"].run_id
     return run
+
+
+def _link(context: Context) -> str:
+    """Return where Airflow shows the run."""
+    run = context["dag_run"]
+    base = conf.get("api", "base_url", fallback="").rstrip("/")
+    return f"{base}/dags/{run.dag_id}/runs/{quote(run.run_id)}"

@@ -1,0 +1,13 @@
+-- What the live check has seen in the last $1, by service and periods of $2, of service $3 and entity $4; null for all.
+SELECT
+    c.service, date_bin($2::interval, c.minute, 'epoch') AS at,
+    sum(c.judged[2])::bigint AS judged, sum(c.seen[2])::bigint AS seen,
+    {{lags}} AS lags,
+    sum(c.hits)::bigint AS hits, sum(c.hits + c.misses + c.bypasses)::bigint AS reads
+FROM cachesync.consistency AS c
+WHERE
+    c.minute > now() - $1::interval
+    AND ($3::text IS NULL OR c.service = $3)
+    AND ($4::text IS NULL OR c.entity = $4)
+GROUP BY c.service, at
+ORDER BY c.service, at;
