@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
@@ -410,7 +411,8 @@ class Overview:
         return crc32(key.encode()) % partitions
 
 
-class _Seen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Seen:
     """What the database says.
 
     Attributes:
@@ -425,12 +427,12 @@ class _Seen(NamedTuple):
 
     now: datetime | None = None
     backlog: BacklogStatus | None = None
-    looks: Mapping[str, database.LastLook] = {}
-    hour: database.Sums = {}
-    day: database.Sums = {}
+    looks: Mapping[str, database.LastLook] = field(default_factory=dict)
+    hour: database.Sums = field(default_factory=dict)
+    day: database.Sums = field(default_factory=dict)
     runs: tuple[Reconciliation, ...] | None = None
-    entries: Mapping[tuple[str, str], int] = {}
-    capture: Mapping[str, str] = {}
+    entries: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    capture: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Look(NamedTuple):

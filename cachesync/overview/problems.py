@@ -147,7 +147,7 @@ def _publishing(status: Status) -> Iterator[Problem]:
             severity=_severity(backlog.age_s),
             entity=backlog.entity,
             text=f"The relay runs, but is behind.{wait}",
-            action="Look into its log (DAG outbox_relay): it says what it waits for. A bulk change takes time.",
+            action="Look into its log (DAG outbox_relay): it says what it waits for.",
         )
 
 
