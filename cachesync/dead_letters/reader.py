@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 _GROUP: Final = "cachesync-dead-letters"
 _TIMEOUT_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.1
-_MOVING: Final = {
-    KafkaError.NOT_COORDINATOR,
-    KafkaError.COORDINATOR_NOT_AVAILABLE,
-    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-}
 
 _Partition = tuple[str, int]
 
@@ -207,7 +202,7 @@ def _while_coordinator_moves(call: Callable[[], list[TopicPartition]]) -> list[T
         try:
             return call()
         except KafkaException as error:
-            if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
+            if error.args[0].code() not in errors.COORDINATOR_MOVES or time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE_SECONDS)
 

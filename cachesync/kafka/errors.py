@@ -33,6 +33,16 @@ TOO_LARGE: Final = frozenset(
 """The codes with which the client, the topic or the broker rejects a message because of its size."""
 
 
+COORDINATOR_MOVES: Final = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+"""The codes of a request about a consumer group that succeeds once a broker has taken the group over."""
+
+
 @contextmanager
 def translate_kafka_errors() -> Iterator[None]:
     """Raise errors of the Kafka client as a KafkaUnavailableError.

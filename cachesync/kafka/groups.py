@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,13 +12,14 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from cachesync.errors import KafkaUnavailableError
 from cachesync.kafka.clients import open_client
-from cachesync.kafka.errors import translate_kafka_errors
+from cachesync.kafka.errors import COORDINATOR_MOVES, translate_kafka_errors
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from concurrent.futures import Future
 
 _SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 0.1
 
 
 def group_of(service: str) -> str:
@@ -120,6 +123,21 @@ def describe_groups(
     Raises:
         KafkaUnavailableError: Kafka did not respond or rejected a request.
     """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return _describe_groups(admin, groups, topics, seconds)
+        except KafkaUnavailableError as error:
+            cause = error.__cause__
+            moving = isinstance(cause, KafkaException) and cause.args[0].code() in COORDINATOR_MOVES
+            if not moving or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def _describe_groups(
+    admin: AdminClient, groups: Collection[str], topics: Collection[str], seconds: float
+) -> dict[str, Group]:
     described = _described(admin, groups, seconds)
     committed = {
         group: admin.list_consumer_group_offsets(
@@ -127,19 +145,24 @@ def describe_groups(
         )[group]
         for group in groups
     }
-    with translate_kafka_errors():
-        existing = admin.list_topics(timeout=seconds).topics
-    places = [
-        TopicPartition(topic, partition)
-        for topic in topics
-        if topic in existing
-        for partition in existing[topic].partitions
-    ]
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    ends = admin.list_offsets(dict.fromkeys(places, latest), request_timeout=seconds)
+    ends: dict[TopicPartition, Future[Any]] = {}
+    try:
+        with translate_kafka_errors():
+            existing = admin.list_topics(timeout=seconds).topics
+        places = [
+            TopicPartition(topic, partition)
+            for topic in topics
+            if topic in existing
+            for partition in existing[topic].partitions
+        ]
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        ends = admin.list_offsets(dict.fromkeys(places, latest), request_timeout=seconds)
+    finally:
+        # The process crashes if the client is deleted while requests are under way.
+        wait([*described.values(), *committed.values(), *ends.values()], 2 * seconds)
     end_offsets = {
-        (place.topic, place.partition): _result(ends[place], f"topic {place.topic}", seconds).offset
-        for place in places
+        (place.topic, place.partition): _result(end, f"topic {place.topic}", seconds).offset
+        for place, end in ends.items()
     }
     members = _members(described, seconds)
     result = {}
