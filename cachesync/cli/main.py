@@ -12,6 +12,7 @@ from cachesync.cli.dead_letters import dead_letters
 from cachesync.cli.entities import check, init
 from cachesync.cli.errors import OneLineErrors
 from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
+from cachesync.cli.overview import show, status, watch
 from cachesync.cli.processes import live_check, relay, stream
 from cachesync.cli.reconcile import reconcile
 from cachesync.entity import load_entities
@@ -33,6 +34,9 @@ app = typer.Typer(
 )
 app.command()(init)
 app.command()(check)
+app.command()(status)
+app.command()(show)
+app.command()(watch)
 app.command()(reconcile)
 app.command()(stream)
 app.command()(relay)

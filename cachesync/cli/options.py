@@ -123,11 +123,14 @@ def kafka_client(bootstrap_servers: str) -> dict[str, str]:
 
 
 @contextmanager
-def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedis]]:
+def redis_clients(
+    urls: Sequence[str] | None, seconds: float = _REDIS_SECONDS
+) -> Iterator[dict[str, BlockingRedis]]:
     """Open a client for each service's Redis, by the service's name, and close them on exit.
 
     Args:
         urls: as given by the option `RedisUrls`.
+        seconds: the timeout for a connection and for a reply.
 
     Raises:
         SettingsError: values are not `SERVICE=URL`; the text has one line with the position of each.
@@ -135,7 +138,7 @@ def redis_clients(urls: Sequence[str] | None) -> Iterator[dict[str, BlockingRedi
     """
     with ExitStack() as stack:
         yield {
-            service: stack.enter_context(blocking_client(url, _REDIS_SECONDS))
+            service: stack.enter_context(blocking_client(url, seconds))
             for service, url in redis_urls(urls).items()
         }
 

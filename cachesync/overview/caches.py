@@ -98,8 +98,11 @@ def look_at_slot(client: BlockingRedis, name: str) -> Slot:
     ttl_s = None if ttl_ms is None else ttl_ms / 1000
     if content is None:
         return Slot("empty")
-    if not isinstance(content, bytes):  # Another type of key, or a login that may not read it.
-        return Slot("unreadable", payload=str(content), ttl_s=ttl_s)
+    if not isinstance(content, bytes):
+        # Another type of key is what reads replace; what this login may not read, others can.
+        return Slot(
+            "unreadable" if "WRONGTYPE" in str(content) else "unknown", payload=str(content), ttl_s=ttl_s
+        )
     if content == ABSENT:
         return Slot("absent", ttl_s=ttl_s)
     if is_lease(content) and ttl_ms is not None and is_lease_lifetime(ttl_ms):

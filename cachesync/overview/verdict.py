@@ -145,6 +145,9 @@ def verdict_of_cache(facts: KeyFacts, cache: CacheFacts) -> Verdict:
 def _of_miss(cache: CacheFacts) -> Verdict:
     """Return the verdict on a slot that no read is answered from."""
     service, slot = cache.service, cache.slot
+    if slot.kind == "unknown" and cache.redis != "unavailable":
+        text = f"The slot of {service} cannot be read ({sentence(slot.payload or cache.reason)})."
+        return Verdict("unknown", text, (f"Allow this login to read the Redis of {service}.",))
     if slot.kind == "unknown":
         text = (
             f"The Redis of {service} does not respond ({cache.reason}): reads of {service} ask the database."

@@ -12,24 +12,27 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 from confluent_kafka import Consumer, Producer
+from typer.testing import CliRunner
 
+from cachesync.cli.main import app
 from cachesync.dead_letters.letter import RetryPolicy
-from cachesync.errors import DeclarationError, InvalidValueError
 from cachesync.kafka.groups import consumer_settings, group_of
+from cachesync.overview.models import KeyReport, Status
 from cachesync.overview.overview import Overview
 from cachesync.postgres.rows import Rows
 from cachesync.relay.relay import Relay
 from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import slot_name, value_of
 from cachesync.stream.stream import open_stream
-from tests.integration.conftest import copied_database
-from tests.integration.refusals import refusing
+from tests.integration.conftest import ENTITIES_FILE, copied_database
+from tests.integration.refusals import denying, refusing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from typer.testing import Result
+
     from cachesync.entity import Entity
-    from cachesync.overview.models import KeyReport, Status
     from local.postgres import Postgres
     from local.redis import Redis
 
@@ -113,22 +116,143 @@ def system(
         yield System(dsn, topics, redis_sb.url, entities)
 
 
-async def shown(
-    overview: Overview, key: str, condition: Callable[[KeyReport], bool], entity: str = "student"
-) -> KeyReport:
-    async with asyncio.timeout(60):
-        while True:
-            report = await overview.show(entity, key)
-            if condition(report):
-                return report
+async def shown(overview: Overview, key: str, condition: Callable[[KeyReport], bool]) -> KeyReport:
+    """Wait until the report on a student meets a condition."""
+    report = None
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                report = await overview.show("student", key)
+                if condition(report):
+                    return report
+    except TimeoutError:
+        pytest.fail(f"the last verdict was: {report and report.verdict}")
 
 
-async def test_show_says_why_a_cache_is_stale_until_it_is_right(system: System) -> None:
+def says(*words: str) -> Callable[[KeyReport], bool]:
+    return lambda report: all(word in report.verdict for word in words)
+
+
+async def test_show_names_each_fault_that_is_staged(system: System) -> None:
+    """One system for all: a consumer takes seconds to join its group."""
+    for key in "12345":
+        await system.sql(f"INSERT INTO student VALUES ({key}, 'Ann', 20)")
+        await system.cache(key)
+    # Mended by the relay and the stream, which find these changes when they start.
+    await system.sql("UPDATE student SET age = 21 WHERE id = 1", "DELETE FROM student WHERE id = 5")
+    async with system.overview() as overview:
+        report = await shown(
+            overview, "1", says("is stale", "(upsert by postgres", "the relay is not running")
+        )
+        assert report.assessment == "wrong"
+        assert report.actions == ("Start the DAG outbox_relay, or run `cachesync relay`.",)
+        await shown(overview, "5", says("the row does not exist. Change", "(delete by postgres"))
+        with system.relay():
+            await shown(
+                overview, "1", says("was published", f"the consumer group cachesync-{system.service} has no")
+            )
+            with system.stream():
+                await shown(overview, "1", lambda report: report.assessment == "right")
+                await shown(overview, "5", says("The row does not exist, and no cache says otherwise."))
+
+                with refusing(system.redis, "no deletes"):
+                    await system.sql("UPDATE student SET age = 21 WHERE id = 2")
+                    await shown(
+                        overview, "2", says(f"but the Redis of {system.service} refuses writes (NOPERM")
+                    )
+                await shown(overview, "2", lambda report: report.assessment == "right")
+
+                with denying(system.redis, "3"):
+                    await system.sql("UPDATE student SET age = 21 WHERE id = 3")
+                    await shown(overview, "3", lambda report: bool(report.letters))
+                report = await shown(
+                    overview, "3", says("could not be applied and is the dead letter dead-letters")
+                )
+                assert report.letters is not None
+                assert report.letters[0].letter in report.verdict
+
+                await system.sql(
+                    "ALTER TABLE student DISABLE TRIGGER ALL", "UPDATE student SET age = 21 WHERE id = 4"
+                )
+                await shown(
+                    overview, "4", says("another row than the database", "is disabled", "reconcile --deep")
+                )
+
+                status = await overview.status()
+                (cache,) = status.caches
+                assert cache.consumers is not None
+                assert [len(one.partitions) for one in cache.consumers] == [4 * 6]
+                assert cache.consumer_lag == 0
+                (student, *_) = cache.entities
+                assert student.open_letters == 1
+                assert student.capture_problem is not None
+                texts = [problem.text for problem in status.problems]
+                assert any("Changes of student may go unnoticed: " in text for text in texts)
+
+
+async def test_status_and_show_tell_what_they_can_while_servers_are_away(system: System) -> None:
     await system.sql("INSERT INTO student VALUES (7, 'Ann', 20)")
     await system.cache("7")
-    await system.sql("UPDATE student SET age = 21 WHERE id = 7")
-    async with system.overview() as overview:
-        report = await overview.show("student", "7")
-        print(report.model_dump_json(indent=1))
+    away = blocking_client("redis://127.0.0.1:1", 1)
+    clients = {system.service: system.redis, "gone": away}
+    async with system.overview(kafka={"bootstrap.servers": "127.0.0.1:1"}, clients=clients) as overview:
+        status, report = await asyncio.gather(overview.status(), overview.show("student", "7"))
+    assert {"kafka", "redis gone"} <= status.unavailable.keys()
+    first, second = status.caches
+    assert (first.redis, first.keys, first.consumers) == ("ok", 1, None)
+    assert (second.redis, second.keys) == ("unavailable", None)
+    assert status.letters is None
+    assert {"Kafka does not respond", "The Redis of gone does not respond"} <= {
+        problem.text.partition(":")[0] for problem in status.problems
+    }
+    assert report.assessment == "unknown"
+    assert f"Every cache that has the row has version {report.row and report.row.version}" in report.verdict
+    async with system.overview(dsn="postgresql://127.0.0.1:1/none") as overview:
         status = await overview.status()
-        print(status.model_dump_json(indent=1))
+    assert "database" in status.unavailable
+    assert status.backlog is None
+    assert status.caches[0].consumers == ()
+
+
+def command(system: System, *arguments: str, status: int) -> Result:
+    environment = {
+        "COLUMNS": "250",
+        "CACHESYNC_DSN": system.dsn,
+        "CACHESYNC_ENTITIES": str(ENTITIES_FILE),
+        "CACHESYNC_REDIS_URLS": f"{system.service}={system.redis_url}",
+        "KAFKA_BOOTSTRAP_SERVERS": system.kafka["bootstrap.servers"],
+    }
+    result = CliRunner().invoke(app, arguments, env=environment)
+    assert result.exit_code == status, result.output
+    return result
+
+
+async def test_the_commands_print_words_and_json(system: System) -> None:
+    await system.sql(
+        "INSERT INTO student VALUES (7, 'Ann', 20)", "INSERT INTO course (id, title) VALUES (2, 'Art')"
+    )
+    await system.sql("INSERT INTO grade (student_id, course_id, grade) VALUES (7, 2, 'A')")
+    await system.cache("7")
+
+    def run(*arguments: str, status: int) -> Awaitable[Result]:
+        return asyncio.to_thread(command, system, *arguments, status=status)
+
+    taken = Status.model_validate_json((await run("status", "--json", status=3)).stdout)
+    assert [one.entity for one in taken.caches[0].entities] == list(system.entities)
+    assert taken.backlog is not None
+    assert taken.backlog.changes >= 1
+    words = (await run("status", status=3)).stdout
+    assert words.startswith("critical  ")
+    assert "The relay is not running" in words
+    assert "student" in words
+
+    report = KeyReport.model_validate_json((await run("show", "student", "007", "--json", status=0)).stdout)
+    assert (report.key, report.assessment) == ("7", "right")
+    assert "Every cache that has the row has version" in (await run("show", "student", "7", status=0)).stdout
+    for spelling in (["7/2"], ["7", "2"], ["[7, 2]"]):
+        shown = await run("show", "grade", *spelling, status=0)
+        assert "grade 7/2, version" in shown.stdout
+
+    assert "did you mean 'student'?" in (await run("show", "studnt", "7", status=1)).output
+    assert "KEY" in (await run("show", "student", status=2)).output
+    assert "id must be" in (await run("show", "student", "x", status=1)).output

@@ -115,6 +115,13 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         "does not respond (Connection refused): reads of sb ask the database",
         "Check the Redis of sb",
     ),
+    "slot that may not be read": (
+        FACTS,
+        replace(CACHE, slot=Slot("unknown", payload="NOPERM no permissions")),
+        "unknown",
+        "The slot of sb cannot be read (NOPERM no permissions)",
+        "Allow this login to read",
+    ),
     "ahead": (
         FACTS,
         replace(CACHE, slot=replace(NEW, version=23)),
