@@ -6,7 +6,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from cachesync.errors import CacheUnavailableError
 from cachesync.overview.verdict import Slot
@@ -101,7 +101,9 @@ def look_at_slot(client: BlockingRedis, name: str) -> Slot:
     if not isinstance(content, bytes):
         # Another type of key is what reads replace; what this login may not read, others can.
         return Slot(
-            "unreadable" if "WRONGTYPE" in str(content) else "unknown", payload=str(content), ttl_s=ttl_s
+            "unknown" if isinstance(content, NoPermissionError) else "unreadable",
+            payload=str(content),
+            ttl_s=ttl_s,
         )
     if content == ABSENT:
         return Slot("absent", ttl_s=ttl_s)
