@@ -6,7 +6,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from cachesync.overview.histogram import LAG_BOUNDS, quantile
+from cachesync.live_check.judge import LAG_BOUNDS
+from cachesync.overview.histogram import quantile
 from cachesync.overview.models import (
     BacklogStatus,
     ChangeReport,
@@ -36,7 +37,7 @@ _CHANGES: Final = 10
 _VIOLATIONS: Final = 5
 # Reading these takes about a tenth of a second; older changes are found by the version of the row alone.
 _SEARCHED_LINES: Final = 100_000
-_LAGS: Final = ", ".join(f"sum(c.lags[{number}])" for number in range(1, len(LAG_BOUNDS) + 2))
+_LAGS: Final = ", ".join(f"sum(c.lags[{number}])" for number in range(1, len(LAG_BOUNDS) + 1))
 
 Sums: TypeAlias = "Mapping[tuple[str, str], Sum]"
 """What the live check has seen in a period, by service and entity."""

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from datetime import datetime  # noqa: TC003 - pydantic reads it
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from cachesync.reconcile.drift import Outcome  # noqa: TC001 - pydantic reads it
-
-HORIZONS: Final = (0.1, 1.0, 5.0, 30.0)
-"""How long after its commit a change should be in a cache, in seconds: what the live check judges by."""
 
 Severity = Literal["critical", "warning"]
 RedisState = Literal["ok", "refuses writes", "unavailable"]
@@ -38,7 +35,7 @@ class Consistency(_Model):
     """What the live check has seen of the changes in a period.
 
     Attributes:
-        judged: for each of `HORIZONS`, the number of changes that were followed for that long.
+        judged: for each of the live check's `HORIZONS` (0.1, 1, 5 and 30 s), the number of changes that were followed for that long.
         seen: of those, the number that the cache was at or past in time.
         lag_p50_s, lag_p99_s: quantiles of the time from the commit to the cache, in seconds, as far
             as the counts of the live check tell; None without changes.
