@@ -35,7 +35,8 @@ class Consistency(_Model):
     """What the live check has seen of the changes in a period.
 
     Attributes:
-        judged: for each of the live check's `HORIZONS` (0.1, 1, 5 and 30 s), the number of changes that were followed for that long.
+        judged: for each of the live check's `HORIZONS` (0.1, 1, 5 and 30 s), the number of changes that were
+            followed for that long.
         seen: of those, the number that the cache was at or past in time.
         lag_p50_s, lag_p99_s: quantiles of the time from the commit to the cache, in seconds, as far
             as the counts of the live check tell; None without changes.
