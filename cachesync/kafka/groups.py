@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from cachesync.errors import KafkaUnavailableError
@@ -109,46 +108,58 @@ class Group:
     lag: Mapping[Place, int]
 
 
-def describe_groups(
-    admin: AdminClient, groups: Collection[str], topics: Collection[str], seconds: float
-) -> dict[str, Group]:
-    """Return the members of consumer groups, and how far they are behind, in two round trips.
+class Groups:
+    """Describes consumer groups, without joining them. Its methods are called by one thread at a time.
 
     Args:
-        admin: the client.
-        groups: the consumer groups; one that does not exist has no members.
-        topics: the topics that they consume; those that do not exist have no partitions.
-        seconds: the timeout for each round trip.
+        kafka: librdkafka's settings for connecting to the brokers.
+        groups: the consumer groups.
 
     Raises:
-        KafkaUnavailableError: Kafka did not respond or rejected a request.
+        SettingsError: a setting has no value.
+        KafkaUnavailableError: librdkafka rejected the settings.
     """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return _describe_groups(admin, groups, topics, seconds)
-        except KafkaUnavailableError as error:
-            cause = error.__cause__
-            moving = isinstance(cause, KafkaException) and cause.args[0].code() in COORDINATOR_MOVES
-            if not moving or time.monotonic() > deadline:
-                raise
-            time.sleep(_PAUSE_SECONDS)
 
+    def __init__(self, kafka: Mapping[str, Any], groups: Collection[str]) -> None:
+        self._admin = open_client(AdminClient, kafka)
+        # The request of the administrative client for the offsets of a group crashes the process if the
+        # group's coordinator is moving (librdkafka 2.16).
+        self._consumers = {
+            group: open_client(Consumer, {**kafka, "group.id": group, "enable.auto.commit": False})
+            for group in groups
+        }
 
-def _describe_groups(
-    admin: AdminClient, groups: Collection[str], topics: Collection[str], seconds: float
-) -> dict[str, Group]:
-    described = _described(admin, groups, seconds)
-    committed = {
-        group: admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group)], request_timeout=seconds
-        )[group]
-        for group in groups
-    }
-    ends: dict[TopicPartition, Future[Any]] = {}
-    try:
+    def close(self) -> None:
+        """Close the clients."""
+        for consumer in self._consumers.values():
+            consumer.close()
+
+    def describe(self, topics: Collection[str], seconds: float) -> dict[str, Group]:
+        """Return the members of the groups, and how far they are behind.
+
+        A group that does not exist has no members.
+
+        Args:
+            topics: the topics that they consume; those that do not exist have no partitions.
+            seconds: the timeout for each request.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not respond or rejected a request.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self._describe(topics, seconds)
+            except KafkaUnavailableError as error:
+                cause = error.__cause__
+                moving = isinstance(cause, KafkaException) and cause.args[0].code() in COORDINATOR_MOVES
+                if not moving or time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
+    def _describe(self, topics: Collection[str], seconds: float) -> dict[str, Group]:
         with translate_kafka_errors():
-            existing = admin.list_topics(timeout=seconds).topics
+            existing = self._admin.list_topics(timeout=seconds).topics
         places = [
             TopicPartition(topic, partition)
             for topic in topics
@@ -156,25 +167,21 @@ def _describe_groups(
             for partition in existing[topic].partitions
         ]
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        ends = admin.list_offsets(dict.fromkeys(places, latest), request_timeout=seconds)
-    finally:
-        # The process crashes if the client is deleted while requests are under way.
-        wait([*described.values(), *committed.values(), *ends.values()], 2 * seconds)
-    end_offsets = {
-        (place.topic, place.partition): _result(end, f"topic {place.topic}", seconds).offset
-        for place, end in ends.items()
-    }
-    members = _members(described, seconds)
-    result = {}
-    for group in groups:
-        offsets = {
-            (place.topic, place.partition): max(0, place.offset)
-            for place in _result(committed[group], f"group {group}", seconds).topic_partitions
+        ends = self._admin.list_offsets(dict.fromkeys(places, latest), request_timeout=seconds)
+        members = _members(_described(self._admin, self._consumers, seconds), seconds)
+        end_offsets = {
+            (place.topic, place.partition): _result(end, f"topic {place.topic}", seconds).offset
+            for place, end in ends.items()
         }
-        # Compaction removes messages, but the first offset of a topic that nobody has consumed stays 0.
-        lag = {place: max(0, end - offsets.get(place, 0)) for place, end in end_offsets.items()}
-        result[group] = Group(members[group], lag)
-    return result
+        result = {}
+        for group, consumer in self._consumers.items():
+            with translate_kafka_errors():
+                committed = consumer.committed(places, timeout=seconds)
+            # Without an offset, a group begins with the first message: compaction leaves its offset at 0.
+            offsets = {(place.topic, place.partition): max(0, place.offset) for place in committed}
+            lag = {place: max(0, end - offsets[place]) for place, end in end_offsets.items()}
+            result[group] = Group(members[group], lag)
+        return result
 
 
 def _described(admin: AdminClient, groups: Collection[str], seconds: float) -> dict[str, Future[Any]]:

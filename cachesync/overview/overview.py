@@ -13,13 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
-from confluent_kafka.admin import AdminClient
-
 from cachesync.dead_letters.open_letters import MAX_LETTERS, OpenLetters
 from cachesync.entity import with_canary
 from cachesync.errors import CacheSyncError, CacheUnavailableError, DeclarationError
-from cachesync.kafka.clients import open_client
-from cachesync.kafka.groups import describe_groups, group_of
+from cachesync.kafka.groups import Groups, group_of
 from cachesync.mistakes import did_you_mean
 from cachesync.overview import database
 from cachesync.overview.assemble import (
@@ -106,13 +103,15 @@ class Overview:
         self._groups = {service: (groups or {}).get(service) or group_of(service) for service in clients}
         self._topics = {entity.topic: name for name, entity in with_canary(entities).items()}
         self._knows_partitioner = kafka.get("partitioner") in _PARTITIONERS
-        self._admin = open_client(AdminClient, kafka)
+        self._consumer_groups = Groups(kafka, set(self._groups.values()))
+        self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
         self._day: tuple[float, database.Sums] = (0.0, {})
 
     def close(self) -> None:
         """Close the Kafka clients."""
         self._letters.close()
+        self._consumer_groups.close()
 
     async def status(self) -> Status:
         """Return the overview of all caches. Servers that do not respond are in its `unavailable`."""
@@ -240,9 +239,8 @@ class Overview:
         return by_service
 
     async def _consumption(self) -> dict[str, Group]:
-        return await asyncio.to_thread(
-            describe_groups, self._admin, set(self._groups.values()), list(self._topics), _SECONDS
-        )
+        async with self._consumption_lock:
+            return await asyncio.to_thread(self._consumer_groups.describe, list(self._topics), _SECONDS)
 
     async def _open_letters(self, connection: asyncpg.Connection) -> list[OpenLetter]:
         return await self._letters.refresh(connection)
