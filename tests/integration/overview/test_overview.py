@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pty
 import secrets
+import sys
 import threading
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -216,15 +219,18 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
     assert status.caches[0].consumers == ()
 
 
-def command(system: System, *arguments: str, status: int) -> Result:
-    environment = {
+def environment_of(system: System) -> dict[str, str]:
+    return {
         "COLUMNS": "250",
         "CACHESYNC_DSN": system.dsn,
         "CACHESYNC_ENTITIES": str(ENTITIES_FILE),
         "CACHESYNC_REDIS_URLS": f"{system.service}={system.redis_url}",
         "KAFKA_BOOTSTRAP_SERVERS": system.kafka["bootstrap.servers"],
     }
-    result = CliRunner().invoke(app, arguments, env=environment)
+
+
+def command(system: System, *arguments: str, status: int) -> Result:
+    result = CliRunner().invoke(app, arguments, env=environment_of(system))
     assert result.exit_code == status, result.output
     return result
 
@@ -258,3 +264,22 @@ async def test_the_commands_print_words_and_json(system: System) -> None:
     assert "did you mean 'student'?" in (await run("show", "studnt", "7", status=1)).output
     assert "KEY" in (await run("show", "student", status=2)).output
     assert "id must be" in (await run("show", "student", "x", status=1)).output
+
+
+async def test_watch_shows_the_status_in_a_terminal_until_q_is_typed(system: System) -> None:
+    terminal, other = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cachesync", "watch"),
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        env=os.environ | environment_of(system) | {"TERM": "xterm", "LINES": "50"},
+    )
+    os.close(other)
+    shown = b""
+    while b"The relay is not running" not in shown:
+        shown += await asyncio.to_thread(os.read, terminal, 65_536)
+    os.write(terminal, b"q")
+    assert await process.wait() == 0
+    os.close(terminal)
+    assert b"q ends" in shown
