@@ -122,10 +122,12 @@ class Overview:
                 self._states(unavailable),
                 _or_none(self._consumption(), "kafka", unavailable),
             )
-            seen = _Seen() if opened is None else await self._seen(opened, unavailable)
-            letters = None
+            seen = letters = None
+            if opened is not None:
+                seen = await _part(unavailable, "database", self._seen(opened, unavailable))
+            seen = seen or _Seen()
             if opened is not None and groups is not None:
-                letters = await _or_none(self._open_letters(opened), "letters", unavailable)
+                letters = await _part(unavailable, "letters", self._letters.refresh(opened))
         if letters is not None and not self._letters.complete:
             unavailable["more letters"] = f"only the first {MAX_LETTERS:,} open letters are counted"
         now = seen.now or datetime.now(UTC)
@@ -185,8 +187,8 @@ class Overview:
                 # The change may be on its way, or may have arrived between the looks at slot and row.
                 await asyncio.sleep(_SETTLE_SECONDS)
                 look = await self._look(connection, rows, entity, text)
-            violations = await _or_none(
-                database.violations(connection, entity, text), "live check", look.unavailable
+            violations = await _part(
+                look.unavailable, "live check", database.violations(connection, entity, text)
             )
         facts = look.facts
         verdict = verdict_of_key(facts, look.verdicts)
@@ -241,9 +243,6 @@ class Overview:
     async def _consumption(self) -> dict[str, Group]:
         async with self._consumption_lock:
             return await asyncio.to_thread(self._consumer_groups.describe, list(self._topics), _SECONDS)
-
-    async def _open_letters(self, connection: asyncpg.Connection) -> list[OpenLetter]:
-        return await self._letters.refresh(connection)
 
     async def _seen(self, connection: asyncpg.Connection, unavailable: dict[str, str]) -> _Seen:
         """Read what the database says; the parts that an earlier version has not installed are missing."""
@@ -330,7 +329,7 @@ class Overview:
         changes = await database.changes(connection, entity, key, versions)
         letters = None
         if groups is not None:
-            letters = await _or_none(self._open_letters(connection), "letters", unavailable)
+            letters = await _part(unavailable, "letters", self._letters.refresh(connection))
         mine = [one for one in letters or () if one.entity == entity and one.key == key]
         capture = await _part(unavailable, "capture", database.capture_problems(connection, self._entities))
         now, relays = await database.time_and_relays(connection)

@@ -22,7 +22,10 @@ from cachesync.dead_letters.letter import RetryPolicy
 from cachesync.kafka.groups import consumer_settings, group_of
 from cachesync.overview.models import KeyReport, Status
 from cachesync.overview.overview import Overview
+from cachesync.postgres.connect import connect
 from cachesync.postgres.rows import Rows
+from cachesync.reconcile import run as runs
+from cachesync.reconcile.models import Parameters
 from cachesync.relay.relay import Relay
 from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import slot_name, value_of
@@ -245,8 +248,21 @@ async def test_the_commands_print_words_and_json(system: System) -> None:
     def run(*arguments: str, status: int) -> Awaitable[Result]:
         return asyncio.to_thread(command, system, *arguments, status=status)
 
+    await run("reconcile", "--entity", "student", status=0)
+    link = "http://airflow/dags/reconcile/runs/manual"
+    parameters = Parameters(services=(system.service,), entities=("student",), mode="delta")
+    connection = await connect(system.dsn, "test")
+    await runs.plan(connection, "manual", parameters, {system.service: system.redis}, link)
+    await connection.close()
+
     taken = Status.model_validate_json((await run("status", "--json", status=3)).stdout)
     assert [one.entity for one in taken.caches[0].entities] == list(system.entities)
+    assert taken.caches[0].entities[0].entries == 1
+    assert taken.reconciliations is not None
+    assert [(one.run, one.outcome, one.link) for one in taken.reconciliations] == [
+        ("manual", None, link),
+        (taken.reconciliations[1].run, "clean", None),
+    ]
     assert taken.backlog is not None
     assert taken.backlog.changes >= 1
     words = (await run("status", status=3)).stdout
