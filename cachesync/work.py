@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import structlog
 
-from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.errors import CacheSyncError, SettingsError
+from cachesync.metrics import process as metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,18 +53,23 @@ class RunningWork:
 
     def __init__(self, name: str, open_work: Callable[[], Work]) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._errors = metrics.restarts.labels(name)
         self._open_work = open_work
         self._work: Work | None = None
         self._stopping = False
         self.ended = asyncio.get_running_loop().run_in_executor(self._executor, self._run)
 
     def _run(self) -> None:
-        work = self._work = self._open_work()
-        _exempt_from_garbage_collection()
-        # `stop` may have been called before there was any work to stop.
-        if self._stopping:
-            work.stop()
-        work.run()
+        try:
+            work = self._work = self._open_work()
+            _exempt_from_garbage_collection()
+            # `stop` may have been called before there was any work to stop.
+            if self._stopping:
+                work.stop()
+            work.run()
+        except Exception:
+            self._errors.inc()
+            raise
 
     async def has_ended(self, seconds: float) -> bool:
         """Wait for the work to end, for at most this many seconds, and return whether it has."""
@@ -117,7 +122,6 @@ async def keep_working(name: str, open_work: Callable[[], Work]) -> None:
             _report(name, error)
         if not stop.done():
             failures = 1 if time.monotonic() - started > _STEADY_SECONDS else failures + 1
-            metrics.restarts.inc()
             await asyncio.wait({stop}, timeout=_BACKOFF.delay(failures))
     _log.info("stopped", work=name)
 

@@ -204,13 +204,15 @@ class _Lifecycle:
         self._settings = settings
         self._open_service = open_service
         self._service: Service | None = None
+        self._flusher: metrics.Flusher | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def process_startup(self, _scope: object, _event: object) -> None:
         """Open the service and add the routes of its entities; if that fails, log the reason."""
         try:
             service = await self._open_service(self._settings)
-            _add_routes(self._app, service, self._settings)
+            self._flusher = metrics.Flusher({"read": self._app.reads, "write": self._app.writes})
+            _add_routes(self._app, service, self._settings, self._flusher)
         except CacheSyncError as error:
             self._app.start_error = error
             _log.critical("cannot start", error=str(error))
@@ -226,7 +228,7 @@ class _Lifecycle:
         self._tasks = [
             asyncio.create_task(work)
             for work in (
-                metrics.keep_flushing(),
+                self._flusher.keep_flushing(),
                 connections.keep_sweeping(),
                 self._app.reads.keep_adapting(),
                 self._app.writes.keep_adapting(),
@@ -242,7 +244,8 @@ class _Lifecycle:
         """Close the service after the last request."""
         for task in self._tasks:
             task.cancel()
-        metrics.flush()
+        if self._flusher is not None:
+            self._flusher.flush()
         if self._service is not None:
             await self._service.close()
 
@@ -289,9 +292,9 @@ def create_app(
     return app
 
 
-def _add_routes(app: App, service: Service, settings: Settings) -> None:
+def _add_routes(app: App, service: Service, settings: Settings, flusher: metrics.Flusher) -> None:
     health: dict[str, object] = {"/health/live": Live(), "/health/ready": Ready(service)}
-    for path, resource in {**health, "/metrics": metrics.Metrics()}.items():
+    for path, resource in {**health, "/metrics": metrics.Metrics(flusher, service)}.items():
         app.internal.add_route(path, resource)
     own = {**health, "/openapi.json": OpenApi(service.caches.values(), settings)}
     for path, resource in own.items():

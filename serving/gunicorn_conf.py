@@ -71,3 +71,10 @@ graceful_timeout = 30
 def post_fork(server: Any, worker: Any) -> None:
     """Tell a worker process what only the master knows."""
     worker.replaces_another = worker.age > server.num_workers
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """Forget the gauges of a worker process that has ended; what it has counted stays."""
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415 - after `_share_metrics`
+
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]

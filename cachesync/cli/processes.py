@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 import structlog
 import typer
 from confluent_kafka import Consumer, Producer
-from prometheus_client import start_http_server
 
 from cachesync import logs
 from cachesync.background import BackgroundSettings
@@ -27,6 +26,7 @@ from cachesync.cli.options import (
 )
 from cachesync.entity import check_service_name, load_entities
 from cachesync.errors import SettingsError
+from cachesync.exporter import serve
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.groups import consumer_settings, group_of
 from cachesync.live_check.cache import REDIS_SECONDS as LOOK_SECONDS
@@ -203,11 +203,7 @@ async def _work(
     else:
         logs.configure(logging.INFO, structlog.processors.JSONRenderer())
     if metrics_port is not None:
-        try:
-            start_http_server(metrics_port, listen_address)
-        except OSError as error:
-            message = f"cannot serve metrics on {listen_address}:{metrics_port}: {error.strerror or error}"
-            raise SettingsError(message) from error
+        serve(listen_address, metrics_port)
     # Only a file that is invalid from the beginning ends the process.
     load_entities(entities)
     await keep_working(name, lambda: ReloadingWork(entities, open_work))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.change import Change, Operation
 from cachesync.kafka import errors
 from cachesync.kafka.clients import open_client, recovery_seconds
 from cachesync.kafka.event import encode_headers, message_key, message_value, time_of
 from cachesync.lookup import encode_values, values_in
+from cachesync.metrics import publishing as metrics
 from cachesync.value import UP_TO_PAYLOAD, version_of
 
 if TYPE_CHECKING:

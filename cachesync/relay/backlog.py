@@ -7,7 +7,7 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync import metrics
+from cachesync.metrics import relay as metrics
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Backlog:
 
     async def _count(self, connection: asyncpg.Connection) -> None:
         (backlog,) = await connection.fetch(statement("relay/backlog"), _MAX_LINES, self.start)
-        metrics.backlog.set(backlog["changes"])
-        metrics.backlog_age.set(backlog["age"])
+        metrics.backlog.set(self, backlog["changes"])
+        metrics.backlog_age.set(self, backlog["age"])
         self.start = min(self._settled_at, backlog["first"] or self._settled_at)
 
     async def _sample(self, connection: asyncpg.Connection, now: float) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 import structlog
 
-from cachesync import metrics
+from cachesync.metrics import relay as metrics
 from cachesync.postgres.registry import read_registry
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from cachesync.entity import Entity
 
@@ -38,7 +38,6 @@ class CaptureCheck:
         self._entities = entities
         self._next_check = 0.0
         self._problems: dict[str, str] = {}
-        _forget_others(entities)
 
     async def step(self, connection: asyncpg.Connection) -> None:
         """Compare, report and note what changed since the last time, if it is due.
@@ -74,7 +73,8 @@ class CaptureCheck:
             ):
                 # Changes are captured, but the services refuse the entity.
                 problems[name] = f"entity {name!r}: the unique index on ({', '.join(missing)}) is missing"
-            metrics.capture_lost.labels(name).set(name in problems)
+        metrics.capture_lost.replace(self, {(name,): name in problems for name in self._entities})
+        metrics.catalog_checked.set(self, time.time())
         self._report(problems)
 
     def _report(self, problems: dict[str, str]) -> None:
@@ -106,12 +106,3 @@ async def _follow_partitions(connection: asyncpg.Connection, entity: str) -> str
         f"entity {entity!r}: a TRUNCATE of a new partition would be missed; {followed['failures']}; run "
         "`cachesync install` as the owner of the tables"
     )
-
-
-def _forget_others(entities: Collection[str]) -> None:
-    """Remove from the metric what a former relay of this process knew and is no longer declared."""
-    for metric in metrics.capture_lost.collect():
-        for sample in metric.samples:
-            name = sample.labels["entity"]
-            if name not in entities:
-                metrics.capture_lost.remove(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from cachesync import metrics
+from cachesync.metrics import relay as metrics
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:

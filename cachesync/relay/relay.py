@@ -15,7 +15,6 @@ import asyncpg
 import structlog
 from confluent_kafka import KafkaError
 
-from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.change import Operation, Upserts
 from cachesync.entity import with_canary
@@ -23,12 +22,15 @@ from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstall
 from cachesync.kafka.errors import MISSING_TOPIC, TOO_LARGE
 from cachesync.kafka.producer import Sender, producer_settings
 from cachesync.lookup import encode_values, values_in
+from cachesync.metrics import relay as metrics
+from cachesync.metrics.kinds import forget
 from cachesync.postgres.change_log import change_of
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
 from cachesync.relay.capture import CaptureCheck
 from cachesync.relay.pruning import Pruner
+from cachesync.relay.records import Records
 from cachesync.relay.sessions import SESSION_NAME
 from cachesync.value import version_of
 
@@ -151,6 +153,7 @@ class Relay:
         self._backlog = Backlog()
         self._pruner = Pruner(retention)
         self._capture = CaptureCheck(entities)
+        self._records = Records()
         self._changed = asyncio.Event()
         self._oldest_lines = _OLDEST_LINES.start
         self._next_sweep = 0.0
@@ -179,10 +182,13 @@ class Relay:
             NotInstalledError: the change log is missing, or was installed by an older version.
             DatabaseError: PostgreSQL rejected one of the relay's statements.
         """
+        for counter in (metrics.relayed, metrics.superseded, metrics.gap, metrics.pruned):
+            counter.export()
         try:
             with suppress(asyncio.CancelledError):
                 asyncio.run(self._run())
         finally:
+            forget(self._backlog, self._capture, self._records)
             self._sender.close()
 
     async def _run(self) -> None:
@@ -197,6 +203,7 @@ class Relay:
                         self._backlog.restart()
                         await self._relay(connection)
             except DatabaseUnavailableError as error:
+                forget(self._backlog)
                 database.failed(str(error))
                 await asyncio.sleep(database.backoff())
             except DatabaseError as error:
@@ -296,6 +303,7 @@ class Relay:
         await self._backlog.step(connection)
         await self._pruner.step(connection)
         await self._capture.step(connection)
+        await self._records.step(connection)
 
     async def _publish_round(
         self, connection: asyncpg.Connection, position: datetime, oldest_lines: int

@@ -21,7 +21,6 @@ from typing import (
     TypeVar,
 )
 
-from cachesync import metrics
 from cachesync.change import Change, Operation, Row
 from cachesync.errors import (
     CacheSyncError,
@@ -37,8 +36,10 @@ from cachesync.errors import (
     VersionMismatchError,
 )
 from cachesync.lookup import columns_name, lookup_name, values_in
+from cachesync.metrics import service as metrics
 from cachesync.mistakes import did_you_mean
 from cachesync.postgres.connect import SchemaSuspicion, schema_suspicion
+from cachesync.service.counts import BypassReason, ReadCounts
 from cachesync.service.database import past_the_cache
 from cachesync.service.row_input import RowInput
 from cachesync.service.settling import Lease
@@ -250,6 +251,7 @@ class EntityCache:
         writes: the writes in progress.
         problem: why changes of the entity may not be captured, and what to run; None if they are. While it is
             set, reads go past the cache, and writes are refused.
+        counts: how the reads of this process were answered.
     """
 
     def __init__(
@@ -260,6 +262,7 @@ class EntityCache:
         settler: Settler,
     ) -> None:
         self.entity = table.entity
+        self.counts = ReadCounts()
         self.problem: str | None = None
         self.look: Callable[[float], Awaitable[None]] = _keep
         self.adopt(table)
@@ -309,7 +312,10 @@ class EntityCache:
         table = self._table
         text = table.key.canonical(key)
         answer = _served(self._slots.get_at_once(self._name(text)), text, table)
-        return None if answer is None else (answer, table.columns)
+        if answer is None:
+            return None
+        self.counts.hits += 1
+        return answer, table.columns
 
     async def read(self, key: GivenKey) -> Read:
         """Read a row.
@@ -324,18 +330,25 @@ class EntityCache:
         text = self.key.canonical(key)
         name = self._name(text)
         if self._is_bypassed:
-            return Read(Outcome.BYPASS, await self._from_database(text))
+            row = await self._from_database(text)
+            self.counts.bypass(self._bypass_reason)
+            return Read(Outcome.BYPASS, row)
+        reason = BypassReason.WAIT
         try:
             answer = self._served(await self._slots.get(name), text)
-            if answer is None:
-                answer = await self._load(self._wanted(name, text))
+            if answer is not None:
+                self.counts.hits += 1
+                return answer
+            answer = await self._load(self._wanted(name, text))
         except CacheUnavailableError:
+            reason = BypassReason.REDIS
             answer = None
         if answer is None:
             row = await self._from_database(text)
+            self.counts.bypass(reason)
             self._advance([(name, row)])
-            answer = Read(Outcome.BYPASS, row)
-        return answer
+            return Read(Outcome.BYPASS, row)
+        return self._counted(answer)
 
     async def find(self, columns: Iterable[str], given: GivenKey) -> Read:
         """Read the row that has a value in unique columns.
@@ -354,11 +367,17 @@ class EntityCache:
         lookup, text = self._value(order, given)
         name = slot_name(self._service, lookup_name(self.entity.name, lookup), text)
         read = None
-        if not self._is_bypassed and self._settler.follows_lookups:
-            with suppress(CacheUnavailableError):
+        if self._is_bypassed or not self._settler.follows_lookups:
+            reason = self._bypass_reason
+        else:
+            reason = BypassReason.WAIT
+            try:
                 read = await self._find(name, lookup, text)
+            except CacheUnavailableError:
+                reason = BypassReason.REDIS
         if read is None:
             row = await self._found_in_database(lookup, text)
+            self.counts.bypass(reason)
             if row is None:
                 self._advance([], nobody=name)
             else:
@@ -399,7 +418,7 @@ class EntityCache:
                         return read
                 refuted = said
             elif said is not None:
-                return said
+                break
             said = await self._load(
                 _Wanted(name, served, lambda: self._found_in_database(lookup, text), found_content, refuted)
             )
@@ -408,7 +427,11 @@ class EntityCache:
             if isinstance(said, Read) and said.row is not None:
                 # It was read past its own slot.
                 self._advance([(self._name(said.row.key), said.row)])
-        return said if isinstance(said, Read) else None
+        return self._counted(said) if isinstance(said, Read) else None
+
+    def _counted(self, read: Read) -> Read:
+        self.counts.add(read.outcome)
+        return read
 
     def _has_value(self, row: Row, lookup: str, text: str) -> bool:
         values = values_in(self.entity.lookups, row.payload)
@@ -431,12 +454,21 @@ class EntityCache:
         reads: dict[str, Read] = {}
         for start in range(0, len(wanted), _ROWS_AT_ONCE):
             together = wanted[start : start + _ROWS_AT_ONCE]
-            if not self._is_bypassed:
-                with suppress(CacheUnavailableError):
+            reason = BypassReason.WAIT
+            if self._is_bypassed:
+                reason = self._bypass_reason
+            else:
+                try:
                     await self._read_together(together, reads)
+                except CacheUnavailableError:
+                    reason = BypassReason.REDIS
+            for key in together:
+                if key in reads:
+                    self._counted(reads[key])
             missing = [key for key in together if key not in reads]
             if missing:
                 rows = await self._many_from_database(missing)
+                self.counts.bypass(reason, len(missing))
                 self._advance([(self._name(key), row) for key, row in rows.items()])
                 reads |= {key: Read(Outcome.BYPASS, row) for key, row in rows.items()}
         return {key: reads[key] for key in wanted}
@@ -574,6 +606,13 @@ class EntityCache:
             return True
         return not self._settler.can_be_read(self.entity.name)
 
+    @property
+    def _bypass_reason(self) -> BypassReason:
+        """Why reads are bypassed."""
+        if self.problem is not None:
+            return BypassReason.SUSPENDED
+        return BypassReason.TRANSACTION if past_the_cache.get() else BypassReason.UNCERTAIN
+
     def _name(self, key: str) -> str:
         return slot_name(self._service, self.entity.name, key)
 
@@ -643,6 +682,8 @@ class EntityCache:
             filled = await self._slots.fill(name, token, *wanted.content(self.entity, row))
             # The lease may have ended, and an earlier load may be about to fill the slot. Without a row, this
             # would end the lease of the next load too, and so on.
+            if not filled:
+                metrics.refused_fills.labels(self.entity.name).inc()
             if not filled and row is not None:
                 self._advance([(self._name(row.key), row)])
         return Read(Outcome.MISS, row)
@@ -729,6 +770,9 @@ class EntityCache:
             ),
             return_exceptions=True,
         )
+        refused = filled.count(False)
+        if refused:
+            metrics.refused_fills.labels(self.entity.name).inc(refused)
         # As after a load of one row.
         self._advance(
             [

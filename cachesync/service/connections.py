@@ -12,6 +12,7 @@ from cachesync.service.cache import CacheSettings, EntityCache
 from cachesync.service.following import Settled
 from cachesync.service.own_changes import looked_up
 from cachesync.service.publisher import Publisher
+from cachesync.service.reporting import Reporting
 from cachesync.service.settling import Settler
 from cachesync.service.table import Table
 from cachesync.service.watch import Watch
@@ -55,6 +56,7 @@ class Connections:
         publisher: publishes the changes; None if the relay publishes them.
         caches: the caches, by entity name.
         watch: follows the schema of the tables.
+        reporting: reports what the process counts.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Connections:
         settler: Settler,
         caches: Mapping[str, EntityCache],
         watch: Watch,
+        reporting: Reporting,
     ) -> None:
         self.database = database
         self.slots = slots
@@ -75,6 +78,7 @@ class Connections:
         self._settler = settler
         self.caches = caches
         self.watch = watch
+        self.reporting = reporting
         self._opened = AsyncExitStack()
         # What brings changes to the slots now.
         self._settling: set[asyncio.Task[Any]] = set()
@@ -123,6 +127,9 @@ class Connections:
             watch = Watch(database, caches, settings.schema_check_ms / 1000)
             opened.push_async_callback(watch.close)
             await watch.start()
+            reporting = Reporting(settings.service, caches, slots, database)
+            opened.push_async_callback(reporting.close)
+            reporting.start()
             connections = cls(
                 database=database,
                 slots=slots,
@@ -131,6 +138,7 @@ class Connections:
                 settler=settler,
                 caches=caches,
                 watch=watch,
+                reporting=reporting,
             )
             connections._opened = opened.pop_all()
         return connections

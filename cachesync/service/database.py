@@ -6,7 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Self
 
 import asyncpg
 
@@ -33,6 +33,20 @@ past_the_cache: ContextVar[bool] = ContextVar("past_the_cache", default=False)
 
 class UncommittedError(DatabaseError):
     """A read would show what is not committed, or not what was committed last: it is not for the cache."""
+
+
+class PoolUse(NamedTuple):
+    """How much of a pool is in use.
+
+    Attributes:
+        idle: the number of open connections that nobody uses.
+        used: the number of connections in use.
+        limit: the maximum number of connections.
+    """
+
+    idle: int
+    used: int
+    limit: int
 
 
 class Database(ABC):
@@ -70,6 +84,10 @@ class Database(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Disconnect, if the connections are not the user's."""
+
+    def pool(self) -> PoolUse | None:
+        """Return how much of the pool is in use; None if the connections are the user's."""
+        return None
 
     async def is_available(self) -> bool:
         """Return whether the database responds now."""
@@ -175,6 +193,11 @@ class OwnDatabase(Database):
         with translate_postgres_errors():
             async with self._pool.acquire(timeout=self._timeout) as connection:
                 yield connection
+
+    def pool(self) -> PoolUse:
+        """Return how much of the pool is in use."""
+        idle = self._pool.get_idle_size()
+        return PoolUse(idle, self._pool.get_size() - idle, self._pool.get_max_size())
 
     async def renew(self) -> None:
         """Replace each connection before its next use."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from cachesync import metrics
 from cachesync.kafka.producer import Sender, producer_settings
+from cachesync.metrics import service as metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -51,6 +51,7 @@ class Publisher:
     ) -> None:
         self._sender = Sender(producer_settings(kafka), entities)
         self._mark = mark
+        metrics.published.export()
         self._acknowledged: deque[int] = deque()
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()

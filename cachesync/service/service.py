@@ -53,6 +53,10 @@ class Service:
         """Finish the writes in progress, deliver and mark their changes, and disconnect."""
         await self._connections.close()
 
+    def share_metrics(self) -> None:
+        """Bring the metrics of this process up to date, which otherwise happens once per second."""
+        self._connections.reporting.share()
+
     def problems(self) -> dict[str, str]:
         """Return why changes may not be captured, and what to run, by entity; empty if all are captured."""
         return {name: cache.problem for name, cache in self.caches.items() if cache.problem is not None}

@@ -11,10 +11,10 @@ from hiredis import ReplyError
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
 
-from cachesync import metrics
 from cachesync.change import event_of
 from cachesync.errors import CacheUnavailableError
 from cachesync.lookup import decode_values, lookup_name, values_in
+from cachesync.metrics import stream as metrics
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import pipelined, primaries, scan, translate_redis_errors
 from cachesync.slots.condition import Condition

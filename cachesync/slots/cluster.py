@@ -78,6 +78,10 @@ class Cluster:
             raise CacheUnavailableError(message)
         return list(self._primaries.values())
 
+    def known(self) -> list[RoundTrips]:
+        """Return every primary that is known, even if the owner of some keys is not."""
+        return list(self._primaries.values())
+
     async def refresh(self) -> None:
         """Take the hash slot map from the first node that returns it; if none does, keep the current one."""
         self._next_refresh = asyncio.get_running_loop().time() + _REFRESH_SECONDS

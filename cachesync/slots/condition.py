@@ -18,12 +18,15 @@ class Condition:
 
     Args:
         fields: fields of the log messages, which identify the Redis.
+
+    Attributes:
+        refuses: whether the Redis responds, but has recently rejected commands.
     """
 
     def __init__(self, **fields: str) -> None:
         self._fields = fields
         self._unavailable = False
-        self._refuses = False
+        self.refuses = False
         self._refused_at = 0.0
 
     def unavailable(self, reason: str) -> None:
@@ -41,12 +44,12 @@ class Condition:
     def refused(self, reason: str) -> None:
         """Record that the Redis responded, but rejected a command."""
         self._refused_at = time.monotonic()
-        if not self._refuses:
-            self._refuses = True
+        if not self.refuses:
+            self.refuses = True
             _log.warning("cache refuses commands", reason=reason, **self._fields)
 
     def stored(self) -> None:
         """Record that the Redis stored something."""
-        if self._refuses and time.monotonic() >= self._refused_at + _CALM_SECONDS:
-            self._refuses = False
+        if self.refuses and time.monotonic() >= self._refused_at + _CALM_SECONDS:
+            self.refuses = False
             _log.info("cache accepts commands", **self._fields)

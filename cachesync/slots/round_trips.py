@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from hiredis import pack_command
 from redis.exceptions import AskError, NoScriptError
 
-from cachesync import metrics
 from cachesync.errors import CacheRefusedError, CacheUnavailableError
+from cachesync.metrics import service as metrics
 from cachesync.slots.breaker import Breaker
 from cachesync.slots.connection import Connection
 from cachesync.slots.scripts import call_script, refusal_of, script
@@ -112,6 +112,15 @@ class RoundTrips:
     def nodes(self) -> list[Self]:
         """Return every Redis that owns keys: this one."""
         return [self]
+
+    def known(self) -> list[Self]:
+        """Return every Redis that is known: this one."""
+        return [self]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its breaker is open."""
+        return self._breaker.is_open
 
     def read(self, name: str) -> asyncio.Future[bytes | None]:
         """Read a slot with the next round trip.

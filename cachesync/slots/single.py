@@ -254,6 +254,29 @@ class Slots:
         """
         await self._redis.node_for(name).run("release", 1, name, token)
 
+    async def add_to_hash(self, name: str, field: str, number: int) -> None:
+        """Add to a number in a hash, which is no slot.
+
+        Args:
+            name: the hash's Redis key.
+            field: the field.
+            number: what to add.
+
+        Raises:
+            CacheUnavailableError: Redis did not respond, or refused it.
+        """
+        await self._redis.node_for(name).call("HINCRBY", name, field, number)
+
+    @property
+    def open_breakers(self) -> int:
+        """The number of breakers that are open."""
+        return sum(node.is_open for node in self._redis.known())
+
+    @property
+    def refuses_commands(self) -> bool:
+        """Whether the Redis, or a primary of the Redis Cluster, responds but refuses commands."""
+        return any(node.condition.refuses for node in self._redis.known())
+
     async def problem(self) -> str | None:
         """Return why the Redis, or a primary of the Redis Cluster, cannot be used now; None if it can."""
         return await self._redis.problem()

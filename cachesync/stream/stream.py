@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from cachesync import metrics
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.letter import Stage
 from cachesync.dead_letters.sender import DeadLetterSender
@@ -23,7 +22,10 @@ from cachesync.errors import (
 )
 from cachesync.kafka.clients import check_settings
 from cachesync.kafka.event import decode_event
+from cachesync.metrics import stream as metrics
+from cachesync.metrics.kinds import forget
 from cachesync.slots.batch import Applier
+from cachesync.stream.consumer_lag import ConsumerLag
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
 
@@ -143,12 +145,12 @@ class Stream:
         self._entities = {entity.topic: name for name, entity in entities.items()}
         self._stopping = threading.Event()
         self._paused = False
-        self._paused_metric = metrics.paused.labels(service)
-        # The former stream of this process may have ended in a pause.
-        self._paused_metric.set(0)
+        self._lag = ConsumerLag(service)
         self._service = service
         self._limit = DeadLetterLimit()
-        self._watchdog = Watchdog(self._consumer, settings, self._entities, connect, applier.is_available)
+        self._watchdog = Watchdog(
+            self._consumer, settings, self._entities, connect, applier.is_available, lag=self._lag
+        )
         # By topic and partition, the offset after the last message that was applied but not committed.
         self._applied: dict[tuple[str, int], int] = {}
         self._committed_at = time.monotonic()
@@ -172,6 +174,8 @@ class Stream:
         self._consumer.subscribe(
             list(self._entities), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
+        metrics.streams.set(self, 1, self._service)
+        metrics.paused.set(self, 0, self._service)
         try:
             while not self._stopping.is_set():
                 # Wait for one message, then take those that have already arrived: consume(n, t) would
@@ -192,6 +196,7 @@ class Stream:
             message = f"Kafka failed: {error.args[0]}"
             raise StreamError(message) from error
         finally:
+            forget(self, self._lag)
             self._commit(wait=True)
             # Leave the group now, so that another member takes over without waiting for a timeout.
             self._consumer.close()
@@ -216,6 +221,7 @@ class Stream:
                 failures[len(received)] = message, Stage.DECODE, str(error)
             received.append(message)
             last[topic, message.partition()] = message
+        self._lag.received(received)
         denied = {id(event): reason for event, reason in self._apply(events)}
         if denied:
             decoded = [position for position in range(len(received)) if position not in failures]
@@ -227,6 +233,7 @@ class Stream:
         self._send_dead_letters(list(failures.values()))
         for place, message in last.items():
             self._applied[place] = _offset(message) + 1
+        self._lag.applied(last)
         self.applied_count += len(events)
 
     def _require_below_limit(self, messages: int, failures: dict[int, _Failure]) -> None:
@@ -264,10 +271,11 @@ class Stream:
         """Wait without consuming, but keep polling, which is required to stay in the consumer group."""
         if not self._paused:
             self._paused = True
-            self._paused_metric.set(1)
+            metrics.paused.set(self, 1, self._service)
             self._consumer.pause(self._consumer.assignment())
         if self._stopping.is_set():
             raise _StoppedError
+        self._watchdog.measure()
         message_while_paused = self._consumer.poll(seconds)
         if message_while_paused is not None:
             problem = message_while_paused.error()
@@ -286,7 +294,7 @@ class Stream:
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._paused_metric.set(0)
+            metrics.paused.set(self, 0, self._service)
             self._consumer.resume(self._consumer.assignment())
             _log.info("stream resumed: cache available", service=self._service)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from confluent_kafka import Consumer
+
+    from cachesync.stream.consumer_lag import ConsumerLag
 
 _LOOK_SECONDS: Final = 5.0
 _PATIENCE_SECONDS: Final = 60.0
@@ -64,6 +67,7 @@ class Watchdog:
         topics: the topics that it subscribes to.
         connect: opens another consumer with the same settings.
         is_cache_available: returns whether the cache responds.
+        lag: is told what is measured.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Watchdog:
         topics: Iterable[str],
         connect: Callable[[], Consumer],
         is_cache_available: Callable[[], bool],
+        *,
+        lag: ConsumerLag,
     ) -> None:
         self._consumer = consumer
         self._recovery_seconds = recovery_seconds(settings)
@@ -80,6 +86,8 @@ class Watchdog:
         self._topics = tuple(topics)
         self._connect = connect
         self._is_cache_available = is_cache_available
+        self._lag = lag
+        self._measured_at = -inf
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._has_assignment = False
         self._outside_since: float | None = None
@@ -123,6 +131,13 @@ class Watchdog:
         if not self._is_suspected:
             self._others_answered.clear()
 
+    def measure(self) -> None:
+        """Measure how many messages are waiting, while the stream is paused and nothing is expected of it."""
+        now = time.monotonic()
+        if now - self._measured_at >= _LOOK_SECONDS:
+            with suppress(KafkaException):
+                self._measure(now, self._consumer.assignment())
+
     def _look(self, now: float) -> None:
         assigned = self._consumer.assignment()
         if bool(assigned) != self._has_assignment:
@@ -131,24 +146,38 @@ class Watchdog:
             # Either the coordinator has responded, or another rebalance begins.
             self._unanswered_since.pop(_CoordinatorError, None)
             self._others_answered.pop(_CoordinatorError, None)
+        measured = self._measure(now, assigned)
+        if measured:
+            self._require_group(now)
+        for place, offset, end in measured:
+            self._require_progress(now, place, offset, end)
+
+    def _measure(self, now: float, assigned: list[TopicPartition]) -> list[tuple[TopicPartition, int, int]]:
+        """Return each partition, how far the consumer (unassigned: its group) is in it, and its end."""
+        self._measured_at = now
         places = [
             TopicPartition(place.topic, place.partition)
             for place in assigned or self._all_partitions(self._consumer)
         ]
         if not places:
-            return
+            self._lag.measured({})
+            return []
         ends = _ends(self._consumer, places)
         self._unanswered_since.pop(KafkaException, None)
         committed = _committed(self._consumer, places)
         done = self._consumer.position(places) if assigned else committed
-        self._require_group(now)
+        measured = []
         for place, commit, position, end in zip(places, committed, done, ends, strict=True):
             if end.error is None:
                 offset = position.offset if position.offset >= 0 else commit.offset
                 if assigned and offset >= 0:
                     # Messages may have been deleted.
                     offset = max(offset, self._consumer.get_watermark_offsets(place, cached=True)[0])
-                self._require_progress(now, place, offset, end.offset)
+                measured.append((place, offset, end.offset))
+        self._lag.measured(
+            {(place.topic, place.partition): (offset, end) for place, offset, end in measured if assigned}
+        )
+        return measured
 
     def _require_group(self, now: float) -> None:
         """Raise a StreamError if the consumer has been neither in a group nor joining one for too long."""

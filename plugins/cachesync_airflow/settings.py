@@ -10,7 +10,19 @@ from pydantic import Field
 from cachesync.background import BackgroundSettings, ServiceNames
 
 
-class AirflowSettings(BackgroundSettings):
+class MetricsSettings(BackgroundSettings):
+    """Where a triggerer serves the metrics of its streams and relays.
+
+    Attributes:
+        metrics_port: the port; None to serve none.
+        listen_address: the address to listen on; `0.0.0.0` in a container.
+    """
+
+    metrics_port: Annotated[int | None, Field(gt=0, lt=65536)] = None
+    listen_address: str = "127.0.0.1"
+
+
+class AirflowSettings(MetricsSettings):
     """Settings, read from environment variables with the prefix `CACHESYNC_` and these names in upper case.
 
     Attributes:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from cachesync.exporter import serve_if_possible
 from cachesync.work import RunningWork
+from cachesync_airflow.settings import MetricsSettings
 from cachesync_airflow.triggers import work as works
 from cachesync_airflow.triggers.work import waiting
 
@@ -79,7 +81,7 @@ class ThreadTrigger(BaseTrigger):
             return reason
         work = waiting.take_over(self._name)
         self.log.info("%s %s", self._name, "started" if work is None else "taken over from the last run")
-        work = work or RunningWork(self._name, self.open)
+        work = work or RunningWork(self._name, self._open)
         try:
             while not await work.has_ended(works.LOOK_SECONDS):
                 reason = await self._reason_to_hand_over()
@@ -96,6 +98,12 @@ class ThreadTrigger(BaseTrigger):
             raise
         message = "the work ended without an error"
         raise RuntimeError(message)
+
+    def _open(self) -> Work:
+        settings = MetricsSettings.load()
+        if settings.metrics_port is not None:
+            serve_if_possible(settings.listen_address, settings.metrics_port)
+        return self.open()
 
     async def _reason_to_hand_over(self) -> str | None:
         if datetime.now(UTC) >= self.ends_at:

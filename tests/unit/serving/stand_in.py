@@ -218,6 +218,9 @@ class MemoryService:
             for cache in (self.student, self.word, self.thing, self.line)
         }
 
+    def share_metrics(self) -> None:
+        pass
+
     def problems(self) -> dict[str, str]:
         return self.not_installed
 

@@ -13,6 +13,7 @@ from cachesync.errors import StreamError
 from cachesync.kafka.clients import rebalance_seconds, recovery_seconds
 from cachesync.kafka.errors import TIMED_OUT
 from cachesync.stream import watchdog
+from cachesync.stream.consumer_lag import ConsumerLag
 from cachesync.stream.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
 def look(kafka: Kafka) -> Look:
     """Lets the watchdog look at its consumer for the given number of seconds."""
     consumer: Consumer = kafka.watched()
-    watching = Watchdog(consumer, {}, [TOPIC], kafka.connect, lambda: True)
+    watching = Watchdog(consumer, {}, [TOPIC], kafka.connect, lambda: True, lag=ConsumerLag("sb"))
 
     def look(seconds: float) -> None:
         until = kafka.now + seconds
