@@ -80,8 +80,10 @@ def _describe(system: System) -> None:
     for name, address in system.addresses.items():
         _console.print(f"  {name:<{width}}{address}", markup=False, highlight=False, soft_wrap=True)
     sa = system.services["sa"]
-    urls = f"{sa.url}/students/1   {sa.url}/openapi.json   {sa.metrics_url}"
+    urls = f"{sa.url}/students/1   {sa.url}/openapi.json"
     _console.print(f"  try       curl -i {urls}", soft_wrap=True)
+    addresses = [service.metrics_url for service in system.services.values()]
+    _console.print("Metrics    ", *addresses, system.airflow.metrics_url, soft_wrap=True)
     _console.print(f"Logs        {system.folder}/*.log  {system.folder}/airflow/*.log", soft_wrap=True)
     _console.print(f"Memory      {_memory() / 2**20:.0f} MiB in all processes (PSS)\n")
 

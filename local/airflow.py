@@ -90,6 +90,7 @@ class Airflow:
         environment: additional environment variables for DAGs and plugins, such as connections.
         dags: the DAGs directory.
         port: port of the UI and the API; None picks a free one.
+        metrics_port: port of the metrics of the triggerer; None picks a free one.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class Airflow:
         environment: Mapping[str, str],
         dags: Path = REPOSITORY / "dags",
         port: int | None = None,
+        metrics_port: int | None = None,
     ) -> None:
         self.folder = private_folder(folder)
         self.port = port or free_port()
+        self.metrics_port = metrics_port or free_port()
         self.username = "admin"
         #: The user that Jenkins logs in as.
         self.jenkins_username = "jenkins"
@@ -113,6 +116,7 @@ class Airflow:
             # The caller's own AIRFLOW variables are meant for another Airflow.
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             **self._configuration(dags),
+            "CACHESYNC_METRICS_PORT": str(self.metrics_port),
             **environment,
         }
         self.api_server = self._component("api-server", lambda _: self._answers())
@@ -124,7 +128,7 @@ class Airflow:
             "triggerer", partial(self._has_beaten, "TriggererJob"), "--skip-serve-logs"
         )
         self.components = (self.api_server, self.scheduler, self.dag_processor, self.triggerer)
-        self.ports = self.api_server.ports
+        self.ports = self.api_server.ports | self.triggerer.ports
 
     def another_triggerer(self, capacity: int) -> Component:
         """Return an additional triggerer, not yet started, that runs up to `capacity` triggers at once."""
@@ -140,6 +144,11 @@ class Airflow:
     def url(self) -> str:
         """The URL of the UI; the API is below `/api/v2`."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """The URL of the metrics of the triggerer, which serves them once it has work."""
+        return f"http://{HOST}:{self.metrics_port}/metrics"
 
     @property
     def password(self) -> str:
@@ -181,7 +190,10 @@ class Airflow:
             arguments=[name, *options],
             environment=self.environment,
             is_ready=is_ready,
-            ports={"airflow": self.port} if name == "api-server" else {},
+            ports={
+                "api-server": {"airflow": self.port},
+                "triggerer": {"triggerer_metrics": self.metrics_port} if not suffix else {},
+            }.get(name, {}),
         )
 
     def _configuration(self, dags: Path) -> dict[str, str]:

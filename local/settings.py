@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     sb_port: Port = 8085
     sa_metrics_port: Port = 9190
     sb_metrics_port: Port = 9185
+    triggerer_metrics_port: Port = 9195
     caches: Annotated[ServiceNames, Field(validation_alias="CACHESYNC_CACHES")] = SERVICES
     first_port: Port = 16381
 

@@ -114,6 +114,7 @@ class System:
                 "CACHESYNC_DEAD_LETTER_BACKOFF_SECONDS": "1",
             },
             port=settings.airflow_port,
+            metrics_port=settings.triggerer_metrics_port,
         )
         self.services = {
             service: Service(

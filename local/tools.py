@@ -53,6 +53,30 @@ def require_wrk() -> str:
     return _require("wrk", missing, "wrk")
 
 
+def require_promtool(parent: Path) -> str:
+    """Return the path of `promtool`, which checks metrics and tests alert rules.
+
+    If there is none, Debian's package is unpacked in `parent`; installing it would start a server.
+
+    Raises:
+        MissingToolError: there is none, and the package cannot be downloaded.
+    """
+    folder = parent / "prometheus"
+    installed = shutil.which("promtool", path=f"{os.environ.get('PATH', '')}:{folder / 'usr' / 'bin'}")
+    if installed is not None:
+        return installed
+    if shutil.which("apt-get") is None:
+        message = "promtool is missing; install Prometheus so that `promtool` is on the PATH"
+        raise MissingToolError(message)
+    if _can_install():
+        _apt_get("update")
+    with tempfile.TemporaryDirectory(dir=parent) as download:
+        run(["apt-get", "-qq", "download", "prometheus"], cwd=Path(download))
+        (package,) = Path(download).glob("*.deb")
+        run(["dpkg", "-x", str(package), str(folder)])
+    return str(folder / "usr" / "bin" / "promtool")
+
+
 def fetch_jars(parent: Path, pom: Path) -> Path:
     """Return a directory in `parent` with the jars that `pom` declares; Maven fills it once per version."""
     folder = parent / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]

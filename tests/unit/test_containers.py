@@ -99,10 +99,13 @@ def test_kafka_requires_a_login_of_every_other_container() -> None:
             assert extra["sasl.password"] == users[extra["sasl.username"]]
 
 
-def test_prometheus_reads_the_metrics_port_of_each_service() -> None:
+def test_prometheus_reads_the_metrics_port_of_each_service_and_of_the_triggerers() -> None:
     configuration = yaml.safe_load((REPOSITORY / "compose" / "prometheus.yml").read_text())
     ports = {job["job_name"]: job["dns_sd_configs"][0]["port"] for job in configuration["scrape_configs"]}
     code = {name: (REPOSITORY / "serving" / name / "__init__.py").read_text() for name in ("sa", "sb")}
+    assert ports.pop("triggerer") == int(
+        SERVICES["airflow-triggerer"]["environment"]["CACHESYNC_METRICS_PORT"]
+    )
     assert all(f"metrics_port: Port = {port}\n" in code[name] for name, port in ports.items())
 
 

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from cachesync.entity import Entity
 from cachesync.errors import NotInstalledError
 from cachesync.install.installer import install
+from cachesync.metrics.kinds import forget
 from cachesync.postgres.registry import read_registry
 from cachesync.relay import capture
 from cachesync.relay.capture import CaptureCheck
@@ -102,6 +103,7 @@ async def test_entity_that_is_no_longer_declared_is_no_longer_reported(
     await admin.execute("DELETE FROM cachesync.entity WHERE name = 'course'")
     await check.step(worker)
     assert lost("course") == 1
+    forget(check)
     await CaptureCheck({"student": entities["student"]}).step(worker)
     assert (lost(), lost("course")) == (0, None)
 
