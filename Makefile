@@ -102,7 +102,7 @@ PIN := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 lock: setup ## upgrade all dependencies and pin them in each requirements.txt
 	$(PIN) pyproject.toml --upgrade --all-extras --group local --group dev -o requirements.txt
 	$(PIN) --constraint requirements.txt --group jenkins -o jenkins-job/requirements.txt
-	$(PIN) --constraint requirements.txt pyproject.toml --extra serving -o serving/requirements.txt
+	$(PIN) --constraint requirements.txt pyproject.toml --extra serving --extra traces -o serving/requirements.txt
 	$(PIN) --constraint requirements.txt pyproject.toml --extra airflow -o plugins/requirements.txt
 
 audit: setup ## check the pinned packages for known vulnerabilities, and list those behind their newest release

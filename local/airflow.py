@@ -128,7 +128,8 @@ class Airflow:
             "triggerer", partial(self._has_beaten, "TriggererJob"), "--skip-serve-logs"
         )
         self.components = (self.api_server, self.scheduler, self.dag_processor, self.triggerer)
-        self.ports = self.api_server.ports | self.triggerer.ports
+        # The triggerer listens only once it has work.
+        self.ports: Mapping[str, int] = {**self.api_server.ports, "triggerer_metrics": self.metrics_port}
 
     def another_triggerer(self, capacity: int) -> Component:
         """Return an additional triggerer, not yet started, that runs up to `capacity` triggers at once."""
@@ -190,10 +191,7 @@ class Airflow:
             arguments=[name, *options],
             environment=self.environment,
             is_ready=is_ready,
-            ports={
-                "api-server": {"airflow": self.port},
-                "triggerer": {"triggerer_metrics": self.metrics_port} if not suffix else {},
-            }.get(name, {}),
+            ports={"airflow": self.port} if name == "api-server" else {},
         )
 
     def _configuration(self, dags: Path) -> dict[str, str]:

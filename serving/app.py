@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import falcon.asgi
@@ -14,6 +15,8 @@ from falcon.routing import CompiledRouter
 from cachesync.entity import LOOKUP_PATH
 from cachesync.errors import CacheSyncError, DeclarationError
 from cachesync.service.service import Service
+from cachesync.traces import begin as begin_traces
+from cachesync.traces import traces
 from serving import metrics, problems
 from serving.body import Bodies
 from serving.health import Live, Ready
@@ -100,7 +103,9 @@ class App(falcon.asgi.App[Request, Response]):
         admission.in_flight += 1
         try:
             if not await self.hits.answer(scope, send):
-                await super().__call__(scope, receive, send)
+                tracing = None if admission is self.reads else traces()
+                with nullcontext() if tracing is None else tracing.request(scope["method"], scope["headers"]):
+                    await super().__call__(scope, receive, send)
         except asyncio.CancelledError:
             # The client has left, or the process must exit: nobody waits for the response.
             pass
@@ -209,6 +214,7 @@ class _Lifecycle:
 
     async def process_startup(self, _scope: object, _event: object) -> None:
         """Open the service and add the routes of its entities; if that fails, log the reason."""
+        begin_traces(self._settings.service)
         try:
             service = await self._open_service(self._settings)
             self._flusher = metrics.Flusher({"read": self._app.reads, "write": self._app.writes})
@@ -248,6 +254,9 @@ class _Lifecycle:
             self._flusher.flush()
         if self._service is not None:
             await self._service.close()
+        tracing = traces()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.flush)
 
 
 class _Record:
@@ -266,6 +275,9 @@ class _Record:
             resp.set_header("X-Cache", req.outcome)
         status = resp.status_code
         metrics.observe(getattr(resource, "entity", ""), req.method, req.outcome, req.started, status)
+        tracing = traces()
+        if tracing is not None and req.method not in _READS:
+            tracing.responded(req.method, getattr(resource, "entity", ""), status)
         # Reads of existing and of missing rows are ordinary.
         if req.method not in _READS or (status >= _FIRST_ERROR and status != _NOT_FOUND):
             _log.info(

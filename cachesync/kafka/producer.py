@@ -20,13 +20,14 @@ from cachesync.metrics import publishing as metrics
 from cachesync.value import UP_TO_PAYLOAD, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from confluent_kafka import Message
 
     from cachesync.change import Upserts
     from cachesync.entity import Entity
 
+    Headers = Sequence[tuple[str, str | bytes | None]]
     Settled = Callable[[KafkaError | None], None]
     Failed = Callable[[int, KafkaError], None]
 
@@ -104,7 +105,15 @@ class Sender:
         self.generation = 0
         self.max_bytes = int(settings[_MAX_MESSAGE_BYTES])
 
-    def send(self, topic: str, change: Change, settled: Settled, *, alone: bool = False) -> None:
+    def send(
+        self,
+        topic: str,
+        change: Change,
+        settled: Settled,
+        *,
+        alone: bool = False,
+        headers: Headers = (),
+    ) -> None:
         """Queue a change for delivery.
 
         Args:
@@ -114,20 +123,23 @@ class Sender:
                 error that prevented the delivery, or with None once the broker has acknowledged the change.
             alone: whether no other change is queued until this one is settled. If it is too large even
                 without its payload, it is then published as a truncate.
+            headers: headers of the message besides those of the change.
         """
         if change.value is None and change.operation is Operation.UPSERT:
             self._count_omission(change.entity)
         # The change itself is not kept: librdkafka has its own copy of the payload.
         smaller = self._smaller(change, alone=alone)
         shrink = (
-            None if smaller is None else partial(self._send_smaller, topic, smaller, settled, alone=alone)
+            None
+            if smaller is None
+            else partial(self._send_smaller, topic, smaller, settled, alone=alone, headers=headers)
         )
         try:
             self._producer.produce(
                 topic,
                 key=message_key(change),
                 value=message_value(change),
-                headers=encode_headers(change),
+                headers=[*encode_headers(change), *headers],
                 timestamp=change.changed_ms,
                 on_delivery=partial(self._delivered, settled, shrink),
             )
@@ -274,7 +286,15 @@ class Sender:
             return b""
         return encode_values(values_in(declared.lookups, value[UP_TO_PAYLOAD:]))
 
-    def _send_smaller(self, topic: str, smaller: Change, settled: Settled, *, alone: bool) -> None:
+    def _send_smaller(
+        self,
+        topic: str,
+        smaller: Change,
+        settled: Settled,
+        *,
+        alone: bool,
+        headers: Headers = (),
+    ) -> None:
         if smaller.operation is Operation.TRUNCATE:
             metrics.without_key.labels(smaller.entity).inc()
             _log.error(
@@ -282,7 +302,7 @@ class Sender:
                 entity=smaller.entity,
                 version=smaller.version,
             )
-        self.send(topic, smaller, settled, alone=alone)
+        self.send(topic, smaller, settled, alone=alone, headers=headers)
 
     def _count_omission(self, entity: str) -> None:
         metrics.without_payload.labels(entity).inc()

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from cachesync import traces
 from cachesync.errors import DatabaseError
 from cachesync.service.cache import CacheSettings, EntityCache
 from cachesync.service.following import Settled
@@ -109,6 +110,7 @@ class Connections:
             SettingsError: the URL is not a Redis URL.
             KafkaUnavailableError: librdkafka rejected the settings.
         """
+        traces.begin(settings.service)
         async with AsyncExitStack() as opened:
             opened.push_async_callback(database.close)
             tables = await Table.open_all(database, entities.values(), settings.row_limit)

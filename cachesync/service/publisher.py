@@ -11,6 +11,7 @@ import structlog
 
 from cachesync.kafka.producer import Sender, producer_settings
 from cachesync.metrics import service as metrics
+from cachesync.traces import traces
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from cachesync.change import Change
     from cachesync.entity import Entity
+    from cachesync.traces import Headers
 
 _log = structlog.get_logger(__name__)
 
@@ -68,14 +70,21 @@ class Publisher:
             change: the change.
         """
         version = change.version
+        tracing = traces()
+        span = None
+        headers: Headers = []
+        if tracing is not None:
+            span, headers = tracing.publishing(change.entity, version)
 
         def settled(error: KafkaError | None) -> None:
+            if tracing is not None and span is not None:
+                tracing.published(span, None if error is None else error.str())
             if error is None:
                 self._acknowledge(version)
             else:
                 metrics.unpublished.labels(error.name()).inc()
 
-        self._sender.send(topic, change, settled)
+        self._sender.send(topic, change, settled, headers=headers)
 
     async def is_available(self, timeout: float) -> bool:  # noqa: ASYNC109 - limits a call in a thread
         """Return whether a broker responds within a timeout in seconds."""

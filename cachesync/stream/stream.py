@@ -21,16 +21,18 @@ from cachesync.errors import (
     UndecodableError,
 )
 from cachesync.kafka.clients import check_settings
-from cachesync.kafka.event import decode_event
+from cachesync.kafka.event import decode_event, headers_of
 from cachesync.metrics import stream as metrics
 from cachesync.metrics.kinds import forget
 from cachesync.slots.batch import Applier
 from cachesync.stream.consumer_lag import ConsumerLag
 from cachesync.stream.dead_letter_limit import DeadLetterLimit
 from cachesync.stream.watchdog import Watchdog
+from cachesync.traces import begin as begin_traces
+from cachesync.traces import traces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from confluent_kafka import Consumer, Message, Producer
 
@@ -105,6 +107,7 @@ def open_stream(
     """
     check_consumer_settings(settings)
     check_settings(settings)
+    begin_traces("cachesync")
     entities = with_canary(entities)
     letters = DeadLetterSender(connect_producer, service, settings["group.id"], policy)
     return Stream(connect, Applier(client, service, entities), letters, entities, service, settings=settings)
@@ -222,6 +225,7 @@ class Stream:
             received.append(message)
             last[topic, message.partition()] = message
         self._lag.received(received)
+        started_ns = time.time_ns()
         denied = {id(event): reason for event, reason in self._apply(events)}
         if denied:
             decoded = [position for position in range(len(received)) if position not in failures]
@@ -234,7 +238,18 @@ class Stream:
         for place, message in last.items():
             self._applied[place] = _offset(message) + 1
         self._lag.applied(last)
+        self._trace(received, failures, started_ns)
         self.applied_count += len(events)
+
+    def _trace(self, messages: list[Message], failures: Container[int], started_ns: int) -> None:
+        """Continue the traces of the messages that have been applied, which are those without a failure."""
+        tracing = traces()
+        if tracing is None:
+            return
+        for position, message in enumerate(messages):
+            if position not in failures:
+                entity = self._entities[_topic(message)]
+                tracing.applied(self._service, entity, dict(headers_of(message)), started_ns)
 
     def _require_below_limit(self, messages: int, failures: dict[int, _Failure]) -> None:
         """Stop before dead letters are sent if their number points to a bug rather than to bad messages."""
