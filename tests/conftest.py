@@ -14,10 +14,12 @@ from psutil import virtual_memory
 from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
 
+from local.errors import LocalError
 from local.kafka import Kafka
 from local.postgres import Postgres
 from local.redis import Redis
 from local.state import claim_any
+from local.tools import require_promtool
 from tests.faults.links import Links, linked_system
 
 if TYPE_CHECKING:
@@ -150,3 +152,13 @@ def system(links: Links) -> Iterator[System]:
         patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
         with linked_system(STATE / "system", Console(stderr=True), links) as running:
             yield running
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """The program that checks metrics and alert rules; tests are skipped if it cannot be had."""
+    STATE.mkdir(exist_ok=True)
+    try:
+        return require_promtool(STATE)
+    except LocalError as error:
+        pytest.skip(str(error))

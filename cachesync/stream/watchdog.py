@@ -167,16 +167,17 @@ class Watchdog:
         committed = _committed(self._consumer, places)
         done = self._consumer.position(places) if assigned else committed
         measured = []
+        lag = {}
         for place, commit, position, end in zip(places, committed, done, ends, strict=True):
             if end.error is None:
                 offset = position.offset if position.offset >= 0 else commit.offset
+                first = self._consumer.get_watermark_offsets(place, cached=True)[0] if assigned else 0
                 if assigned and offset >= 0:
                     # Messages may have been deleted.
-                    offset = max(offset, self._consumer.get_watermark_offsets(place, cached=True)[0])
+                    offset = max(offset, first)
                 measured.append((place, offset, end.offset))
-        self._lag.measured(
-            {(place.topic, place.partition): (offset, end) for place, offset, end in measured if assigned}
-        )
+                lag[place.topic, place.partition] = max(offset, first), end.offset
+        self._lag.measured(lag if assigned else {})
         return measured
 
     def _require_group(self, now: float) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -271,6 +272,29 @@ def test_metrics_cover_all_worker_processes(sb: Service, student: str) -> None:
         assert time.monotonic() < deadline, match
         time.sleep(0.1)
     assert float(match[1]) == 39
+
+
+def test_gauges_are_those_of_the_worker_processes_that_live_and_nothing_is_exported_of_other_processes(
+    sb: Service, promtool: str
+) -> None:
+    def value(name: str) -> float:
+        found = re.search(rf"^{name}(?:{{[^}}]*}})? (\S+)$", httpx.get(sb.metrics_url).text, re.MULTILINE)
+        return float(found[1]) if found else -1
+
+    wait_until(lambda: value("cachesync_pool_limit") == 20)
+    starts = value("http_worker_starts_total")
+    sb.tree()[0].children()[0].kill()
+    wait_until(lambda: value("http_worker_starts_total") == starts + 1)
+    wait_until(lambda: value("cachesync_pool_limit") == 20)
+    text = httpx.get(sb.metrics_url).text
+    exported = set(re.findall(r"^(cachesync_\w+)", text, re.MULTILINE))
+    assert "cachesync_hits_total" in exported
+    assert not {
+        name for name in exported if re.search("backlog|gap|relayed|applied|lag|paused|streams", name)
+    }
+    check = [promtool, "check", "metrics"]
+    done = subprocess.run(check, input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_every_spelling_of_a_key_in_a_path_or_a_body_is_that_of_the_row(

@@ -8,12 +8,8 @@ import subprocess
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import yaml
 
-from local.errors import LocalError
-from local.settings import Settings
-from local.tools import require_promtool
 from tests.unit.metrics import REPOSITORY, declared, series
 
 if TYPE_CHECKING:
@@ -137,16 +133,6 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def promtool() -> str:
-    state = Settings().state
-    state.mkdir(parents=True, exist_ok=True)
-    try:
-        return require_promtool(state)
-    except LocalError as error:
-        pytest.skip(str(error))
-
-
 def known() -> set[str]:
     names = series()
     if find_spec("cachesync.live_check") is None:
@@ -213,18 +199,22 @@ def test_each_alert_fires_for_its_fault_and_not_without(promtool: str, tmp_path:
     tests = [
         {
             "interval": "15s",
-            "name": f"{name} {'fires' if fires else 'does not fire'}",
-            "input_series": [{"series": one, "values": values} for one, values in given.items()],
+            "name": "with every fault" if fires else "without a fault",
+            "input_series": [
+                {"series": one, "values": values}
+                for cases in CASES.values()
+                for one, values in cases[0 if fires else 1].items()
+            ],
             "promql_expr_test": [
                 {
                     "expr": f'count(count_over_time(ALERTS{{alertname="{name}",alertstate="firing"}}[20m]))',
                     "eval_time": "20m",
                     "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
                 }
+                for name in ALERTS
             ],
         }
-        for name, cases in CASES.items()
-        for fires, given in zip((True, False), cases, strict=True)
+        for fires in (True, False)
     ]
     file = tmp_path / "alerts.yml"
     file.write_text(yaml.safe_dump({"rule_files": [str(rule) for rule in RULES], "tests": tests}))

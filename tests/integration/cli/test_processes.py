@@ -125,6 +125,13 @@ def metric(port: int, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split()[0] == name)
 
 
+def metrics(port: int) -> set[str]:
+    """The names of all metrics."""
+    with urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return {re.split(r"[{ ]", line)[0] for line in lines if not line.startswith("#")}
+
+
 class Tags:
     """A new entity with a key that no other test uses, since topics outlive a test.
 
@@ -223,6 +230,13 @@ async def test_change_by_sql_reaches_a_cache_through_both_processes(
         assert metric(ports["relay"], "cachesync_relayed_total") >= 2
         assert metric(ports["stream"], "cachesync_applied_total") >= 2
         assert metric(ports["stream"], "cachesync_restarts_total") == 0
+        # Each exports what it does, and nothing of what it imports.
+        of_stream, of_relay = (metrics(port) for port in ports.values())
+        assert {"cachesync_streams", "cachesync_paused", "cachesync_build_info"} <= of_stream
+        assert {"cachesync_backlog", "cachesync_pruned_total", "cachesync_build_info"} <= of_relay
+        common = {"cachesync_build_info", "cachesync_restarts_total", "cachesync_restarts_created"}
+        assert {name for name in of_stream & of_relay if name.startswith("cachesync_")} == common
+        assert not {"cachesync_hits_total", "cachesync_published_total"} & (of_stream | of_relay)
         await asyncio.to_thread(stream.stop)
         await asyncio.to_thread(relay.stop, signal.SIGINT)
 

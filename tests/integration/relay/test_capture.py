@@ -104,7 +104,8 @@ async def test_entity_that_is_no_longer_declared_is_no_longer_reported(
     await check.step(worker)
     assert lost("course") == 1
     forget(check)
-    await CaptureCheck({"student": entities["student"]}).step(worker)
+    successor = CaptureCheck({"student": entities["student"]})
+    await successor.step(worker)
     assert (lost(), lost("course")) == (0, None)
 
 

@@ -830,7 +830,8 @@ async def test_backlog_is_reported(admin: asyncpg.Connection) -> None:
     await admin.execute(INSERT, 1, 700)
     await admin.execute("UPDATE cachesync.change_log SET changed_at = now() - interval '90 s'")
     await admin.execute("UPDATE cachesync.change_log SET relay_at = changed_at")
-    await Backlog().step(admin)
+    backlog = Backlog()
+    await backlog.step(admin)
     assert REGISTRY.get_sample_value("cachesync_backlog") == 700
     assert 90 <= (REGISTRY.get_sample_value("cachesync_backlog_age_seconds") or 0) < 120
 
