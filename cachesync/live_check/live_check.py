@@ -231,7 +231,7 @@ class LiveCheck:
     def _report(self, problems: dict[str, str | None]) -> None:
         """Log each change of what is wrong with the triggers once."""
         for name, problem in problems.items():
-            metrics.capture_lost.labels(name).set(problem is not None)
+            metrics.capture_lost.set(self, problem is not None, name)
             if problem != self._problems.get(name):
                 if problem is None:
                     _log.info("triggers restored", entity=name)

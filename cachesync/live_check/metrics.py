@@ -7,6 +7,7 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 
 from cachesync.live_check.judge import LAG_BOUNDS
+from cachesync.metrics.kinds import WorkGauge
 
 _PREFIX: Final = "cachesync_live_check"
 
@@ -42,6 +43,6 @@ last_look: Final = Gauge(
 redis_state: Final = Gauge(
     f"{_PREFIX}_redis_usable", "Whether the Redis of the cache responds and accepts writes.", ["service"]
 )
-capture_lost: Final = Gauge(
+capture_lost: Final = WorkGauge(
     f"{_PREFIX}_capture_lost", "Whether triggers of the entity are missing or do not always fire.", ["entity"]
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -133,16 +132,6 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
 }
 
 
-def known() -> set[str]:
-    names = series()
-    if find_spec("cachesync.live_check") is None:
-        names |= {
-            name for rule in ALERTS.values() for name in NAME.findall(rule["expr"]) if "live_check" in name
-        }
-        names |= {f"cachesync_live_check_{name}_total" for name in ("seen", "judged")}
-    return names
-
-
 def expressions() -> dict[str, str]:
     """Every expression of the rules and the dashboards, by where it is."""
     found = {name: rule["expr"] for name, rule in ALERTS.items()}
@@ -164,7 +153,7 @@ def test_alerts_and_dashboards_use_only_metrics_that_a_process_exports() -> None
     unknown = {
         place: names
         for place, expression in expressions().items()
-        if (names := set(NAME.findall(expression)) - known())
+        if (names := set(NAME.findall(expression)) - series())
     }
     assert len(expressions()) > 50
     assert not unknown
@@ -188,8 +177,6 @@ def test_reference_lists_exactly_the_declared_metrics() -> None:
         for metrics in declared().values()
         for metric in metrics
     }
-    if find_spec("cachesync.live_check") is None:
-        listed = {line for line in listed if "cachesync_live_check_" not in line}
     assert listed == lines
 
 
