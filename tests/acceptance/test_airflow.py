@@ -51,6 +51,20 @@ def test_each_consumer_of_each_cache_is_a_deferred_sensor(api: httpx.Client) -> 
     assert set(states) == {f"apply_{service}_{member}" for service in ("sa", "sb") for member in range(3)}
 
 
+def test_triggerer_exports_all_of_its_work_on_one_port(system: System) -> None:
+    def exported() -> set[str]:
+        with suppress(httpx.TransportError):
+            text = httpx.get(system.airflow.metrics_url).text
+            return {line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("cachesync_")}
+        return set()
+
+    wanted = {'cachesync_streams{service="sa"}', 'cachesync_streams{service="sb"}', "cachesync_backlog"}
+    wait_until(lambda: wanted <= exported(), "both streams and the relay are exported")
+    assert not [
+        name for name in exported() if name.startswith(("cachesync_hits", "cachesync_published_total"))
+    ]
+
+
 def deferred(system: System) -> dict[str, int]:
     """Return the newest trigger of each deferred task of the streams and the relay."""
     lines = run_sql(
