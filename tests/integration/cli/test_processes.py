@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from cachesync.dead_letters.letter import DEFAULT_POLICY
+from cachesync.entity import with_canary
 from cachesync.kafka.groups import consumer_settings, group_of, unconsumed
 from cachesync.service.cache import Outcome
 from cachesync.service.row_input import RowInput
@@ -255,7 +256,7 @@ def test_stream_shares_its_consumer_group_with_that_of_a_triggerer_and_leaves_it
         connect=lambda: Consumer(settings),
         connect_producer=lambda: Producer(kafka),
     )
-    names = [entity.topic for entity in entities.values()]
+    names = [entity.topic for entity in with_canary(entities).values()]
     admin = AdminClient({"bootstrap.servers": topics})
     described_topics = admin.list_topics(timeout=10).topics
     partitions = sum(len(described_topics[name].partitions) for name in names)
