@@ -112,6 +112,7 @@ class LiveCheck:
         finally:
             for follower in self._followers:
                 follower.close()
+            metrics.capture_lost.clear()
 
     async def _work(self) -> None:
         failures = 0
