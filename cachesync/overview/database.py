@@ -89,7 +89,7 @@ async def last_looks(connection: asyncpg.Connection) -> dict[str, LastLook]:
         if record["oldest_unseen_s"] is not None:
             unseen = UnseenChange(
                 entity=record["oldest_unseen_entity"],
-                key=record["oldest_unseen_key"],
+                key=record["oldest_unseen_key"] or "",
                 version=record["oldest_unseen_version"],
                 age_s=max(0.0, record["oldest_unseen_s"]),
             )
