@@ -1,0 +1,122 @@
+"""Asks for what the page shows, once for all who look at it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from cachesync.overview.models import KeyReport, Point, Status
+
+_Answer = TypeVar("_Answer")
+
+Period = Literal["hour", "day"]
+
+_STATUS_SECONDS: Final = 1.0
+# A history has a point per minute.
+_HISTORY_SECONDS: Final = 10.0
+# Each asks every server of the system.
+_LOOKUPS: Final = 4
+
+
+class Overview(Protocol):
+    """What the page asks: `cachesync.overview.overview.Overview`."""
+
+    async def status(self) -> Status:
+        """Return the overview of all caches."""
+
+    async def history(
+        self, period: Period, service: str | None = None, entity: str | None = None
+    ) -> tuple[Point, ...]:
+        """Return what the live check has seen."""
+
+    async def show(self, entity: str, key: str) -> KeyReport:
+        """Return what is known of one key."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The status as it is sent.
+
+    Attributes:
+        body: its JSON.
+        etag: identifies all of it but the times of the looks, which change each time.
+    """
+
+    body: bytes
+    etag: str
+
+    @classmethod
+    def of(cls, status: Status) -> Snapshot:
+        """Encode a status."""
+        unchanging = status.model_copy(update={"taken_at": None, "live_check_at": None})
+        digest = hashlib.sha256(unchanging.model_dump_json(warnings=False).encode()).hexdigest()
+        return cls(status.model_dump_json().encode(), f'"{digest[:32]}"')
+
+
+class Reader:
+    """Asks an overview, in an event loop in a thread of its own, so that Airflow's never waits for it.
+
+    An answer is shared by all who ask for the same while it is on its way, and for a moment after.
+
+    Args:
+        current: returns the overview; called in that thread before each question.
+    """
+
+    def __init__(self, current: Callable[[], Overview]) -> None:
+        self._current = current
+        self._answers: dict[tuple[str | None, ...], asyncio.Task[object]] = {}
+        self._lookups = asyncio.Semaphore(_LOOKUPS)
+
+    async def status(self) -> Snapshot:
+        """Return the overview of all caches, at most a second older than its own measurement."""
+
+        async def ask() -> Snapshot:
+            return Snapshot.of(await self._current().status())
+
+        return await self._shared(("status",), _STATUS_SECONDS, ask)
+
+    async def history(self, period: Period, service: str | None, entity: str | None) -> tuple[Point, ...]:
+        """Return what the live check has seen."""
+
+        async def ask() -> tuple[Point, ...]:
+            return await self._current().history(period, service, entity)
+
+        return await self._shared(("history", period, service, entity), _HISTORY_SECONDS, ask)
+
+    async def show(self, entity: str, key: str) -> KeyReport:
+        """Return what is known of one key."""
+
+        async def ask() -> KeyReport:
+            async with self._lookups:
+                return await self._current().show(entity, key)
+
+        return await self._shared(("show", entity, key), _STATUS_SECONDS, ask)
+
+    async def _shared(
+        self, question: tuple[str | None, ...], seconds: float, ask: Callable[[], Awaitable[_Answer]]
+    ) -> _Answer:
+        async def answer() -> _Answer:
+            known = self._answers.get(question)
+            if known is None:
+                known = self._answers[question] = self._loop.create_task(asked())
+                known.add_done_callback(lambda _: self._loop.call_later(seconds, self._answers.pop, question))
+            # Whoever asked first may not wait for it to the end.
+            return await asyncio.shield(known)  # type: ignore[return-value] # the answer to this question
+
+        async def asked() -> object:
+            return await ask()
+
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answer(), self._loop))
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, name="cachesync page", daemon=True).start()
+        return loop

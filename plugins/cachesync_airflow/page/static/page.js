@@ -1,0 +1,1142 @@
+// The page: asks for the overview every two seconds, and shows what has changed.
+
+const POLL_MS = 2000;
+const TIMEOUT_MS = 15000;
+const OLD_MS = 10000;
+const REPORT_MS = 5000;
+const HISTORY_MS = 30000;
+const MAX_REASON = 500;
+
+// ---------------------------------------------------------------------------------------------- state
+
+const state = {
+  status: null,
+  etag: null,
+  answeredAt: 0,
+  failure: null,
+  may: { reconcile: false, letters: false },
+  view: "overview",
+  period: "hour",
+  filter: "",
+  cache: "",
+  charts: new Set(), // the entities whose charts are open, as "service entity"
+  lookup: null, // {entity, key}
+  report: null,
+  reportError: null,
+  reportAt: 0,
+  run: null, // the run that the dialog waits for
+};
+
+const here = document.documentElement;
+const framedBy = frame();
+const airflow = new URL("../", location.href);
+const $ = (id) => document.getElementById(id);
+
+/** Returns Airflow's window, if it shows this page in a frame. */
+function frame() {
+  try {
+    return window.parent !== window && window.parent.document ? window.parent : null;
+  } catch {
+    return null;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- words
+
+const number = new Intl.NumberFormat("en-US");
+const count = (value, one, many = `${one}s`) => `${number.format(value)} ${value === 1 ? one : many}`;
+const orDash = (value, format = (it) => it) => (value === null || value === undefined ? "–" : format(value));
+
+function seconds(value) {
+  if (value < 1) return `${Math.max(1, Math.round(value * 1000))} ms`;
+  if (value < 10) return `${Number(value.toFixed(1))} s`;
+  if (value < 120) return `${Math.round(value)} s`;
+  if (value < 7200) return `${Math.round(value / 60)} min`;
+  if (value < 172800) return `${Math.round(value / 3600)} h`;
+  return `${Math.round(value / 86400)} days`;
+}
+
+function bytes(value) {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  for (; value >= 1000 && unit < units.length - 1; unit += 1) value /= 1000;
+  return `${value >= 100 || unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)}%`;
+
+/** Never says 100% of what is not all. */
+function shareOf(part, all) {
+  if (!all) return "–";
+  if (part >= all) return "100%";
+  for (let digits = 1; digits < 7; digits += 1) {
+    const text = ((100 * part) / all).toFixed(digits);
+    if (Number(text) < 100) return `${text}%`;
+  }
+  return "<100%";
+}
+
+/** The number of nines after a second; with "≥", what this many changes can show. */
+function nines(seen) {
+  const value = seen.nines[1];
+  if (value === null) return "–";
+  return `${seen.seen[1] === seen.judged[1] ? "≥ " : ""}${value.toFixed(1)}`;
+}
+
+const ago = (at) => `${seconds(Math.max(0, (Date.now() - Date.parse(at)) / 1000))} ago`;
+
+function time(at) {
+  const node = h("time", { datetime: at, title: new Date(at).toLocaleString("en-US"), "data-ago": "" }, ago(at));
+  return node;
+}
+
+// ---------------------------------------------------------------------------------------------- the document
+
+/** Makes an element. Children that are null or false are left out. */
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+/** Changes the children of an element into others, and keeps what is the same: focus, selection and charts stay. */
+function show(parent, ...next) {
+  const nodes = next.flat(9).filter((node) => node !== null && node !== undefined && node !== false);
+  const keyed = new Map([...parent.children].filter((node) => node.dataset.key).map((node) => [node.dataset.key, node]));
+  let old = parent.firstChild;
+  for (const given of nodes) {
+    const node = typeof given === "string" ? document.createTextNode(given) : given;
+    const known = node.dataset?.key ? keyed.get(node.dataset.key) : old;
+    if (!known || known.nodeName !== node.nodeName || (known.dataset?.key ?? "") !== (node.dataset?.key ?? "")) {
+      parent.insertBefore(node, old);
+      continue;
+    }
+    if (known === old) old = old.nextSibling;
+    else parent.insertBefore(known, old);
+    update(known, node);
+  }
+  while (old) {
+    const following = old.nextSibling;
+    charts.get(old)?.destroy();
+    old.remove();
+    old = following;
+  }
+}
+
+function update(known, node) {
+  if (known.nodeType === Node.TEXT_NODE) {
+    if (known.data !== node.data) known.data = node.data;
+    return;
+  }
+  for (const { name } of [...known.attributes]) if (!node.hasAttribute(name)) known.removeAttribute(name);
+  for (const { name, value } of node.attributes) if (known.getAttribute(name) !== value) known.setAttribute(name, value);
+  // A chart draws itself.
+  if (!node.classList.contains("plot")) show(known, ...node.childNodes);
+}
+
+// ---------------------------------------------------------------------------------------------- the look
+
+const COLORS = [
+  "bg", "bg-subtle", "bg-muted", "bg-error", "bg-warning", "bg-success", "bg-info", "fg", "fg-muted", "fg-error",
+  "fg-warning", "fg-success", "fg-info", "border", "border-emphasized", "brand-solid", "brand-contrast", "brand-fg",
+  "brand-muted", "danger-solid", "danger-fg", "danger-muted", "warning-fg", "warning-muted", "success-fg",
+  "success-muted", "none-fg", "none-muted",
+];
+
+/** Follows Airflow's theme, also one of the user's own; outside of Airflow's frame, the theme it was left in. */
+function followTheme() {
+  const preferred = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    const chosen = framedBy ? null : localStorage.getItem("theme");
+    const dark = framedBy
+      ? framedBy.document.documentElement.classList.contains("dark")
+      : chosen === "dark" || (chosen !== "light" && preferred.matches);
+    here.classList.toggle("dark", dark);
+    if (framedBy) {
+      const theirs = framedBy.getComputedStyle(framedBy.document.documentElement);
+      for (const name of COLORS) {
+        const color = theirs.getPropertyValue(`--chakra-colors-${name}`);
+        if (color) here.style.setProperty(`--${name}`, color);
+      }
+    }
+    for (const chart of charts.values()) chart.draw();
+  };
+  preferred.addEventListener("change", apply);
+  window.addEventListener("storage", apply);
+  if (framedBy) {
+    new MutationObserver(apply).observe(framedBy.document.documentElement, { attributeFilter: ["class", "style"] });
+  }
+  apply();
+}
+
+// ---------------------------------------------------------------------------------------------- asking
+
+class Failure extends Error {
+  constructor(message, code) {
+    super(message);
+    this.code = code;
+  }
+}
+
+async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(new URL(path, airflow), { signal: AbortSignal.timeout(TIMEOUT_MS), ...options });
+  } catch {
+    throw new Failure("Airflow does not respond. Trying again.", 0);
+  }
+  if (response.ok || response.status === 304) return response;
+  if (response.status === 401) throw new Failure("Your session has ended. Reload the page to log in.", 401);
+  const detail = await response.json().then((body) => body.detail, () => null);
+  const text = Array.isArray(detail) ? detail.map((one) => one.msg).join("; ") : detail?.reason ?? detail;
+  if (response.status === 403 && path.startsWith("cachesync/")) {
+    throw new Failure("You may not see this page: it needs the permission to read the DAG cache_sync.", 403);
+  }
+  throw new Failure(typeof text === "string" ? text : `Airflow responds with an error (${response.status}).`, response.status);
+}
+
+const answer = async (path, options) => (await ask(path, options)).json();
+
+/** Triggers a DAG through Airflow's own API, which asks for the user's permission and records the click. */
+function trigger(dag, conf, note) {
+  return answer(`api/v2/dags/${dag}/dagRuns`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ logical_date: null, conf, note }),
+  });
+}
+
+let polling = null;
+
+async function poll() {
+  clearTimeout(polling);
+  polling = null;
+  if (document.hidden) return showLive();
+  try {
+    const response = await ask("cachesync/api/status", {
+      cache: "no-store",
+      headers: state.etag ? { "If-None-Match": state.etag } : {},
+    });
+    if (response.status !== 304) {
+      state.etag = response.headers.get("ETag");
+      state.status = await response.json();
+    }
+    state.answeredAt = Date.now();
+    state.failure = null;
+  } catch (failure) {
+    state.failure = failure;
+  }
+  render();
+  if (!performance.getEntriesByName("shown").length && state.status) performance.mark("shown");
+  void refreshReport();
+  void refreshHistory();
+  polling = setTimeout(poll, POLL_MS);
+}
+
+async function refreshReport(force = false) {
+  const asked = state.lookup;
+  if (!asked || (!force && Date.now() - state.reportAt < REPORT_MS)) return;
+  state.reportAt = Date.now();
+  try {
+    const report = await answer(`cachesync/api/key?${new URLSearchParams(asked)}`);
+    if (state.lookup !== asked) return;
+    [state.report, state.reportError] = [report, null];
+  } catch (failure) {
+    if (state.lookup !== asked) return;
+    // What was found out stays while the connection is interrupted.
+    if (failure.code !== 0 || !state.report) [state.report, state.reportError] = [null, failure.message];
+  }
+  showReport();
+}
+
+// ---------------------------------------------------------------------------------------------- charts
+
+const charts = new Map(); // by element
+const histories = new Map(); // by "period service entity"
+
+/** Returns an element in which a chart of the lag will be drawn. */
+function lagChart(service, entity = null) {
+  const label = `Lag of ${entity ? `${entity} in ` : ""}${service} over the last ${state.period}, median and 99th percentile`;
+  const key = JSON.stringify([state.period, service, entity]);
+  return h(
+    "div",
+    { class: "chart", "data-key": `chart ${key}` },
+    h("h3", {}, h("span", {}, h("i"), "Lag, median"), h("span", {}, h("i", { class: "p99" }), "99th percentile"), h("output")),
+    h("div", { class: "plot", role: "img", "aria-label": label, "data-history": key }),
+  );
+}
+
+async function refreshHistory() {
+  const shown = [...document.querySelectorAll("[data-history]")];
+  const wanted = shown.map((node) => node.dataset.history);
+  await Promise.all(
+    [...new Set(wanted)].map(async (key) => {
+      const known = histories.get(key);
+      if (known && Date.now() - known.at < HISTORY_MS) return;
+      const [period, service, entity] = JSON.parse(key);
+      histories.set(key, { at: Date.now(), points: known?.points ?? null });
+      const question = new URLSearchParams({ period, service, ...(entity ? { entity } : {}) });
+      const points = await answer(`cachesync/api/history?${question}`).catch(() => null);
+      if (points) histories.set(key, { at: Date.now(), points });
+    }),
+  );
+  for (const node of shown) drawChart(node);
+}
+
+function drawChart(node) {
+  const known = histories.get(node.dataset.history);
+  if (!known?.points || !window.uPlot || !node.isConnected) return;
+  const chart = charts.get(node);
+  if (!chart) charts.set(node, new LagChart(node, known));
+  else if (chart.known !== known) chart.take(known);
+}
+
+class LagChart {
+  constructor(node, known) {
+    this.node = node;
+    this.known = known;
+    this.resized = new ResizeObserver(() => {
+      if (!node.isConnected) this.destroy();
+      else if (this.plot && node.clientWidth) this.plot.setSize({ width: node.clientWidth, height: 140 });
+    });
+    this.draw();
+    this.resized.observe(node);
+  }
+
+  take(known) {
+    this.known = known;
+    this.draw();
+  }
+
+  draw() {
+    this.plot?.destroy();
+    const style = getComputedStyle(here);
+    const color = (name) => style.getPropertyValue(`--${name}`);
+    const { points } = this.known;
+    const output = this.node.parentElement.querySelector("output");
+    const axis = { stroke: color("fg-muted"), font: "11px Inter, sans-serif", grid: { stroke: color("border"), width: 1 }, ticks: { show: false } };
+    const line = (name, width) => ({ stroke: color(name), width, points: { show: points.length < 2, size: 5 }, spanGaps: false });
+    this.plot = new window.uPlot(
+      {
+        width: Math.max(200, this.node.clientWidth),
+        height: 140,
+        padding: [8, 8, 0, 0],
+        cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
+        legend: { show: false },
+        scales: { y: { distr: 3, range: (_, low, high) => [Math.min(0.005, low ?? 0.005), Math.max(1, high ?? 1) * 1.3] } },
+        series: [{}, line("fg-info", 1.8), line("fg-warning", 1.4)],
+        axes: [
+          { ...axis, size: 26, space: 60, values: "{HH}:{mm}" },
+          { ...axis, size: 52, splits: () => [0.001, 0.01, 0.1, 1, 10, 100, 1000], filter: (_, splits) => splits, values: (_, splits) => splits.map(seconds) },
+        ],
+        hooks: {
+          setCursor: [
+            ({ cursor: { idx } }) => {
+              const point = idx === null || idx === undefined ? null : points[idx];
+              output.textContent = point
+                ? `${new Date(point.at).toLocaleTimeString("en-US", { hour: "2-digit", minute: "2-digit", hour12: false })}: ` +
+                  `${orDash(point.lag_p50_s, seconds)}, ${orDash(point.lag_p99_s, seconds)}; ${count(point.changes, "change")}`
+                : "";
+            },
+          ],
+        },
+      },
+      [points.map((point) => Date.parse(point.at) / 1000), points.map((point) => point.lag_p50_s), points.map((point) => point.lag_p99_s)],
+      this.node,
+    );
+  }
+
+  destroy() {
+    this.resized.disconnect();
+    this.plot?.destroy();
+    charts.delete(this.node);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- what is shown
+
+function render() {
+  showLive();
+  showAlert();
+  if (!state.status) return;
+  showEntities();
+  showTabs();
+  showProblems();
+  showView();
+  showDialog();
+}
+
+function showLive() {
+  const age = Date.now() - state.answeredAt;
+  const [kind, words] = document.hidden
+    ? ["", "Paused"]
+    : !state.status
+      ? ["", "Loading"]
+      : state.failure || age > OLD_MS
+        ? ["critical", `Not live: ${seconds(age / 1000)} old`]
+        : ["ok", "Live"];
+  show($("live"), h("span", { class: `dot ${kind}` }), h("span", { class: "words" }, words));
+}
+
+function showAlert() {
+  const { failure, status } = state;
+  if (!failure) return show($("alert"));
+  const old = status && state.answeredAt ? ` What you see is from ${new Date(state.answeredAt).toLocaleTimeString("en-US")}.` : "";
+  show($("alert"), h("div", {}, icon("critical"), h("strong", {}, failure.message), h("span", {}, old)));
+  if (!status) show($("view"));
+}
+
+function showTabs() {
+  const { letters } = state.status;
+  const badges = { letters: letters ? letters.open + letters.parked : 0 };
+  for (const tab of $("tabs").children) {
+    const chosen = tab.dataset.view === state.view;
+    tab.setAttribute("aria-selected", chosen);
+    tab.tabIndex = chosen ? 0 : -1;
+    const value = badges[tab.dataset.view];
+    show(tab, tab.firstChild.data, value ? h("span", { class: "badge count warning" }, number.format(value)) : null);
+  }
+  $("view").setAttribute("aria-labelledby", `tab-${state.view}`);
+}
+
+function showEntities() {
+  const names = [...new Set(state.status.caches.flatMap((cache) => cache.entities.map((one) => one.entity)))];
+  const select = $("lookup-entity");
+  const chosen = select.value || state.lookup?.entity;
+  show(select, names.map((name) => h("option", { value: name, "data-key": name }, name)));
+  if (chosen && names.includes(chosen)) select.value = chosen;
+}
+
+function showProblems() {
+  const { problems, unavailable } = state.status;
+  const items = problems.map(({ severity, service, entity, text, action }) =>
+    h(
+      "li",
+      { class: `problem ${severity}` },
+      icon(severity),
+      h(
+        "div",
+        {},
+        h("span", { class: "hidden" }, `${severity}: `),
+        service && h("span", { class: "badge" }, [service, entity].filter(Boolean).join(" · ")),
+        service && " ",
+        h("strong", {}, text),
+      ),
+      h("div", { class: "muted" }, action),
+    ),
+  );
+  const missing = Object.entries(unavailable).filter(([, reason]) => !problems.some(({ text }) => text.includes(reason)));
+  for (const [part, reason] of missing) {
+    items.push(h("li", { class: "problem warning" }, icon("warning"), h("strong", {}, `Not known: ${part}`), h("div", { class: "muted" }, reason)));
+  }
+  if (!items.length) items.push(h("li", { class: "problem right" }, icon("right"), h("strong", {}, "All caches are up to date."), h("div", { class: "muted" }, "Nothing needs your attention.")));
+  show($("problems"), h("ul", { class: "problems" }, items));
+}
+
+function showView() {
+  const views = { overview, entities, letters, runs };
+  show($("view"), h("div", { "data-key": state.view }, views[state.view](state.status)));
+}
+
+const fact = (name, value, note, kind = "") =>
+  h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: kind }, value), note && h("small", {}, note)));
+
+const periods = () =>
+  h(
+    "div",
+    { class: "segments", role: "group", "aria-label": "Period" },
+    [["hour", "Last hour"], ["day", "Last day"]].map(([period, name]) =>
+      h("button", { "data-do": "period", "data-period": period, "aria-pressed": String(state.period === period) }, name),
+    ),
+  );
+
+const reconcileButton = () =>
+  state.may.reconcile && h("button", { class: "primary", "data-do": "reconcile" }, "Reconcile…");
+
+const badge = (kind, text) => h("span", { class: `badge ${kind}` }, text);
+
+function overview({ backlog, letters, caches, live_check_at, taken_at }) {
+  const looked = live_check_at ? (Date.parse(taken_at) - Date.parse(live_check_at)) / 1000 : null;
+  const seen = state.period === "day" ? "day" : "hour";
+  const judged = caches.reduce((sum, cache) => sum + cache[seen].judged[1], 0);
+  const inTime = caches.reduce((sum, cache) => sum + cache[seen].seen[1], 0);
+  return [
+    h("div", { class: "toolbar" }, h("h2", {}, count(caches.length, "Cache")), h("div", { class: "end" }, periods()), reconcileButton()),
+    h(
+      "dl",
+      { class: "facts totals" },
+      fact("Up to date after 1 s", shareOf(inTime, judged), judged ? `of ${count(judged, "change")}` : "no changes were followed", `large ${inTime < judged ? "late" : ""}`),
+      fact("Not published", backlog ? number.format(backlog.changes) : "–", backlog?.changes ? `the oldest for ${seconds(backlog.age_s)}` : "changes in the outbox", `large ${backlog?.age_s > 5 ? "bad" : ""}`),
+      fact("Dead letters", letters ? number.format(letters.open + letters.parked) : "–", letters && `${letters.open} retried, ${letters.parked} parked`, `large ${letters?.parked ? "late" : ""}`),
+      fact("Relays", backlog ? number.format(backlog.relays) : "–", "connected to the database", `large ${backlog?.relays === 0 ? "bad" : ""}`),
+      fact("Live check", looked === null ? "never" : looked > 15 ? `${seconds(looked)} ago` : "running", "looks from outside", `large ${looked === null || looked > 15 ? "late" : ""}`),
+    ),
+    h("div", { class: "cards" }, caches.map((cache) => cacheCard(cache, cache[seen]))),
+  ];
+}
+
+function cacheCard(cache, seen) {
+  const { service, redis, redis_problem, oldest_unseen: oldest, consumers, unconsumed } = cache;
+  const late = seen.seen[1] < seen.judged[1];
+  return h(
+    "article",
+    { class: "card", "data-key": service, "aria-labelledby": `cache-${service}` },
+    h(
+      "header",
+      {},
+      h("h2", { id: `cache-${service}` }, service),
+      redis === null ? badge("", "Redis unknown") : redis === "ok" ? badge("right", "Redis ok") : badge("critical", `Redis ${redis}`),
+      unconsumed?.length ? badge("critical", "not consumed") : null,
+      h("span", { class: "end muted" }, `${orDash(cache.keys, number.format)} keys · ${orDash(cache.memory_bytes, bytes)}`),
+    ),
+    h(
+      "div",
+      { class: "body" },
+      redis_problem && h("p", { class: "bad" }, redis_problem),
+      h(
+        "dl",
+        { class: "facts" },
+        fact("Up to date after 1 s", shareOf(seen.seen[1], seen.judged[1]), `${nines(seen)} nines`, `large ${late ? "late" : ""}`),
+        fact("Lag", orDash(seen.lag_p50_s, seconds), `99th percentile ${orDash(seen.lag_p99_s, seconds)}`, "large"),
+        fact("Hit rate", orDash(seen.hit_rate, percent), `${count(seen.hits + seen.misses + seen.bypasses, "read")}`, "large"),
+        fact("Consumer lag", orDash(cache.consumer_lag, number.format), consumers ? `messages, ${count(consumers.length, "consumer")}` : "messages", `large ${consumers?.length === 0 ? "bad" : ""}`),
+      ),
+      oldest &&
+        h(
+          "p",
+          {},
+          h("span", { class: "bad" }, `Missing for ${seconds(oldest.age_s)}: `),
+          h("button", { class: "link", "data-do": "key", "data-entity": oldest.entity, "data-of": oldest.key }, `${oldest.entity} ${oldest.key}`),
+          ` at version ${oldest.version}`,
+        ),
+      unconsumed?.length ? h("p", { class: "bad" }, `No consumer has ${unconsumed.join(", ")}.`) : null,
+      lagChart(service),
+    ),
+  );
+}
+
+function entities({ caches }) {
+  const filter = state.filter.trim().toLowerCase();
+  const seen = state.period;
+  const rows = caches
+    .filter(({ service }) => !state.cache || service === state.cache)
+    .flatMap(({ service, entities: all }) => all.map((entity) => ({ service, ...entity })))
+    .filter(({ entity }) => !filter || entity.toLowerCase().includes(filter))
+    .sort((a, b) => a.entity.localeCompare(b.entity) || a.service.localeCompare(b.service));
+  const columns = ["Entity", "Cache", "Up to date after 1 s", "Nines", "Lag", "99th percentile", "Hit rate", "Entries", "Consumer lag", "Dead letters", ""];
+  return [
+    h(
+      "div",
+      { class: "toolbar" },
+      h("input", { type: "search", "aria-label": "Filter by entity", placeholder: "Filter by entity", "data-do": "filter" }),
+      h(
+        "div",
+        { class: "segments", role: "group", "aria-label": "Cache" },
+        [["", "All"], ...caches.map(({ service }) => [service, service])].map(([service, name]) =>
+          h("button", { "data-do": "cache", "data-cache": service, "aria-pressed": String(state.cache === service) }, name),
+        ),
+      ),
+      h("div", { class: "end" }, periods()),
+    ),
+    rows.length
+      ? table(
+          `Entities, ${seen === "day" ? "last day" : "last hour"}`,
+          columns,
+          rows.flatMap((row) => entityRow(row, row[seen], columns)),
+          [2, 3, 4, 5, 6, 7, 8, 9],
+        )
+      : h("p", { class: "empty" }, "No entity has such a name."),
+  ];
+}
+
+function entityRow(row, seen, columns) {
+  const id = `${row.service} ${row.entity}`;
+  const open = state.charts.has(id);
+  const lost = (row.open_letters ?? 0) + (row.parked_letters ?? 0);
+  const cell = (n, value, kind = "") => h("td", { class: `number ${kind}`, "data-label": columns[n] }, value);
+  return [
+    h(
+      "tr",
+      { "data-key": id },
+      h("th", { scope: "row" }, row.entity, row.capture_problem && [" ", h("span", { title: row.capture_problem }, badge("critical", "not captured"))]),
+      h("td", { "data-label": columns[1] }, row.service),
+      cell(2, shareOf(seen.seen[1], seen.judged[1]), seen.seen[1] < seen.judged[1] ? "late" : ""),
+      cell(3, nines(seen)),
+      cell(4, orDash(seen.lag_p50_s, seconds)),
+      cell(5, orDash(seen.lag_p99_s, seconds)),
+      cell(6, orDash(seen.hit_rate, percent)),
+      cell(7, orDash(row.entries, number.format)),
+      cell(8, orDash(row.consumer_lag, number.format), row.consumer_lag > 1000 ? "late" : ""),
+      cell(9, row.open_letters === null ? "–" : number.format(lost), lost ? "late" : ""),
+      h("td", {}, h("button", { class: "bare", "data-do": "chart", "data-id": id, "aria-expanded": String(open), "aria-label": `Lag of ${row.entity} in ${row.service} over time`, title: "Lag over time" }, icon("chart"))),
+    ),
+    open && h("tr", { class: "detail", "data-key": `${id} chart` }, h("td", { colspan: columns.length, class: "wide" }, lagChart(row.service, row.entity))),
+  ];
+}
+
+function table(caption, columns, rows, numbers = []) {
+  return h(
+    "div",
+    { class: "table" },
+    h(
+      "table",
+      {},
+      h("caption", { class: "hidden" }, caption),
+      h("thead", {}, h("tr", {}, columns.map((name, n) => h("th", { scope: "col", class: numbers.includes(n) ? "number" : null }, name || h("span", { class: "hidden" }, "Actions"))))),
+      h("tbody", {}, rows),
+    ),
+  );
+}
+
+/** Letters of one entity in one cache: what a request selects. */
+function selections(groups) {
+  const found = new Map();
+  for (const group of groups) {
+    const key = JSON.stringify([group.service, group.entity, group.parked]);
+    const known = found.get(key) ?? { service: group.service, entity: group.entity, parked: group.parked, letters: 0, due: 0, since: group.first_failed_at, groups: [] };
+    known.letters += group.letters;
+    known.due += group.due;
+    known.since = known.since < group.first_failed_at ? known.since : group.first_failed_at;
+    known.groups.push(group);
+    found.set(key, known);
+  }
+  return [...found.values()];
+}
+
+function letters({ letters: found, unavailable }) {
+  if (!found) return h("p", { class: "empty" }, `Not known: ${unavailable["dead letters"] ?? unavailable.letters ?? unavailable.kafka ?? "Kafka does not respond"}`);
+  const columns = ["Entity", "Cache", "State", "Letters", "Since", "Why", ""];
+  return [
+    h("div", { class: "toolbar" }, h("h2", {}, count(found.open + found.parked, "Dead letter")), h("span", { class: "muted" }, "Changes that could not be applied to a cache. Parked ones are no longer retried.")),
+    found.groups.length
+      ? table(
+          "Dead letters",
+          columns,
+          selections(found.groups).map((one) => letterRow(one, columns)),
+          [3],
+        )
+      : h("p", { class: "empty" }, "There are no dead letters."),
+  ];
+}
+
+function letterRow(one, columns) {
+  const conf = JSON.stringify({ services: [one.service], entities: [one.entity], topic: one.parked ? "parking-lot" : "dead-letters" });
+  const what = `${count(one.letters, one.parked ? "parked letter" : "letter")} of ${one.entity} in ${one.service}`;
+  return h(
+    "tr",
+    { "data-key": conf },
+    h("th", { scope: "row" }, one.entity),
+    h("td", { "data-label": columns[1] }, one.service),
+    h("td", { "data-label": columns[2] }, one.parked ? badge("critical", "parked") : badge("warning", one.due ? `${one.due} due` : "waits")),
+    h("td", { class: "number", "data-label": columns[3] }, number.format(one.letters)),
+    h("td", { "data-label": columns[4] }, time(one.since)),
+    h("td", { class: "wide", "data-label": columns[5] }, h("ul", {}, one.groups.map((group) => h("li", {}, group.reason, h("span", { class: "muted" }, ` (${number.format(group.letters)}, at ${group.stage}, such as ${group.example})`))))),
+    h("td", { class: "wide" }, letterActions(conf, what)),
+  );
+}
+
+const letterActions = (conf, what) =>
+  state.may.letters &&
+  h(
+    "div",
+    { class: "actions" },
+    h("button", { class: "small", "data-do": "replay", "data-conf": conf, "data-what": what }, "Replay…"),
+    h("button", { class: "small", "data-do": "discard", "data-conf": conf, "data-what": what }, "Discard…"),
+  );
+
+const OUTCOMES = { clean: "right", repaired: "warning", drift: "warning", unrepaired: "critical" };
+
+const runLink = (run, link) => (link ? h("a", { href: link, "data-run": "", class: "link" }, run) : h("span", {}, run));
+
+const found = (kinds) => Object.entries(kinds).map(([kind, value]) => `${number.format(value)} ${kind}`).join(", ");
+
+function runs({ reconciliations, unavailable }) {
+  const columns = ["Run", "Cache", "Started", "Took", "Kind", "Examined", "Found", "Outcome"];
+  return [
+    h("div", { class: "toolbar" }, h("h2", {}, "Reconciliations"), h("span", { class: "muted" }, "Each compares the slots of a cache with the rows."), h("div", { class: "end" }), reconcileButton()),
+    reconciliations === null
+      ? h("p", { class: "empty" }, `Not known: ${unavailable.reconciliations ?? unavailable.database ?? "the database does not respond"}`)
+      : !reconciliations.length
+        ? h("p", { class: "empty" }, "There was none yet.")
+        : table(
+            "Reconciliations",
+            columns,
+            [...reconciliations]
+              .sort((a, b) => b.started_at.localeCompare(a.started_at) || a.service.localeCompare(b.service))
+              .map((run) => runRow(run, columns)),
+            [5],
+          ),
+  ];
+}
+
+function runRow(run, columns) {
+  const kind = [run.mode, run.deep && "deep", run.dry_run && "dry run"].filter(Boolean).join(", ");
+  const took = run.finished_at && (Date.parse(run.finished_at) - Date.parse(run.started_at)) / 1000;
+  return h(
+    "tr",
+    { "data-key": `${run.run} ${run.service}` },
+    h("th", { scope: "row" }, runLink(run.run, run.link)),
+    h("td", { "data-label": columns[1] }, run.service),
+    h("td", { "data-label": columns[2] }, time(run.started_at)),
+    h("td", { "data-label": columns[3] }, orDash(took, seconds)),
+    h("td", { "data-label": columns[4] }, kind),
+    h("td", { class: "number", "data-label": columns[5] }, number.format(run.examined)),
+    h("td", { "data-label": columns[6] }, found(run.found) || "nothing", run.failed ? h("span", { class: "bad" }, `; ${number.format(run.failed)} not repaired`) : null),
+    h("td", { "data-label": columns[7] }, run.outcome ? badge(OUTCOMES[run.outcome], run.outcome) : badge("", "running")),
+  );
+}
+
+// ---------------------------------------------------------------------------------------------- one key
+
+const ASSESSMENTS = { right: "right", "not cached": "right", "on its way": "warning", wrong: "critical", unknown: "unknown" };
+
+function showReport() {
+  const { lookup, report, reportError } = state;
+  if (!lookup) return show($("report"));
+  const title = `${lookup.entity} ${report ? report.key : lookup.key}`;
+  const kind = report ? ASSESSMENTS[report.assessment] : "critical";
+  show(
+    $("report"),
+    h(
+      "article",
+      { class: "card report" },
+      h("header", {}, h("h2", {}, title), h("button", { class: "bare end", "data-do": "close-report", "aria-label": "Close" }, icon("close"))),
+      h(
+        "div",
+        { class: "body" },
+        reportError
+          ? h("div", { class: "problem critical" }, icon("critical"), h("strong", {}, reportError))
+          : !report
+            ? h("div", { class: "progress" }, h("div", { class: "spinner" }), "Looking it up")
+            : [
+                h(
+                  "div",
+                  { class: `problem ${kind}` },
+                  icon(kind),
+                  h("strong", {}, report.verdict),
+                  report.actions.length > 1 ? h("ol", { class: "muted" }, report.actions.map((step) => h("li", {}, step))) : h("div", { class: "muted" }, report.actions),
+                ),
+                reportDetails(report),
+              ],
+      ),
+    ),
+  );
+}
+
+function reportDetails(report) {
+  const columns = {
+    changes: ["Version", "Change", "By", "Made", "Published"],
+    letters: ["Letter", "Cache", "Version", "State", "Why", ""],
+    violations: ["Cache", "Kind", "Should have been at", "Noticed", "Right again"],
+  };
+  return [
+    h(
+      "div",
+      { class: "slots" },
+      h(
+        "div",
+        { class: "slot" },
+        h("h3", {}, "The row", report.row ? null : badge("", "does not exist")),
+        report.row && [h("div", { class: "muted" }, "version ", h("span", { class: "mono" }, String(report.row.version))), h("pre", {}, pretty(report.row.payload))],
+      ),
+      report.caches.map((slot) => slotCard(slot, report.row)),
+    ),
+    h("h3", { class: "part" }, "Last changes"),
+    report.changes.length
+      ? table(
+          "Last changes",
+          columns.changes,
+          report.changes.map((change) =>
+            h(
+              "tr",
+              { "data-key": String(change.version) },
+              h("th", { scope: "row", class: "mono" }, String(change.version)),
+              h("td", { "data-label": "Change" }, change.operation),
+              h("td", { "data-label": "By" }, change.source),
+              h("td", { "data-label": "Made" }, time(change.changed_at)),
+              h("td", { "data-label": "Published" }, change.published_at ? time(change.published_at) : badge("critical", "not published")),
+            ),
+          ),
+        )
+      : h("p", { class: "muted" }, "The change log has none."),
+    report.letters?.length ? [
+      h("h3", { class: "part" }, "Dead letters"),
+      table(
+        "Dead letters of this key",
+        columns.letters,
+        report.letters.map((letter) =>
+          h(
+            "tr",
+            { "data-key": letter.letter },
+            h("th", { scope: "row", class: "mono" }, letter.letter),
+            h("td", { "data-label": "Cache" }, letter.service),
+            h("td", { "data-label": "Version", class: "mono" }, orDash(letter.version, String)),
+            h("td", { "data-label": "State" }, letter.parked ? badge("critical", "parked") : badge("warning", `attempt ${letter.attempt} of ${letter.maximum}`)),
+            h("td", { "data-label": "Why", class: "wide" }, letter.error),
+            h("td", { class: "wide" }, letterActions(JSON.stringify({ letters: [letter.letter] }), `the letter ${letter.letter}`)),
+          ),
+        ),
+      ),
+    ] : null,
+    report.violations?.length ? [
+      h("h3", { class: "part" }, "What the live check saw"),
+      table(
+        "What the live check saw",
+        columns.violations,
+        report.violations.map((one) =>
+          h(
+            "tr",
+            { "data-key": `${one.service} ${one.noticed_at}` },
+            h("th", { scope: "row" }, one.service),
+            h("td", { "data-label": "Kind" }, one.kind),
+            h("td", { "data-label": "Should have been at", class: "mono" }, orDash(one.version, String)),
+            h("td", { "data-label": "Noticed" }, time(one.noticed_at)),
+            h("td", { "data-label": "Right again" }, one.seen_at ? time(one.seen_at) : badge("critical", "not yet")),
+          ),
+        ),
+      ),
+    ] : null,
+    Object.entries(report.unavailable).map(([part, reason]) => h("p", { class: "muted" }, `Not known: ${part}. ${reason}`)),
+  ];
+}
+
+function slotCard(slot, row) {
+  const kind = ASSESSMENTS[slot.assessment];
+  const facts = [
+    slot.kind,
+    slot.version !== null && ["version ", h("span", { class: "mono" }, String(slot.version))],
+    slot.ttl_s !== null && `expires in ${seconds(slot.ttl_s)}`,
+  ].filter(Boolean);
+  return h(
+    "div",
+    { class: "slot", "data-key": slot.service },
+    h("h3", {}, `In ${slot.service}`, badge(kind, slot.assessment)),
+    h("div", {}, slot.verdict),
+    h("div", { class: "muted" }, facts.flatMap((part, n) => (n ? [", ", part] : [part]))),
+    slot.partition && h("div", { class: "muted" }, `${slot.partition}: ${slot.consumer ? `consumer ${slot.consumer}` : "no consumer"}, ${orDash(slot.consumer_lag, (lag) => count(lag, "message"))} to apply`),
+    slot.payload && h("pre", {}, differences(slot.payload, row?.payload)),
+  );
+}
+
+function parsed(payload) {
+  try {
+    const value = JSON.parse(payload);
+    return value && typeof value === "object" && !Array.isArray(value) ? value : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The members of a JSON object, as they are written: a number is not rounded to what JavaScript can hold. */
+function members(payload) {
+  if (!parsed(payload)) return null;
+  const found = new Map();
+  const text = payload.trim().slice(1, -1);
+  let [depth, quoted, begin, colon] = [0, false, 0, -1];
+  for (let n = 0; n <= text.length; n += 1) {
+    const sign = text[n];
+    if (quoted) {
+      if (sign === "\\") n += 1;
+      else if (sign === '"') quoted = false;
+    } else if (sign === '"') quoted = true;
+    else if (sign === "{" || sign === "[") depth += 1;
+    else if (sign === "}" || sign === "]") depth -= 1;
+    else if (sign === ":" && depth === 0 && colon < 0) colon = n;
+    else if ((sign === "," || sign === undefined) && depth === 0) {
+      if (colon > 0) found.set(text.slice(begin, colon).trim(), text.slice(colon + 1, n).trim());
+      [begin, colon] = [n + 1, -1];
+    }
+  }
+  return found;
+}
+
+const pretty = (payload) => differences(payload, payload);
+
+/** The payload, a member a line, with those marked that are not as in the row. */
+function differences(payload, row) {
+  const ours = members(payload);
+  if (!ours) return payload;
+  const theirs = row ? members(row) : null;
+  return [...ours].map(([name, value]) => {
+    const line = `${name}: ${value}`;
+    return [theirs && theirs.get(name) !== value ? h("mark", {}, line) : line, "\n"];
+  });
+}
+
+// ---------------------------------------------------------------------------------------------- the dialog
+
+/** Opens the dialog. Its content is drawn again while a run goes on. */
+function openDialog(content) {
+  state.run = { content, stage: "ask", error: null, dag_run: null, result: null };
+  showDialog();
+  if (!$("dialog").open) $("dialog").showModal();
+}
+
+function showDialog() {
+  if (!state.run) return show($("dialog"));
+  show($("dialog"), state.run.content(state.run));
+}
+
+function closeDialog() {
+  state.run = null;
+  $("dialog").close();
+  show($("dialog"));
+}
+
+const cancelButton = (name = "Cancel") => h("button", { type: "button", "data-do": "close-dialog" }, name);
+
+const runPage = (dag, run) => new URL(`dags/${dag}/runs/${encodeURIComponent(run)}`, airflow).href;
+
+function progress(dag, { dag_run: run }) {
+  const words = { queued: "It waits for its turn. If it does not begin, another run is going on, or the DAG is paused.", running: "It is running." };
+  return h("div", { class: "progress", role: "status" }, h("div", { class: "spinner" }), h("span", {}, words[run?.state] ?? "It is being triggered.", run && [" ", h("a", { href: runPage(dag, run.dag_run_id), "data-run": "", class: "link" }, "Open the run")]));
+}
+
+const failed = (run) => run.error && h("div", { class: "problem critical result", role: "alert" }, icon("critical"), h("strong", {}, run.error));
+
+async function follow(dag, conf, note, task) {
+  const mine = state.run;
+  Object.assign(mine, { stage: "running", error: null, dag_run: null, result: null });
+  showDialog();
+  try {
+    mine.dag_run = await trigger(dag, conf, note);
+    const path = `api/v2/dags/${dag}/dagRuns/${encodeURIComponent(mine.dag_run.dag_run_id)}`;
+    while (state.run === mine && !["success", "failed"].includes(mine.dag_run.state)) {
+      showDialog();
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      mine.dag_run = await answer(path).catch((failure) => (failure.code === 0 ? mine.dag_run : Promise.reject(failure)));
+    }
+    mine.result = await answer(`${path}/taskInstances/${task}/xcomEntries/return_value`).then((body) => body.value, () => null);
+    if (typeof mine.result === "string") mine.result = JSON.parse(mine.result);
+    if (!mine.result) mine.error = "The run has failed. Its tasks' logs say why.";
+  } catch (failure) {
+    mine.error = failure.message;
+  }
+  mine.stage = "done";
+  if (state.run === mine) showDialog();
+  void poll();
+}
+
+function reconcileDialog() {
+  const services = state.status.caches.map(({ service }) => service);
+  const names = [...new Set(state.status.caches.flatMap((cache) => cache.entities.map((one) => one.entity)))].sort();
+  const checks = (field, values) =>
+    h("div", { class: "checks" }, values.map((value) => h("label", {}, h("input", { type: "checkbox", name: field, value, checked: true }), value)));
+  openDialog((run) => [
+    h("h2", { id: "dialog-title" }, "Reconcile"),
+    h("p", { class: "muted" }, "Compares the slots of the caches with the rows. A dry run only reports; what it finds can then be repaired."),
+    h(
+      "form",
+      { method: "dialog", "data-form": "reconcile", hidden: run.stage !== "ask" },
+      h("fieldset", {}, h("legend", {}, "Caches"), checks("services", services)),
+      h("fieldset", {}, h("legend", {}, "Entities"), checks("entities", names)),
+      h("fieldset", {}, h("label", {}, h("input", { type: "checkbox", name: "deep" }), " Compare payloads too, not only versions")),
+      h("footer", {}, cancelButton(), h("button", { class: "primary" }, "Dry run")),
+    ),
+    run.stage === "running" && [progress("reconcile", run), h("footer", {}, cancelButton("Close"))],
+    run.stage === "done" && [failed(run), run.result && reconcileResult(run.result), run.dag_run && h("p", {}, h("a", { href: runPage("reconcile", run.dag_run.dag_run_id), "data-run": "", class: "link" }, "Open the run")), h("footer", {}, cancelButton("Close"), run.result?.outcome === "drift" && h("button", { class: "primary", "data-do": "repair" }, "Repair"))],
+  ]);
+}
+
+function reconcileResult({ outcome, services, parameters, notes }) {
+  const kinds = (findings) => found(Object.fromEntries(["stale", "orphan", "ahead", "false_absent", "unreadable"].filter((kind) => findings[kind]).map((kind) => [kind.replace("_", " "), findings[kind]])));
+  const lines = Object.entries(services).flatMap(([service, all]) => Object.entries(all).map(([entity, findings]) => [service, entity, kinds(findings)])).filter(([, , text]) => text);
+  const words = { clean: "Nothing is wrong.", drift: "Some slots are wrong. Nothing was changed.", repaired: "All that was wrong is repaired.", unrepaired: "Some slots could not be repaired." };
+  const kind = outcome === "repaired" ? "right" : OUTCOMES[outcome];
+  return h(
+    "div",
+    { class: `problem result ${kind}`, role: "status" },
+    icon(kind),
+    h("strong", {}, `${parameters.dry_run ? "Dry run: " : ""}${words[outcome]}`),
+    h("ul", { class: "muted" }, lines.map(([service, entity, text]) => h("li", {}, `${service}, ${entity}: ${text}`)), notes.map((note) => h("li", {}, note))),
+  );
+}
+
+function letterDialog(action, conf, what) {
+  const discards = action === "discard";
+  openDialog((run) => [
+    h("h2", { id: "dialog-title" }, discards ? "Discard" : "Replay"),
+    h("p", {}, discards ? `Closes ${what} without applying them. The caches stay as they are.` : `Retries ${what} now: the rows are read again and applied to the cache.`),
+    h(
+      "form",
+      { method: "dialog", "data-form": action, "data-conf": conf, hidden: run.stage !== "ask" },
+      h("label", { class: "field", for: "reason" }, discards ? "Reason, which is recorded" : "Reason (optional), which is recorded as the note of the run"),
+      h("p", {}, h("textarea", { id: "reason", name: "reason", rows: 2, maxlength: MAX_REASON, required: discards })),
+      h("footer", {}, cancelButton(), h("button", { class: discards ? "danger" : "primary" }, discards ? "Discard" : "Replay")),
+    ),
+    run.stage === "running" && [progress("dead_letter_retry", run), h("footer", {}, cancelButton("Close"))],
+    run.stage === "done" && [
+      failed(run),
+      run.result && h("div", { class: "problem right result", role: "status" }, icon("right"), h("strong", {}, letterResult(run.result))),
+      run.dag_run && h("p", {}, h("a", { href: runPage("dead_letter_retry", run.dag_run.dag_run_id), "data-run": "", class: "link" }, "Open the run")),
+      h("footer", {}, cancelButton("Close")),
+    ],
+  ]);
+}
+
+function letterResult({ letters: counts }) {
+  const text = Object.entries(counts ?? {}).filter(([, value]) => value).map(([what, value]) => `${number.format(value)} ${what}`).join(", ");
+  return text ? `Done: ${text}.` : "There was no such letter any more.";
+}
+
+// ---------------------------------------------------------------------------------------------- the user
+
+/** Writes what is shown into the address, of Airflow's page too, so that it can be shared. */
+function remember() {
+  const parts = new URLSearchParams();
+  if (state.view !== "overview") parts.set("view", state.view);
+  if (state.lookup) for (const [name, value] of Object.entries(state.lookup)) parts.set(name, value);
+  for (const view of new Set([window, framedBy])) {
+    if (!view) continue;
+    const { pathname, search } = view.location;
+    view.history.replaceState(view.history.state, "", pathname + search + (parts.size ? `#${parts}` : ""));
+  }
+}
+
+function recall() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const view = parts.get("view");
+  if (document.getElementById(`tab-${view}`)) state.view = view;
+  if (parts.get("entity") && parts.get("key")) lookUp(parts.get("entity"), parts.get("key"));
+}
+
+function lookUp(entity, key) {
+  state.lookup = { entity, key };
+  [state.report, state.reportError] = [null, null];
+  $("lookup-key").value = key;
+  if ($("lookup-entity").options.length) $("lookup-entity").value = entity;
+  showReport();
+  remember();
+  void refreshReport(true);
+}
+
+function choose(view) {
+  state.view = view;
+  remember();
+  if (state.status) {
+    showTabs();
+    showView();
+  }
+  void refreshHistory();
+}
+
+const ACTIONS = {
+  period: ({ period }) => {
+    state.period = period;
+    showView();
+    void refreshHistory();
+  },
+  cache: ({ cache }) => {
+    state.cache = cache;
+    showView();
+  },
+  chart: ({ id }) => {
+    if (!state.charts.delete(id)) state.charts.add(id);
+    showView();
+    void refreshHistory();
+  },
+  key: ({ entity, of }) => {
+    lookUp(entity, of);
+    window.scrollTo({ top: 0 });
+  },
+  reconcile: reconcileDialog,
+  repair: () => void follow("reconcile", { ...state.run.conf, dry_run: false }, "Repair from the page Caches", "report"),
+  replay: ({ conf, what }) => letterDialog("replay", conf, what),
+  discard: ({ conf, what }) => letterDialog("discard", conf, what),
+  "close-dialog": closeDialog,
+  "close-report": () => {
+    state.lookup = null;
+    showReport();
+    remember();
+    $("lookup-key").focus();
+  },
+};
+
+document.addEventListener("click", (event) => {
+  const tab = event.target.closest("[data-view]");
+  if (tab) return choose(tab.dataset.view);
+  const run = event.target.closest("a[data-run]");
+  if (run && framedBy) {
+    // A frame may not lead Airflow's page elsewhere; a link in that page may.
+    event.preventDefault();
+    const link = framedBy.document.createElement("a");
+    link.href = run.href;
+    return link.click();
+  }
+  const button = event.target.closest("button[data-do]");
+  return button && ACTIONS[button.dataset.do]?.(button.dataset);
+});
+
+document.addEventListener("input", ({ target }) => {
+  if (target.dataset.do === "filter") {
+    state.filter = target.value;
+    showView();
+  }
+});
+
+document.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const form = event.target;
+  const values = new FormData(form);
+  if (form.id === "lookup") return lookUp($("lookup-entity").value, $("lookup-key").value.trim());
+  if (form.dataset.form === "reconcile") {
+    const all = (field) => form.querySelectorAll(`[name=${field}]`).length === values.getAll(field).length;
+    if (!values.has("services") || !values.has("entities")) return undefined;
+    // None means all, also those that are added later.
+    const conf = Object.fromEntries(["services", "entities"].map((field) => [field, all(field) ? [] : values.getAll(field)]));
+    state.run.conf = { ...conf, mode: "full", deep: values.has("deep"), dry_run: true };
+    return void follow("reconcile", state.run.conf, "Dry run from the page Caches", "report");
+  }
+  const reason = values.get("reason").trim();
+  const conf = { ...JSON.parse(form.dataset.conf), action: form.dataset.form, ...(form.dataset.form === "discard" ? { reason } : {}) };
+  return void follow("dead_letter_retry", conf, reason || "From the page Caches", "letters");
+});
+
+$("dialog").addEventListener("close", () => {
+  if (state.run) closeDialog();
+});
+
+$("tabs").addEventListener("keydown", (event) => {
+  const tabs = [...$("tabs").children];
+  const now = tabs.findIndex((tab) => tab.dataset.view === state.view);
+  const next = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: tabs.length - 1 }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  const tab = tabs[(next + tabs.length) % tabs.length];
+  choose(tab.dataset.view);
+  tab.focus();
+});
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) showLive();
+  else void poll();
+});
+window.addEventListener("load", () => void refreshHistory());
+setInterval(() => {
+  showLive();
+  for (const node of document.querySelectorAll("time[data-ago]")) {
+    const text = ago(node.dateTime);
+    if (node.textContent !== text) node.textContent = text;
+  }
+}, 1000);
+
+followTheme();
+recall();
+void answer("cachesync/api/me").then((may) => {
+  state.may = may;
+  if (state.status) showView();
+}, () => {});
+void poll();
