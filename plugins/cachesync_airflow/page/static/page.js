@@ -340,7 +340,7 @@ class LagChart {
         series: [{}, line("fg-info", 1.8), line("fg-warning", 1.4)],
         axes: [
           { ...axis, size: 26, space: 60, values: "{HH}:{mm}" },
-          { ...axis, size: 52, splits: () => [0.001, 0.01, 0.1, 1, 10, 100, 1000], filter: (_, splits) => splits, values: (_, splits) => splits.map(seconds) },
+          { ...axis, size: 52, splits: (_, __, low, high) => [0.001, 0.01, 0.1, 1, 10, 100, 1000].filter((value) => low <= value && value <= high), filter: (_, splits) => splits, values: (_, splits) => splits.map(seconds) },
         ],
         hooks: {
           setCursor: [
@@ -474,7 +474,7 @@ function overview({ backlog, letters, caches, live_check_at, taken_at }) {
   const judged = caches.reduce((sum, cache) => sum + cache[seen].judged[1], 0);
   const inTime = caches.reduce((sum, cache) => sum + cache[seen].seen[1], 0);
   return [
-    h("div", { class: "toolbar" }, h("h2", {}, count(caches.length, "Cache")), h("div", { class: "end" }, periods()), reconcileButton()),
+    h("div", { class: "toolbar" }, h("h2", {}, count(caches.length, "cache")), h("div", { class: "end" }, periods()), reconcileButton()),
     h(
       "dl",
       { class: "facts totals" },
@@ -505,7 +505,7 @@ function cacheCard(cache, seen) {
     h(
       "div",
       { class: "body" },
-      redis_problem && h("p", { class: "bad" }, redis_problem),
+      redis_problem && h("p", { class: "note bad" }, redis_problem),
       h(
         "dl",
         { class: "facts" },
@@ -517,12 +517,12 @@ function cacheCard(cache, seen) {
       oldest &&
         h(
           "p",
-          {},
+          { class: "note" },
           h("span", { class: "bad" }, `Missing for ${seconds(oldest.age_s)}: `),
           h("button", { class: "link", "data-do": "key", "data-entity": oldest.entity, "data-of": oldest.key }, `${oldest.entity} ${oldest.key}`),
           ` at version ${oldest.version}`,
         ),
-      unconsumed?.length ? h("p", { class: "bad" }, `No consumer has ${unconsumed.join(", ")}.`) : null,
+      unconsumed?.length ? h("p", { class: "note bad" }, `No consumer has ${unconsumed.join(", ")}.`) : null,
       lagChart(service),
     ),
   );
@@ -620,7 +620,7 @@ function letters({ letters: found, unavailable }) {
   if (!found) return h("p", { class: "empty" }, `Not known: ${unavailable["dead letters"] ?? unavailable.letters ?? unavailable.kafka ?? "Kafka does not respond"}`);
   const columns = ["Entity", "Cache", "State", "Letters", "Since", "Why", ""];
   return [
-    h("div", { class: "toolbar" }, h("h2", {}, count(found.open + found.parked, "Dead letter")), h("span", { class: "muted" }, "Changes that could not be applied to a cache. Parked ones are no longer retried.")),
+    h("div", { class: "toolbar" }, h("h2", {}, count(found.open + found.parked, "dead letter")), h("span", { class: "muted" }, "Changes that could not be applied to a cache. Parked ones are no longer retried.")),
     found.groups.length
       ? table(
           "Dead letters",
@@ -943,7 +943,7 @@ function reconcileDialog() {
       { method: "dialog", "data-form": "reconcile", hidden: run.stage !== "ask" },
       h("fieldset", {}, h("legend", {}, "Caches"), checks("services", services)),
       h("fieldset", {}, h("legend", {}, "Entities"), checks("entities", names)),
-      h("fieldset", {}, h("label", {}, h("input", { type: "checkbox", name: "deep" }), " Compare payloads too, not only versions")),
+      h("fieldset", { class: "checks" }, h("label", {}, h("input", { type: "checkbox", name: "deep" }), "Compare payloads too, not only versions")),
       h("footer", {}, cancelButton(), h("button", { class: "primary" }, "Dry run")),
     ),
     run.stage === "running" && [progress("reconcile", run), h("footer", {}, cancelButton("Close"))],
