@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from cachesync.errors import InvalidValueError
 from cachesync.overview.models import (
@@ -26,15 +27,19 @@ from cachesync.overview.models import (
     UnseenChange,
     ViolationReport,
 )
-from cachesync_airflow.page.reader import Period
+
+if TYPE_CHECKING:
+    from cachesync_airflow.page.reader import Period
 
 SERVICES = ("sa", "sb")
+# When all of it happened.
+_THEN = datetime.now(UTC)
 _NAMES = (
     "student", "course", "grade", "invoice", "invoice_line", "customer", "order", "order_line", "product",
     "price", "stock", "supplier", "address", "payment", "refund", "voucher", "shipment", "parcel", "carrier",
     "warehouse", "employee", "team", "role", "permission", "session", "device", "message", "thread",
-    "attachment", "document", "folder", "tag", "review", "rating", "question", "answer", "campaign", "segment",
-    "subscription", "plan", "feature", "quota", "usage", "meter", "tariff", "region", "country", "currency",
+    "attachment", "document", "folder", "tag", "review", "rating", "question", "answer", "campaign",
+    "segment", "subscription", "plan", "feature", "quota", "usage", "meter", "tariff", "region", "country", "currency",
     "exchange_rate", "holiday",
 )  # fmt: skip
 
@@ -67,8 +72,8 @@ class SampleOverview:
             backlog=BacklogStatus(changes=0, age_s=0, entity=None, relays=1)
             if self._healthy
             else BacklogStatus(changes=128, age_s=42.5, entity="student", relays=0),
-            letters=Letters(groups=(), open=0, due=0, parked=0) if self._healthy else self._letters(now),
-            reconciliations=self._reconciliations(now),
+            letters=Letters(groups=(), open=0, due=0, parked=0) if self._healthy else self._letters(),
+            reconciliations=self._reconciliations(),
             unavailable={},
         )
 
@@ -142,6 +147,7 @@ class SampleOverview:
                     operation="upsert",
                     source="sa" if n else "postgres",
                     changed_at=now - timedelta(seconds=42 + 600 * n),
+                    due_at=now - timedelta(seconds=40 + 600 * n),
                     published_at=now - timedelta(seconds=42 + 600 * n - 0.01) if n else None,
                     shared=False,
                 )
@@ -251,8 +257,8 @@ class SampleOverview:
         )
 
     @staticmethod
-    def _letters(now: datetime) -> Letters:
-        first = now - timedelta(hours=2)
+    def _letters() -> Letters:
+        first = _THEN - timedelta(hours=2)
         groups = (
             LetterGroup(
                 service="sb",
@@ -262,6 +268,7 @@ class SampleOverview:
                 parked=True,
                 letters=14,
                 due=0,
+                due_s=0,
                 first_failed_at=first,
                 example="parking-lot:0:17",
             ),
@@ -273,19 +280,20 @@ class SampleOverview:
                 parked=False,
                 letters=2,
                 due=1,
+                due_s=0,
                 first_failed_at=first,
                 example="dead-letters:0:31",
             ),
         )
         return Letters(groups=groups, open=2, due=1, parked=14)
 
-    def _reconciliations(self, now: datetime) -> tuple[Reconciliation, ...]:
+    def _reconciliations(self) -> tuple[Reconciliation, ...]:
         return tuple(
             Reconciliation(
                 service=service,
                 run=run,
-                started_at=now - timedelta(hours=hours),
-                finished_at=now - timedelta(hours=hours) + timedelta(seconds=19),
+                started_at=_THEN - timedelta(hours=hours),
+                finished_at=_THEN - timedelta(hours=hours) + timedelta(seconds=19),
                 mode="full",
                 deep=hours == 30,
                 dry_run=hours == 6,

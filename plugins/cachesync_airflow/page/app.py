@@ -11,7 +11,11 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response, status
 from fastapi.responses import JSONResponse
 
-from cachesync.errors import CacheSyncError, InvalidValueError, NotInstalledError, SettingsError
+from cachesync.errors import (
+    CacheSyncError,
+    DeclarationError,
+    InvalidValueError,
+)
 from cachesync.overview.models import KeyReport, Point  # noqa: TC001 - FastAPI reads the annotations
 from cachesync_airflow.page.configuration import ConfiguredOverview
 from cachesync_airflow.page.reader import Overview, Period, Reader
@@ -42,9 +46,8 @@ _HEADERS: Final = {
 }
 # The text of such an error says what to correct.
 _ANSWERS: Final[dict[type[Exception], int]] = {
+    DeclarationError: status.HTTP_422_UNPROCESSABLE_CONTENT,
     InvalidValueError: status.HTTP_422_UNPROCESSABLE_CONTENT,
-    SettingsError: status.HTTP_422_UNPROCESSABLE_CONTENT,
-    NotInstalledError: status.HTTP_409_CONFLICT,
     CacheSyncError: status.HTTP_503_SERVICE_UNAVAILABLE,
     AirflowNotFoundException: status.HTTP_503_SERVICE_UNAVAILABLE,
 }

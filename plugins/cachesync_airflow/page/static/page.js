@@ -421,7 +421,7 @@ function showEntities() {
 }
 
 function showProblems() {
-  const { problems, unavailable } = state.status;
+  const { problems, caches } = state.status;
   const items = problems.map(({ severity, service, entity, text, action }) =>
     h(
       "li",
@@ -435,13 +435,9 @@ function showProblems() {
         service && " ",
         h("strong", {}, text),
       ),
-      h("div", { class: "muted" }, action),
+      h("div", { class: "muted" }, prose(action), lookUpButton(caches, service, entity)),
     ),
   );
-  const missing = Object.entries(unavailable).filter(([, reason]) => !problems.some(({ text }) => text.includes(reason)));
-  for (const [part, reason] of missing) {
-    items.push(h("li", { class: "problem warning" }, icon("warning"), h("strong", {}, `Not known: ${part}`), h("div", { class: "muted" }, reason)));
-  }
   if (!items.length) items.push(h("li", { class: "problem right" }, icon("right"), h("strong", {}, "All caches are up to date."), h("div", { class: "muted" }, "Nothing needs your attention.")));
   show($("problems"), h("ul", { class: "problems" }, items));
 }
@@ -450,6 +446,16 @@ function showView() {
   const views = { overview, entities, letters, runs };
   show($("view"), h("div", { "data-key": state.view }, views[state.view](state.status)));
 }
+
+/** The oldest change that a cache has yet to follow can be looked up where it is told. */
+function lookUpButton(caches, service, entity) {
+  const oldest = caches.find((cache) => cache.service === service)?.oldest_unseen;
+  if (!oldest || oldest.entity !== entity) return null;
+  return [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": oldest.key }, `Look up ${entity} ${oldest.key}`)];
+}
+
+/** What is between backticks is code. */
+const prose = (text) => text.split("`").map((part, n) => (n % 2 ? h("code", { class: "mono" }, part) : part));
 
 const fact = (name, value, note, kind = "") =>
   h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: kind }, value), note && h("small", {}, note)));
@@ -727,7 +733,7 @@ function showReport() {
                   { class: `problem ${kind}` },
                   icon(kind),
                   h("strong", {}, report.verdict),
-                  report.actions.length > 1 ? h("ol", { class: "muted" }, report.actions.map((step) => h("li", {}, step))) : h("div", { class: "muted" }, report.actions),
+                  report.actions.length > 1 ? h("ol", { class: "muted" }, report.actions.map((step) => h("li", {}, prose(step)))) : h("div", { class: "muted" }, report.actions.map(prose)),
                 ),
                 reportDetails(report),
               ],
