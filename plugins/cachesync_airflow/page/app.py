@@ -21,7 +21,7 @@ from cachesync_airflow.page.configuration import ConfiguredOverview
 from cachesync_airflow.page.reader import Overview, Period, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 #: Whoever may read this DAG may see what it does.
 READ: Final = "cache_sync"
@@ -120,7 +120,7 @@ def _static() -> dict[str, bytes]:
     return {"": content.pop("index.html"), **content}
 
 
-def _sending(name: str, content: bytes) -> Callable[[], Response]:
+def _sending(name: str, content: bytes) -> Callable[[], Awaitable[Response]]:
     media_type = _TYPES.get(name.rpartition(".")[2], "text/plain")
 
     async def send() -> Response:

@@ -7,7 +7,7 @@ import hashlib
 import threading
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -71,7 +71,7 @@ class Reader:
 
     def __init__(self, current: Callable[[], Overview]) -> None:
         self._current = current
-        self._answers: dict[tuple[str | None, ...], asyncio.Task[object]] = {}
+        self._answers: dict[tuple[str | None, ...], asyncio.Task[Any]] = {}
         self._lookups = asyncio.Semaphore(_LOOKUPS)
 
     async def status(self) -> Snapshot:
@@ -103,14 +103,14 @@ class Reader:
         self, question: tuple[str | None, ...], seconds: float, ask: Callable[[], Awaitable[_Answer]]
     ) -> _Answer:
         async def answer() -> _Answer:
-            known = self._answers.get(question)
+            known: asyncio.Task[_Answer] | None = self._answers.get(question)
             if known is None:
                 known = self._answers[question] = self._loop.create_task(asked())
                 known.add_done_callback(lambda _: self._loop.call_later(seconds, self._answers.pop, question))
             # Whoever asked first may not wait for it to the end.
-            return await asyncio.shield(known)  # type: ignore[return-value] # the answer to this question
+            return await asyncio.shield(known)
 
-        async def asked() -> object:
+        async def asked() -> _Answer:
             return await ask()
 
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(answer(), self._loop))

@@ -94,7 +94,9 @@ def client_of(page: FastAPI) -> httpx.AsyncClient:
 def test_each_endpoint_is_in_the_list_of_those_whose_permissions_are_tested(
     make: Callable[[Overview], FastAPI], overview: SampleOverview
 ) -> None:
-    assert {route.path for route in make(overview).routes} == {path.partition("?")[0] for path in PATHS}
+    assert {getattr(route, "path", None) for route in make(overview).routes} == {
+        path.partition("?")[0] for path in PATHS
+    }
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -162,10 +164,7 @@ async def test_errors_say_what_to_correct(
     make: Callable[[Overview], FastAPI], client: httpx.AsyncClient
 ) -> None:
     answer = await client.get("/api/key", params={"entity": "student", "key": "ann"})
-    assert (answer.status_code, answer.json()["detail"]) == (
-        422,
-        "'ann' is no key of student: a number is required",
-    )
+    assert (answer.status_code, answer.json()["detail"]) == (422, "id: a number is required")
 
     class Without(SampleOverview):
         async def history(self, *_: Any) -> Any:
