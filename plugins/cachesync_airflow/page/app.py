@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.resources import files
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -78,7 +79,7 @@ def make_page(current: Callable[[], Overview] | None = None) -> FastAPI:
         page.add_exception_handler(error, _answer_of(code))
 
     for name, content in _static().items():
-        page.get(f"/{name}", include_in_schema=False)(_sending(name or "index.html", content))
+        page.get(f"/{name}", include_in_schema=False)(_sending(name, content))
 
     @page.get("/api/me")
     def me(request: Request, user: GetUserDep) -> dict[str, bool]:
@@ -116,15 +117,20 @@ def make_page(current: Callable[[], Overview] | None = None) -> FastAPI:
 def _static() -> dict[str, bytes]:
     """Return the files of the page by their path; that of the page itself is empty."""
     folder = files("cachesync_airflow.page") / "static"
-    content = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.startswith(".")}
-    return {"": content.pop("index.html"), **content}
+    content = {file.name: file.read_bytes() for file in folder.iterdir()}
+    page = content.pop("index.html").decode()
+    for name, text in content.items():
+        # A browser keeps the files for as long as the page names the same ones.
+        page = page.replace(f'"{name}"', f'"{name}?{hashlib.sha256(text).hexdigest()[:16]}"')
+    return {"": page.encode(), **content}
 
 
 def _sending(name: str, content: bytes) -> Callable[[], Awaitable[Response]]:
-    media_type = _TYPES.get(name.rpartition(".")[2], "text/plain")
+    media_type = _TYPES.get(name.rpartition(".")[2], "text/plain") if name else _TYPES["html"]
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"} if name else {}
 
     async def send() -> Response:
-        return Response(content, media_type=media_type)
+        return Response(content, media_type=media_type, headers=headers)
 
     return send
 

@@ -179,6 +179,7 @@ def test_page_loads_nothing_from_elsewhere_and_has_no_inline_code() -> None:
     page = (STATIC / "index.html").read_text()
     assert set(re.findall(r'(?:src|href)="([^"#]+)"', page)) == {
         "data:,",
+        "api/status",
         "page.css",
         "uPlot.css",
         "page.js",

@@ -227,8 +227,8 @@ async function poll() {
   if (document.hidden) return showLive();
   try {
     const response = await ask("cachesync/api/status", {
-      cache: "no-store",
-      headers: state.etag ? { "If-None-Match": state.etag } : {},
+      // The first one was begun by the page itself, before the scripts were there.
+      ...(state.etag ? { cache: "no-store", headers: { "If-None-Match": state.etag } } : {}),
     });
     if (response.status !== 304) {
       state.etag = response.headers.get("ETag");

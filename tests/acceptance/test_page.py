@@ -1,0 +1,277 @@
+"""The page in Airflow: who may see it, and what an operator does there, in a real browser.
+
+With `CACHESYNC_IMAGES=docs/images` in the environment, the pictures in the documentation are made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.ui import WebDriverWait
+
+from cachesync.value import encode_value
+from local.postgres import run_sql
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis
+
+    from local.system import System
+
+PAGE = "/cachesync/"
+_IMAGES = os.environ.get("CACHESYNC_IMAGES")
+
+
+@pytest.fixture(scope="module")
+def viewer(api: httpx.Client) -> tuple[str, str]:
+    """Name and password of a user who may read all DAGs, and trigger none."""
+    name, password = f"viewer{secrets.token_hex(4)}", secrets.token_urlsafe(12)
+    made = api.post(
+        "/auth/fab/v1/users",
+        json={
+            "username": name,
+            "password": password,
+            "first_name": "Ann",
+            "last_name": "Viewer",
+            "email": f"{name}@localhost",
+            "roles": [{"name": "Viewer"}],
+        },
+    )
+    assert made.is_success, made.text
+    return name, password
+
+
+def test_page_is_for_those_who_may_read_the_dag_of_the_streams(
+    system: System, log_in: Callable[[str, str], httpx.Client], viewer: tuple[str, str]
+) -> None:
+    airflow = system.airflow
+    paths = [PAGE, f"{PAGE}page.js", *(f"{PAGE}api/{name}" for name in ("me", "status", "history"))]
+    with httpx.Client(base_url=airflow.url, timeout=30) as anonymous:
+        assert {anonymous.get(path).status_code for path in paths} == {401}
+    # Jenkins may run the DAG reconcile, and nothing else.
+    jenkins = log_in(airflow.jenkins_username, airflow.jenkins_password)
+    assert {jenkins.get(path).status_code for path in paths} == {403}
+    reader = log_in(*viewer)
+    assert {reader.get(path).status_code for path in paths} == {200}
+    assert reader.get(f"{PAGE}api/me").json() == {"reconcile": False, "letters": False}
+    for dag in ("reconcile", "dead_letter_retry"):
+        run = reader.post(f"/api/v2/dags/{dag}/dagRuns", json={"logical_date": None})
+        assert run.status_code == 403
+
+
+class Browser:
+    """Airflow in a browser."""
+
+    def __init__(self, url: str) -> None:
+        options = ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
+            options.add_argument(f"--{argument}")
+        options.add_argument("--force-prefers-reduced-motion")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.url = url
+        self._user = ""
+        self.driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+        self.driver.set_window_size(1440, 1080)
+
+    def log_in(self, username: str, password: str) -> None:
+        """Log in, unless this user is logged in."""
+        if username == self._user:
+            return
+        self._user = username
+        self.driver.delete_all_cookies()
+        self.driver.get(f"{self.url}/auth/login/")
+        self.until("input[name=username]").send_keys(username)
+        self.until("input[name=password]").send_keys(password)
+        self.until("input[type=submit], button[type=submit]").click()
+        WebDriverWait(self.driver, 60).until(lambda driver: "/auth/login" not in driver.current_url)
+
+    def open(self) -> None:
+        """Open the page from Airflow's navigation."""
+        self.driver.get(self.url)
+        self.until("a[href$='plugin/caches']").click()
+        self.enter()
+
+    def enter(self) -> None:
+        """Go on in the frame with the page."""
+        self.driver.switch_to.default_content()
+        self.driver.switch_to.frame(self.until("iframe[title=Caches]"))
+        self.until(".problems")
+
+    def until(self, selector: str, text: str = "") -> Any:
+        """Wait until an element that matches is shown and contains a text, and return it."""
+
+        def found(driver: Chrome) -> Any:
+            for element in driver.find_elements(By.CSS_SELECTOR, selector):
+                if element.is_displayed() and text in element.text:
+                    return element
+            return None
+
+        return WebDriverWait(self.driver, 60).until(found, f"{selector} with {text!r}")
+
+    def click(self, selector: str, text: str = "") -> None:
+        """Click what matches."""
+        self.driver.execute_script("arguments[0].click()", self.until(selector, text))
+
+    def look_up(self, entity: str, key: str) -> None:
+        """Look up a key."""
+        Select(self.until("#lookup-entity")).select_by_visible_text(entity)
+        field = self.until("#lookup-key")
+        field.clear()
+        field.send_keys(key)
+        self.click("#lookup button")
+
+    def picture(self, name: str) -> None:
+        """Keep a picture for the documentation."""
+        if _IMAGES:
+            Path(_IMAGES).mkdir(exist_ok=True)
+            # The network has drawn the charts.
+            WebDriverWait(self.driver, 10).until(
+                lambda driver: driver.execute_script(
+                    "return [...document.querySelectorAll('.plot')].every((plot) => plot.firstChild)"
+                )
+            )
+            self.driver.save_screenshot(str(Path(_IMAGES) / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def browser(system: System) -> Iterator[Browser]:
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("chromium and chromedriver are not installed (on Debian: chromium, chromium-driver)")
+    browser = Browser(system.airflow.url)
+    yield browser
+    browser.driver.quit()
+
+
+@pytest.fixture
+def stale(system: System, slots: redis.Redis, dag: httpx.Client) -> str:
+    """The key of a row of which sb's cache holds an old value, while no scheduled run repairs it."""
+    del dag
+    key = str(secrets.randbelow(10**9) + 10**9)
+    run_sql(system.dsn, "INSERT INTO student (id, name, age) VALUES (:key, 'Ann', 21)", key=key)
+    name = f"sb:student:{key}"
+    with httpx.Client(base_url=system.services["sb"].url, timeout=20) as sb:
+        wait_until(lambda: sb.get(f"/students/{key}").headers["x-cache"] == "HIT", "sb has cached the row")
+    # Not what the event of the insert can still change.
+    sql = "SELECT published_at IS NOT NULL FROM cachesync.change_log WHERE key = :'key'"
+    wait_until(lambda: run_sql(system.dsn, sql, key=key) == "t", "the insert is published")
+    held = slots.get(name)
+    assert isinstance(held, bytes)
+    version, fingerprint, payload = int(held[1:20]), held[20:28], json.loads(held[28:])
+    old = json.dumps({**payload, "age": 20}).encode()
+    slots.set(name, encode_value(version - 1, fingerprint, old), ex=3600)
+    return key
+
+
+def test_operator_finds_out_why_a_key_is_stale_and_repairs_it(
+    system: System, browser: Browser, stale: str
+) -> None:
+    browser.log_in(system.airflow.username, system.airflow.password)
+    browser.open()
+    browser.picture("page")
+    browser.look_up("student", stale)
+    browser.until(".report .problem.critical", "sb is stale")
+    assert browser.until(".slot[data-key=sb] mark").text == '"age": 20'
+    assert browser.until(".slot[data-key=sa] .badge").text in {"right", "not cached"}
+    browser.picture("page-key")
+
+    browser.click("button[data-do=reconcile]")
+    browser.click("dialog button.primary", "Dry run")
+    browser.until("dialog .result", "Nothing was changed")
+    browser.until("dialog .result", "sb, student: 1 stale")
+    browser.picture("page-reconcile")
+    browser.click("dialog button.primary", "Repair")
+    browser.until("dialog .result", "All that was wrong is repaired")
+    browser.click("dialog a", "Open the run")
+    browser.driver.switch_to.default_content()
+    WebDriverWait(browser.driver, 60).until(lambda driver: "/dags/reconcile/runs/" in driver.current_url)
+
+    # The address of the page, with the key, leads there again.
+    browser.driver.get(f"{browser.url}/plugin/caches/cachesync/#entity=student&key={stale}")
+    browser.enter()
+    browser.until(".report .problem.right")
+    # Nothing of the page is against its own policy, or fails.
+    said = [
+        entry["message"] for entry in browser.driver.get_log("browser") if "/cachesync/" in entry["message"]
+    ]
+    assert [message for message in said if "can escape its sandboxing" not in message] == []
+
+
+def test_page_follows_the_theme_of_airflow(system: System, browser: Browser) -> None:
+    browser.log_in(system.airflow.username, system.airflow.password)
+    browser.open()
+
+    def colors() -> tuple[str, str]:
+        """Return the color of the page, and that of Airflow around it."""
+        script = "return getComputedStyle({}).backgroundColor"
+        mine = browser.driver.execute_script(script.format("document.documentElement"))
+        return mine, browser.driver.execute_script(script.format("parent.document.body.parentElement"))
+
+    chosen = "return document.documentElement.classList.contains('dark')"
+    before = browser.driver.execute_script(chosen), colors()[0]
+    browser.driver.switch_to.default_content()
+    for theme in ("dark", "light"):
+        # As Airflow's menu does.
+        browser.driver.execute_script(
+            "const root = document.documentElement; root.classList.remove('dark', 'light');"
+            "root.classList.add(arguments[0]);",
+            theme,
+        )
+        browser.driver.switch_to.frame(browser.until("iframe[title=Caches]"))
+        WebDriverWait(browser.driver, 60).until(
+            lambda driver, dark=theme == "dark": driver.execute_script(chosen) is dark
+        )
+        if theme == "dark":
+            assert colors()[0] != before[1]
+            browser.picture("page-dark")
+        browser.driver.switch_to.default_content()
+
+
+def test_page_is_readable_on_a_phone(system: System, browser: Browser) -> None:
+    browser.log_in(system.airflow.username, system.airflow.password)
+    browser.open()
+    browser.driver.set_window_size(400, 860)
+    try:
+        for view in ("overview", "entities", "letters", "runs"):
+            browser.click(f"#tab-{view}")
+            width, content = browser.driver.execute_script(
+                "return [innerWidth, document.documentElement.scrollWidth]"
+            )
+            assert content <= width, view
+        browser.click("#tab-entities")
+        browser.picture("page-phone")
+    finally:
+        browser.driver.set_window_size(1440, 1080)
+
+
+def test_viewer_sees_the_page_without_actions(browser: Browser, viewer: tuple[str, str]) -> None:
+    browser.log_in(*viewer)
+    # Airflow tells of plugins only those who may read plugins.
+    browser.driver.get(f"{browser.url}{PAGE}")
+    browser.until(".problems")
+    browser.until(".card")
+    assert not browser.driver.find_elements(By.CSS_SELECTOR, "[data-do=reconcile]")
+
+
+def test_user_without_permission_learns_which_one_is_missing(system: System, browser: Browser) -> None:
+    browser.log_in(system.airflow.username, system.airflow.password)
+    browser.open()
+    # While the page is open, another user logs in.
+    jenkins = httpx.post(
+        f"{browser.url}/auth/token",
+        json={"username": system.airflow.jenkins_username, "password": system.airflow.jenkins_password},
+    ).json()["access_token"]
+    browser.driver.add_cookie({"name": "_token", "value": jenkins, "path": "/", "httpOnly": True})
+    browser.until("#alert", "it needs the permission to read the DAG cache_sync")
