@@ -101,7 +101,7 @@ class SampleOverview:
     async def show(self, entity: str, key: str) -> KeyReport:
         """Return what is known of one key."""
         if not key.isdigit():
-            raise InvalidValueError("id", "a number is required")
+            raise InvalidValueError(None, "a number is required")
         now = datetime.now(UTC)
         row = '{"id": ' + key + ', "name": "Ann", "age": 21, "email": "ann@example.com"}'
         stale = '{"id": ' + key + ', "name": "Ann", "age": 20, "email": "ann@example.com"}'
