@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _REDIS_SECONDS: Final = 1.0
 _LOOKED_AT_SECONDS: Final = 10.0
+_CLOSED_AFTER_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class _Configuration:
 
 
 class ConfiguredOverview:
-    """An overview that follows the entities file and Airflow's connections. Belongs to one thread."""
+    """An overview that follows the entities file and Airflow's connections. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._configuration: _Configuration | None = None
@@ -68,7 +70,9 @@ class ConfiguredOverview:
         if self._overview is None or configuration != self._configuration:
             opened = configuration.open()
             if self._overview is not None:
-                self._overview.close()
+                # Those who still wait for its answer have given up by then.
+                loop = asyncio.get_running_loop()
+                loop.call_later(_CLOSED_AFTER_SECONDS, loop.run_in_executor, None, self._overview.close)
             self._configuration, self._overview = configuration, opened
         self._looked_at = time.monotonic()
         return self._overview

@@ -130,7 +130,6 @@ function show(parent, ...next) {
   }
   while (old) {
     const following = old.nextSibling;
-    charts.get(old)?.destroy();
     old.remove();
     old = following;
   }
@@ -253,6 +252,8 @@ async function refreshReport(force = false) {
   try {
     const report = await answer(`cachesync/api/key?${new URLSearchParams(asked)}`);
     if (state.lookup !== asked) return;
+    // A screen reader reads it once, not whenever it is refreshed.
+    if (!state.report) $("said").textContent = report.verdict;
     [state.report, state.reportError] = [report, null];
   } catch (failure) {
     if (state.lookup !== asked) return;
@@ -280,6 +281,7 @@ function lagChart(service, entity = null) {
 }
 
 async function refreshHistory() {
+  for (const [node, chart] of charts) if (!node.isConnected) chart.destroy();
   const shown = [...document.querySelectorAll("[data-history]")];
   const wanted = shown.map((node) => node.dataset.history);
   await Promise.all(
@@ -348,7 +350,8 @@ class LagChart {
               const point = idx === null || idx === undefined ? null : points[idx];
               output.textContent = point
                 ? `${new Date(point.at).toLocaleTimeString("en-US", { hour: "2-digit", minute: "2-digit", hour12: false })}: ` +
-                  `${orDash(point.lag_p50_s, seconds)}, ${orDash(point.lag_p99_s, seconds)}; ${count(point.changes, "change")}`
+                  `${orDash(point.lag_p50_s, seconds)}, ${orDash(point.lag_p99_s, seconds)}; ` +
+                  `${count(point.changes, "change")}, ${orDash(point.seen_1s, (share) => shareOf(share, 1))} after 1 s; hit rate ${orDash(point.hit_rate, percent)}`
                 : "";
             },
           ],
@@ -927,7 +930,10 @@ async function follow(dag, conf, note, task) {
     }
     mine.result = await answer(`${path}/taskInstances/${task}/xcomEntries/return_value`).then((body) => body.value, () => null);
     if (typeof mine.result === "string") mine.result = JSON.parse(mine.result);
-    if (!mine.result) mine.error = "The run has failed. Its tasks' logs say why.";
+    if (!mine.result) {
+      const failed = mine.dag_run.state === "failed";
+      mine.error = failed ? "The run has failed. Its tasks' logs say why." : "The run has ended, but you may not read its result.";
+    }
   } catch (failure) {
     mine.error = failure.message;
   }
@@ -1087,6 +1093,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("input", ({ target }) => {
+  for (const field of target.form?.elements ?? []) field.setCustomValidity("");
   if (target.dataset.do === "filter") {
     state.filter = target.value;
     showView();
@@ -1099,8 +1106,12 @@ document.addEventListener("submit", (event) => {
   const values = new FormData(form);
   if (form.id === "lookup") return lookUp($("lookup-entity").value, $("lookup-key").value.trim());
   if (form.dataset.form === "reconcile") {
+    for (const field of ["services", "entities"]) {
+      const first = form.querySelector(`[name=${field}]`);
+      first.setCustomValidity(values.has(field) ? "" : "Choose at least one.");
+      if (!first.reportValidity()) return undefined;
+    }
     const all = (field) => form.querySelectorAll(`[name=${field}]`).length === values.getAll(field).length;
-    if (!values.has("services") || !values.has("entities")) return undefined;
     // None means all, also those that are added later.
     const conf = Object.fromEntries(["services", "entities"].map((field) => [field, all(field) ? [] : values.getAll(field)]));
     state.run.conf = { ...conf, mode: "full", deep: values.has("deep"), dry_run: true };
