@@ -327,10 +327,12 @@ class LagChart {
     this.plot?.destroy();
     const style = getComputedStyle(here);
     const color = (name) => style.getPropertyValue(`--${name}`);
-    const { points } = this.known;
+    const points = this.grid();
     const output = this.node.parentElement.querySelector("output");
     const axis = { stroke: color("fg-muted"), font: "11px Inter, sans-serif", grid: { stroke: color("border"), width: 1 }, ticks: { show: false } };
-    const line = (name, width) => ({ stroke: color(name), width, points: { show: points.length < 2, size: 5 }, spanGaps: false });
+    // A point without neighbors has no line.
+    const alone = ({ data }, n) => [...data[n].keys()].filter((at) => data[n][at] !== null && (data[n][at - 1] ?? null) === null && (data[n][at + 1] ?? null) === null);
+    const line = (name, width) => ({ stroke: color(name), width, points: { show: false, size: 4, fill: color(name), filter: alone } });
     this.plot = new window.uPlot(
       {
         width: Math.max(200, this.node.clientWidth),
@@ -341,14 +343,14 @@ class LagChart {
         scales: { y: { distr: 3, range: (_, low, high) => [Math.min(0.005, low ?? 0.005), Math.max(1, high ?? 1) * 1.3] } },
         series: [{}, line("fg-info", 1.8), line("fg-warning", 1.4)],
         axes: [
-          { ...axis, size: 26, space: 60, values: "{HH}:{mm}" },
+          { ...axis, size: 26, space: 60, values: "{HH}:{mm}", incrs: [60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600] },
           { ...axis, size: 52, splits: (_, __, low, high) => [0.001, 0.01, 0.1, 1, 10, 100, 1000].filter((value) => low <= value && value <= high), filter: (_, splits) => splits, values: (_, splits) => splits.map(seconds) },
         ],
         hooks: {
           setCursor: [
             ({ cursor: { idx } }) => {
               const point = idx === null || idx === undefined ? null : points[idx];
-              output.textContent = point
+              output.textContent = point?.changes
                 ? `${new Date(point.at).toLocaleTimeString("en-US", { hour: "2-digit", minute: "2-digit", hour12: false })}: ` +
                   `${orDash(point.lag_p50_s, seconds)}, ${orDash(point.lag_p99_s, seconds)}; ` +
                   `${count(point.changes, "change")}, ${orDash(point.seen_1s, (share) => shareOf(share, 1))} after 1 s; hit rate ${orDash(point.hit_rate, percent)}`
@@ -357,9 +359,17 @@ class LagChart {
           ],
         },
       },
-      [points.map((point) => Date.parse(point.at) / 1000), points.map((point) => point.lag_p50_s), points.map((point) => point.lag_p99_s)],
+      [points.map(({ at }) => at / 1000), points.map((point) => point.lag_p50_s ?? null), points.map((point) => point.lag_p99_s ?? null)],
       this.node,
     );
+  }
+
+  /** The whole period, with nothing where the live check saw nothing. */
+  grid() {
+    const [step, steps] = JSON.parse(this.node.dataset.history)[0] === "day" ? [900000, 96] : [60000, 60];
+    const end = Math.floor(Date.now() / step) * step;
+    const known = new Map(this.known.points.map((point) => [Math.floor(Date.parse(point.at) / step) * step, point]));
+    return Array.from({ length: steps + 1 }, (_, n) => end - (steps - n) * step).map((at) => ({ ...known.get(at), at }));
   }
 
   destroy() {
@@ -735,13 +745,24 @@ function showReport() {
                   "div",
                   { class: `problem ${kind}` },
                   icon(kind),
-                  h("strong", {}, report.verdict),
-                  report.actions.length > 1 ? h("ol", { class: "muted" }, report.actions.map((step) => h("li", {}, prose(step)))) : h("div", { class: "muted" }, report.actions.map(prose)),
+                  h("strong", {}, prose(report.verdict)),
+                  reportActions(report),
                 ),
                 reportDetails(report),
               ],
       ),
     ),
+  );
+}
+
+function reportActions({ verdict, actions, caches, entity }) {
+  const steps = actions.filter((step) => !verdict.includes(step));
+  const wrong = caches.filter(({ assessment }) => assessment === "wrong").map(({ service }) => service);
+  return h(
+    "div",
+    { class: "muted" },
+    steps.length > 1 ? h("ol", {}, steps.map((step) => h("li", {}, prose(step)))) : steps.map(prose),
+    wrong.length && state.may.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": wrong.join(), "data-entities": entity }, `Reconcile ${entity} in ${wrong.join(", ")}…`)) : null,
   );
 }
 
@@ -833,7 +854,7 @@ function slotCard(slot, row) {
     "div",
     { class: "slot", "data-key": slot.service },
     h("h3", {}, `In ${slot.service}`, badge(kind, slot.assessment)),
-    h("div", {}, slot.verdict),
+    h("div", {}, prose(slot.verdict)),
     h("div", { class: "muted" }, facts.flatMap((part, n) => (n ? [", ", part] : [part]))),
     slot.partition && h("div", { class: "muted" }, `${slot.partition}: ${slot.consumer ? `consumer ${slot.consumer}` : "no consumer"}, ${orDash(slot.consumer_lag, (lag) => count(lag, "message"))} to apply`),
     slot.payload && h("pre", {}, differences(slot.payload, row?.payload)),
@@ -942,11 +963,13 @@ async function follow(dag, conf, note, task) {
   void poll();
 }
 
-function reconcileDialog() {
+function reconcileDialog(chosen) {
   const services = state.status.caches.map(({ service }) => service);
   const names = [...new Set(state.status.caches.flatMap((cache) => cache.entities.map((one) => one.entity)))].sort();
-  const checks = (field, values) =>
-    h("div", { class: "checks" }, values.map((value) => h("label", {}, h("input", { type: "checkbox", name: field, value, checked: true }), value)));
+  const checks = (field, values) => {
+    const only = chosen[field]?.split(",");
+    return h("div", { class: "checks" }, values.map((value) => h("label", {}, h("input", { type: "checkbox", name: field, value, checked: !only || only.includes(value) }), value)));
+  };
   openDialog((run) => [
     h("h2", { id: "dialog-title" }, "Reconcile"),
     h("p", { class: "muted" }, "Compares the slots of the caches with the rows. A dry run only reports; what it finds can then be repaired."),
