@@ -32,7 +32,7 @@ class CacheSyncPlugin(AirflowPlugin):
             "url_route": "caches",
             "destination": "nav",
             "nav_top_level": True,
-            "icon": _ICON.format(_LINES.format("%23dbe7f5", 3) + _LINES.format("%23324158", 1.5)),
+            "icon": _ICON.format(_LINES.format("%23dbe7f5", 2.6) + _LINES.format("%23324158", 1.5)),
             "icon_dark_mode": _ICON.format(_LINES.format("%23d5dde8", 1.5)),
         }
     ]

@@ -85,21 +85,22 @@ class Browser:
         options.add_argument("--force-prefers-reduced-motion")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.url = url
-        self._user = ""
         self.driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
         self.driver.set_window_size(1440, 1080)
 
     def log_in(self, username: str, password: str) -> None:
-        """Log in, unless this user is logged in."""
-        if username == self._user:
-            return
-        self._user = username
-        self.driver.delete_all_cookies()
+        """Log in with Airflow's form."""
         self.driver.get(f"{self.url}/auth/login/")
         self.until("input[name=username]").send_keys(username)
         self.until("input[name=password]").send_keys(password)
         self.until("input[type=submit], button[type=submit]").click()
         WebDriverWait(self.driver, 60).until(lambda driver: "/auth/login" not in driver.current_url)
+
+    def become(self, username: str, password: str) -> None:
+        """Go on as another user, on the page that is open."""
+        login = httpx.post(f"{self.url}/auth/token", json={"username": username, "password": password})
+        token = login.json()["access_token"]
+        self.driver.add_cookie({"name": "_token", "value": token, "path": "/", "httpOnly": True})
 
     def open(self) -> None:
         """Open the page from Airflow's navigation."""
@@ -236,67 +237,59 @@ def test_operator_finds_out_why_a_key_is_stale_and_repairs_it(
     assert [message for message in said if "can escape its sandboxing" not in message] == []
 
 
-def test_page_follows_the_theme_of_airflow(system: System, browser: Browser) -> None:
-    browser.log_in(system.airflow.username, system.airflow.password)
+@pytest.fixture
+def page(system: System, browser: Browser) -> Browser:
+    """The page, opened by the administrator."""
+    browser.driver.get(f"{browser.url}/api/v2/version")
+    browser.become(system.airflow.username, system.airflow.password)
     browser.open()
+    return browser
 
-    def colors() -> tuple[str, str]:
-        """Return the color of the page, and that of Airflow around it."""
-        script = "return getComputedStyle({}).backgroundColor"
-        mine = browser.driver.execute_script(script.format("document.documentElement"))
-        return mine, browser.driver.execute_script(script.format("parent.document.body.parentElement"))
 
-    chosen = "return document.documentElement.classList.contains('dark')"
-    before = browser.driver.execute_script(chosen), colors()[0]
-    browser.driver.switch_to.default_content()
+def test_page_follows_the_theme_of_airflow_and_fits_a_phone(page: Browser) -> None:
+    def is_dark() -> bool:
+        dark: bool = page.driver.execute_script(
+            "const [mine, airflow] = [document, parent.document].map((it) => it.documentElement);"
+            "const ground = parent.getComputedStyle(airflow).getPropertyValue('--chakra-colors-bg').trim();"
+            "return mine.classList.contains('dark') && getComputedStyle(mine).backgroundColor === ground"
+        )
+        return dark
+
     for theme in ("dark", "light"):
-        # As Airflow's menu does.
-        browser.driver.execute_script(
-            "const root = document.documentElement; root.classList.remove('dark', 'light');"
-            "root.classList.add(arguments[0]);",
+        page.driver.switch_to.default_content()
+        # As Airflow does when its user chooses a theme.
+        page.driver.execute_script(
+            "document.documentElement.classList.remove('dark', 'light');"
+            "document.documentElement.classList.add(arguments[0]);",
             theme,
         )
-        browser.driver.switch_to.frame(browser.until("iframe[title=Caches]"))
-        wait_until(lambda: browser.driver.execute_script(chosen) is (theme == "dark"), f"the page is {theme}")  # noqa: B023
+        page.driver.switch_to.frame(page.until("iframe[title=Caches]"))
+        wait_until(lambda dark=theme == "dark": is_dark() is dark, f"the page is {theme}")  # type: ignore[misc]
         if theme == "dark":
-            assert colors()[0] != before[1]
-            browser.picture("page-dark")
-        browser.driver.switch_to.default_content()
+            page.picture("page-dark")
 
-
-def test_page_is_readable_on_a_phone(system: System, browser: Browser) -> None:
-    browser.log_in(system.airflow.username, system.airflow.password)
-    browser.open()
-    browser.driver.set_window_size(400, 860)
+    page.driver.set_window_size(400, 860)
     try:
-        for view in ("overview", "entities", "letters", "runs"):
-            browser.click(f"#tab-{view}")
-            width, content = browser.driver.execute_script(
+        for view in ("overview", "letters", "runs", "entities"):
+            page.click(f"#tab-{view}")
+            width, content = page.driver.execute_script(
                 "return [innerWidth, document.documentElement.scrollWidth]"
             )
             assert content <= width, view
-        browser.click("#tab-entities")
-        browser.picture("page-phone")
+        page.picture("page-phone")
     finally:
-        browser.driver.set_window_size(1440, 1080)
+        page.driver.set_window_size(1440, 1080)
 
 
-def test_viewer_sees_the_page_without_actions(browser: Browser, viewer: tuple[str, str]) -> None:
-    browser.log_in(*viewer)
+def test_users_see_what_they_may(system: System, page: Browser, viewer: tuple[str, str]) -> None:
+    page.until("[data-do=reconcile]")
+    page.become(*viewer)
     # Airflow tells of plugins only those who may read plugins.
-    browser.driver.get(f"{browser.url}{PAGE}")
-    browser.until(".problems")
-    browser.until(".card")
-    assert not browser.driver.find_elements(By.CSS_SELECTOR, "[data-do=reconcile]")
-
-
-def test_user_without_permission_learns_which_one_is_missing(system: System, browser: Browser) -> None:
-    browser.log_in(system.airflow.username, system.airflow.password)
-    browser.open()
-    # While the page is open, another user logs in.
-    jenkins = httpx.post(
-        f"{browser.url}/auth/token",
-        json={"username": system.airflow.jenkins_username, "password": system.airflow.jenkins_password},
-    ).json()["access_token"]
-    browser.driver.add_cookie({"name": "_token", "value": jenkins, "path": "/", "httpOnly": True})
-    browser.until("#alert", "it needs the permission to read the DAG cache_sync")
+    page.driver.get(f"{page.url}{PAGE}")
+    page.until(".card")
+    assert not page.driver.find_elements(By.CSS_SELECTOR, "[data-do=reconcile]")
+    # Jenkins may not read the page: while it is open, it ends.
+    page.become(system.airflow.jenkins_username, system.airflow.jenkins_password)
+    page.until("#alert", "it needs the permission to read the DAG cache_sync")
+    page.driver.delete_all_cookies()
+    page.until("#alert", "Your session has ended")
