@@ -13,7 +13,7 @@ from cachesync.mistakes import did_you_mean
 from cachesync.postgres.canonical import KEY_TYPES, refusal
 from cachesync.postgres.catalog import VERSION_COLUMN, describe_relation
 from cachesync.postgres.lookup import lookup_problems
-from cachesync.postgres.registry import read_registry
+from cachesync.postgres.registry import problem_of, read_registry
 from cachesync.postgres.requirements import unmet_requirements
 from cachesync.postgres.statements import ends_body, statement
 
@@ -323,12 +323,12 @@ async def check(
         problems.append(f"{discarding} of cachesync.change_log can discard changes; drop it first")
     problems += moved_entities(await connection.fetch(statement("install/registered")), entities)
     notes = []
-    for name in entities:
+    for name, entity in entities.items():
         registration = registry.get(name)
-        if registration is None:
-            notes.append(f"entity {name!r} is not installed; run `cachesync install`")
-        elif registration.problem is not None:
-            notes.append(registration.problem)
+        problem = problem_of(entity, registration)
+        # That of a unique index is among those of the table.
+        if problem is not None and (registration is None or registration.problem is not None):
+            notes.append(problem)
     return problems, notes + [undeclared(name) for name in registry if name not in with_canary(entities)]
 
 

@@ -14,11 +14,12 @@ from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import COORDINATOR_MOVES, translate_kafka_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
 _SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.1
+_MAX_NAMED: Final = 5
 
 
 def group_of(service: str) -> str:
@@ -46,6 +47,36 @@ def consumer_settings(kafka: Mapping[str, Any], group: str) -> dict[str, Any]:
         "reconnect.backoff.max.ms": 2000,
         "topic.metadata.refresh.interval.ms": 10_000,
     }
+
+
+def shared_groups(groups: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the caches that share a consumer group with another, each with what is wrong.
+
+    Args:
+        groups: the consumer group of each cache, by the name of its service.
+    """
+    followers: dict[str, str] = {}
+    for service, group in groups.items():
+        if group in followers:
+            problem = (
+                f"caches {followers[group]} and {service} share the group {group}, so each gets only some "
+                "of the changes"
+            )
+            yield service, problem
+        followers[group] = service
+
+
+def unconsumed_in_words(partitions: Sequence[str], service: str, group: str) -> str:
+    """Return what it means that no consumer of a group has some partitions.
+
+    Args:
+        partitions: the result of `unconsumed`, which is not empty.
+        service: the service of the cache that the group keeps in sync.
+        group: the consumer group.
+    """
+    more = len(partitions) - _MAX_NAMED
+    named = [*partitions[:_MAX_NAMED], *([f"{more} more"] if more > 0 else [])]
+    return f"cache {service} is not followed: group {group} has no consumer for {', '.join(named)}"
 
 
 def unconsumed(kafka: Mapping[str, Any], group: str, topics: Collection[str]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
 
+    from cachesync.entity import Entity
     from cachesync.postgres.catalog import Properties
     from cachesync.postgres.connect import Connection
 
@@ -106,6 +107,23 @@ async def read_registry(connection: Connection, *, of_service: bool = False) -> 
             )
             registry[name] = replace(registry[name], denied=denied)
     return registry
+
+
+def problem_of(entity: Entity, registration: Registration | None) -> str | None:
+    """Return why a declared entity cannot be used as it is installed, and what to run; None if it can.
+
+    Args:
+        entity: the entity as declared.
+        registration: the entity as registered; None if it is not.
+    """
+    if registration is None:
+        return f"entity {entity.name!r} is not installed; run `cachesync install`"
+    if registration.problem is not None:
+        return registration.problem
+    missing = next((one for one in entity.unique if frozenset(one) not in registration.unique), None)
+    if missing is None:
+        return None
+    return f"entity {entity.name!r}: the unique index on ({', '.join(missing)}) is missing"
 
 
 async def _read_once(connection: Connection) -> dict[str, Registration]:

@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 
 from cachesync.metrics import relay as metrics
-from cachesync.postgres.registry import read_registry
+from cachesync.postgres.registry import problem_of, read_registry
 from cachesync.postgres.statements import statement
 
 if TYPE_CHECKING:
@@ -61,18 +61,15 @@ class CaptureCheck:
         problems = {}
         for name, entity in self._entities.items():
             registration = registry.get(name)
-            if registration is None:
-                problems[name] = f"entity {name!r} is not installed; run `cachesync install`"
-            elif set_back or registration.problem is not None:
+            if registration is not None and (set_back or registration.problem is not None):
                 problems[name] = registration.problem or _SET_BACK.format(name)
                 await connection.execute(statement("relay/mark_lost"), name, registration.installation)
-            elif registration.partitions_changed and (problem := await _follow_partitions(connection, name)):
+            elif (
+                registration is not None
+                and registration.partitions_changed
+                and (problem := await _follow_partitions(connection, name))
+            ) or (problem := problem_of(entity, registration)):
                 problems[name] = problem
-            elif missing := next(
-                (one for one in entity.unique if frozenset(one) not in registration.unique), None
-            ):
-                # Changes are captured, but the services refuse the entity.
-                problems[name] = f"entity {name!r}: the unique index on ({', '.join(missing)}) is missing"
         metrics.capture_lost.replace(self, {(name,): name in problems for name in self._entities})
         metrics.catalog_checked.set(self, time.time())
         self._report(problems)

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from cachesync.entity import load_entities
 from cachesync.errors import CacheSyncError
-from cachesync.kafka.groups import unconsumed
+from cachesync.kafka.groups import shared_groups, unconsumed, unconsumed_in_words
 from cachesync.postgres.connect import connected
 from cachesync.relay.sessions import connected_relays
 from cachesync_airflow.connections import consumer, database
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Longer than it takes to hand over to another triggerer, or to restart one.
 _PATIENCE_SECONDS: Final = 45.0
 _PAUSE_SECONDS: Final = 2.0
-_MAX_NAMED: Final = 5
 
 
 class StreamCheckOperator(BaseOperator):
@@ -50,18 +49,13 @@ class StreamCheckOperator(BaseOperator):
 
 
 def _problems(services: Collection[str], topics: Collection[str]) -> list[str]:
-    found: list[str] = []
-    followers: dict[str, str] = {}
-    for service in services:
-        kafka = consumer(service)
-        group = kafka["group.id"]
-        if group in followers:
-            found.append(
-                f"caches {followers[group]} and {service} share the group {group}, so each gets only some "
-                f"of the changes: set another group.id in the connection kafka_{service}, and reconcile both"
-            )
-        followers[group] = service
-        found.append(_stream_problem(service, kafka, topics))
+    consumers = {service: consumer(service) for service in services}
+    groups = {service: kafka["group.id"] for service, kafka in consumers.items()}
+    found = [
+        f"{problem}: set another group.id in the connection kafka_{service}, and reconcile both"
+        for service, problem in shared_groups(groups)
+    ]
+    found += [_stream_problem(service, kafka, topics) for service, kafka in consumers.items()]
     return list(filter(None, [*found, asyncio.run(_relay_problem())]))
 
 
@@ -73,10 +67,9 @@ def _stream_problem(service: str, kafka: Mapping[str, Any], topics: Collection[s
         return f"cache {service}: cannot look whether it is followed: {error}"
     if not left:
         return ""
-    named = [*left[:_MAX_NAMED], *([f"{len(left) - _MAX_NAMED} more"] if len(left) > _MAX_NAMED else [])]
     return (
-        f"cache {service} is not followed: group {group} has no consumer for {', '.join(named)}; "
-        f"see the tasks apply_{service}_* of the DAG cache_sync, which must not be paused"
+        f"{unconsumed_in_words(left, service, group)}; see the tasks apply_{service}_* of the DAG "
+        "cache_sync, which must not be paused"
     )
 
 
