@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from getpass import getuser
 from pathlib import Path
 from platform import node
@@ -16,10 +15,12 @@ from cachesync.cli.options import (
     BootstrapServers,
     Dsn,
     EntitiesFile,
+    Json,
     RedisUrls,
     console,
     failed,
     kafka_client,
+    print_json,
     redis_clients,
     run,
 )
@@ -65,7 +66,6 @@ Keys = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="Select every letter if no filter is given.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done without doing it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @dead_letters.command("list")
@@ -89,7 +89,7 @@ def list_letters(
     )
     answer = _carry_out(request, dsn, bootstrap_servers)
     if as_json:
-        return _print_json(answer)
+        return print_json(answer)
     rows = [
         {
             **{name: letter[name] for name in ("letter", "service", "entity", "key", "version", "stage")},
@@ -115,7 +115,7 @@ def show(
     dsn: Dsn = None,
 ) -> None:
     """Print one letter with its headers, its value, and the actions on its message, as JSON."""
-    _print_json(_carry_out(_request(RequestAction.SHOW, [letter]), dsn, bootstrap_servers))
+    print_json(_carry_out(_request(RequestAction.SHOW, [letter]), dsn, bootstrap_servers))
 
 
 @dead_letters.command()
@@ -123,7 +123,7 @@ def stats(*, bootstrap_servers: BootstrapServers, as_json: Json = False, dsn: Ds
     """Count the open letters and the actions of the last day."""
     answer = _carry_out(_request(RequestAction.STATS, None), dsn, bootstrap_servers)
     if as_json:
-        return _print_json(answer)
+        return print_json(answer)
     columns = ("topic", "service", "entity", "stage", "letters", "due", "first failed at")
     print_rows([{name: group[name.replace(" ", "_")] for name in columns} for group in answer["open"]])
     for done in answer["last_day"]:
@@ -146,6 +146,7 @@ def replay(
         float | None, typer.Option(min=MIN_RATE, max=MAX_RATE, help="Maximum number of letters per second.")
     ] = None,
     redis: RedisUrls = None,
+    as_json: Json = False,
     dsn: Dsn = None,
     entities_file: EntitiesFile = Path("entities.toml"),
 ) -> None:
@@ -165,7 +166,7 @@ def replay(
         dry_run=dry_run,
         rate=rate,
     )
-    _print_result(_carry_out(request, dsn, bootstrap_servers, redis, entities_file))
+    _print_result(_carry_out(request, dsn, bootstrap_servers, redis, entities_file), as_json=as_json)
 
 
 @dead_letters.command()
@@ -180,6 +181,7 @@ def discard(
     keys: Keys = None,
     everything: All = False,
     dry_run: DryRun = False,
+    as_json: Json = False,
     dsn: Dsn = None,
 ) -> None:
     """Close letters without retrying them. Reconciliation still repairs the slots that they leave wrong.
@@ -197,7 +199,7 @@ def discard(
         dry_run=dry_run,
         reason=reason,
     )
-    _print_result(_carry_out(request, dsn, bootstrap_servers))
+    _print_result(_carry_out(request, dsn, bootstrap_servers), as_json=as_json)
 
 
 def _request(action: RequestAction, letters: list[str] | None, **options: Any) -> Request:
@@ -265,12 +267,15 @@ class _ProgressBar:
             console.print(f"{entry.letter.id} failed: {entry.error}", markup=False, soft_wrap=True)
 
 
-def _print_result(answer: dict[str, Any]) -> None:
+def _print_result(answer: dict[str, Any], *, as_json: bool) -> None:
     """Print what was done and what was not; exit with status 3 if letters remain open."""
-    counts = answer["letters"]
+    if as_json:
+        print_json(answer)
+    counts = dict(answer["letters"])
     remaining = counts.pop("replayed", 0) + len(answer["not_open"]) + sum(answer["without_redis"].values())
     done = ", ".join(f"{count} {action}" for action, count in counts.items()) or "no letters closed"
-    typer.echo(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
+    if not as_json:
+        typer.echo(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
     for service, count in answer["without_redis"].items():
         console.print(
             f"{count} skipped: no Redis given for {service}; add --redis {service}=URL", markup=False
@@ -280,7 +285,3 @@ def _print_result(answer: dict[str, Any]) -> None:
     if remaining:
         console.print(f"{remaining} not closed", markup=False)
         raise typer.Exit(_NOT_CLOSED)
-
-
-def _print_json(answer: dict[str, Any]) -> None:
-    typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))

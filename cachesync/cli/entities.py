@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cachesync.cli.options import Dsn, EntitiesFile, connection, console, run
+from cachesync.cli.options import Dsn, EntitiesFile, Json, connection, console, print_json, run
 from cachesync.cli.rows import printable
 from cachesync.entity import read_entities
 from cachesync.errors import InstallError
@@ -113,7 +113,7 @@ def _comment(text: str) -> str:
     return f"# {printable(text)}"
 
 
-def check(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> None:
+def check(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml"), *, as_json: Json = False) -> None:
     """Compare an entities file with a database, and list all problems at once.
 
     The problems are those for which `cachesync install` would refuse the file. Notes say what it would
@@ -126,11 +126,15 @@ def check(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml")) -> No
         declared, mistakes = read_entities(entities)
         async with connection(dsn) as opened:
             problems, notes = await checks.check(opened, declared)
-        for line in (*mistakes, *problems):
-            typer.echo(line)
         # What is declared by mistake would seem to be undeclared.
-        for note in [] if mistakes else notes:
-            console.print(note, markup=False, soft_wrap=True)
+        notes = [] if mistakes else notes
+        if as_json:
+            print_json({"problems": [*mistakes, *problems], "notes": notes})
+        else:
+            for line in (*mistakes, *problems):
+                typer.echo(line)
+            for note in notes:
+                console.print(note, markup=False, soft_wrap=True)
         if mistakes or problems:
             raise typer.Exit(_PROBLEMS)
         console.print(f"no problems: {', '.join(declared)}", markup=False, soft_wrap=True)

@@ -9,12 +9,24 @@ import typer
 
 from cachesync import __version__
 from cachesync.cli.dead_letters import dead_letters
+from cachesync.cli.doctor import doctor
 from cachesync.cli.entities import check, init
 from cachesync.cli.errors import OneLineErrors
-from cachesync.cli.options import BootstrapServers, Dsn, EntitiesFile, connection, console, kafka_client, run
+from cachesync.cli.options import (
+    BootstrapServers,
+    Dsn,
+    EntitiesFile,
+    Json,
+    connection,
+    console,
+    kafka_client,
+    print_json,
+    run,
+)
 from cachesync.cli.overview import show, status, watch
 from cachesync.cli.processes import live_check, relay, stream
 from cachesync.cli.reconcile import reconcile
+from cachesync.cli.warm import warm
 from cachesync.entity import load_entities
 from cachesync.install import installer
 from cachesync.install.checks import undeclared
@@ -28,12 +40,13 @@ _MAX_REPLICATION: Final = 10_000
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 app.command()(init)
 app.command()(check)
+app.command()(doctor)
+app.command()(warm)
 app.command()(status)
 app.command()(show)
 app.command()(watch)
@@ -81,6 +94,7 @@ def install(
             "can create temporary objects.",
         ),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Install or upgrade the database objects of the declared entities."""
 
@@ -91,6 +105,8 @@ def install(
         for name in others:
             console.print(undeclared(name))
         console.print(f"installed: {', '.join(declared)}")
+        if as_json:
+            print_json({"installed": list(declared), "undeclared": list(others)})
 
     run(work())
 
@@ -101,6 +117,8 @@ def uninstall(
         list[str] | None, typer.Argument(metavar="ENTITY", help="Entities to remove; all if omitted.")
     ] = None,
     dsn: Dsn = None,
+    *,
+    as_json: Json = False,
 ) -> None:
     """Remove the database objects of the given entities, or all of them."""
 
@@ -108,6 +126,8 @@ def uninstall(
         async with connection(dsn) as opened:
             removed = await installer.uninstall(opened, names or None)
         console.print(f"uninstalled: {', '.join(removed) or 'nothing was installed'}")
+        if as_json:
+            print_json({"uninstalled": list(removed)})
 
     run(work())
 
@@ -127,6 +147,8 @@ def create_topics(
     replication: Annotated[
         int, typer.Option(min=1, max=_MAX_REPLICATION, help="Number of brokers that store each message.")
     ] = 1,
+    *,
+    as_json: Json = False,
 ) -> None:
     """Create the missing Kafka topics."""
 
@@ -136,5 +158,7 @@ def create_topics(
             kafka_client(bootstrap_servers), declared, partitions=partitions, replication=replication
         )
         console.print(f"created: {', '.join(created) or 'none; all topics already exist'}")
+        if as_json:
+            print_json({"created": created})
 
     run(work())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from confluent_kafka import KafkaError, KafkaException
@@ -18,11 +19,12 @@ from cachesync.errors import CacheSyncError, KafkaUnavailableError, SettingsErro
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.errors import AUTHENTICATION, SSL
 from cachesync.kafka.settings import KafkaSettings
+from cachesync.mistakes import did_you_mean
 from cachesync.postgres.connect import connected
 from cachesync.slots.clients import blocking_client, check_blocking_url
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Sequence
+    from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     import asyncpg
@@ -33,6 +35,7 @@ console: Final = Console(stderr=True)
 """For progress and messages, on standard error; the requested output goes to standard output."""
 
 _REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
+_GROUP: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(\S+)")
 _REDIS_SECONDS: Final = 5.0
 _KAFKA_SECONDS: Final = 10.0
 # Errors that a retry cannot resolve.
@@ -53,6 +56,15 @@ BootstrapServers = Annotated[
     str,
     typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="Kafka brokers as host:port, separated by commas."),
 ]
+KnownBootstrapServers = Annotated[
+    str | None,
+    typer.Option(
+        "--bootstrap-servers",
+        envvar="KAFKA_BOOTSTRAP_SERVERS",
+        help="Kafka brokers as host:port, separated by commas.",
+    ),
+]
+"""The brokers, for commands that do something without them, too."""
 RedisUrls = Annotated[
     list[str] | None,
     typer.Option(
@@ -62,6 +74,26 @@ RedisUrls = Annotated[
         help="Redis of a service, such as sb=redis://host:6379/0; can be repeated or comma-separated.",
     ),
 ]
+
+Groups = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--group",
+        metavar="SERVICE=NAME",
+        show_default="cachesync-SERVICE",
+        help="The consumer group of a service's cache; can be repeated.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def print_json(answer: Any) -> None:
+    """Print the output of a command as JSON, on standard output.
+
+    Args:
+        answer: what `json.dumps` can write.
+    """
+    typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
 
 
 def connection(dsn: str | None) -> AbstractAsyncContextManager[asyncpg.Connection]:
@@ -144,7 +176,7 @@ def redis_clients(
 
 
 def redis_urls(urls: Sequence[str] | None) -> dict[str, str]:
-    """Return the URL of each service's Redis, by the service's name.
+    """Return the URL of each service's Redis, by the service's name, without connecting.
 
     Args:
         urls: as given by the option `RedisUrls`.
@@ -171,10 +203,51 @@ def redis_urls(urls: Sequence[str] | None) -> dict[str, str]:
             check_blocking_url(match[2])
         except SettingsError as error:
             problems.append(f"{option}: {error}")
-        found[match[1]] = match[2]
+        else:
+            found[match[1]] = match[2]
     if problems:
         raise SettingsError("\n".join(problems))
     return found
+
+
+def consumer_groups(groups: list[str] | None, services: Mapping[str, Any]) -> dict[str, str]:
+    """Return the consumer groups of services, by the name of the service.
+
+    Args:
+        groups: as given by the option `Groups`.
+        services: what there is of each service, by its name.
+
+    Raises:
+        SettingsError: a value is not `SERVICE=NAME`, or names another service.
+    """
+    parsed = {}
+    for pair in groups or ():
+        match = _GROUP.fullmatch(pair)
+        if match is None or match[1] not in services:
+            message = f"--group {pair} is not SERVICE=NAME with a service of --redis: {', '.join(services)}"
+            raise SettingsError(message)
+        parsed[match[1]] = match[2]
+    return parsed
+
+
+def selected(names: list[str] | None, known: Collection[str], problem: str) -> tuple[str, ...]:
+    """Return the given names, or all known ones if none are given.
+
+    Args:
+        names: the given names.
+        known: the known names; there are none only if no Redis was given.
+        problem: the text for a name that is not known.
+
+    Raises:
+        SettingsError: a name is not known, or there are no known names.
+    """
+    if not known:
+        message = "no Redis given; add one for each service, such as --redis sb=redis://host:6379/0"
+        raise SettingsError(message)
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise SettingsError("\n".join(f"{problem} {name!r}{did_you_mean(name, known)}" for name in unknown))
+    return tuple(dict.fromkeys(names or known))
 
 
 def failed(reason: object) -> typer.Exit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 import termios
 import tty
@@ -21,7 +20,10 @@ from cachesync.cli.options import (
     BootstrapServers,
     Dsn,
     EntitiesFile,
+    Groups,
+    Json,
     RedisUrls,
+    consumer_groups,
     kafka_settings,
     redis_clients,
     run,
@@ -33,7 +35,7 @@ from cachesync.overview.overview import Overview
 from cachesync.overview.words import ago, counted, duration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator
 
     from cachesync.overview.models import CacheStatus, Consistency, KeyReport, Status
 
@@ -41,7 +43,6 @@ _REDIS_SECONDS: Final = 1.0
 _CRITICAL: Final = 3
 _WARNING: Final = 4
 _MIN_SECONDS: Final = 0.5
-_GROUP: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(\S+)")
 _STYLES: Final = {
     "critical": "bold red",
     "warning": "yellow",
@@ -53,17 +54,6 @@ _STYLES: Final = {
 }
 # Of `HORIZONS`: one second.
 _SECOND: Final = 1
-
-Groups = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--group",
-        metavar="SERVICE=NAME",
-        show_default="cachesync-SERVICE",
-        help="The consumer group of a service's cache; can be repeated.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def status(
@@ -176,22 +166,11 @@ async def _overview(
         if not clients:
             message = "no Redis given; add one for each service, such as --redis sb=redis://host:6379/0"
             raise SettingsError(message)
-        overview = Overview(dsn, kafka, clients, declared, _parsed(groups, clients))
+        overview = Overview(dsn, kafka, clients, declared, consumer_groups(groups, clients))
         try:
             yield overview
         finally:
             overview.close()
-
-
-def _parsed(groups: list[str] | None, services: Mapping[str, Any]) -> dict[str, str]:
-    parsed = {}
-    for pair in groups or ():
-        match = _GROUP.fullmatch(pair)
-        if match is None or match[1] not in services:
-            message = f"--group {pair} is not SERVICE=NAME with a service of --redis: {', '.join(services)}"
-            raise SettingsError(message)
-        parsed[match[1]] = match[2]
-    return parsed
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from functools import partial
@@ -199,7 +200,9 @@ async def _work(
     """Write structured logs, serve the metrics, and work until the process is asked to stop."""
     if sys.stderr.isatty():
         plain = structlog.dev.plain_traceback
-        logs.configure(logging.INFO, structlog.dev.ConsoleRenderer(exception_formatter=plain))
+        # structlog itself does not know NO_COLOR, see https://no-color.org.
+        colors = not os.environ.get("NO_COLOR")
+        logs.configure(logging.INFO, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain))
     else:
         logs.configure(logging.INFO, structlog.processors.JSONRenderer())
     if metrics_port is not None:

@@ -9,16 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cachesync.cli.options import Dsn, EntitiesFile, RedisUrls, connection, console, redis_clients, run
+from cachesync.cli.options import (
+    Dsn,
+    EntitiesFile,
+    RedisUrls,
+    connection,
+    console,
+    redis_clients,
+    run,
+    selected,
+)
 from cachesync.entity import load_entities
 from cachesync.errors import SettingsError
-from cachesync.mistakes import did_you_mean
 from cachesync.reconcile import run as runs
 from cachesync.reconcile.drift import COUNTS
 from cachesync.reconcile.models import MAX_RATE, Parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from cachesync.entity import Entity
     from cachesync.reconcile.chunk import Progress as ChunkProgress
@@ -75,8 +83,8 @@ def reconcile(
         declared = load_entities(entities)
         with redis_clients(redis) as clients:
             parameters = Parameters(
-                services=_selected(services, clients, "no --redis given for service"),
-                entities=_selected(names, declared, f"{entities} does not declare entity"),
+                services=selected(services, clients, "no --redis given for service"),
+                entities=selected(names, declared, f"{entities} does not declare entity"),
                 mode=_mode(delta=delta),
                 deep=deep,
                 dry_run=dry_run,
@@ -98,21 +106,6 @@ def reconcile(
 
 def _mode(*, delta: bool) -> Literal["full", "delta"]:
     return "delta" if delta else "full"
-
-
-def _selected(names: list[str] | None, known: Collection[str], problem: str) -> tuple[str, ...]:
-    """Return the given names, or all known ones if none are given.
-
-    Raises:
-        SettingsError: a name is not known, for which `problem` is the text, or there are no known names.
-    """
-    if not known:
-        message = "no Redis given; add one for each service, such as --redis sb=redis://host:6379/0"
-        raise SettingsError(message)
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise SettingsError("\n".join(f"{problem} {name!r}{did_you_mean(name, known)}" for name in unknown))
-    return tuple(dict.fromkeys(names or known))
 
 
 async def _run(

@@ -75,6 +75,23 @@ class Rows:
         possible = [key for key in keys if self.impossible(key) is None]
         return await self._read(self._key.in_view(), possible)
 
+    async def keys_after(self, key: str | None, count: int) -> list[str]:
+        """Return the keys of the next rows, in the order of the key.
+
+        Args:
+            key: the key that precedes them; None for the first ones.
+            count: the maximum number of keys.
+        """
+        shown = self._key.in_view()
+        query = statement(
+            "postgres/keys_after",
+            view=self._view,
+            key_text=shown.text("v"),
+            key_columns=shown.listed("v"),
+            follows="$1::text IS NULL" if key is None else shown.follows("v", "$1::text"),
+        )
+        return [record["key"] for record in await self._connection.fetch(query, key, count)]
+
     async def having(self, lookup: Lookup, texts: Iterable[str]) -> dict[str, Row]:
         """Return the rows that have values in unique columns, by the text of the value.
 

@@ -1,0 +1,1 @@
+"""Filling the slots of a cache from the database, before they are read."""
