@@ -7,7 +7,7 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo up unit test faults faults-examples bench bench-quick bench-growth docs compose docker images containers check format lock audit clean
+.PHONY: help setup demo up unit test faults faults-examples bench bench-quick bench-growth docs commands compose docker images containers check format lock audit clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,9 @@ bench-growth: setup ## measure how cost grows with rows, entities and so on; wri
 docs: setup ## build the documentation as a site, in .local/site; a broken link is an error
 	$(PYTHON) -m sphinx --quiet --fail-on-warning --builder html docs .local/site
 	@echo 'open .local/site/index.html'
+
+commands: setup ## write docs/commands.md, the reference of the command, from its help
+	PYTHONPATH=. $(VENV)/bin/typer cachesync.cli.main utils docs --name cachesync --title Commands --output docs/commands.md
 
 compose: .env docker ## start the whole system in containers and run the demo; stays up, see docs/compose.md
 	$(COMPOSE) up --build --detach
