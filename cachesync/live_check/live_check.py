@@ -20,6 +20,7 @@ from cachesync.live_check.cache import Cache
 from cachesync.live_check.follower import Follower
 from cachesync.live_check.judge import Change
 from cachesync.live_check.store import Store
+from cachesync.metrics.kinds import forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,7 +113,7 @@ class LiveCheck:
         finally:
             for follower in self._followers:
                 follower.close()
-            metrics.capture_lost.clear()
+            forget(self)
 
     async def _work(self) -> None:
         failures = 0
