@@ -83,7 +83,7 @@ class Parts:
                     open_stream,
                     name,
                     entities,
-                    blocking_client(urls[name], 1),
+                    stack.enter_context(blocking_client(urls[name], 1)),
                     self.consumers[name],
                     settings.retry_policy,
                     connect=partial(Consumer, self.consumers[name]),
