@@ -316,5 +316,5 @@ def test_figures_count_every_change_of_the_live_checks_own(system: Parts) -> Non
     )
     wait_until(lambda: bool(system.sql(figures)[0]["lags"]), "changes are counted")
     (found,) = system.sql(figures)
-    assert 0 < found["seen"] < found["judged"]
+    assert 0 < found["seen"] <= found["judged"]
     assert found["judged_last"] > 0
