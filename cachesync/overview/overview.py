@@ -100,8 +100,10 @@ class Overview:
         self._dsn = dsn
         self._clients = dict(clients)
         self._entities = dict(entities)
+        # Of the live check's own entity, only its keys can be looked up.
+        self._all_entities = with_canary(entities)
         self._groups = {service: (groups or {}).get(service) or group_of(service) for service in clients}
-        self._topics = {entity.topic: name for name, entity in with_canary(entities).items()}
+        self._topics = {entity.topic: name for name, entity in self._all_entities.items()}
         self._knows_partitioner = kafka.get("partitioner") in _PARTITIONERS
         self._consumer_groups = Groups(kafka, set(self._groups.values()))
         self._consumption_lock = asyncio.Lock()
@@ -175,12 +177,12 @@ class Overview:
             NotInstalledError: the entity is not installed.
             DatabaseUnavailableError: the database is unavailable.
         """
-        if entity not in self._entities:
+        if entity not in self._all_entities:
             known = f"; the entities are {', '.join(self._entities)}"
             message = f"entity {entity!r} is not declared{did_you_mean(entity, self._entities) or known}"
             raise DeclarationError(message)
         async with self._connection() as connection:
-            rows = await Rows.open(connection, self._entities[entity])
+            rows = await Rows.open(connection, self._all_entities[entity])
             text = rows.canonical(self._given(entity, key))
             look = await self._look(connection, rows, entity, text)
             if any(verdict.assessment in {"wrong", "on its way"} for verdict in look.verdicts.values()):
@@ -212,7 +214,7 @@ class Overview:
 
     def _given(self, entity: str, key: str | Sequence[str]) -> str | Sequence[str]:
         """Return a key as it was given, or the parts of one that is a list in JSON."""
-        if isinstance(key, str) and key.startswith("[") and len(self._entities[entity].key) > 1:
+        if isinstance(key, str) and key.startswith("[") and len(self._all_entities[entity].key) > 1:
             with suppress(ValueError):
                 parts = json.loads(key)
                 return [part if isinstance(part, str) else json.dumps(part) for part in parts]
@@ -384,7 +386,7 @@ class Overview:
         self, groups: Mapping[str, Group], service: str, entity: str, key: str
     ) -> Consumption:
         group = groups[self._groups[service]]
-        topic = self._entities[entity].topic
+        topic = self._all_entities[entity].topic
         places = [place for place in group.lag if place[0] == topic]
         number = self._partition(key, len(places))
         mine = [place for place in places if number is None or place[1] == number]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cachesync.entity import CANARY
 from cachesync.overview.models import Problem
 from cachesync.overview.words import ago, counted, duration, sentence
 
@@ -93,12 +94,15 @@ def _of_cache(cache: CacheStatus) -> Iterator[Problem]:
 def _behind(cache: CacheStatus) -> Iterator[Problem]:
     service, unseen = cache.service, cache.oldest_unseen
     if unseen is not None and unseen.age_s >= _LATE_SECONDS:
+        what = f"a change of {unseen.entity} {unseen.key}"
+        if unseen.entity == CANARY.name:
+            what = "a change of the live check"
         yield Problem(
             severity=_severity(unseen.age_s),
             service=service,
             entity=unseen.entity,
-            text=f"{service} is behind: it has yet to follow a change of {unseen.entity} {unseen.key} "
-            f"that was committed {duration(unseen.age_s)} ago.",
+            text=f"{service} is behind: it has yet to follow {what} that was committed "
+            f"{duration(unseen.age_s)} ago.",
             action=f"Run `cachesync show {unseen.entity} {unseen.key}`, which says why.",
         )
     late = cache.hour.judged[_FIVE_SECONDS] - cache.hour.seen[_FIVE_SECONDS]
