@@ -156,7 +156,8 @@ def test_the_wheel_contains_every_file_of_the_packages_and_no_other(clone: Path,
     expected = {re.sub("^dags/", "cachesync_airflow/dags/", file) for file in expected}
     # The expectation itself must not miss these.
     assert {"cachesync/py.typed", "serving/py.typed", "cachesync_airflow/py.typed"} < expected
-    assert {".py", ".sql", ".lua", ".typed"} == {Path(file).suffix for file in expected}
+    suffixes = {".py", ".sql", ".lua", ".typed", ".html", ".css", ".js", ".LICENSE", ""}
+    assert suffixes == {Path(file).suffix for file in expected}
     with zipfile.ZipFile(wheel) as archive:
         contained = {file for file in archive.namelist() if ".dist-info/" not in file}
     assert contained == expected
