@@ -162,7 +162,10 @@ def test_task_that_cannot_succeed_is_not_retried(
         monkeypatch.setenv(variable, value)
     for dag_id, task_id in (("reconcile", "plan"), ("dead_letter_retry", "letters")):
         dag = dags[dag_id]
-        context = {"params": dag.params.dump(), "dag_run": SimpleNamespace(dag_id=dag_id, run_id="r", run_type="manual")}
+        context = {
+            "params": dag.params.dump(),
+            "dag_run": SimpleNamespace(dag_id=dag_id, run_id="r", run_type="manual"),
+        }
         assert text in failure(dag.get_task(task_id), context)
 
 

@@ -336,7 +336,7 @@ def take_dump(url: str) -> Dump:
     """Return the contents of a cache, with the remaining lifetime of each slot in milliseconds."""
     dump: Dump = {}
     with redis_client.Redis.from_url(url) as client:
-        for name in client.scan_iter(count=1000):
+        for name in client.scan_iter(count=1000, _type="string"):
             slot, ttl = client.get(name), client.pttl(name)
             if isinstance(slot, bytes) and isinstance(ttl, int) and ttl > 0:
                 dump[name] = (slot, ttl)

@@ -409,7 +409,7 @@ async def test_rejected_writes_name_their_columns_and_leave_no_lease(
     assert invalid.value.column == "starts_at"
     with pytest.raises(RowNotFoundError):
         await students.delete("7", None)
-    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+    assert [name for name in slots.scan_iter(_type="string") if slot_of(slots, name).startswith(b"L")] == []
 
 
 @pytest.mark.parametrize("column", ["color", "internal_note"])
@@ -431,7 +431,7 @@ async def test_unknown_columns_are_rejected_by_name(
         await writes[write]()
     assert refused.value.column == column
     assert (await courses.read(row.key)).row == row
-    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+    assert [name for name in slots.scan_iter(_type="string") if slot_of(slots, name).startswith(b"L")] == []
 
 
 async def test_foreign_keys_reject_inserts_and_deletes(
@@ -463,7 +463,7 @@ async def test_foreign_keys_reject_inserts_and_deletes(
         assert referred.value.constraint == "of_student"
         assert (await enrollments.read("2")).row is None
         assert (await students.read("1")).row is not None
-    assert [name for name in slots.scan_iter() if slot_of(slots, name).startswith(b"L")] == []
+    assert [name for name in slots.scan_iter(_type="string") if slot_of(slots, name).startswith(b"L")] == []
 
 
 @pytest.mark.parametrize("write", ["insert", "replace"])
