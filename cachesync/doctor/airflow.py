@@ -34,7 +34,7 @@ _BROKERS: Final = "kafka_cachesync"
 _DOCUMENTED: Final = "see docs/airflow.md#connections"
 
 
-class AirflowError(Exception):
+class _AirflowError(Exception):
     """Airflow did not respond, or refused a request."""
 
 
@@ -72,7 +72,7 @@ class Airflow:
         """Log in and return a token.
 
         Raises:
-            AirflowError: Airflow did not respond, or refused the login.
+            _AirflowError: Airflow did not respond, or refused the login.
         """
         login = json.dumps({"username": self.username, "password": self.password}).encode()
         answer = self._answer(self._request("/auth/token", login))
@@ -86,7 +86,7 @@ class Airflow:
             token: the token of the login.
 
         Raises:
-            AirflowError: Airflow did not respond, or refused the request.
+            _AirflowError: Airflow did not respond, or refused the request.
         """
         request = self._request(f"/api/v2/{path}")
         request.add_header("Authorization", f"Bearer {token}")
@@ -105,11 +105,11 @@ class Airflow:
                 if error.code == HTTPStatus.NOT_FOUND:
                     return None
             message = f"Airflow: {request.selector}: {error.code} {error.reason}"
-            raise AirflowError(message) from error
+            raise _AirflowError(message) from error
         except (URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             message = f"Airflow is unavailable: {reason}"
-            raise AirflowError(message) from error
+            raise _AirflowError(message) from error
         return answer
 
 
@@ -126,7 +126,7 @@ async def examine_airflow(
     """
     try:
         token = await asyncio.to_thread(airflow.token)
-    except AirflowError as error:
+    except _AirflowError as error:
         part.error(
             "connection", str(error), "check --airflow (AIRFLOW_URL), AIRFLOW_USERNAME and AIRFLOW_PASSWORD"
         )
@@ -172,7 +172,7 @@ class _Examination:
         """Judge what the API has under a path."""
         try:
             found = await asyncio.to_thread(self._airflow.get, path, self._token)
-        except AirflowError as error:
+        except _AirflowError as error:
             self._part.not_checked(check, str(error), "let the user see connections, DAGs and their runs")
         else:
             judge(found)

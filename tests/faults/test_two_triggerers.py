@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from local.system import System
 
 KEYS = range(4000, 4200)
-# Three consumers of each cache, and the relay.
-TRIGGERS = 7
+# Three consumers of each cache, the relay and the live check.
+TRIGGERS = 8
 # Low enough that the second triggerer leaves some triggers to the first, and both have consumers.
 CAPACITY = 4
 

@@ -67,6 +67,8 @@ class RedisCluster:
         """Move the hash slot of a key that does not exist to another primary."""
         with target.client() as client:
             number = client.execute_command("CLUSTER MYID")
+            # So that the target does not believe what the former owner still says.
+            client.execute_command("CLUSTER BUMPEPOCH")
         for node in (target, *self.nodes):
             with node.client() as client:
                 client.execute_command("CLUSTER SETSLOT", key_slot(name.encode()), "NODE", number)
