@@ -180,7 +180,9 @@ def logged_since(dsn: str, version: int) -> list[Logged]:
         connection = await connect(dsn, "history")
         try:
             records = await connection.fetch(
-                f"SELECT * FROM {CHANGES} AS c WHERE c.version > $1 AND c.key IS NOT NULL", version
+                f"SELECT * FROM {CHANGES} AS c WHERE version > $1 AND key IS NOT NULL AND entity = ANY($2)",
+                version,
+                ENTITIES,
             )
         finally:
             await connection.close()
