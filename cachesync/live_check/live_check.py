@@ -9,7 +9,6 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
 import structlog
 
 from cachesync.backoff import Backoff
@@ -21,6 +20,7 @@ from cachesync.live_check.follower import Follower
 from cachesync.live_check.judge import Change
 from cachesync.live_check.store import Store
 from cachesync.metrics.kinds import forget
+from cachesync.postgres.connect import NOT_INSTALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,11 +37,6 @@ _SAMPLED_TICKS: Final = 60
 _CAPTURE_TICKS: Final = 3
 _COUNT_TICKS: Final = 5
 _PRUNE_TICKS: Final = 3600
-_NOT_INSTALLED: Final = (
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.InvalidSchemaNameError,
-)
 _BACKOFF: Final = Backoff(first=0.5, longest=5)
 
 
@@ -136,14 +131,7 @@ class LiveCheck:
                 failures += 1
                 await asyncio.sleep(_BACKOFF.delay(failures))
             except DatabaseError as error:
-                if isinstance(
-                    error.__cause__,
-                    (
-                        asyncpg.UndefinedTableError,
-                        asyncpg.UndefinedColumnError,
-                        asyncpg.InvalidSchemaNameError,
-                    ),
-                ):
+                if isinstance(error.__cause__, NOT_INSTALLED):
                     message = f"{error.__cause__}; run `cachesync install`"
                     raise NotInstalledError(message) from error
                 raise

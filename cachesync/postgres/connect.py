@@ -21,6 +21,13 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 SEARCH_PATH: Final = "pg_catalog, pg_temp"
 """A search_path with which names without a schema cannot refer to objects of other users."""
 
+NOT_INSTALLED: Final = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
+)
+"""The errors of statements whose objects `cachesync install` of this version would make."""
 _CONNECT_SECONDS: Final = 10.0
 _POOLER: Final = (
     "the database address leads to a connection pooler such as PgBouncer; use the address of PostgreSQL "

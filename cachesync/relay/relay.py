@@ -25,7 +25,7 @@ from cachesync.lookup import encode_values, values_in
 from cachesync.metrics import relay as metrics
 from cachesync.metrics.kinds import forget
 from cachesync.postgres.change_log import change_of
-from cachesync.postgres.connect import connect, translate_postgres_errors
+from cachesync.postgres.connect import NOT_INSTALLED, connect, translate_postgres_errors
 from cachesync.postgres.statements import statement
 from cachesync.relay.backlog import Backlog
 from cachesync.relay.capture import CaptureCheck
@@ -83,12 +83,6 @@ _OUTAGE_BACKOFF: Final = Backoff(first=0.5, longest=5)
 _REFUSAL_BACKOFF: Final = Backoff(first=1, longest=60)
 _MAX_REFUSED: Final = 10_000
 
-_NOT_INSTALLED: Final = (
-    asyncpg.UndefinedTableError,
-    asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedFunctionError,
-    asyncpg.InvalidSchemaNameError,
-)
 _SESSION: Final = {
     # If a server crash loses a mark, the change is only published again.
     "synchronous_commit": "off",
@@ -207,7 +201,7 @@ class Relay:
                 database.failed(str(error))
                 await asyncio.sleep(database.backoff())
             except DatabaseError as error:
-                if isinstance(error.__cause__, _NOT_INSTALLED):
+                if isinstance(error.__cause__, NOT_INSTALLED):
                     message = f"{error.__cause__}; run `cachesync install`"
                     raise NotInstalledError(message) from error
                 raise
