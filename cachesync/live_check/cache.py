@@ -16,7 +16,7 @@ from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.bulk import Bulk
 from cachesync.slots.clients import pipelined, primaries, translate_redis_errors
-from cachesync.slots.layout import HEAD_BYTES, new_token, slot_name
+from cachesync.slots.layout import HEAD_BYTES, new_token, reads_name, slot_name
 from cachesync.slots.scripts import refusal_of, run_script
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _LEASE_MS: Final = 5000
 _SCANNED: Final = 50
 _SAMPLED: Final = 5
 _UNREADABLE: Final = b"?"
-_READS: Final = "{}:@:reads"
 
 RedisState = Literal["ok", "refuses writes", "unavailable"]
 _T = TypeVar("_T")
@@ -150,7 +149,7 @@ class Cache:
         Raises:
             CacheUnavailableError: Redis did not respond.
         """
-        name = _READS.format(self.service)
+        name = reads_name(self.service)
         reads: dict[tuple[str, str], int] = {}
         for outcome, number in (await self._run(lambda client: _hash(client, name))).items():
             entity, _, how = outcome.decode().partition("|")

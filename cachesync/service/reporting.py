@@ -6,9 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from cachesync.errors import CacheUnavailableError
-from cachesync.lookup import lookup_name
 from cachesync.metrics import service as metrics
-from cachesync.slots.layout import slot_name
+from cachesync.slots.layout import reads_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +40,7 @@ class Reporting:
     def __init__(
         self, service: str, caches: Mapping[str, EntityCache], slots: Slots, database: Database
     ) -> None:
-        self._name = f"{slot_name(service, lookup_name('', ''), '')}reads"
+        self._name = reads_name(service)
         self._caches = caches
         self._slots = slots
         self._database = database

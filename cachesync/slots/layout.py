@@ -80,6 +80,11 @@ def slot_name(service: str, entity: str, key: str) -> str:
     return f"{service}:{entity}:{key}"
 
 
+def reads_name(service: str) -> str:
+    """Return the Redis key of the hash in which the processes of a service count its reads."""
+    return slot_name(service, lookup_name("", ""), "reads")
+
+
 def decode_value(slot: bytes, key: str, fingerprint: bytes) -> Row | None:
     """Decode the row in a slot.
 
