@@ -222,7 +222,15 @@ class Airflow:
                 "dag_processor_child_process_log_directory": str(self.folder / "logs" / "dag_processor"),
             },
             # A component is ready after its first heartbeat, and a task's end is noticed at the next one.
-            "scheduler": {"scheduler_heartbeat_sec": "1", "job_heartbeat_sec": "1"},
+            # A task lost between Airflow's processes runs again after a minute, not after five or ten.
+            "scheduler": {
+                "scheduler_heartbeat_sec": "1",
+                "job_heartbeat_sec": "1",
+                "task_instance_heartbeat_timeout": "60",
+                "task_queued_timeout": "60",
+                "task_queued_timeout_check_interval": "10",
+                "orphaned_tasks_check_interval": "60",
+            },
             "workers": {"min_heartbeat_interval": "1"},
             # How soon another triggerer takes over the triggers of a dead one.
             "triggerer": {"job_heartbeat_sec": "2", "triggerer_health_check_threshold": "6"},
