@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     Reconcile = Callable[..., Any]
 
 ENTITIES_FILE: Final = Path(__file__).parents[3] / "entities.toml"
-ROWS: Final = 100_000
+ROWS: Final = 50_000
 EACH: Final = 1_000
 # Keys without live writes; each range has one kind of drift.
 (
