@@ -220,7 +220,14 @@ CANARY: Final = Entity(
 
 
 def with_canary(entities: Mapping[str, Entity]) -> dict[str, Entity]:
-    """Return the declared entities and the hidden one of the live check, by name."""
+    """Return the declared entities and the hidden one of the live check, by name.
+
+    Raises:
+        DeclarationError: another entity has the name of the hidden one.
+    """
+    if entities.get(CANARY.name, CANARY) != CANARY:
+        message = f"entity {CANARY.name!r} has the name of the live check's own entity; rename it"
+        raise DeclarationError(message)
     return {**entities, CANARY.name: CANARY}
 
 

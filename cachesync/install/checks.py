@@ -311,7 +311,11 @@ async def check(
 
     Returns:
         Everything for which `cachesync install` would refuse them; and what it would change.
+
+    Raises:
+        DeclarationError: an entity has the name of the live check's own.
     """
+    declared = with_canary(entities)
     _, problems = await check_tables(connection, entities)
     if unfit := await database_problems(connection):
         return problems + unfit, []
@@ -329,7 +333,7 @@ async def check(
         # That of a unique index is among those of the table.
         if problem is not None and (registration is None or registration.problem is not None):
             notes.append(problem)
-    return problems, notes + [undeclared(name) for name in registry if name not in with_canary(entities)]
+    return problems, notes + [undeclared(name) for name in registry if name not in declared]
 
 
 def undeclared(name: str) -> str:

@@ -76,7 +76,9 @@ async def install(
     Raises:
         InstallError: a table cannot be registered as declared, a table stayed in use, or the user lacks a
             privilege.
+        DeclarationError: an entity has the name of the live check's own.
     """
+    declared = with_canary(entities)
     async with _exclusive(connection):
         relations, problems = await check_tables(connection, entities)
         refuse(problems + await database_problems(connection))
@@ -99,7 +101,7 @@ async def install(
             progress.step("sequence cachesync.row_version, which was set back")
             await connection.execute(statement("install/raise_sequence"))
         names = {record["name"] for record in registered}
-        for entity in with_canary(entities).values():
+        for entity in declared.values():
             if entity is not CANARY:
                 progress.step(f"entity {entity.name}, table {entity.table}")
             if relations[entity.name].has_version and (set_back or entity.name not in names):
@@ -119,7 +121,7 @@ async def install(
         if revoke_temporary:
             progress.step("temporary objects")
             await _revoke_temporary(connection)
-    return tuple(record["name"] for record in registered if record["name"] not in with_canary(entities))
+    return tuple(record["name"] for record in registered if record["name"] not in declared)
 
 
 async def uninstall(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -11,20 +12,22 @@ import structlog
 
 from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError, DatabaseError
-from cachesync.live_check import metrics
 from cachesync.live_check.cache import COMPARED_BYTES
 from cachesync.live_check.judge import (
     HORIZONS,
+    VIOLATION_KINDS,
     VIOLATION_SECONDS,
     Change,
     Judge,
     violation_of,
 )
-from cachesync.slots.layout import ABSENT, filled_content, is_readable
+from cachesync.metrics import live_check as metrics
+from cachesync.metrics.kinds import forget
+from cachesync.slots.layout import ABSENT, EMPTY, filled_content, is_readable
 from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cachesync.change import Row
     from cachesync.live_check.cache import Cache, Size
@@ -69,6 +72,8 @@ class Follower:
         store: the database; None while it is unavailable, or while another process does the live check.
         size: what the cache occupies; None if that is not known.
         sample_next: the entity of which some slots are read next.
+        fingerprints: the schema fingerprint of each entity's values that the services serve; a value with
+            another is a miss.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -78,21 +83,36 @@ class Follower:
         self.store: Store | None = None
         self.size: Size | None = None
         self.sample_next: str | None = None
+        self.fingerprints: Mapping[str, bytes] = {}
         self._sampled: tuple[str, list[tuple[str, bytes]]] = "", []
         self._changed = asyncio.Event()
         self._closed: list[int] = []
         self._odd: dict[tuple[str, str], _Odd] = {}
         self._next_care = self._next_size = self._next_reads = 0.0
+        self._looked_at: float | None = None
         self._reads: dict[tuple[str, str], int] | None = None
-        metrics.oldest_unseen.labels(self.service).set_function(self._oldest_age)
+
+    def begin(self, store: Store, entities: Iterable[str]) -> None:
+        """Look at what a service does to the cache from now on, and export figures.
+
+        Args:
+            store: the database.
+            entities: the entities, whose violations are counted from 0.
+        """
+        for entity in entities:
+            for kind in VIOLATION_KINDS:
+                metrics.violations.labels(self.service, entity, kind)
+        self.store = store
+
+    def pause(self) -> None:
+        """Only look at what is followed already, and export nothing about the cache."""
+        self.store = None
+        forget(self)
 
     def close(self) -> None:
-        """Disconnect, and no longer export figures of the cache."""
+        """Disconnect."""
         self.cache.close()
-        for metric in (metrics.oldest_unseen, metrics.last_look, metrics.redis_state):
-            with_label = {tuple(sample.labels.values()) for one in metric.collect() for sample in one.samples}
-            if (self.service,) in with_label:
-                metric.remove(self.service)
+        forget(self)
 
     def follow(self, change: Change, now: float, *, is_exact: bool = False) -> None:
         """Begin to follow a change; see `Judge.follow`."""
@@ -124,7 +144,7 @@ class Follower:
                 await self._look()
             except CacheUnavailableError:
                 self.judge.unanswered(time.monotonic())
-            metrics.redis_state.labels(self.service).set(self.cache.state == "ok")
+            self._export()
             self._changed.clear()
             now = time.monotonic()
             wake_at = now + _CARE_SECONDS if self.store is None else self._next_care
@@ -143,20 +163,28 @@ class Follower:
         sent_at = time.monotonic()
         heads = dict(zip(slots, await self.cache.heads(slots), strict=True))
         received_at = time.monotonic()
+        self._looked_at = time.time()
         for one in due:
-            if (
-                self.judge.looked(one, heads[one.change.slot], sent_at, received_at)
-                and one.violation is not None
-            ):
+            head = self._as_read(one.change.entity, heads[one.change.slot])
+            if not self.judge.looked(one, head, sent_at, received_at):
+                continue
+            if one.violation is not None:
                 self._closed.append(one.violation)
-        metrics.last_look.labels(self.service).set_to_current_time()
+            if one.lag is not None:
+                metrics.lag.labels(self.service).observe_milliseconds([math.ceil(1000 * one.lag)])
+
+    def _as_read(self, entity: str, slot: bytes) -> bytes:
+        """Return what a slot holds for a read, to which a value of another schema is a miss."""
+        if is_value(slot) and slot[FINGERPRINT] != self.fingerprints.get(entity, slot[FINGERPRINT]):
+            return EMPTY
+        return slot
 
     async def _care(self, store: Store, now: float) -> None:
         """Find out whether the cache is usable, fill the slots of the hidden entity, and read others."""
         entity = self.sample_next
         keys = [str(row) for row in store.canary]
         heads, sampled = await self.cache.care([(CANARY.name, key) for key in keys], entity)
-        metrics.last_look.labels(self.service).set_to_current_time()
+        self._looked_at = time.time()
         self._sampled = entity or "", sampled
         empty = [key for key, head in zip(keys, heads, strict=True) if not head or head == ABSENT]
         if empty and self.cache.state == "ok":
@@ -186,14 +214,18 @@ class Follower:
             return
         for (entity, outcome), number in reads.items():
             more = number - before.get((entity, outcome), 0)
+            if more < 0:
+                more = number
+            if not more:
+                continue
             counts = self.judge.counts_of(entity)
             match outcome:
                 case "hit":
-                    counts.hits += more if more >= 0 else number
+                    counts.hits += more
                 case "miss":
-                    counts.misses += more if more >= 0 else number
+                    counts.misses += more
                 case "bypass":
-                    counts.bypasses += more if more >= 0 else number
+                    counts.bypasses += more
 
     def take_sample(self, entity: str) -> list[tuple[str, bytes]]:
         """Return the keys and contents of the slots that were last read, if they are those of an entity."""
@@ -207,7 +239,8 @@ class Follower:
         longer exists. Other content is looked at again.
         """
         now = time.monotonic()
-        for key, slot in slots:
+        for key, content in slots:
+            slot = self._as_read(entity, content)
             row = rows.get(key)
             if slot == ABSENT or is_value(slot):
                 held = version_of(slot) if is_value(slot) else 0
@@ -261,9 +294,10 @@ class Follower:
             contents = await self.cache.contents(list(again))
         except CacheUnavailableError:
             return
-        for (slot, odd), content in zip(again.items(), contents, strict=True):
+        for (slot, odd), found in zip(again.items(), contents, strict=True):
             rows = await store.rows(slot[0], [slot[1]])
             row = (rows or {}).get(slot[1])
+            content = self._as_read(slot[0], found)
             if row is None or not is_value(content) or not _is_odd(content, row):
                 del self._odd[slot]
                 if odd.violation is not None:
@@ -301,9 +335,15 @@ class Follower:
                     metrics.seen.labels(*labels).inc(counts.seen[index])
         return taken
 
-    def _oldest_age(self) -> float:
+    def _export(self) -> None:
+        if self.store is None:
+            return
         oldest = self.judge.oldest()
-        return 0.0 if oldest is None else time.monotonic() - oldest.since
+        age = 0.0 if oldest is None else time.monotonic() - oldest.since
+        metrics.oldest_unseen.set(self, age, self.service)
+        metrics.redis_usable.set(self, self.cache.state == "ok", self.service)
+        if self._looked_at is not None:
+            metrics.last_look.set(self, self._looked_at, self.service)
 
 
 def _agrees(head: bytes, row: Row | None) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
+from cachesync.metrics.live_check import lag
 from cachesync.slots.layout import ABSENT, is_lease, is_readable
 from cachesync.value import VERSION, is_value
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 HORIZONS: Final = (0.1, 1.0, 5.0, 30.0)
 """The ages at which it is judged whether a cache has a change, in seconds."""
 
-LAG_BOUNDS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, float("inf"))
+LAG_BOUNDS: Final = (*lag.buckets, float("inf"))
 """The upper bounds of the buckets of the lag histogram, in seconds."""
 
 VIOLATION_SECONDS: Final = 5.0
@@ -30,6 +31,8 @@ _MAX_FOLLOWED: Final = 1000
 
 ViolationKind = Literal["behind", "stale", "false absent", "unreadable"]
 """Why a slot is not right: it has an older version, other content, no row, or what is no slot."""
+
+VIOLATION_KINDS: Final[tuple[ViolationKind, ...]] = get_args(ViolationKind)
 
 
 class Change(NamedTuple):

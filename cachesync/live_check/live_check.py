@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from cachesync.backoff import Backoff
-from cachesync.entity import CANARY
+from cachesync.entity import CANARY, with_canary
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
-from cachesync.live_check import metrics
 from cachesync.live_check.cache import Cache
 from cachesync.live_check.follower import Follower
 from cachesync.live_check.judge import Change
 from cachesync.live_check.store import Store
+from cachesync.metrics import live_check as metrics
 from cachesync.metrics.kinds import forget
 from cachesync.postgres.connect import NOT_INSTALLED
 
@@ -36,7 +36,7 @@ _SAMPLED_CHANGES: Final = 20
 _SAMPLED_TICKS: Final = 60
 _CAPTURE_TICKS: Final = 3
 _COUNT_TICKS: Final = 5
-_PRUNE_TICKS: Final = 3600
+_PRUNE_TICKS: Final = 600
 _BACKOFF: Final = Backoff(first=0.5, longest=5)
 
 
@@ -123,7 +123,8 @@ class LiveCheck:
                     await self._watch(store)
                 finally:
                     for follower in self._followers:
-                        follower.store = None
+                        follower.pause()
+                    forget(self)
                     await store.close()
             except DatabaseUnavailableError as error:
                 if not failures:
@@ -151,7 +152,7 @@ class LiveCheck:
             await self._restore(store)
         self._drawn.append(await store.newest())
         for follower in self._followers:
-            follower.store = store
+            follower.begin(store, with_canary(self._entities))
         while True:
             started = time.monotonic()
             await self._tick(store)
@@ -178,7 +179,7 @@ class LiveCheck:
         for follower in self._followers:
             await follower.record(store)
         if self._ticks % _CAPTURE_TICKS == 0:
-            self._report(await store.capture())
+            await self._look_at_triggers(store)
         if self._ticks % _COUNT_TICKS == 0:
             await store.count(
                 (follower.service, entity, counts)
@@ -218,8 +219,15 @@ class LiveCheck:
             if rows is not None:
                 follower.compare(entity, sample, rows)
 
-    def _report(self, problems: dict[str, str | None]) -> None:
+    async def _look_at_triggers(self, store: Store) -> None:
         """Log each change of what is wrong with the triggers once."""
+        captures = await store.capture()
+        problems = {name: capture.problem for name, capture in captures.items()}
+        fingerprints = {
+            name: capture.fingerprint for name, capture in captures.items() if capture.fingerprint is not None
+        }
+        for follower in self._followers:
+            follower.fingerprints = fingerprints
         for name, problem in problems.items():
             metrics.capture_lost.set(self, problem is not None, name)
             if problem != self._problems.get(name):

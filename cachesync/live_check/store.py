@@ -10,7 +10,7 @@ import asyncpg
 
 from cachesync.entity import with_canary
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
-from cachesync.live_check.judge import Change, array
+from cachesync.live_check.judge import HORIZONS, LAG_BOUNDS, Change, array
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.rows import Rows
 from cachesync.postgres.statements import statement
@@ -28,9 +28,23 @@ SESSION_NAME: Final = "cachesync-live-check"
 
 _STATEMENT_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 2.0
+
+
+def _sums(column: str, length: int) -> str:
+    sums = ", ".join(f"sum(m.{column}[{place}])" for place in range(1, length + 1))
+    return f"ARRAY[{sums}]::bigint []"
+
+
+_SUMS: Final = {
+    "judged": _sums("judged", len(HORIZONS)),
+    "seen": _sums("seen", len(HORIZONS)),
+    "lags": _sums("lags", len(LAG_BOUNDS)),
+}
 _SESSION: Final = {
     "synchronous_commit": "off",
     "default_transaction_isolation": "read committed",
+    # Somebody's long `ALTER TABLE` must not keep it from looking.
+    "lock_timeout": "500ms",
     # Another process takes over from one that is frozen.
     "idle_session_timeout": "60s",
     # Each query has one good plan, which outdated statistics must not change.
@@ -59,6 +73,18 @@ class Unseen(NamedTuple):
     kind: str
     id: int | None
     age: float
+
+
+class Capture(NamedTuple):
+    """What the database says of an entity.
+
+    Attributes:
+        problem: what is wrong with its triggers; None if nothing is.
+        fingerprint: the schema fingerprint of its payloads; None if it is not installed.
+    """
+
+    problem: str | None
+    fingerprint: bytes | None
 
 
 class Store:
@@ -140,7 +166,7 @@ class Store:
         return version, list(changes.values())
 
     async def rows(self, entity: str, keys: Collection[str]) -> dict[str, Row] | None:
-        """Return the rows that exist, by key; None if they cannot be read, because the schema has changed."""
+        """Return the rows that exist, by key; None if they cannot be read, because the schema changes."""
         if not keys:
             return {}
         try:
@@ -149,8 +175,10 @@ class Store:
                     if entity not in self._rows:
                         self._rows[entity] = await Rows.open(self._connection, self._entities[entity])
                     return await self._rows[entity].read(keys)
-        except DatabaseUnavailableError:
-            raise
+        except DatabaseUnavailableError as error:
+            if not isinstance(error.__cause__, asyncpg.LockNotAvailableError):
+                raise
+            return None
         except (DatabaseError, NotInstalledError):
             self._rows.pop(entity, None)
             return None
@@ -191,12 +219,17 @@ class Store:
         ]
         columns = zip(*lines, strict=True)
         if lines:
-            await self._fetch("live_check/count", *columns)
+            await self._fetch("live_check/count", *columns, add=statement("live_check/add"))
 
-    async def capture(self) -> dict[str, str | None]:
-        """Look at the triggers of each entity, and return what is wrong with them; None if nothing is."""
+    async def capture(self) -> dict[str, Capture]:
+        """Look at the triggers of each entity."""
         records = await self._fetch("live_check/capture", list(self._entities))
-        return {record["entity"]: record["problem"] for record in records}
+        return {
+            record["entity"]: Capture(
+                record["problem"], record["fingerprint"].encode() if record["fingerprint"] else None
+            )
+            for record in records
+        }
 
     async def unseen(self) -> list[Unseen]:
         """Return what an earlier live check has not seen."""
@@ -219,8 +252,9 @@ class Store:
         await self._fetch("live_check/forget", services, list(self._entities))
 
     async def prune(self) -> None:
-        """Remove what has been kept long enough."""
+        """Remove what has been kept long enough, and combine the figures of the minutes of an old hour."""
         await self._fetch("live_check/prune")
+        await self._fetch("live_check/combine", add=statement("live_check/add"), **_SUMS)
 
     async def _find_canary(self) -> None:
         self.canary = [record["id"] for record in await self._fetch("live_check/canary")]
@@ -228,10 +262,11 @@ class Store:
             message = "the table cachesync.canary is empty; run `cachesync install`"
             raise NotInstalledError(message)
 
-    async def _fetch(self, name: str, *arguments: Any) -> list[asyncpg.Record]:
+    async def _fetch(self, name: str, *arguments: Any, **fragments: str) -> list[asyncpg.Record]:
         async with self._lock:
             with translate_postgres_errors():
-                found: list[asyncpg.Record] = await self._connection.fetch(statement(name), *arguments)
+                query = statement(name, **fragments)
+                found: list[asyncpg.Record] = await self._connection.fetch(query, *arguments)
                 return found
 
     async def _value(self, name: str, *arguments: Any) -> Any:

@@ -53,9 +53,12 @@ class CaptureCheck:
             return
         self._next_check = now + _PAUSE_SECONDS
         try:
-            registry = await read_registry(connection)
-        except asyncpg.InternalServerError:
-            # An object was dropped while the catalog was read.
+            # The relay must not wait for somebody's long `ALTER TABLE`, nor all entities for one.
+            async with connection.transaction(isolation="read_committed"):
+                await connection.execute("SET LOCAL lock_timeout = '100ms'")
+                registry = await read_registry(connection)
+        except (asyncpg.InternalServerError, asyncpg.LockNotAvailableError):
+            # An object was dropped while the catalog was read, or is locked.
             return
         set_back = await connection.fetchval(statement("postgres/sequence_set_back"))
         problems = {}

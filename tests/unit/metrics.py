@@ -13,7 +13,6 @@ from cachesync.metrics.kinds import Declared
 REPOSITORY = Path(__file__).parents[2]
 FILES = (
     *(REPOSITORY / "cachesync" / "metrics").glob("[a-z]*.py"),
-    *(REPOSITORY / "cachesync").glob("*/metrics.py"),
     REPOSITORY / "serving" / "metrics.py",
 )
 

@@ -8,19 +8,4 @@ SELECT
 FROM unnest(
     $1::text [], $2::text [], $3::text [], $4::text [], $5::text [], $6::bigint [], $7::bigint [], $8::bigint []
 ) AS n (service, entity, judged, seen, lags, hits, misses, bypasses)
-ON CONFLICT (minute, service, entity) DO UPDATE SET
-judged = ARRAY(
-    SELECT u.before + u.more FROM unnest(c.judged, excluded.judged) WITH ORDINALITY AS u (before, more, place)
-    ORDER BY u.place
-),
-seen = ARRAY(
-    SELECT u.before + u.more FROM unnest(c.seen, excluded.seen) WITH ORDINALITY AS u (before, more, place)
-    ORDER BY u.place
-),
-lags = ARRAY(
-    SELECT u.before + u.more FROM unnest(c.lags, excluded.lags) WITH ORDINALITY AS u (before, more, place)
-    ORDER BY u.place
-),
-hits = c.hits + excluded.hits,
-misses = c.misses + excluded.misses,
-bypasses = c.bypasses + excluded.bypasses;
+{{add}};
