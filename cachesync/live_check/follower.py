@@ -208,16 +208,9 @@ class Follower:
         )
 
     def _count_reads(self, reads: dict[tuple[str, str], int]) -> None:
-        """Add what was counted since the last time; a smaller number shows that the Redis began anew."""
+        """Add what was counted since the last time."""
         before, self._reads = self._reads, reads
-        if before is None:
-            return
-        for (entity, outcome), number in reads.items():
-            more = number - before.get((entity, outcome), 0)
-            if more < 0:
-                more = number
-            if not more:
-                continue
+        for (entity, outcome), more in more_reads(before, reads).items():
             counts = self.judge.counts_of(entity)
             match outcome:
                 case "hit":
@@ -344,6 +337,21 @@ class Follower:
         metrics.redis_usable.set(self, self.cache.state == "ok", self.service)
         if self._looked_at is not None:
             metrics.last_look.set(self, self._looked_at, self.service)
+
+
+def more_reads(
+    before: Mapping[tuple[str, str], int] | None, reads: Mapping[tuple[str, str], int]
+) -> dict[tuple[str, str], int]:
+    """Return how many reads were counted between two looks; a smaller number shows that the Redis began anew.
+
+    Args:
+        before: what was counted at the former look; None if there was none.
+        reads: what is counted now.
+    """
+    if before is None:
+        return {}
+    more = {name: number - before.get(name, 0) for name, number in reads.items()}
+    return {name: reads[name] if number < 0 else number for name, number in more.items() if number}
 
 
 def _agrees(head: bytes, row: Row | None) -> bool:

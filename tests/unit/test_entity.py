@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cachesync.entity import load_entities
+from cachesync.entity import CANARY, load_entities, with_canary
 from cachesync.errors import DeclarationError
 
 if TYPE_CHECKING:
@@ -161,3 +161,13 @@ def test_a_key_can_have_several_columns(tmp_path: Path) -> None:
     text = THING.replace('"id"', '["order id", "line"]') + 'columns = ["line", "order id", "x"]\n'
     (thing,) = load_entities(write(tmp_path, text)).values()
     assert thing.key == ("order id", "line")
+
+
+def test_name_of_the_live_checks_own_entity_is_refused_also_of_an_entity_built_in_code(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DeclarationError, match=f"{CANARY.name}.*rename it"):
+        load_entities(write(tmp_path, THING.replace("[thing]", f"[{CANARY.name}]")))
+    (thing,) = load_entities(write(tmp_path, THING)).values()
+    with pytest.raises(DeclarationError, match=f"{CANARY.name}.*rename it"):
+        with_canary({CANARY.name: thing.model_copy(update={"name": CANARY.name})})

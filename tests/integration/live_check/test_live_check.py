@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer
+from prometheus_client import REGISTRY
 from psycopg.rows import dict_row
 
 from cachesync.background import BackgroundSettings
@@ -167,6 +168,10 @@ def system(parts: Parts) -> Parts:
     return parts
 
 
+def exported(name: str, service: str) -> float | None:
+    return REGISTRY.get_sample_value(f"cachesync_live_check_{name}", {"service": service})
+
+
 def behind(state: dict[str, Any]) -> bool:
     return (state["redis"], state["oldest_unseen_entity"]) == ("ok", CANARY) and state["age"] > 1
 
@@ -284,6 +289,9 @@ def test_waiting_live_check_takes_over_and_sees_a_cluster_that_nobody_keeps_in_s
         with system.streams["sb"].stopped():
             system.wait_for_caches(lambda _, sb: behind(sb), "sb is behind")
             assert system.caches().keys() == {"sa", "sb"}
+            # The one that waits has seen nothing, and says nothing.
+            wait_until(lambda: (exported("oldest_unseen_age_seconds", "sb") or 0) > 1, "its age is exported")
+            assert exported("redis_usable", "sc") is None
             first = system.caches()["sb"]
             with system.check.stopped():
                 wait_until(lambda: behind(system.caches().get("sc", first | {"age": 0})), "sc is behind")
@@ -320,3 +328,4 @@ def test_figures_count_every_change_of_the_live_checks_own(system: Parts) -> Non
     (found,) = system.sql(figures)
     assert 0 < found["seen"] <= found["judged"]
     assert found["judged_last"] > 0
+    assert (exported("lag_seconds_count", "sa") or 0) >= found["lags"]

@@ -128,3 +128,17 @@ async def test_sequence_that_was_set_back_is_reported_and_raised_by_an_installat
     assert all(after[name].fingerprint != before[name].fingerprint for name in entities)
     await admin.execute("UPDATE student SET age = 30 WHERE id = 1")
     assert await admin.fetchval("SELECT row_version FROM student WHERE id = 1") > newest
+
+
+async def test_table_that_is_locked_does_not_keep_the_relay_from_its_work(
+    admin: asyncpg.Connection, worker: asyncpg.Connection, check: CaptureCheck
+) -> None:
+    """As by an `ALTER TABLE` in a transaction that goes on for minutes."""
+    await check.step(worker)
+    before = REGISTRY.get_sample_value("cachesync_catalog_check_timestamp_seconds")
+    async with admin.transaction():
+        await admin.execute("ALTER TABLE student ADD COLUMN another integer")
+        # It would end the relay's session.
+        await worker.execute("SET statement_timeout = '5s'")
+        await check.step(worker)
+    assert REGISTRY.get_sample_value("cachesync_catalog_check_timestamp_seconds") == before
