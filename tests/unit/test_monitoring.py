@@ -66,10 +66,10 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'cachesync_capture_lost{entity="student"}': ONE},
         {'cachesync_capture_lost{entity="student"}': NONE},
     ),
-    # Times begin with 0 in these tests.
+    # Times begin with 0 in these tests. A clock that is wrong by an hour changes nothing.
     "CacheSyncCatalogUnchecked": (
-        {"cachesync_catalog_check_timestamp_seconds": NONE},
-        {"cachesync_catalog_check_timestamp_seconds": "0+15x80"},
+        {"cachesync_catalog_check_timestamp_seconds": "3600x80"},
+        {"cachesync_catalog_check_timestamp_seconds": "-3600+15x80"},
     ),
     "CacheSyncNoStream": (
         {
@@ -111,8 +111,8 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {'cachesync_reconciliation_timestamp_seconds{service="sa"}': "-86400x80"},
     ),
     "CacheSyncLiveCheckSilent": (
-        {'cachesync_live_check_last_look_timestamp_seconds{service="sa"}': NONE},
-        {'cachesync_live_check_last_look_timestamp_seconds{service="sa"}': "0+15x80"},
+        {'cachesync_live_check_last_look_timestamp_seconds{service="sa"}': "3600x80"},
+        {'cachesync_live_check_last_look_timestamp_seconds{service="sa"}': "-3600+15x80"},
     ),
     "CacheSyncBehind": (
         {'cachesync_live_check_oldest_unseen_age_seconds{service="sa"}': "0+15x80"},
