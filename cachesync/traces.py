@@ -32,6 +32,8 @@ TRACEPARENT: Final = "traceparent"
 _HEADERS: Final = frozenset({TRACEPARENT, "tracestate"})
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _FIRST_SERVER_ERROR: Final = 500
+# What must be propagated of `tracestate`; a client must not make every event larger than that.
+_LONGEST_HEADER: Final = 512
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -62,7 +64,11 @@ class Traces:
             method: the method of the request.
             headers: the headers of the request, with names in lower case.
         """
-        given = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+        given = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in headers
+            if len(value) <= _LONGEST_HEADER
+        }
         parent = self._propagator.extract(given)
         kind = self._trace.SpanKind.SERVER
         attributes = {"http.request.method": method}
