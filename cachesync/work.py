@@ -7,8 +7,11 @@ import functools
 import gc
 import os
 import signal
+import threading
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import structlog
@@ -38,6 +41,37 @@ class Work(Protocol):
 
     def stop(self) -> None:
         """Make `run` return soon. Can be called from any thread, also before `run`."""
+
+
+class LoopWork(ABC):
+    """Work that is one coroutine, in an event loop of its own."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def work(self) -> None:
+        """Work until it is canceled."""
+
+    def run(self) -> None:
+        """Work until `stop` is called."""
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._begin())
+
+    def stop(self) -> None:
+        """Make `run` return soon. Can be called from any thread, also before `run`."""
+        self._stopping.set()
+        if self._loop is not None and self._task is not None:
+            with suppress(RuntimeError):  # `run` has already returned and its loop is closed
+                self._loop.call_soon_threadsafe(self._task.cancel)
+
+    async def _begin(self) -> None:
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        if not self._stopping.is_set():
+            await self.work()
 
 
 class RunningWork:

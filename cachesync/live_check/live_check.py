@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -21,6 +19,7 @@ from cachesync.live_check.store import Store
 from cachesync.metrics import live_check as metrics
 from cachesync.metrics.kinds import forget
 from cachesync.postgres.connect import NOT_INSTALLED
+from cachesync.work import LoopWork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ _PRUNE_TICKS: Final = 600
 _BACKOFF: Final = Backoff(first=0.5, longest=5)
 
 
-class LiveCheck:
+class LiveCheck(LoopWork):
     """Follows changes in every cache, and writes what it sees to tables of the schema `cachesync`.
 
     `run` occupies one thread until `stop` is called. Of several live checks, one works, and the others wait
@@ -60,6 +59,7 @@ class LiveCheck:
         caches: Mapping[str, Callable[[], BlockingRedis]],
         entities: Mapping[str, Entity],
     ) -> None:
+        super().__init__()
         self._dsn = dsn
         self._entities = entities
         self._openers = caches
@@ -71,38 +71,20 @@ class LiveCheck:
         self._versions: dict[int, int] = {}
         self._sampled: dict[tuple[str, str], int] = {}
         self._restored = False
-        self._stopping = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
 
-    def stop(self) -> None:
-        """Make `run` return soon. Can be called from any thread."""
-        self._stopping.set()
-        if self._loop is not None and self._task is not None:
-            with suppress(RuntimeError):  # `run` has already returned and its loop is closed
-                self._loop.call_soon_threadsafe(self._task.cancel)
-
-    def run(self) -> None:
-        """Look until `stop` is called, and wait while the database is unavailable.
+    async def work(self) -> None:
+        """Look until it is canceled, and wait while the database is unavailable.
 
         Raises:
             NotInstalledError: the tables of the live check are missing.
             DatabaseError: PostgreSQL rejected a statement.
         """
-        with suppress(asyncio.CancelledError):
-            asyncio.run(self._run())
-
-    async def _run(self) -> None:
-        self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        if self._stopping.is_set():
-            return
         self._followers = [Follower(Cache(name, opener)) for name, opener in self._openers.items()]
         try:
             async with asyncio.TaskGroup() as group:
                 for follower in self._followers:
                     group.create_task(follower.run())
-                group.create_task(self._work())
+                group.create_task(self._check())
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -110,7 +92,7 @@ class LiveCheck:
                 follower.close()
             forget(self)
 
-    async def _work(self) -> None:
+    async def _check(self) -> None:
         failures = 0
         while True:
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +32,7 @@ from cachesync.relay.pruning import Pruner
 from cachesync.relay.records import Records
 from cachesync.relay.sessions import SESSION_NAME
 from cachesync.value import version_of
+from cachesync.work import LoopWork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ _REFUSALS: Final = _TOPIC_ERRORS | _CHANGE_ERRORS
 _Key = TypeVar("_Key", bound="Hashable")
 
 
-class Relay:
+class Relay(LoopWork):
     """Publishes unpublished changes, measures the backlog, prunes the change log, and reports lost capture.
 
     `run` occupies one thread until `stop` is called. Several relays can run at the same time and share the
@@ -128,6 +128,7 @@ class Relay:
     def __init__(
         self, dsn: str | None, kafka: Mapping[str, Any], entities: Mapping[str, Entity], retention: timedelta
     ) -> None:
+        super().__init__()
         entities = with_canary(entities)
         self._dsn = dsn
         self._sender = Sender(
@@ -158,16 +159,6 @@ class Relay:
         self._refused_entities = _Refused[str]()
         self._refused_versions = _Refused[int]()
         self._kafka = _Outage("Kafka")
-        self._stopping = threading.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def stop(self) -> None:
-        """Make `run` return soon. Can be called from any thread."""
-        self._stopping.set()
-        if self._loop is not None and self._task is not None:
-            with suppress(RuntimeError):  # `run` has already returned and its loop is closed
-                self._loop.call_soon_threadsafe(self._task.cancel)
 
     def run(self) -> None:
         """Publish until `stop` is called, and keep retrying while the database or Kafka is unavailable.
@@ -179,15 +170,13 @@ class Relay:
         for counter in (metrics.relayed, metrics.superseded, metrics.gap, metrics.pruned):
             counter.export()
         try:
-            with suppress(asyncio.CancelledError):
-                asyncio.run(self._run())
+            super().run()
         finally:
             forget(self._backlog, self._capture, self._records)
             self._sender.close()
 
-    async def _run(self) -> None:
-        self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
+    async def work(self) -> None:
+        """Publish until it is canceled."""
         database = _Outage("PostgreSQL")
         while not self._stopping.is_set():
             try:
