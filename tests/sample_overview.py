@@ -226,6 +226,7 @@ class SampleOverview:
             oldest_unseen=UnseenChange(entity="student", key="17", version=1790000000000019, age_s=42.4)
             if late
             else None,
+            recent=self._consistency(600, 0, service),
             hour=self._consistency(18_000, 14 if late else 0, service),
             day=self._consistency(432_000, 61 if late else 2, service),
             entities=entities,

@@ -17,7 +17,7 @@ from cachesync.overview.models import (
     UnseenChange,
     ViolationReport,
 )
-from cachesync.postgres.registry import read_registry
+from cachesync.postgres.registry import problem_of, read_registry
 from cachesync.postgres.statements import statement
 from cachesync.reconcile.drift import Findings, Kind, outcome_of
 from cachesync.reconcile.models import Parameters
@@ -98,25 +98,13 @@ async def last_looks(connection: asyncpg.Connection) -> dict[str, LastLook]:
 
 
 async def capture_problems(connection: asyncpg.Connection, entities: Mapping[str, Entity]) -> dict[str, str]:
-    """Return why changes of entities may not be captured, by entity.
-
-    The live check looks all the time. Only if it does not run, the catalog is read here.
+    """Return why changes of entities may not be captured, or their reads go past the cache, by entity.
 
     Raises:
         NotInstalledError: the database side is missing, or was installed by an earlier version.
     """
-    records = await connection.fetch(statement("overview/capture_states"))
-    if records:
-        return {
-            record["entity"]: record["problem"]
-            for record in records
-            if record["problem"] is not None and record["entity"] in entities
-        }
     registry = await read_registry(connection)
-    problems = {
-        name: registry[name].problem if name in registry else f"entity {name!r} is not installed"
-        for name in entities
-    }
+    problems = {name: problem_of(entity, registry.get(name)) for name, entity in entities.items()}
     return {name: problem for name, problem in problems.items() if problem is not None}
 
 

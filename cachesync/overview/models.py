@@ -144,7 +144,7 @@ class CacheStatus(_Model):
         consumer_lag: the messages that they have yet to apply.
         oldest_unseen: the oldest change that it has yet to be at or past, as the live check sees it; None if
             there is none.
-        hour, day: what the live check has seen of all entities.
+        recent, hour, day: what the live check has seen of all entities, recently being the last two minutes.
         entities: each entity.
     """
 
@@ -158,6 +158,7 @@ class CacheStatus(_Model):
     unconsumed: tuple[str, ...] | None = None
     consumer_lag: int | None = None
     oldest_unseen: UnseenChange | None = None
+    recent: Consistency
     hour: Consistency
     day: Consistency
     entities: tuple[EntityStatus, ...]

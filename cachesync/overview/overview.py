@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
@@ -36,6 +37,7 @@ from cachesync.overview.verdict import (
     KeyFacts,
     Slot,
     Verdict,
+    missed_changes,
     verdict_of_cache,
     verdict_of_key,
 )
@@ -51,17 +53,26 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.open_letters import OpenLetter
     from cachesync.entity import Entity
     from cachesync.kafka.groups import Group
-    from cachesync.overview.models import BacklogStatus, LetterReport, Point, Reconciliation
+    from cachesync.overview.models import (
+        BacklogStatus,
+        ChangeReport,
+        LetterReport,
+        Point,
+        Reconciliation,
+    )
     from cachesync.slots.clients import BlockingRedis
 
 _T = TypeVar("_T")
 
 _SECONDS: Final = 3.0
+_RECENT: Final = timedelta(minutes=2)
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 _STEPS: Final = {"hour": (_HOUR, timedelta(minutes=1)), "day": (_DAY, timedelta(minutes=15))}
 # Adding up a day takes longer than everything else; its minutes change once per minute.
 _DAY_SECONDS: Final = 60.0
+# So does comparing the catalog with the registry.
+_CAPTURE_SECONDS: Final = 10.0
 # How long a change takes to reach a cache at most, unless something is wrong.
 _SETTLE_SECONDS: Final = 0.3
 # librdkafka's own, with which the services and the relay publish unless the user has set another.
@@ -108,7 +119,8 @@ class Overview:
         self._consumer_groups = Groups(kafka, set(self._groups.values()))
         self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
-        self._day: tuple[float, database.Sums] = (0.0, {})
+        self._day: tuple[float, database.Sums] = (-inf, {})
+        self._capture: tuple[float, Mapping[str, str]] = (-inf, {})
 
     def close(self) -> None:
         """Close the Kafka clients."""
@@ -251,6 +263,7 @@ class Overview:
         part = partial(_part, unavailable)
         now, relays = await database.time_and_relays(connection)
         looks = await part("live check", database.last_looks(connection))
+        recent = await part("live check", database.sums(connection, _RECENT))
         hour = await part("live check", database.sums(connection, _HOUR))
         day = await part("live check", self._last_day(connection))
         runs = await part("reconciliations", database.reconciliations(connection))
@@ -258,19 +271,27 @@ class Overview:
             now=now,
             backlog=await part("backlog", database.backlog(connection, relays)),
             looks=looks or {},
+            recent=recent or {},
             hour=hour or {},
             day=day or {},
             runs=None if runs is None else runs[0],
             entries={} if runs is None else runs[1],
-            capture=await part("capture", database.capture_problems(connection, self._entities)) or {},
+            capture=await part("capture", self._captures(connection)) or {},
         )
 
     async def _last_day(self, connection: asyncpg.Connection) -> database.Sums:
         taken, day = self._day
-        if not day or time.monotonic() - taken >= _DAY_SECONDS:
+        if time.monotonic() - taken >= _DAY_SECONDS:
             day = await database.sums(connection, _DAY)
             self._day = (time.monotonic(), day)
         return day
+
+    async def _captures(self, connection: asyncpg.Connection) -> Mapping[str, str]:
+        taken, problems = self._capture
+        if time.monotonic() - taken >= _CAPTURE_SECONDS:
+            problems = await database.capture_problems(connection, self._entities)
+            self._capture = (time.monotonic(), problems)
+        return problems
 
     def _cache(
         self,
@@ -297,6 +318,7 @@ class Overview:
             unconsumed=None if group is None else unconsumed_in(group),
             consumer_lag=None if lag is None else sum(lag.values()),
             oldest_unseen=None if look is None else look.oldest_unseen,
+            recent=database.consistency_of(seen.recent, service),
             hour=database.consistency_of(seen.hour, service),
             day=database.consistency_of(seen.day, service),
             entities=tuple(
@@ -357,7 +379,7 @@ class Overview:
                 tuple(
                     letter_report(one)
                     for one in mine
-                    if one.service == service and (one.version or 0) > (slots[service].version or 0)
+                    if one.service == service and _explains(one, changes, slots[service])
                 ),
             )
             for service in self._clients
@@ -418,7 +440,7 @@ class _Seen:
         now: its time; None if it does not respond.
         backlog: the changes that are not published.
         looks: the last look of the live check at each cache.
-        hour, day: what it has seen.
+        recent, hour, day: what it has seen.
         runs: the last runs of the reconciliation.
         entries: the slots that it has examined, by service and entity.
         capture: why changes may not be captured, by entity.
@@ -427,6 +449,7 @@ class _Seen:
     now: datetime | None = None
     backlog: BacklogStatus | None = None
     looks: Mapping[str, database.LastLook] = field(default_factory=dict)
+    recent: database.Sums = field(default_factory=dict)
     hour: database.Sums = field(default_factory=dict)
     day: database.Sums = field(default_factory=dict)
     runs: tuple[Reconciliation, ...] | None = None
@@ -442,6 +465,14 @@ class _Look(NamedTuple):
     verdicts: dict[str, Verdict]
     letters: tuple[LetterReport, ...] | None
     unavailable: dict[str, str]
+
+
+def _explains(letter: OpenLetter, changes: Sequence[ChangeReport], slot: Slot) -> bool:
+    """Return whether a dead letter may be why a slot is not newer."""
+    if letter.version is not None:
+        return letter.version > (slot.version or 0)
+    missed = missed_changes(changes, slot)
+    return bool(missed) and letter.first_failed_at >= missed[-1].changed_at
 
 
 async def _or_none(work: Awaitable[_T], part: str, unavailable: dict[str, str]) -> _T | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.entity import CANARY
 from cachesync.overview.models import Problem
-from cachesync.overview.words import ago, counted, duration, sentence
+from cachesync.overview.words import ago, counted, duration, sentence, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,13 +105,13 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             f"{duration(unseen.age_s)} ago.",
             action=f"Run `cachesync show {unseen.entity} {unseen.key}`, which says why.",
         )
-    late = cache.hour.judged[_FIVE_SECONDS] - cache.hour.seen[_FIVE_SECONDS]
+    late = cache.recent.judged[_FIVE_SECONDS] - cache.recent.seen[_FIVE_SECONDS]
     if late:
-        followed = counted(cache.hour.judged[_FIVE_SECONDS], "change")
+        followed = counted(cache.recent.judged[_FIVE_SECONDS], "change")
         yield Problem(
             severity="warning",
             service=service,
-            text=f"In the last hour, {late:,} of {followed} reached {service} after more than 5 s or never.",
+            text=f"In the last two minutes, {late:,} of {followed} reached {service} after more than 5 s or never.",
             action="See the history, and the table cachesync.violation.",
         )
 
@@ -138,7 +138,7 @@ def _publishing(status: Status) -> Iterator[Problem]:
         return
     wait = ""
     if backlog.changes:
-        wait = f" {counted(backlog.changes, 'change')} wait, the oldest for {duration(backlog.age_s)}."
+        wait = f" {waiting(backlog.changes, 'change')}, the oldest for {duration(backlog.age_s)}."
     if not backlog.relays:
         yield Problem(
             severity="critical" if backlog.changes else "warning",

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync.overview.words import ago, counted, duration, sentence
+from cachesync.overview.words import ago, counted, duration, sentence, waiting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from cachesync.overview.models import (
@@ -133,6 +133,11 @@ class Verdict(NamedTuple):
     actions: tuple[str, ...] = ()
 
 
+def missed_changes(changes: Sequence[ChangeReport], slot: Slot) -> list[ChangeReport]:
+    """Return the changes, the newest first, that are newer than a slot."""
+    return [change for change in changes if change.version > (slot.version or 0)]
+
+
 def verdict_of_cache(facts: KeyFacts, cache: CacheFacts) -> Verdict:
     """Return whether a cache answers with the row as it is, and if not, why."""
     if cache.slot.kind == "value":
@@ -224,17 +229,24 @@ def _not_cached(cache: CacheFacts, text: str) -> Verdict:
 
 def _late(facts: KeyFacts, cache: CacheFacts, held: str) -> Verdict:
     """Return the verdict on a slot that has missed a change."""
-    newest = next((one for one in facts.changes if one.version > (cache.slot.version or 0)), None)
     letter = next(iter(cache.letters), None)
     if letter is not None:
         return _with_letter(facts, cache, held, letter)
-    if newest is None:
+    missed = missed_changes(facts.changes, cache.slot)
+    if not missed:
         return _unlogged(facts, cache, held)
-    by = f"{newest.operation} by {newest.source}, {ago(facts.now, newest.changed_at)}"
-    made = f"Change {newest.version} ({by})"
-    if newest.published_at is None:
-        return _unpublished(facts, cache, held, newest, made)
-    made += f" was published {ago(facts.now, newest.published_at)}"
+    verdict = _missed(facts, cache, held, missed[0])
+    # The newest change of a row that changes all the time is always on its way.
+    return verdict if verdict.assessment == "wrong" else _missed(facts, cache, held, missed[-1])
+
+
+def _missed(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeReport) -> Verdict:
+    """Return the verdict on a slot that has missed this change, of which there is no dead letter."""
+    made = f"Change {change.version} ({change.operation} by {change.source}, "
+    made += f"{ago(facts.now, change.changed_at)})"
+    if change.published_at is None:
+        return _unpublished(facts, cache, held, change, made)
+    made += f" was published {ago(facts.now, change.published_at)}"
     if cache.redis == "refuses writes":
         text = (
             f"{held} {made}, but the Redis of {cache.service} refuses writes "
@@ -245,7 +257,7 @@ def _late(facts: KeyFacts, cache: CacheFacts, held: str) -> Verdict:
         reason = sentence(facts.kafka_problem or "no response")
         text = f"{held} {made}, but Kafka does not respond ({reason}): the stream waits for it."
         return _wrong(cache, text, "Bring Kafka back; everything then goes on by itself.")
-    return _published(facts, cache, cache.consumption, f"{held} {made}", newest)
+    return _published(facts, cache, cache.consumption, f"{held} {made}", change)
 
 
 def _with_letter(facts: KeyFacts, cache: CacheFacts, held: str, letter: LetterReport) -> Verdict:
@@ -325,7 +337,7 @@ def _published(
     if consumption.lag:
         text = (
             f"{made}, but the consumer of {consumption.partition} for {service} "
-            f"({consumption.consumer}) is behind or paused: {counted(consumption.lag, 'message')} wait."
+            f"({consumption.consumer}) is behind or paused: {waiting(consumption.lag, 'message')}."
         )
         return _wrong(cache, text, f"Look into the log of the stream of {service} (DAG cache_sync).")
     text = (

@@ -29,6 +29,11 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
+def waiting(number: int, one: str) -> str:
+    """Return that things wait, such as `1 message waits` or `2,000 messages wait`."""
+    return f"{counted(number, one)} {'waits' if number == 1 else 'wait'}"
+
+
 def sentence(text: str) -> str:
     """Return a text that another program or server wrote as the end of a sentence."""
     return text.strip().rstrip(".")

@@ -179,6 +179,15 @@ async def test_show_names_each_fault_that_is_staged(system: System) -> None:
                     )
                 await shown(overview, "2", lambda report: report.assessment == "right")
 
+                garbage = Producer(system.kafka)
+                garbage.produce("cachesync.student", key=b"2", value=b"garbage")
+                assert garbage.flush(30) == 0
+                await shown(overview, "2", lambda report: bool(report.letters))
+                name = slot_name(system.service, "student", "2")
+                older = int(system.redis.get(name)[1:20]) - 1
+                system.redis.setrange(name, 1, f"{older:019}")
+                await shown(overview, "2", says("Its change could not be applied and is the dead letter"))
+
                 with denying(system.redis, "3"):
                     await system.sql("UPDATE student SET age = 21 WHERE id = 3")
                     await shown(overview, "3", lambda report: bool(report.letters))
@@ -188,8 +197,11 @@ async def test_show_names_each_fault_that_is_staged(system: System) -> None:
                 assert report.letters is not None
                 assert report.letters[0].letter in report.verdict
 
+                # As if the live check had looked at its triggers, which is all that it looks at.
                 await system.sql(
-                    "ALTER TABLE student DISABLE TRIGGER ALL", "UPDATE student SET age = 21 WHERE id = 4"
+                    "INSERT INTO cachesync.capture_state (entity, checked_at) VALUES ('student', now())",
+                    "ALTER TABLE student DISABLE TRIGGER ALL",
+                    "UPDATE student SET age = 21 WHERE id = 4",
                 )
                 await shown(
                     overview, "4", says("another row than the database", "is disabled", "reconcile --deep")

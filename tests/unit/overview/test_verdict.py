@@ -255,6 +255,14 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         "is about to be applied",
         "",
     ),
+    "the newest of many changes is about to be applied": (
+        replace(FACTS, changes=(change(1, 0.5), change(42, 41, version=18))),
+        replace(CACHE, consumption=replace(CONSUMED, lag=1)),
+        "wrong",
+        "Change 18 (upsert by ann, 42 s ago) was published 41 s ago, but the consumer of "
+        "cachesync.student[0] for sb (rdkafka) is behind or paused: 1 message waits",
+        "log of the stream of sb",
+    ),
     "consumer behind": (
         FACTS,
         replace(CACHE, consumption=replace(CONSUMED, lag=2000)),
