@@ -102,7 +102,7 @@ def _print(findings: Sequence[Finding]) -> None:
     for finding in findings:
         output.print(
             Text(finding.severity.value, style=_STYLES[finding.severity])
-            + Text(f"  {printable(finding.part)}: {printable(finding.found)}"),
+            + Text(f"  {finding.part}, {finding.check}: {printable(finding.found)}"),
             soft_wrap=True,
         )
         if finding.remedy is not None:

@@ -270,7 +270,7 @@ class _Examination:
     async def _examine_live_check(self) -> None:
         age = await self._connection.fetchval(statement("doctor/live_check"))
         if age is not None and age < _LOOKED_SECONDS:
-            self._part.ok("live check", f"it looked {age:.0f} seconds ago")
+            self._part.ok("live check", f"it looked {age:.0f} s ago")
         else:
             self._part.warning(
                 "live check",

@@ -261,9 +261,17 @@ def _missed(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeReport)
 
 
 def _with_letter(facts: KeyFacts, cache: CacheFacts, held: str, letter: LetterReport) -> Verdict:
-    change = "Its change" if letter.version is None else f"Change {letter.version}"
+    if letter.stage == "decode":
+        text = (
+            f"{held} A message with its key is not a change, and is the dead letter {letter.letter}: "
+            f"{sentence(letter.error)}."
+        )
+        discard = (
+            f"Find out what sent it, and run `cachesync dead-letters discard {letter.letter} --reason TEXT`."
+        )
+        return _wrong(cache, text, _reconcile(facts, cache), discard)
     failed = (
-        f"{held} {change} could not be applied and is the dead letter {letter.letter}, which failed "
+        f"{held} Change {letter.version} could not be applied and is the dead letter {letter.letter}, which failed "
         f"{ago(facts.now, letter.last_failed_at)} in stage {letter.stage}: {sentence(letter.error)}."
     )
     replay = f"run `cachesync dead-letters replay {letter.letter}`."

@@ -217,7 +217,7 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     try:
         yield
     except _UNAVAILABLE as error:
-        message = f"{database} is unavailable: {str(error) or type(error).__name__}"
+        message = f"{database} is unavailable: {str(error) or 'no response in time'}"
         raise DatabaseUnavailableError(message) from error
     except asyncpg.InsufficientPrivilegeError as error:
         message = f"{database} denied a statement: {error}{_missing_role(error)}"

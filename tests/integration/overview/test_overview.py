@@ -186,7 +186,9 @@ async def test_show_names_each_fault_that_is_staged(system: System) -> None:
                 name = slot_name(system.service, "student", "2")
                 older = int(system.redis.get(name)[1:20]) - 1
                 system.redis.setrange(name, 1, f"{older:019}")
-                await shown(overview, "2", says("Its change could not be applied and is the dead letter"))
+                await shown(
+                    overview, "2", says("A message with its key is not a change, and is the dead letter")
+                )
 
                 with denying(system.redis, "3"):
                     await system.sql("UPDATE student SET age = 21 WHERE id = 3")

@@ -157,6 +157,14 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         "It is retried in 30 s (attempt 2 of 5)",
         "run `cachesync dead-letters replay dead-letters:0:3`",
     ),
+    "letter that is not a change": (
+        FACTS,
+        replace(CACHE, letters=(letter(version=None, stage="decode", error="no value"),)),
+        "wrong",
+        "A message with its key is not a change, and is the dead letter dead-letters:0:3: no value.",
+        "Run `cachesync reconcile --service sb --entity student`. Find out what sent it, and run "
+        "`cachesync dead-letters discard dead-letters:0:3 --reason TEXT`.",
+    ),
     "overdue letter": (
         FACTS,
         replace(CACHE, letters=(letter(not_before=seconds_ago(600)),)),
