@@ -9,7 +9,7 @@ import asyncpg
 
 from cachesync.doctor.clock import judge_clock
 from cachesync.entity import CANARY
-from cachesync.errors import DatabaseError, NotInstalledError, SettingsError
+from cachesync.errors import DatabaseError, NotInstalledError, PrivilegeError, SettingsError
 from cachesync.install.checks import check_tables, database_problems, undeclared
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.registry import problem_of, read_registry
@@ -72,12 +72,17 @@ class _Examination:
             ("relay", self._examine_relay),
             ("live check", self._examine_live_check),
         ):
-            with self._part.looking(check), translate_postgres_errors():
+            with self._part.looking(check):
                 try:
-                    await examine()
+                    with translate_postgres_errors():
+                        await examine()
                 except NotInstalledError as error:
                     self._part.error("installation", str(error), _INSTALL)
                     return
+                except PrivilegeError:
+                    self._part.not_checked(
+                        check, "this login may not see it", "use that of the owner, or of the background work"
+                    )
 
     async def _examine_server(self) -> None:
         before = time.time()
@@ -185,9 +190,11 @@ class _Examination:
         for role in ("worker", "service"):
             if roles[f"can_be_{role}"] and not roles[f"is_{role}"]:
                 has_rights = True
+                group = f"cachesync_{role}"
+                # Since PostgreSQL 16, what has been granted does not follow the role.
                 yield (
-                    f"{login} is a member of cachesync_{role}, but does not inherit its privileges",
-                    f"run ALTER ROLE {login} INHERIT, and GRANT cachesync_{role} TO {login} again",
+                    f"{login} is a member of {group}, but does not inherit its privileges",
+                    f"run ALTER ROLE {login} INHERIT, REVOKE {group} FROM {login}, and GRANT {group} TO {login}",
                 )
         if not has_rights:
             found = (

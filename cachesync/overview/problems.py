@@ -111,7 +111,8 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
         yield Problem(
             severity="warning",
             service=service,
-            text=f"In the last two minutes, {late:,} of {followed} reached {service} after more than 5 s or never.",
+            text=f"In the last two minutes, {late:,} of {followed} reached {service} after more than 5 s or "
+            "never.",
             action="See the history, and the table cachesync.violation.",
         )
 

@@ -271,8 +271,8 @@ def _with_letter(facts: KeyFacts, cache: CacheFacts, held: str, letter: LetterRe
         )
         return _wrong(cache, text, _reconcile(facts, cache), discard)
     failed = (
-        f"{held} Change {letter.version} could not be applied and is the dead letter {letter.letter}, which failed "
-        f"{ago(facts.now, letter.last_failed_at)} in stage {letter.stage}: {sentence(letter.error)}."
+        f"{held} Change {letter.version} could not be applied and is the dead letter {letter.letter}, which "
+        f"failed {ago(facts.now, letter.last_failed_at)} in stage {letter.stage}: {sentence(letter.error)}."
     )
     replay = f"run `cachesync dead-letters replay {letter.letter}`."
     if letter.parked:

@@ -162,8 +162,7 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         replace(CACHE, letters=(letter(version=None, stage="decode", error="no value"),)),
         "wrong",
         "A message with its key is not a change, and is the dead letter dead-letters:0:3: no value.",
-        "Run `cachesync reconcile --service sb --entity student`. Find out what sent it, and run "
-        "`cachesync dead-letters discard dead-letters:0:3 --reason TEXT`.",
+        "Find out what sent it, and run `cachesync dead-letters discard dead-letters:0:3 --reason TEXT`.",
     ),
     "overdue letter": (
         FACTS,
@@ -267,8 +266,7 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         replace(FACTS, changes=(change(1, 0.5), change(42, 41, version=18))),
         replace(CACHE, consumption=replace(CONSUMED, lag=1)),
         "wrong",
-        "Change 18 (upsert by ann, 42 s ago) was published 41 s ago, but the consumer of "
-        "cachesync.student[0] for sb (rdkafka) is behind or paused: 1 message waits",
+        "Change 18 (upsert by ann, 42 s ago) was published 41 s ago, but the consumer of",
         "log of the stream of sb",
     ),
     "consumer behind": (
