@@ -15,7 +15,7 @@ def main() -> None:
         sys.exit(f"cachesync: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    app()
+    app(prog_name="cachesync")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cachesync.cli.options import (
     redis_clients,
     run,
 )
-from cachesync.cli.rows import print_rows
+from cachesync.cli.rows import print_rows, printable
 from cachesync.dead_letters.request import (
     MAX_LISTED,
     MAX_RATE,
@@ -101,7 +101,7 @@ def list_letters(
     ]
     print_rows(rows, title="letter")
     shown = f", {len(rows)} shown; --limit shows more" if answer["open"] > len(rows) else ""
-    console.print(f"{answer['open']} open{shown}", markup=False)
+    console.print(f"{answer['open']} open{shown}")
     return None
 
 
@@ -264,7 +264,7 @@ class _ProgressBar:
 
     def on_action(self, entry: AuditEntry) -> None:
         if not entry.action.closes:
-            console.print(f"{entry.letter.id} failed: {entry.error}", markup=False, soft_wrap=True)
+            console.print(f"{entry.letter.id} failed: {printable(entry.error)}")
 
 
 def _print_result(answer: dict[str, Any], *, as_json: bool) -> None:
@@ -277,11 +277,9 @@ def _print_result(answer: dict[str, Any], *, as_json: bool) -> None:
     if not as_json:
         typer.echo(f"{'dry run: ' if answer['dry_run'] else ''}{done}")
     for service, count in answer["without_redis"].items():
-        console.print(
-            f"{count} skipped: no Redis given for {service}; add --redis {service}=URL", markup=False
-        )
+        console.print(f"{count} skipped: no Redis given for {service}; add --redis {service}=URL")
     if answer["not_open"]:
-        console.print(f"no such open letter: {', '.join(answer['not_open'])}", markup=False)
+        console.print(f"no such open letter: {', '.join(answer['not_open'])}")
     if remaining:
-        console.print(f"{remaining} not closed", markup=False)
+        console.print(f"{remaining} not closed")
         raise typer.Exit(_NOT_CLOSED)

@@ -88,9 +88,7 @@ def doctor(
         else:
             _print(found)
         counts = Counter(finding.severity for finding in found)
-        console.print(
-            ", ".join(f"{counts[severity]} {severity.value}" for severity in Severity), markup=False
-        )
+        console.print(", ".join(f"{counts[severity]} {severity.value}" for severity in Severity))
         if counts[Severity.ERROR]:
             raise typer.Exit(_ERRORS)
 

@@ -65,7 +65,7 @@ def init(
                 file.write(text)
         left_out = len(proposal.left_out)
         seen = " (the end of the file says why)" if left_out else ""
-        console.print(f"entities: {len(proposal.tables)}; tables left out: {left_out}{seen}", soft_wrap=True)
+        console.print(f"entities: {len(proposal.tables)}; tables left out: {left_out}{seen}")
 
     run(work())
 
@@ -134,9 +134,9 @@ def check(dsn: Dsn = None, entities: EntitiesFile = Path("entities.toml"), *, as
             for line in (*mistakes, *problems):
                 typer.echo(line)
             for note in notes:
-                console.print(note, markup=False, soft_wrap=True)
+                console.print(note)
         if mistakes or problems:
             raise typer.Exit(_PROBLEMS)
-        console.print(f"no problems: {', '.join(declared)}", markup=False, soft_wrap=True)
+        console.print(f"no problems: {', '.join(declared)}")
 
     run(work())

@@ -49,4 +49,4 @@ def _print(error: TyperException) -> None:
         return
     context = getattr(error, "ctx", None)
     hint = f"; see {context.command_path} --help" if context is not None else ""
-    console.print(f"cachesync: {text}{hint}", style="red", markup=False, soft_wrap=True)
+    console.print(f"cachesync: {text}{hint}", style="red")

@@ -78,7 +78,7 @@ class _Steps:
     """Prints the steps of an installation."""
 
     def step(self, text: str) -> None:
-        console.print(text, style="dim", markup=False)
+        console.print(text, style="dim")
 
 
 @app.command()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from cachesync.slots.clients import BlockingRedis
 
-console: Final = Console(stderr=True)
+console: Final = Console(stderr=True, markup=False, soft_wrap=True)
 """For progress and messages, on standard error; the requested output goes to standard output."""
 
 _REDIS_URL: Final = re.compile(r"([a-z][a-z0-9-]{0,39})=(rediss?(?:\+cluster)?://\S+|unix://\S+)")
@@ -253,7 +253,7 @@ def selected(names: list[str] | None, known: Collection[str], problem: str) -> t
 def failed(reason: object) -> typer.Exit:
     """Print the reason, which can have several lines, and return the exit exception."""
     for line in str(reason).splitlines():
-        console.print(f"cachesync: {line}", style="red", markup=False, soft_wrap=True)
+        console.print(f"cachesync: {line}", style="red")
     return typer.Exit(1)
 
 

@@ -43,6 +43,7 @@ _REDIS_SECONDS: Final = 1.0
 _CRITICAL: Final = 3
 _WARNING: Final = 4
 _MIN_SECONDS: Final = 0.5
+_SHOWN_CHARACTERS: Final = 1000
 _STYLES: Final = {
     "critical": "bold red",
     "warning": "yellow",
@@ -92,7 +93,9 @@ def show(
     key: Annotated[
         list[str],
         typer.Argument(
-            metavar="KEY...", help="The key, in any spelling; one of several columns also as its parts: 7 2."
+            metavar="KEY...",
+            help="The key, in any spelling; one of several columns also as its parts: 7 2. Write -- before one "
+            "that begins with -.",
         ),
     ],
     *,
@@ -301,7 +304,9 @@ def _lines(taken: Status) -> Iterator[str]:
 def _print_report(report: KeyReport) -> None:
     output = _output()
     output.print(Text(printable(report.verdict), style=_STYLES[report.assessment]), soft_wrap=True)
-    row = "no row" if report.row is None else f"version {report.row.version}: {printable(report.row.payload)}"
+    row = "no row"
+    if report.row is not None:
+        row = f"version {report.row.version}: {printable(_shortened(report.row.payload))}"
     output.print(f"{report.entity} {printable(report.key)}, {row}", soft_wrap=True)
     print_rows(
         [
@@ -312,7 +317,7 @@ def _print_report(report: KeyReport) -> None:
                 "ttl": None if one.ttl_s is None else duration(one.ttl_s),
                 "waiting": _number(one.consumer_lag),
                 "is": one.assessment,
-                "payload": one.payload,
+                "payload": _shortened(one.payload),
             }
             for one in report.caches
         ],
@@ -350,6 +355,12 @@ def _print_report(report: KeyReport) -> None:
     )
     for part, reason in report.unavailable.items():
         output.print(f"{part} is unavailable: {printable(reason)}", style="yellow", soft_wrap=True)
+
+
+def _shortened(payload: str | None) -> str | None:
+    if payload is None or len(payload) <= _SHOWN_CHARACTERS:
+        return payload
+    return f"{payload[:_SHOWN_CHARACTERS]}... ({len(payload):,} characters, which --json shows)"
 
 
 def _seconds(seconds: float | None) -> str | None:

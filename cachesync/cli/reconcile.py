@@ -19,6 +19,7 @@ from cachesync.cli.options import (
     run,
     selected,
 )
+from cachesync.cli.rows import printable
 from cachesync.entity import load_entities
 from cachesync.errors import SettingsError
 from cachesync.reconcile import run as runs
@@ -120,7 +121,7 @@ async def _run(
             name = _PREFIX + datetime.now(UTC).isoformat(timespec="milliseconds")
             await runs.claim(opened, name)
         else:
-            console.print(f"resuming unfinished run {name}", markup=False)
+            console.print(f"resuming unfinished run {name}")
         tasks = await runs.plan(opened, name, parameters, clients)
         progress = _ProgressBar(len(tasks))
         with progress.display:
@@ -176,15 +177,14 @@ class _ProgressBar:
 
 def _print_report(report: Report) -> None:
     for note in report.notes:
-        console.print(note, markup=False)
+        console.print(note)
     for service, entities in report.services.items():
         for entity, found in entities.items():
             counts = {name.replace("_", " "): getattr(found, name) for name in COUNTS}
             shown = (f"{count:,} {name}" for name, count in counts.items() if count or name == "examined")
-            console.print(f"{service} {entity}: {', '.join(shown)}", markup=False)
+            console.print(f"{service} {entity}: {', '.join(shown)}")
     for kind, slots in report.samples.items():
-        console.print(f"{kind.replace('_', ' ')}: {', '.join(slots)}", markup=False)
+        console.print(f"{kind.replace('_', ' ')}: {', '.join(map(printable, slots))}")
     console.print(
         f"{report.outcome}: run {report.run}, {report.duration_s:.1f} s, {report.rows_per_s:,.0f} slots/s",
-        markup=False,
     )

@@ -125,8 +125,6 @@ def _print(done: Sequence[Warmed]) -> None:
             f"{one.service} {one.entity}: {one.rows:,} rows, {one.filled:,} filled, {one.cached:,} cached "
             f"already, {one.not_filled:,} not filled; {one.seconds:.1f} s, "
             f"{one.rows / max(one.seconds, 0.001):,.0f} rows/s",
-            markup=False,
-            soft_wrap=True,
         )
         if one.stopped is not None:
-            console.print(f"stopped: {one.stopped}", markup=False, soft_wrap=True)
+            console.print(f"stopped: {one.stopped}")

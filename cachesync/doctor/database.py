@@ -194,7 +194,7 @@ class _Examination:
                 # Since PostgreSQL 16, what has been granted does not follow the role.
                 yield (
                     f"{login} is a member of {group}, but does not inherit its privileges",
-                    f"run ALTER ROLE {login} INHERIT, REVOKE {group} FROM {login}, and GRANT {group} TO {login}",
+                    f"run ALTER ROLE {login} INHERIT, REVOKE {group} FROM {login}, and GRANT {group} to it",
                 )
         if not has_rights:
             found = (
