@@ -94,8 +94,8 @@ def show(
         list[str],
         typer.Argument(
             metavar="KEY...",
-            help="The key, in any spelling; one of several columns also as its parts: 7 2. Write -- before one "
-            "that begins with -.",
+            help="The key, in any spelling; one of several columns also as its parts: 7 2. After --, it can "
+            "begin with a hyphen.",
         ),
     ],
     *,
