@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cachesync.entity import Entity
     from local.postgres import Postgres
     from local.redis import Redis
+    from tests.integration.redis_cluster import RedisCluster
 
 
 class System:
@@ -244,6 +245,30 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
     assert "database" in status.unavailable
     assert status.backlog is None
     assert status.caches[0].consumers == ()
+
+
+async def test_cache_in_a_cluster_is_looked_at_on_every_primary(
+    system: System, redis_cluster: RedisCluster
+) -> None:
+    with closing(blocking_client(redis_cluster.url, 1)) as client:
+        clients = {system.service: client}
+        async with system.overview(clients=clients) as overview:
+            for key in "123":  # On more than one primary.
+                await system.sql(f"INSERT INTO student VALUES ({key}, 'Ann', 20)")
+                await system.cache(key)
+                name = slot_name(system.service, "student", key)
+                client.set(name, system.redis.get(name), px=3_600_000)
+                report = await overview.show("student", key)
+                assert report.assessment == "right"
+                assert report.caches[0].kind == "value"
+            (cache,) = (await overview.status()).caches
+            assert (cache.redis, cache.keys) == ("ok", 3)
+            for node in redis_cluster.nodes:
+                with node.client() as primary:
+                    primary.execute_command("ACL SETUSER default -evalsha")
+                    (cache,) = (await overview.status()).caches
+                    primary.execute_command("ACL SETUSER default +@all")
+                assert cache.redis == "refuses writes"
 
 
 def environment_of(system: System) -> dict[str, str]:
