@@ -65,7 +65,11 @@ class Postgres(Process):
         self.port = self.ports[name]
         self.user = _unprivileged_user()
         self._programs = Settings().postgres_programs or programs()
-        if self._programs == programs() and self.user is not None and not _may(self.user, "-x", self._programs / "postgres"):
+        if (
+            self._programs == programs()
+            and self.user is not None
+            and not _may(self.user, "-x", self._programs / "postgres")
+        ):
             self._programs = open_programs()
 
     @cached_property
@@ -137,10 +141,11 @@ class Postgres(Process):
 
     @property
     def _data(self) -> Path:
-        return self._home / f"data-{self._major}"
+        return self._home / f"data-{self.major}"
 
     @cached_property
-    def _major(self) -> int:
+    def major(self) -> int:
+        """The server's major version, such as 18."""
         output = run([str(self._programs / "postgres"), "--version"])
         found = re.search(r"\) (\d+)", output)
         if found is None:
@@ -151,7 +156,7 @@ class Postgres(Process):
     @property
     def _locale(self) -> tuple[str, ...]:
         """The same order and case of characters on all machines, as far as the version can."""
-        if self._major < _BUILTIN_LOCALE_SINCE:
+        if self.major < _BUILTIN_LOCALE_SINCE:
             return ("--lc-collate", "C", "--lc-ctype", "C.UTF-8")
         return ("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8")
 

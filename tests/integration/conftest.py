@@ -53,7 +53,7 @@ def copied_database(postgres: Postgres, template: str) -> Iterator[str]:
     name = f"{template}_{secrets.token_hex(4)}"
     with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
         # PostgreSQL 14 knows no other strategy.
-        strategy = "STRATEGY file_copy" if connection.info.server_version >= 150_000 else ""
+        strategy = "STRATEGY file_copy" if postgres.major >= 15 else ""
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
     yield postgres.dsn_of(name)
     with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:

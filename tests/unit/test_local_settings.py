@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
+from local.postgres import Postgres
+from local.redis import Redis
 from local.settings import Settings
 from local.system import System
 
@@ -37,3 +39,15 @@ def test_cache_cannot_have_a_name_that_the_system_needs_or_that_is_invalid(
     monkeypatch.setenv("CACHESYNC_CACHES", f"sa,{name}")
     with pytest.raises(ValidationError, match="name"):
         Settings()
+
+
+def test_servers_are_those_that_the_settings_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    postgres = tmp_path / "postgres"
+    postgres.write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 14.20 (Debian 14.20-1)'\n")
+    postgres.chmod(0o755)
+    monkeypatch.setenv("LOCAL_POSTGRES_PROGRAMS", str(tmp_path))
+    monkeypatch.setenv("LOCAL_REDIS_SERVER", "/opt/valkey-server")
+    server = Postgres(tmp_path)
+    assert server.command()[0] == str(postgres)
+    assert server.major == 14
+    assert Redis(tmp_path).command()[0] == "/opt/valkey-server"

@@ -341,6 +341,8 @@ async def test_versions_grow_in_commit_order_and_the_log_matches_the_tables(
     if own_triggers is not None and await stage.observer.fetchval("SELECT to_regproc('meddle') IS NULL"):
         await stage.observer.execute(own_triggers)
     await reset(stage)
+    if stage.observer.get_server_version().major < 15:
+        steps = [step for step in steps if "MERGE" not in str(step)]
     witness = await play(stage, steps)
     for number, session in enumerate(stage.sessions):
         for done, outcome in session.outcomes:
