@@ -285,6 +285,8 @@ async def test_no_definer_function_runs_code_of_a_writer_as_its_owner(
         )
     await attacker.execute("TRUNCATE public.item, public.note, public.pair, public.visit")
     assert await owner.fetchval("SELECT count(*) FROM cachesync.change_log WHERE key = 'd'") >= 4
+    if attacker.get_server_version().major < 15:
+        return  # PostgreSQL 14 cannot be told to publish its statistics.
     await attacker.execute("SELECT pg_catalog.pg_stat_force_next_flush()")
     await attacker.execute("BEGIN; COMMIT")
     not_run = await owner.fetchval(
