@@ -288,28 +288,33 @@ BEGIN ATOMIC
             WHERE a.atttypid >= 16384
         )
         OR EXISTS (
-            WITH parts (catalog, oid) AS (
-                SELECT 'pg_trigger'::regclass, g.oid
+            WITH parts (catalog, oid, attribute) AS (
+                SELECT 'pg_trigger'::regclass, g.oid, NULL::integer
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_trigger AS g ON g.tgrelid = t.relid
                 JOIN pg_proc AS f ON f.oid = g.tgfoid
                 WHERE f.pronamespace <> 'cachesync'::regnamespace
                 UNION ALL
-                SELECT 'pg_constraint'::regclass, c.oid
+                SELECT 'pg_constraint'::regclass, c.oid, NULL
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_constraint AS c ON c.conrelid = t.relid
                 UNION ALL
-                SELECT 'pg_class'::regclass, i.indexrelid
+                SELECT 'pg_class'::regclass, i.indexrelid, NULL
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_index AS i ON i.indrelid = t.relid
                 UNION ALL
-                SELECT 'pg_attrdef'::regclass, a.oid
+                SELECT 'pg_attrdef'::regclass, a.oid, NULL
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_attrdef AS a ON a.adrelid = t.relid
+                UNION ALL
+                -- In PostgreSQL 14, what a generated column depends on is recorded for the column itself.
+                SELECT 'pg_class'::regclass, a.attrelid, a.attnum
+                FROM cachesync.partition_tree(relation) AS t
+                JOIN pg_attribute AS a ON a.attrelid = t.relid AND a.attgenerated <> ''
             )
             SELECT FROM parts AS p
             JOIN pg_depend AS d ON d.classid = p.catalog AND d.objid = p.oid
-            WHERE d.refclassid IN (
+            WHERE (p.attribute IS NULL OR d.objsubid = p.attribute) AND d.refclassid IN (
                 'pg_proc'::regclass, 'pg_operator'::regclass, 'pg_opclass'::regclass, 'pg_type'::regclass
             )
         );
