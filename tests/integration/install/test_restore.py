@@ -12,6 +12,7 @@ from cachesync.change import Change, Operation
 from cachesync.install.installer import install
 from cachesync.slots.batch import Applier
 from cachesync.slots.clients import blocking_client
+from cachesync.value import encode_value
 from local.postgres import address
 from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY, copied_database
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 PAGE = REPOSITORY / "docs" / "restore.md"
 STATEMENTS = re.compile(r"^ *```sql\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 CHANGES = """
-SELECT entity, key, version, operation, value, source, changed_at FROM cachesync.change_log WHERE version > $1
+SELECT entity, key, version, operation, fingerprint, payload, source, changed_at
+FROM cachesync.change_log WHERE version > $1
 """
 
 
@@ -36,7 +38,9 @@ async def changes_since(owner: asyncpg.Connection, version: int) -> list[Change]
             record["key"],
             record["version"],
             Operation(record["operation"]),
-            record["value"],
+            None
+            if record["payload"] is None
+            else encode_value(record["version"], record["fingerprint"].encode(), record["payload"].encode()),
             record["source"],
             record["changed_at"],
         )
