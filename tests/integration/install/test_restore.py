@@ -1,4 +1,4 @@
-"""The page on restoring a backup: after its steps, nothing is read that the restored database does not have."""
+"""The page on restoring a backup: after its steps, nothing that was lost is read."""
 
 from __future__ import annotations
 
