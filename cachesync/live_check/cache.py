@@ -8,14 +8,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
-from redis.retry import Retry
 
 from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.bulk import Bulk
-from cachesync.slots.clients import pipelined, primaries, translate_redis_errors
+from cachesync.slots.clients import pipelined, primaries, translate_redis_errors, without_retries
 from cachesync.slots.layout import HEAD_BYTES, new_token, reads_name, slot_name
 from cachesync.slots.scripts import refusal_of, run_script
 
@@ -175,10 +173,7 @@ class Cache:
 
     def _call(self, call: Callable[[BlockingRedis], _T]) -> _T:
         if self._client is None:
-            self._client = self._open_client()
-            if isinstance(self._client, Redis):
-                # The next look is soon enough.
-                self._client.set_retry(Retry(NoBackoff(), 0))
+            self._client = without_retries(self._open_client())
         return call(self._client)
 
     def _canary(self, key: str) -> str:

@@ -43,6 +43,7 @@ from cachesync.overview.verdict import (
 )
 from cachesync.postgres.connect import connect, translate_postgres_errors
 from cachesync.postgres.rows import Rows
+from cachesync.slots.clients import without_retries
 from cachesync.slots.layout import slot_name
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Overview:
         groups: Mapping[str, str] | None = None,
     ) -> None:
         self._dsn = dsn
-        self._clients = dict(clients)
+        self._clients = {service: without_retries(client) for service, client in clients.items()}
         self._entities = dict(entities)
         # Of the live check's own entity, only its keys can be looked up.
         self._all_entities = with_canary(entities)

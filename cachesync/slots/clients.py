@@ -129,6 +129,16 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
         )
 
 
+def without_retries(client: BlockingRedis) -> BlockingRedis:
+    """Make a client give up after one timeout, and return it: for looks that are repeated anyway.
+
+    A client that was not made from a URL otherwise repeats a command for 14 s and more, with increasing delays.
+    """
+    if isinstance(client, Redis):
+        client.set_retry(Retry(NoBackoff(), 0))
+    return client
+
+
 def primaries(client: BlockingRedis) -> dict[str | None, Redis]:
     """Return the primaries of a Redis Cluster by `host:port`, or a single Redis under the key None."""
     if isinstance(client, Redis):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import secrets
+import socket
 import sys
 import threading
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+import redis
 from confluent_kafka import Consumer, Producer
 from typer.testing import CliRunner
 
@@ -240,9 +242,17 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
     }
     assert report.assessment == "unknown"
     assert f"Every cache that has the row has version {report.row and report.row.version}" in report.verdict
-    async with system.overview(dsn="postgresql://127.0.0.1:1/none") as overview:
-        status = await overview.status()
-    assert "database" in status.unavailable
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        frozen.setblocking(False)
+        # As Airflow's hook makes it.
+        clients["frozen"] = redis.Redis(port=frozen.getsockname()[1], socket_timeout=0.2)
+        async with system.overview(dsn="postgresql://127.0.0.1:1/none", clients=clients) as overview:
+            status = await overview.status()
+        # It is not asked again and again while the others wait.
+        frozen.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            frozen.accept()
+    assert {"database", "redis frozen"} <= status.unavailable.keys()
     assert status.backlog is None
     assert status.caches[0].consumers == ()
 
