@@ -78,7 +78,12 @@ class SampleOverview:
         )
 
     async def history(
-        self, period: Period, service: str | None = None, entity: str | None = None
+        self,
+        period: Period,
+        service: str | None = None,
+        entity: str | None = None,
+        *,
+        each_entity: bool = False,
     ) -> tuple[Point, ...]:
         """Return what the live check has seen."""
         step, count = (60, 60) if period == "hour" else (900, 96)
@@ -87,7 +92,7 @@ class SampleOverview:
             Point(
                 at=begin + timedelta(seconds=step * n),
                 service=one,
-                entity=entity,
+                entity=name,
                 changes=300,
                 lag_p50_s=0.008 + 0.004 * math.sin(n / 5),
                 lag_p99_s=4.0 if one == "sb" and n in {41, 42, 43} else 0.05 + 0.02 * math.sin(n / 3),
@@ -95,6 +100,7 @@ class SampleOverview:
                 hit_rate=0.96 + 0.02 * math.sin(n / 9),
             )
             for one in ((service,) if service else SERVICES)
+            for name in (self._entities if each_entity else (entity,))
             for n in range(count)
         )
 

@@ -150,6 +150,8 @@ async def history(
     step: timedelta,
     service: str | None,
     entity: str | None,
+    *,
+    each_entity: bool,
 ) -> tuple[Point, ...]:
     """Return what the live check has seen in the last period, step by step."""
     query = statement("overview/history", lags=f"ARRAY[{_LAGS}]::bigint []")
@@ -157,14 +159,14 @@ async def history(
         Point(
             at=record["at"],
             service=record["service"],
-            entity=entity,
+            entity=record["entity"],
             changes=record["judged"],
             lag_p50_s=quantile(record["lags"], 0.5),
             lag_p99_s=quantile(record["lags"], 0.99),
             seen_1s=record["seen"] / record["judged"] if record["judged"] else None,
             hit_rate=record["hits"] / record["reads"] if record["reads"] else None,
         )
-        for record in await connection.fetch(query, period, step, service, entity)
+        for record in await connection.fetch(query, period, step, service, entity, each_entity)
     )
 
 

@@ -161,21 +161,29 @@ class Overview:
         return status.model_copy(update={"problems": problems_of(status)})
 
     async def history(
-        self, period: Literal["hour", "day"], service: str | None = None, entity: str | None = None
+        self,
+        period: Literal["hour", "day"],
+        service: str | None = None,
+        entity: str | None = None,
+        *,
+        each_entity: bool = False,
     ) -> tuple[Point, ...]:
         """Return what the live check has seen of each cache, by minute; for a day, by quarter of an hour.
 
         Args:
             period: how far to look back.
             service: only this cache.
-            entity: only this entity; None for all of them together.
+            entity: only this entity; None for all of them.
+            each_entity: whether each entity has points of its own.
 
         Raises:
             DatabaseUnavailableError: the database is unavailable.
             DatabaseError: the database side was installed by an earlier version.
         """
         async with self._connection() as connection:
-            return await database.history(connection, *_STEPS[period], service, entity)
+            return await database.history(
+                connection, *_STEPS[period], service, entity, each_entity=each_entity
+            )
 
     async def show(self, entity: str, key: str | Sequence[str]) -> KeyReport:
         """Return what is known of one key, and a verdict.

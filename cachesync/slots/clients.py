@@ -132,7 +132,7 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
 def without_retries(client: BlockingRedis) -> BlockingRedis:
     """Make a client give up after one timeout, and return it: for looks that are repeated anyway.
 
-    A client that was not made from a URL otherwise repeats a command for 14 s and more, with increasing delays.
+    A client that was not made from a URL would repeat a command for 14 s and more.
     """
     if isinstance(client, Redis):
         client.set_retry(Retry(NoBackoff(), 0))

@@ -19,7 +19,7 @@ from cachesync.errors import (
 )
 from cachesync.overview.models import KeyReport, Point  # noqa: TC001 - FastAPI reads the annotations
 from cachesync_airflow.page.configuration import ConfiguredOverview
-from cachesync_airflow.page.reader import Overview, Period, Reader
+from cachesync_airflow.page.reader import Lags, Overview, Period, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +31,8 @@ RECONCILE: Final = "reconcile"
 LETTERS: Final = "dead_letter_retry"
 
 _MAX_KEY: Final = 10_000
+# The names of services and entities are shorter.
+_Name = Annotated[str, Query(max_length=200)]
 
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -68,13 +70,7 @@ def make_page(current: Callable[[], Overview] | None = None) -> FastAPI:
         openapi_url=None,
     )
 
-    @page.middleware("http")
-    async def add_headers(request: Request, call_next: Any) -> Response:
-        response: Response = await call_next(request)
-        for name, value in _HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
-
+    page.middleware("http")(_add_headers)
     for error, code in _ANSWERS.items():
         page.add_exception_handler(error, _answer_of(code))
 
@@ -101,17 +97,29 @@ def make_page(current: Callable[[], Overview] | None = None) -> FastAPI:
 
     @page.get("/api/history")
     async def history(
-        period: Period = "hour", service: str | None = None, entity: str | None = None
+        period: Period = "hour", service: _Name | None = None, entity: _Name | None = None
     ) -> tuple[Point, ...]:
         """Return what the live check has seen."""
         return await reader.history(period, service, entity)
 
+    @page.get("/api/lags")
+    async def lags() -> Lags:
+        """Return the lag of each entity in each cache over the last hour."""
+        return await reader.lags()
+
     @page.get("/api/key")
-    async def show(entity: str, key: Annotated[str, Query(max_length=_MAX_KEY)]) -> KeyReport:
+    async def show(entity: _Name, key: Annotated[str, Query(max_length=_MAX_KEY)]) -> KeyReport:
         """Return what is known of one key."""
         return await reader.show(entity, key)
 
     return page
+
+
+async def _add_headers(request: Request, call_next: Any) -> Response:
+    response: Response = await call_next(request)
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
 
 
 def _static() -> dict[str, bytes]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypeVar
+
+from cachesync.errors import CacheSyncError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from cachesync.overview.models import KeyReport, Point, Status
 
@@ -21,8 +24,21 @@ Period = Literal["hour", "day"]
 _STATUS_SECONDS: Final = 1.0
 # A history has a point per minute.
 _HISTORY_SECONDS: Final = 10.0
-# Each asks every server of the system.
-_LOOKUPS: Final = 4
+# Each connects to the database, and a lookup to every server of the system.
+_AT_ONCE: Final = 4
+# More than many people cause; the rest of them is refused, since nobody would wait for the answers.
+_MAX_QUESTIONS: Final = 100
+
+
+Lags: TypeAlias = dict[str, dict[str, list[tuple[int, float]]]]
+"""By service and entity: minutes since 1970 in which changes were followed, with the lag in seconds."""
+
+
+class TooManyQuestionsError(CacheSyncError):
+    """So many questions wait for an answer that this one is not asked."""
+
+    def __init__(self) -> None:
+        super().__init__("too many people ask at once; try again in some seconds")
 
 
 class Overview(Protocol):
@@ -32,7 +48,12 @@ class Overview(Protocol):
         """Return the overview of all caches."""
 
     async def history(
-        self, period: Period, service: str | None = None, entity: str | None = None
+        self,
+        period: Period,
+        service: str | None = None,
+        entity: str | None = None,
+        *,
+        each_entity: bool = False,
     ) -> tuple[Point, ...]:
         """Return what the live check has seen."""
 
@@ -72,7 +93,8 @@ class Reader:
     def __init__(self, current: Callable[[], Overview]) -> None:
         self._current = current
         self._answers: dict[tuple[str | None, ...], asyncio.Task[Any]] = {}
-        self._lookups = asyncio.Semaphore(_LOOKUPS)
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._questions = 0
 
     async def status(self) -> Snapshot:
         """Return the overview of all caches, at most a second older than its own measurement."""
@@ -86,18 +108,45 @@ class Reader:
         """Return what the live check has seen."""
 
         async def ask() -> tuple[Point, ...]:
-            return await self._current().history(period, service, entity)
+            async with self._place():
+                return await self._current().history(period, service, entity)
 
         return await self._shared(("history", period, service, entity), _HISTORY_SECONDS, ask)
+
+    async def lags(self) -> Lags:
+        """Return the 99th percentile of the lag of each entity in each cache, by minute of the last hour."""
+
+        async def ask() -> Lags:
+            async with self._place():
+                points = await self._current().history("hour", each_entity=True)
+            lags: Lags = {}
+            for point in points:
+                if point.entity is not None and point.lag_p99_s is not None:
+                    minutes = lags.setdefault(point.service, {}).setdefault(point.entity, [])
+                    minutes.append((int(point.at.timestamp()) // 60, round(point.lag_p99_s, 4)))
+            return lags
+
+        return await self._shared(("lags",), _HISTORY_SECONDS, ask)
 
     async def show(self, entity: str, key: str) -> KeyReport:
         """Return what is known of one key."""
 
         async def ask() -> KeyReport:
-            async with self._lookups:
+            async with self._place():
                 return await self._current().show(entity, key)
 
         return await self._shared(("show", entity, key), _STATUS_SECONDS, ask)
+
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        if self._questions >= _MAX_QUESTIONS:
+            raise TooManyQuestionsError
+        self._questions += 1
+        try:
+            async with self._places:
+                yield
+        finally:
+            self._questions -= 1
 
     async def _shared(
         self, question: tuple[str | None, ...], seconds: float, ask: Callable[[], Awaitable[_Answer]]

@@ -35,6 +35,7 @@ PATHS = (
     "/api/me",
     "/api/status",
     "/api/history?period=day&service=sb&entity=student",
+    "/api/lags",
     "/api/key?entity=student&key=17",
 )
 

@@ -14,7 +14,8 @@ const state = {
   etag: null,
   answeredAt: 0,
   failure: null,
-  may: { reconcile: false, letters: false },
+  skew: 0, // by how much the clock of the server is ahead of that of this computer, in ms
+  may: null, // what the user may trigger
   view: "overview",
   period: "hour",
   filter: "",
@@ -24,11 +25,14 @@ const state = {
   report: null,
   reportError: null,
   reportAt: 0,
+  lags: null, // by service and entity
+  lagsAt: 0,
   run: null, // the run that the dialog waits for
 };
 
 const here = document.documentElement;
 const framedBy = frame();
+const gone = new AbortController(); // what listens to Airflow's window ends with the frame
 const airflow = new URL("../", location.href);
 const $ = (id) => document.getElementById(id);
 
@@ -83,7 +87,17 @@ function nines(seen) {
   return `${seen.seen[1] === seen.judged[1] ? "≥ " : ""}${value.toFixed(1)}`;
 }
 
-const ago = (at) => `${seconds(Math.max(0, (Date.now() - Date.parse(at)) / 1000))} ago`;
+/** The time of the server: the clock of this computer may be wrong. */
+const now = () => Date.now() + state.skew;
+
+const ago = (at) => `${seconds(Math.max(0, (now() - Date.parse(at)) / 1000))} ago`;
+
+/** Shows what would change the text around it, or would not be seen: control characters, and those that turn its direction. */
+const visible = (text) =>
+  text.replace(/[\0-\x08\x0b-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+/** A key, with the blanks at its ends. */
+const keyText = (key) => (key === "" ? "(the empty text)" : key.replace(/^ +| +$/g, (blanks) => "␠".repeat(blanks.length)));
 
 function time(at) {
   const node = h("time", { datetime: at, title: new Date(at).toLocaleString("en-US"), "data-ago": "" }, ago(at));
@@ -98,19 +112,18 @@ function h(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined && child !== false).map((child) => (typeof child === "string" ? visible(child) : child)));
   return node;
 }
 
-function icon(name) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "icon");
-  svg.setAttribute("aria-hidden", "true");
-  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `#i-${name}`);
-  svg.append(use);
-  return svg;
+function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
+
+const icon = (name) => svg("svg", { class: "icon", "aria-hidden": "true" }, svg("use", { href: `#i-${name}` }));
 
 /** Changes the children of an element into others, and keeps what is the same: focus, selection and charts stay. */
 function show(parent, ...next) {
@@ -176,7 +189,9 @@ function followTheme() {
   preferred.addEventListener("change", apply);
   window.addEventListener("storage", apply);
   if (framedBy) {
-    new MutationObserver(apply).observe(framedBy.document.documentElement, { attributeFilter: ["class", "style"] });
+    const observer = new MutationObserver(apply);
+    observer.observe(framedBy.document.documentElement, { attributeFilter: ["class", "style"] });
+    gone.signal.addEventListener("abort", () => observer.disconnect());
   }
   apply();
 }
@@ -195,11 +210,16 @@ async function ask(path, options = {}) {
   try {
     response = await fetch(new URL(path, airflow), { signal: AbortSignal.timeout(TIMEOUT_MS), ...options });
   } catch {
+    if (options.method === "POST") throw new Failure("Airflow did not respond. Before you try again, see whether the run was triggered.", 0);
     throw new Failure("Airflow does not respond. Trying again.", 0);
   }
+  const date = Date.parse(response.headers.get("Date"));
+  // The header has no fractions of a second.
+  if (date) state.skew = Math.abs(date - Date.now()) < 2000 ? 0 : date - Date.now();
   if (response.ok || response.status === 304) return response;
-  if (response.status === 401) throw new Failure("Your session has ended. Reload the page to log in.", 401);
   const detail = await response.json().then((body) => body.detail, () => null);
+  // A token that another secret has signed is refused with 403.
+  if (response.status === 401 || detail === "Invalid JWT token") throw new Failure("Your session has ended. Reload the page to log in.", 401);
   const text = Array.isArray(detail) ? detail.map((one) => one.msg).join("; ") : detail?.reason ?? detail;
   if (response.status === 403 && path.startsWith("cachesync/")) {
     throw new Failure("You may not see this page: it needs the permission to read the DAG cache_sync.", 403);
@@ -221,9 +241,10 @@ function trigger(dag, conf, note) {
 let polling = null;
 
 async function poll() {
+  if (polling === "asking") return;
   clearTimeout(polling);
-  polling = null;
   if (document.hidden) return showLive();
+  polling = "asking";
   try {
     const response = await ask("cachesync/api/status", {
       // The first one was begun by the page itself, before the scripts were there.
@@ -235,6 +256,7 @@ async function poll() {
     }
     state.answeredAt = Date.now();
     state.failure = null;
+    if (!state.may) void askWhatIsAllowed();
   } catch (failure) {
     state.failure = failure;
   }
@@ -242,7 +264,14 @@ async function poll() {
   if (!performance.getEntriesByName("shown").length && state.status) performance.mark("shown");
   void refreshReport();
   void refreshHistory();
+  void refreshLags();
   polling = setTimeout(poll, POLL_MS);
+}
+
+async function askWhatIsAllowed() {
+  state.may = await answer("cachesync/api/me").catch(() => null);
+  if (state.status) showView();
+  showReport();
 }
 
 async function refreshReport(force = false) {
@@ -291,17 +320,50 @@ async function refreshHistory() {
       const [period, service, entity] = JSON.parse(key);
       histories.set(key, { at: Date.now(), points: known?.points ?? null });
       const question = new URLSearchParams({ period, service, ...(entity ? { entity } : {}) });
-      const points = await answer(`cachesync/api/history?${question}`).catch(() => null);
-      if (points) histories.set(key, { at: Date.now(), points });
+      try {
+        histories.set(key, { at: Date.now(), points: await answer(`cachesync/api/history?${question}`) });
+      } catch (failure) {
+        histories.set(key, { at: Date.now(), points: null, reason: failure.message });
+      }
     }),
   );
   for (const node of shown) drawChart(node);
 }
 
+/** The lag of each entity in each cache over the last hour, for the lines in the table. */
+async function refreshLags() {
+  if (state.view !== "entities" || now() - state.lagsAt < HISTORY_MS) return;
+  state.lagsAt = now();
+  state.lags = await answer("cachesync/api/lags").catch(() => state.lags);
+  if (state.view === "entities" && state.status) showView();
+}
+
+/** A line for the last hour, from 5 ms at the bottom to 10 s at the top; null without changes. */
+function sparkline(lags) {
+  const end = Math.floor(now() / 60000);
+  const low = Math.log10(0.005);
+  let [path, last] = ["", null];
+  for (const [minute, lag] of lags ?? []) {
+    const x = 72 - 1.2 * (end - minute);
+    if (x < 0) continue;
+    const y = 19 - (17 * (Math.log10(Math.min(10, Math.max(0.005, lag))) - low)) / (1 - low);
+    // A minute by itself is a dot.
+    path += minute - 1 === last ? `L${x.toFixed(1)} ${y.toFixed(1)}` : `M${x.toFixed(1)} ${y.toFixed(1)}h.01`;
+    last = minute;
+  }
+  return path && svg("svg", { class: "spark", viewBox: "0 0 74 20", "aria-hidden": "true" }, svg("path", { d: path }));
+}
+
 function drawChart(node) {
   const known = histories.get(node.dataset.history);
-  if (!known?.points || !window.uPlot || !node.isConnected) return;
+  if (!known || !window.uPlot || !node.isConnected) return;
   const chart = charts.get(node);
+  if (!known.points) {
+    chart?.destroy();
+    if (known.reason) node.replaceChildren(h("p", { class: "muted" }, `The lag over time is not known: ${known.reason}`));
+    return;
+  }
+  if (!chart) node.replaceChildren();
   if (!chart) charts.set(node, new LagChart(node, known));
   else if (chart.known !== known) chart.take(known);
 }
@@ -367,7 +429,7 @@ class LagChart {
   /** The whole period, with nothing where the live check saw nothing. */
   grid() {
     const [step, steps] = JSON.parse(this.node.dataset.history)[0] === "day" ? [900000, 96] : [60000, 60];
-    const end = Math.floor(Date.now() / step) * step;
+    const end = Math.floor(now() / step) * step;
     const known = new Map(this.known.points.map((point) => [Math.floor(Date.parse(point.at) / step) * step, point]));
     return Array.from({ length: steps + 1 }, (_, n) => end - (steps - n) * step).map((at) => ({ ...known.get(at), at }));
   }
@@ -464,7 +526,7 @@ function showView() {
 function lookUpButton(caches, service, entity) {
   const oldest = caches.find((cache) => cache.service === service)?.oldest_unseen;
   if (!oldest || oldest.entity !== entity) return null;
-  return [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": oldest.key }, `Look up ${entity} ${oldest.key}`)];
+  return [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": oldest.key }, `Look up ${entity} ${keyText(oldest.key)}`)];
 }
 
 /** What is between backticks is code. */
@@ -483,7 +545,7 @@ const periods = () =>
   );
 
 const reconcileButton = () =>
-  state.may.reconcile && h("button", { class: "primary", "data-do": "reconcile" }, "Reconcile…");
+  state.may?.reconcile && h("button", { class: "primary", "data-do": "reconcile" }, "Reconcile…");
 
 const badge = (kind, text) => h("span", { class: `badge ${kind}` }, text);
 
@@ -538,7 +600,7 @@ function cacheCard(cache, seen) {
           "p",
           { class: "note" },
           h("span", { class: "bad" }, `Missing for ${seconds(oldest.age_s)}: `),
-          h("button", { class: "link", "data-do": "key", "data-entity": oldest.entity, "data-of": oldest.key }, `${oldest.entity} ${oldest.key}`),
+          h("button", { class: "link", "data-do": "key", "data-entity": oldest.entity, "data-of": oldest.key }, `${oldest.entity} ${keyText(oldest.key)}`),
           ` at version ${oldest.version}`,
         ),
       unconsumed?.length ? h("p", { class: "note bad" }, `No consumer has ${unconsumed.join(", ")}.`) : null,
@@ -555,7 +617,7 @@ function entities({ caches }) {
     .flatMap(({ service, entities: all }) => all.map((entity) => ({ service, ...entity })))
     .filter(({ entity }) => !filter || entity.toLowerCase().includes(filter))
     .sort((a, b) => a.entity.localeCompare(b.entity) || a.service.localeCompare(b.service));
-  const columns = ["Entity", "Cache", "Up to date after 1 s", "Nines", "Lag", "99th percentile", "Hit rate", "Entries", "Consumer lag", "Dead letters", ""];
+  const columns = ["Entity", "Cache", "Up to date after 1 s", "Nines", "Lag", "99th percentile", "Hit rate", "Entries", "Consumer lag", "Dead letters", "Last hour"];
   return [
     h(
       "div",
@@ -600,7 +662,7 @@ function entityRow(row, seen, columns) {
       cell(7, orDash(row.entries, number.format)),
       cell(8, orDash(row.consumer_lag, number.format), row.consumer_lag > 1000 ? "late" : ""),
       cell(9, row.open_letters === null ? "–" : number.format(lost), lost ? "late" : ""),
-      h("td", {}, h("button", { class: "bare", "data-do": "chart", "data-id": id, "aria-expanded": String(open), "aria-label": `Lag of ${row.entity} in ${row.service} over time`, title: "Lag over time" }, icon("chart"))),
+      h("td", {}, h("button", { class: "bare", "data-do": "chart", "data-id": id, "aria-expanded": String(open), "aria-label": `Lag of ${row.entity} in ${row.service} over time`, title: "Lag over time" }, sparkline(state.lags?.[row.service]?.[row.entity]) || icon("chart"))),
     ),
     open && h("tr", { class: "detail", "data-key": `${id} chart` }, h("td", { colspan: columns.length, class: "wide" }, lagChart(row.service, row.entity))),
   ];
@@ -668,7 +730,7 @@ function letterRow(one, columns) {
 }
 
 const letterActions = (conf, what) =>
-  state.may.letters &&
+  state.may?.letters &&
   h(
     "div",
     { class: "actions" },
@@ -725,7 +787,7 @@ const ASSESSMENTS = { right: "right", "not cached": "right", "on its way": "warn
 function showReport() {
   const { lookup, report, reportError } = state;
   if (!lookup) return show($("report"));
-  const title = `${lookup.entity} ${report ? report.key : lookup.key}`;
+  const title = `${lookup.entity} ${keyText(report ? report.key : lookup.key)}`;
   const kind = report ? ASSESSMENTS[report.assessment] : "critical";
   show(
     $("report"),
@@ -762,7 +824,7 @@ function reportActions({ verdict, actions, caches, entity }) {
     "div",
     { class: "muted" },
     steps.length > 1 ? h("ol", {}, steps.map((step) => h("li", {}, prose(step)))) : steps.map(prose),
-    wrong.length && state.may.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": wrong.join(), "data-entities": entity }, `Reconcile ${entity} in ${wrong.join(", ")}…`)) : null,
+    wrong.length && state.may?.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": wrong.join(), "data-entities": entity }, `Reconcile ${entity} in ${wrong.join(", ")}…`)) : null,
   );
 }
 
@@ -1029,6 +1091,14 @@ function letterResult({ letters: counts }) {
 
 // ---------------------------------------------------------------------------------------------- the user
 
+/** Does what the address says, be it that of Airflow's page. Also listens to changes of both. */
+function recall(event) {
+  const parts = new URLSearchParams((event?.currentTarget ?? window).location.hash.slice(1));
+  const view = parts.get("view");
+  if (document.getElementById(`tab-${view}`)) choose(view);
+  if (parts.get("entity") && parts.has("key")) lookUp(parts.get("entity"), parts.get("key"));
+}
+
 /** Writes what is shown into the address, of Airflow's page too, so that it can be shared. */
 function remember() {
   const parts = new URLSearchParams();
@@ -1039,13 +1109,6 @@ function remember() {
     const { pathname, search } = view.location;
     view.history.replaceState(view.history.state, "", pathname + search + (parts.size ? `#${parts}` : ""));
   }
-}
-
-function recall() {
-  const parts = new URLSearchParams(location.hash.slice(1));
-  const view = parts.get("view");
-  if (document.getElementById(`tab-${view}`)) state.view = view;
-  if (parts.get("entity") && parts.get("key")) lookUp(parts.get("entity"), parts.get("key"));
 }
 
 function lookUp(entity, key) {
@@ -1066,6 +1129,7 @@ function choose(view) {
     showView();
   }
   void refreshHistory();
+  void refreshLags();
 }
 
 const ACTIONS = {
@@ -1104,6 +1168,8 @@ document.addEventListener("click", (event) => {
   const tab = event.target.closest("[data-view]");
   if (tab) return choose(tab.dataset.view);
   const run = event.target.closest("a[data-run]");
+  // Programs write the links of runs into the database.
+  if (run && !/^https?:$/.test(run.protocol)) return event.preventDefault();
   if (run && framedBy) {
     // A frame may not lead Airflow's page elsewhere; a link in that page may.
     event.preventDefault();
@@ -1127,7 +1193,7 @@ document.addEventListener("submit", (event) => {
   event.preventDefault();
   const form = event.target;
   const values = new FormData(form);
-  if (form.id === "lookup") return lookUp($("lookup-entity").value, $("lookup-key").value.trim());
+  if (form.id === "lookup") return lookUp($("lookup-entity").value, $("lookup-key").value);
   if (form.dataset.form === "reconcile") {
     for (const field of ["services", "entities"]) {
       const first = form.querySelector(`[name=${field}]`);
@@ -1173,10 +1239,10 @@ setInterval(() => {
   }
 }, 1000);
 
+for (const view of new Set([window, framedBy])) view?.addEventListener("hashchange", recall, { signal: gone.signal });
+window.addEventListener("pagehide", () => gone.abort());
+
 followTheme();
 recall();
-void answer("cachesync/api/me").then((may) => {
-  state.may = may;
-  if (state.status) showView();
-}, () => {});
+void askWhatIsAllowed();
 void poll();
