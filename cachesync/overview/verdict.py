@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync.overview.words import ago, counted, duration, sentence, waiting
+from cachesync.overview.words import ago, brief, counted, duration, sentence, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -215,7 +215,7 @@ def _other_content(facts: KeyFacts, cache: CacheFacts) -> Verdict:
     if facts.capture_problem is None:
         text += " The row was changed while its triggers were off, or somebody wrote to the Redis."
         return _wrong(cache, text, reconcile)
-    text += f" Changes are not captured: {sentence(facts.capture_problem)}."
+    text += f" Changes are not captured: {brief(facts.capture_problem)}."
     return _wrong(cache, text, _INSTALL, reconcile)
 
 
@@ -291,7 +291,7 @@ def _with_letter(facts: KeyFacts, cache: CacheFacts, held: str, letter: LetterRe
 def _unlogged(facts: KeyFacts, cache: CacheFacts, held: str) -> Verdict:
     """Return the verdict if no line of the change log says how the row came to be as it is."""
     if facts.capture_problem is not None:
-        text = f"{held} The change is not in the change log: {sentence(facts.capture_problem)}."
+        text = f"{held} The change is not in the change log: {brief(facts.capture_problem)}."
         return _wrong(cache, text, _INSTALL, _reconcile(facts, cache, deep=True))
     text = (
         f"{held} The change is not in the change log: it was made while the triggers were off, or its line "
@@ -383,7 +383,7 @@ def verdict_of_key(facts: KeyFacts, caches: Mapping[str, Verdict]) -> Verdict:
         return Verdict(worst, " ".join([*texts, *actions]), actions)
     text = _all_right(facts, caches)
     if facts.capture_problem is not None:
-        text += f" But changes of it may go unnoticed: {sentence(facts.capture_problem)}."
+        text += f" But changes of it may go unnoticed: {brief(facts.capture_problem)}."
     cached = any(one.assessment == "right" for one in verdicts)
     return Verdict("right" if cached else "not cached", " ".join([text, *actions]), actions)
 

@@ -34,6 +34,16 @@ def waiting(number: int, one: str) -> str:
     return f"{counted(number, one)} {'waits' if number == 1 else 'wait'}"
 
 
+def brief(problems: str) -> str:
+    """Return the first of several problems, and how many more there are.
+
+    Args:
+        problems: the problems, with a semicolon and a blank between them.
+    """
+    first, *others = sentence(problems).split("; ")
+    return f"{first} (and {counted(len(others), 'more problem')})" if others else first
+
+
 def sentence(text: str) -> str:
     """Return a text that another program or server wrote as the end of a sentence."""
     return text.strip().rstrip(".")

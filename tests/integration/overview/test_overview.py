@@ -243,7 +243,7 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
     assert report.assessment == "unknown"
     assert f"Every cache that has the row has version {report.row and report.row.version}" in report.verdict
     with socket.create_server(("127.0.0.1", 0)) as frozen:
-        frozen.setblocking(False)
+        frozen.settimeout(0)
         # As Airflow's hook makes it.
         clients["frozen"] = redis.Redis(port=frozen.getsockname()[1], socket_timeout=0.2)
         async with system.overview(dsn="postgresql://127.0.0.1:1/none", clients=clients) as overview:

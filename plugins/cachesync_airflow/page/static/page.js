@@ -807,8 +807,7 @@ function showReport() {
                   "div",
                   { class: `problem ${kind}` },
                   icon(kind),
-                  h("strong", {}, prose(report.verdict)),
-                  reportActions(report),
+                  reportVerdict(report),
                 ),
                 reportDetails(report),
               ],
@@ -817,15 +816,33 @@ function showReport() {
   );
 }
 
-function reportActions({ verdict, actions, caches, entity }) {
-  const steps = actions.filter((step) => !verdict.includes(step));
-  const wrong = caches.filter(({ assessment }) => assessment === "wrong").map(({ service }) => service);
-  return h(
-    "div",
-    { class: "muted" },
-    steps.length > 1 ? h("ol", {}, steps.map((step) => h("li", {}, prose(step)))) : steps.map(prose),
-    wrong.length && state.may?.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": wrong.join(), "data-entities": entity }, `Reconcile ${entity} in ${wrong.join(", ")}…`)) : null,
-  );
+const listed = (names) => (names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names[0]);
+
+/** The caches that the verdict is about: the worst ones. */
+const concerned = ({ assessment, caches }) => (assessment in HEADLINES ? caches.filter((slot) => slot.assessment === assessment) : []);
+
+const HEADLINES = {
+  wrong: (names) => `${listed(names)} ${names.length > 1 ? "are" : "is"} wrong`,
+  "on its way": (names) => `A change is on its way to ${listed(names)}`,
+  unknown: (names) => `Whether ${listed(names)} ${names.length > 1 ? "are" : "is"} right is not known`,
+};
+
+/** What is the matter, why, and what to do: a line for each cache, and a step for each thing to do. */
+function reportVerdict(report) {
+  const { assessment, verdict, actions, entity } = report;
+  const slots = concerned(report);
+  const names = slots.map(({ service }) => service);
+  const headline = slots.length ? HEADLINES[assessment](names) : verdict;
+  return [
+    h("strong", {}, prose(headline)),
+    h(
+      "div",
+      {},
+      slots.map((slot) => h("p", {}, prose(slot.verdict))),
+      slots.length && actions.length ? [h("h4", {}, "What to do"), h("ol", {}, actions.map((step) => h("li", {}, prose(step))))] : null,
+      assessment === "wrong" && state.may?.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": names.join(), "data-entities": entity }, `Reconcile ${entity} in ${names.join(", ")}…`)) : null,
+    ),
+  ];
 }
 
 function reportDetails(report) {
@@ -844,7 +861,7 @@ function reportDetails(report) {
         h("h3", {}, "The row", report.row ? null : badge("", "does not exist")),
         report.row && [h("div", { class: "muted" }, "version ", h("span", { class: "mono" }, String(report.row.version))), h("pre", {}, pretty(report.row.payload))],
       ),
-      report.caches.map((slot) => slotCard(slot, report.row)),
+      report.caches.map((slot) => slotCard(slot, report.row, concerned(report).includes(slot))),
     ),
     h("h3", { class: "part" }, "Last changes"),
     report.changes.length
@@ -905,7 +922,7 @@ function reportDetails(report) {
   ];
 }
 
-function slotCard(slot, row) {
+function slotCard(slot, row, isExplained) {
   const kind = ASSESSMENTS[slot.assessment];
   const facts = [
     slot.kind,
@@ -916,7 +933,7 @@ function slotCard(slot, row) {
     "div",
     { class: "slot", "data-key": slot.service },
     h("h3", {}, `In ${slot.service}`, badge(kind, slot.assessment)),
-    h("div", {}, prose(slot.verdict)),
+    !isExplained && h("div", {}, prose(slot.verdict)),
     h("div", { class: "muted" }, facts.flatMap((part, n) => (n ? [", ", part] : [part]))),
     slot.partition && h("div", { class: "muted" }, `${slot.partition}: ${slot.consumer ? `consumer ${slot.consumer}` : "no consumer"}, ${orDash(slot.consumer_lag, (lag) => count(lag, "message"))} to apply`),
     slot.payload && h("pre", {}, differences(slot.payload, row?.payload)),
