@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cachesync.overview.models import Consumer, LetterGroup, LetterReport, Letters, SlotReport
-from cachesync.overview.words import sentence
+from cachesync.overview.words import counted, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from cachesync.dead_letters.open_letters import OpenLetter
     from cachesync.kafka.groups import Group, Place
     from cachesync.overview.verdict import CacheFacts, Verdict
+
+# Of the letters of an entity in a cache.
+_REASONS: Final = 10
 
 
 def consumers_of(group: Group) -> tuple[Consumer, ...]:
@@ -47,11 +50,22 @@ def lag_by_entity(group: Group, entities: Mapping[str, str]) -> Counter[str]:
 
 
 def letters_of(open_letters: Collection[OpenLetter], now: datetime) -> Letters:
-    """Return the open letters, those with the same cause together, the largest groups first."""
-    groups: defaultdict[tuple[str, str, str, bool, str], list[OpenLetter]] = defaultdict(list)
+    """Return the open letters, those with the same cause together, the largest groups first.
+
+    An error can name the row, so that each letter has another. The rarest are together.
+    """
+    places: defaultdict[tuple[str, str, str, bool], dict[str, list[OpenLetter]]] = defaultdict(dict)
     for one in open_letters:
-        groups[one.service, one.entity, one.stage, one.parked, one.error].append(one)
-    made = [_group(alike, now) for alike in groups.values()]
+        place = places[one.service, one.entity, one.stage, one.parked]
+        place.setdefault(one.error, []).append(one)
+    made = []
+    for place in places.values():
+        alike = sorted(place.values(), key=len, reverse=True)
+        made += [_group(letters, now) for letters in alike[:_REASONS]]
+        if rest := alike[_REASONS:]:
+            group = _group([letter for letters in rest for letter in letters], now)
+            reason = f"{counted(len(rest), 'other reason')}, such as: {group.reason}"
+            made.append(group.model_copy(update={"reason": reason}))
     return Letters(
         groups=tuple(sorted(made, key=lambda group: -group.letters)),
         open=sum(group.letters for group in made if not group.parked),

@@ -6,6 +6,8 @@ const OLD_MS = 10000;
 const REPORT_MS = 5000;
 const HISTORY_MS = 30000;
 const MAX_REASON = 500;
+const MAX_PROBLEMS = 20;
+const MAX_PAYLOAD = 100000;
 
 // ---------------------------------------------------------------------------------------------- state
 
@@ -256,11 +258,11 @@ async function poll() {
     }
     state.answeredAt = Date.now();
     state.failure = null;
-    if (!state.may) void askWhatIsAllowed();
   } catch (failure) {
     state.failure = failure;
   }
   render();
+  if (!state.may && state.status) void askWhatIsAllowed();
   if (!performance.getEntriesByName("shown").length && state.status) performance.mark("shown");
   void refreshReport();
   void refreshHistory();
@@ -497,7 +499,7 @@ function showEntities() {
 
 function showProblems() {
   const { problems, caches } = state.status;
-  const items = problems.map(({ severity, service, entity, text, action }) =>
+  const items = problems.slice(0, MAX_PROBLEMS).map(({ severity, service, entity, text, action }) =>
     h(
       "li",
       { class: `problem ${severity}` },
@@ -513,6 +515,8 @@ function showProblems() {
       h("div", { class: "muted" }, prose(action), lookUpButton(caches, service, entity)),
     ),
   );
+  const more = problems.length - items.length;
+  if (more) items.push(h("li", { class: "muted" }, `${count(more, "more problem")}: \u201ccachesync status\u201d lists all of them.`));
   if (!items.length) items.push(h("li", { class: "problem right" }, icon("right"), h("strong", {}, "All caches are up to date."), h("div", { class: "muted" }, "Nothing needs your attention.")));
   show($("problems"), h("ul", { class: "problems" }, items));
 }
@@ -976,6 +980,8 @@ const pretty = (payload) => differences(payload, payload);
 
 /** The payload, a member a line, with those marked that are not as in the row. */
 function differences(payload, row) {
+  // A browser takes seconds to lay out a megabyte without blanks.
+  if (payload.length > MAX_PAYLOAD) return [payload.slice(0, MAX_PAYLOAD), h("span", { class: "muted" }, `… ${count(payload.length - MAX_PAYLOAD, "more character")}, which are not compared here`)];
   const ours = members(payload);
   if (!ours) return payload;
   const theirs = row ? members(row) : null;
@@ -1261,5 +1267,4 @@ window.addEventListener("pagehide", () => gone.abort());
 
 followTheme();
 recall();
-void askWhatIsAllowed();
 void poll();
