@@ -161,6 +161,37 @@ async def test_server_that_does_not_respond_holds_nothing_else_up(
         assert [(await answer).status_code for answer in waiting] == [200, 200, 200]
 
 
+async def test_viewer_cannot_open_more_connections_than_a_few_nor_queue_without_end(
+    make: Callable[[Overview], FastAPI],
+) -> None:
+    released = asyncio.Event()
+
+    class Counting(SampleOverview):
+        at_once = most = 0
+
+        async def history(self, *arguments: Any, **options: Any) -> Any:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            while not released.is_set():
+                await asyncio.sleep(0.01)
+            self.at_once -= 1
+            return await super().history(*arguments, **options)
+
+    overview = Counting()
+    async with client_of(make(overview)) as client:
+        asked = [
+            asyncio.create_task(client.get("/api/history", params={"entity": f"none{number}"}))
+            for number in range(120)
+        ]
+        async with asyncio.timeout(30):
+            while sum(answer.done() for answer in asked) < 20:
+                await asyncio.sleep(0.01)
+        released.set()
+        codes = [(await answer).status_code for answer in asked]
+    assert overview.most == 4
+    assert (codes.count(200), codes.count(503)) == (100, 20)
+
+
 async def test_errors_say_what_to_correct(
     make: Callable[[Overview], FastAPI], client: httpx.AsyncClient
 ) -> None:
@@ -168,7 +199,7 @@ async def test_errors_say_what_to_correct(
     assert (answer.status_code, answer.json()["detail"]) == (422, "a number is required")
 
     class Without(SampleOverview):
-        async def history(self, *_: Any) -> Any:
+        async def history(self, *_: Any, **__: Any) -> Any:
             raise DatabaseUnavailableError("the database does not respond")  # noqa: EM101, TRY003
 
     async with client_of(make(Without())) as client_without:

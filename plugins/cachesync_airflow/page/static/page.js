@@ -401,7 +401,7 @@ class LagChart {
       {
         width: Math.max(200, this.node.clientWidth),
         height: 140,
-        padding: [8, 8, 0, 0],
+        padding: [8, 18, 0, 0],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
         legend: { show: false },
         scales: { y: { distr: 3, range: (_, low, high) => [Math.min(0.005, low ?? 0.005), Math.max(1, high ?? 1) * 1.3] } },
@@ -1100,16 +1100,27 @@ function letterDialog(action, conf, what) {
     run.stage === "running" && [progress("dead_letter_retry", run), h("footer", {}, cancelButton("Close"))],
     run.stage === "done" && [
       failed(run),
-      run.result && h("div", { class: "problem right result", role: "status" }, icon("right"), h("strong", {}, letterResult(run.result))),
+      run.result && letterResult(run.result),
       run.dag_run && h("p", {}, h("a", { href: runPage("dead_letter_retry", run.dag_run.dag_run_id), "data-run": "", class: "link" }, "Open the run")),
       h("footer", {}, cancelButton("Close")),
     ],
   ]);
 }
 
+const LETTER_RESULTS = {
+  resolved: "applied",
+  superseded: "no longer needed: the cache already has that version or a newer one",
+  discarded: "discarded",
+  retried: "failed again, and will be retried",
+  parked: "failed again, and parked",
+  replayed: "failed again, and still parked",
+};
+
 function letterResult({ letters: counts }) {
-  const text = Object.entries(counts ?? {}).filter(([, value]) => value).map(([what, value]) => `${number.format(value)} ${what}`).join(", ");
-  return text ? `Done: ${text}.` : "There was no such letter any more.";
+  const done = Object.entries(counts ?? {}).filter(([, value]) => value);
+  const kind = done.some(([what]) => ["retried", "parked", "replayed"].includes(what)) ? "critical" : "right";
+  const text = done.map(([what, value]) => `${count(value, "letter")} ${LETTER_RESULTS[what] ?? what}`).join("; ");
+  return h("div", { class: `problem ${kind} result`, role: "status" }, icon(kind), h("strong", {}, text ? `${text}.` : "There was no such letter any more."));
 }
 
 // ---------------------------------------------------------------------------------------------- the user
