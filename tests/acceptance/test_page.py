@@ -30,6 +30,7 @@ from cachesync.value import encode_value
 from local.postgres import run_sql
 from local.silent import Silent
 from tests.acceptance.conftest import REPOSITORY
+from tests.acceptance.dag_runs import run_dag
 from tests.integration.refusals import denying
 from tests.waiting import wait_until
 
@@ -349,8 +350,14 @@ def test_users_see_what_they_may(system: System, page: Browser, viewer: tuple[st
     not _IMAGES, reason="stages faults for minutes: for the pictures in docs/why-is-it-stale.md"
 )
 def test_page_says_why_a_key_is_stale_and_what_to_do(
-    system: System, page: Browser, api: httpx.Client, slots: redis.Redis
+    system: System,
+    page: Browser,
+    api: httpx.Client,
+    log_in: Callable[[str, str], httpx.Client],
+    slots: redis.Redis,
 ) -> None:
+    retry = log_in(system.airflow.username, system.airflow.password)
+    retry.base_url = retry.base_url.join("/api/v2/dags/dead_letter_retry")
     change = "UPDATE student SET age = 22 WHERE id = :key"
 
     key = cached(system)
@@ -369,11 +376,10 @@ def test_page_says_why_a_key_is_stale_and_what_to_do(
     page.until(".report .problem.right")
 
     key = cached(system)
-    runs = "/api/v2/dags/dead_letter_retry/dagRuns"
     sql = "SELECT count(*) FROM cachesync.dead_letter_action WHERE key = :'key' AND action = 'parked'"
 
     def parked() -> bool:
-        api.post(runs, json={"logical_date": None}).raise_for_status()
+        run_dag(retry, "letters")
         return run_sql(system.dsn, sql, key=key) == "1"
 
     with denying(slots, key[-1]):
