@@ -192,9 +192,10 @@ class _Examination:
                 has_rights = True
                 group = f"cachesync_{role}"
                 # Since PostgreSQL 16, what has been granted does not follow the role.
+                remedy = f"run ALTER ROLE {login} INHERIT, REVOKE {group} FROM {login}, and GRANT {group} TO "
                 yield (
                     f"{login} is a member of {group}, but does not inherit its privileges",
-                    f"run ALTER ROLE {login} INHERIT, REVOKE {group} FROM {login}, and GRANT {group} to it",
+                    f"{remedy}{login}",
                 )
         if not has_rights:
             found = (

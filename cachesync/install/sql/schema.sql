@@ -295,15 +295,15 @@ BEGIN ATOMIC
                 JOIN pg_proc AS f ON f.oid = g.tgfoid
                 WHERE f.pronamespace <> 'cachesync'::regnamespace
                 UNION ALL
-                SELECT 'pg_constraint'::regclass, c.oid, NULL
+                SELECT 'pg_constraint'::regclass, c.oid, NULL::integer
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_constraint AS c ON c.conrelid = t.relid
                 UNION ALL
-                SELECT 'pg_class'::regclass, i.indexrelid, NULL
+                SELECT 'pg_class'::regclass, i.indexrelid, NULL::integer
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_index AS i ON i.indrelid = t.relid
                 UNION ALL
-                SELECT 'pg_attrdef'::regclass, a.oid, NULL
+                SELECT 'pg_attrdef'::regclass, a.oid, NULL::integer
                 FROM cachesync.partition_tree(relation) AS t
                 JOIN pg_attrdef AS a ON a.adrelid = t.relid
                 UNION ALL
