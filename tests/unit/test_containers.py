@@ -141,7 +141,7 @@ def test_every_image_is_pinned() -> None:
 
 def test_kafka_version_matches_the_local_system() -> None:
     pom = (REPOSITORY / "local" / "kafka-server" / "pom.xml").read_text()
-    version = re.search(r"<artifactId>kafka_2.13</artifactId>\s*<version>(.+)</version>", pom)
+    version = re.search(r"<kafka.version>(.+)</kafka.version>", pom)
     assert version is not None
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{version[1]}"
 

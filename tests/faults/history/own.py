@@ -173,8 +173,8 @@ async def settle_nothing(_: object, committed: Iterable[Change], *_rest: object,
     return Settled(tuple(committed), cached=True)
 
 
-async def serve(
-    service: Service, dsn: str, clock: Clock, stopping: Event, randoms: Mapping[str, Random]
+async def serve(  # noqa: PLR0917
+    service: Service, dsn: str, clock: Clock, opened: Event, stopping: Event, randoms: Mapping[str, Random]
 ) -> list[Operation]:
     """Let clients share the cache of a service until they are told to stop; return their operations.
 
@@ -182,6 +182,7 @@ async def serve(
         service: the service.
         dsn: the DSN of the database; its host and port are replaced by those that the service uses.
         clock: the clock of the history.
+        opened: is set when they begin.
         stopping: tells them to stop.
         randoms: what determines what each client does, by its name.
     """
@@ -200,6 +201,7 @@ async def serve(
             entities=environment["CACHESYNC_ENTITIES"],
         )
         async with caches:
+            opened.set()
             clients = [
                 OwnClient(name, service.name, caches, pool, clock=clock, random=random)
                 for name, random in randoms.items()

@@ -194,20 +194,25 @@ def _print(console: Console, faults: list[Fault], system: System, watch: rest.Wa
 def _owning(system: System, clock: Clock, seed: int, operations: list[Operation]) -> Iterator[None]:
     """Let clients of the library share the caches of the services, and add their operations at the end."""
     stopping = threading.Event()
+    opened = {service: threading.Event() for service in system.services}
 
     def serve(service: str) -> list[Operation]:
         names = [f"{service}-own-{number}" for number in range(own.CLIENTS)]
         randoms = {name: Random(f"{seed} {name}") for name in names}
-        return asyncio.run(own.serve(system.services[service], system.dsn, clock, stopping, randoms))
+        part = system.services[service]
+        return asyncio.run(own.serve(part, system.dsn, clock, opened[service], stopping, randoms))
 
     with ThreadPoolExecutor() as threads:
         serving = [threads.submit(serve, service) for service in system.services]
         try:
+            # A fault while they open would end them, as it ends a service that starts.
+            for one in opened.values():
+                one.wait(_START_SECONDS)
             yield
         finally:
             stopping.set()
-        for one in serving:
-            operations += one.result()
+        for client in serving:
+            operations += client.result()
 
 
 @contextmanager
