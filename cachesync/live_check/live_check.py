@@ -90,7 +90,6 @@ class LiveCheck(LoopWork):
         finally:
             for follower in self._followers:
                 follower.close()
-            forget(self)
 
     async def _check(self) -> None:
         failures = 0

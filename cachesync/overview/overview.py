@@ -10,8 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from math import inf
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
 from cachesync.dead_letters.open_letters import MAX_LETTERS, OpenLetters
@@ -47,7 +46,7 @@ from cachesync.slots.clients import without_retries
 from cachesync.slots.layout import slot_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     import asyncpg
 
@@ -120,8 +119,8 @@ class Overview:
         self._consumer_groups = Groups(kafka, set(self._groups.values()))
         self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
-        self._day: tuple[float, database.Sums] = (-inf, {})
-        self._capture: tuple[float, Mapping[str, str]] = (-inf, {})
+        self._day: _Kept[database.Sums] = _Kept(_DAY_SECONDS)
+        self._capture: _Kept[Mapping[str, str]] = _Kept(_CAPTURE_SECONDS)
 
     def close(self) -> None:
         """Close the Kafka clients."""
@@ -274,7 +273,7 @@ class Overview:
         looks = await part("live check", database.last_looks(connection))
         recent = await part("live check", database.sums(connection, _RECENT))
         hour = await part("live check", database.sums(connection, _HOUR))
-        day = await part("live check", self._last_day(connection))
+        day = await part("live check", self._day.get(lambda: database.sums(connection, _DAY)))
         runs = await part("reconciliations", database.reconciliations(connection))
         return _Seen(
             now=now,
@@ -285,22 +284,12 @@ class Overview:
             day=day or {},
             runs=None if runs is None else runs[0],
             entries={} if runs is None else runs[1],
-            capture=await part("capture", self._captures(connection)) or {},
+            capture=await part(
+                "capture",
+                self._capture.get(lambda: database.capture_problems(connection, self._entities)),
+            )
+            or {},
         )
-
-    async def _last_day(self, connection: asyncpg.Connection) -> database.Sums:
-        taken, day = self._day
-        if time.monotonic() - taken >= _DAY_SECONDS:
-            day = await database.sums(connection, _DAY)
-            self._day = (time.monotonic(), day)
-        return day
-
-    async def _captures(self, connection: asyncpg.Connection) -> Mapping[str, str]:
-        taken, problems = self._capture
-        if time.monotonic() - taken >= _CAPTURE_SECONDS:
-            problems = await database.capture_problems(connection, self._entities)
-            self._capture = (time.monotonic(), problems)
-        return problems
 
     def _cache(
         self,
@@ -474,6 +463,25 @@ class _Look(NamedTuple):
     verdicts: dict[str, Verdict]
     letters: tuple[LetterReport, ...] | None
     unavailable: dict[str, str]
+
+
+class _Kept(Generic[_T]):
+    """An answer that is kept for a while, because it costs more than it changes.
+
+    Args:
+        seconds: for how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._kept: tuple[float, _T] | None = None
+
+    async def get(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Return the answer, which is asked for if there is none, or if it is too old."""
+        if self._kept is None or time.monotonic() - self._kept[0] >= self._seconds:
+            answer = await ask()
+            self._kept = (time.monotonic(), answer)
+        return self._kept[1]
 
 
 def _explains(letter: OpenLetter, changes: Sequence[ChangeReport], slot: Slot) -> bool:
