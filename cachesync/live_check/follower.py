@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_CARE_SECONDS: Final = 1.0
+_CARE_SECONDS: Final = 2.0
 _SIZE_SECONDS: Final = 10.0
 _READS_SECONDS: Final = 60.0
 _TOGETHER_SECONDS: Final = 0.003

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _TICK_SECONDS: Final = 1.0
-_SAMPLED_CHANGES: Final = 20
+_SAMPLED_CHANGES: Final = 10
 # Changes that were committed later than this after they were made are not sampled.
 _SAMPLED_TICKS: Final = 60
 _CAPTURE_TICKS: Final = 3
