@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
-from cachesync.errors import DatabaseUnavailableError
+from cachesync.errors import CacheSyncError
 
 _RESTART_PAUSE_SECONDS: Final = 1
 
@@ -44,9 +44,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         try:
             await super()._serve()
         except SystemExit as error:
-            if self.replaces_another and isinstance(self.wsgi.start_error, DatabaseUnavailableError):
-                # The other worker processes can still serve cached rows, and gunicorn replaces this one. On
-                # uvicorn's exit code, it would stop instead of replacing it forever.
+            if self.replaces_another and isinstance(self.wsgi.start_error, CacheSyncError):
+                # What is missing can be mended; until then, the other worker processes serve. On uvicorn's
+                # exit code, gunicorn would end all of them instead of replacing this one again.
                 await asyncio.sleep(_RESTART_PAUSE_SECONDS)
                 raise SystemExit(1) from error
             raise

@@ -622,7 +622,10 @@ def installed(registry: Mapping[str, Registration], entity: Entity) -> Registrat
 
 
 def _not_as_declared(entity: Entity) -> str:
-    return f"entity {entity.name!r} is not installed as declared; run `cachesync install`"
+    return (
+        f"entity {entity.name!r} is not installed as declared; run `cachesync install`, or restart this "
+        "process with the entities file that was installed last"
+    )
 
 
 def _now() -> float:

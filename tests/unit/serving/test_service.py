@@ -218,13 +218,13 @@ async def test_service_that_cannot_start_logs_the_reason(error: Exception) -> No
     ("error", "replaces_another", "code"),
     [
         (NotInstalledError("run `cachesync install`"), False, 3),
-        (NotInstalledError("run `cachesync install`"), True, 3),
+        (NotInstalledError("run `cachesync install`"), True, 1),
         (DatabaseUnavailableError("no response"), False, 3),
         (DatabaseUnavailableError("no response"), True, 1),
         (RuntimeError("a bug"), True, 3),
     ],
 )
-async def test_gunicorn_replaces_only_a_process_without_a_database_whose_predecessor_had_one(
+async def test_gunicorn_keeps_replacing_a_process_that_cannot_start_only_if_its_predecessor_could(
     error: Exception,
     replaces_another: bool,  # noqa: FBT001 - pytest passes it by name
     code: int,
