@@ -61,7 +61,7 @@ bench-growth: setup ## measure how cost grows with rows, entities and so on; wri
 	$(PYTHON) -m benchmarks.growth
 
 docs: setup ## build the documentation as a site, in .local/site; a broken link is an error
-	$(PYTHON) -m sphinx --quiet --fail-on-warning --builder html docs .local/site
+	$(PYTHON) -m sphinx --quiet --fail-on-warning --fresh-env --write-all --builder html docs .local/site
 	@echo 'open .local/site/index.html'
 
 commands: setup ## write docs/commands.md, the reference of the command, from its help
