@@ -103,7 +103,7 @@ async def capture_problems(connection: asyncpg.Connection, entities: Mapping[str
     Raises:
         NotInstalledError: the database side is missing, or was installed by an earlier version.
     """
-    registry = await read_registry(connection)
+    registry = await read_registry(connection, waits=False)
     problems = {name: problem_of(entity, registry.get(name)) for name, entity in entities.items()}
     return {name: problem for name, problem in problems.items() if problem is not None}
 

@@ -34,6 +34,8 @@ _ENABLED: Final = {
 }
 # Of the findings, and of the objects with the same finding, so that the text stays readable.
 _MAX_NAMES: Final = 2
+# For the statement alone, unless there is a transaction around it: there is nothing to undo at its end.
+_GIVES_WAY: Final = "set_config('lock_timeout', '100ms', true) IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +82,30 @@ class Registration:
         return f"entity {self.name!r}: {findings}{more}; run `cachesync install`"
 
 
-async def read_registry(connection: Connection, *, of_service: bool = False) -> dict[str, Registration]:
+async def read_registry(
+    connection: Connection, *, of_service: bool = False, waits: bool = True
+) -> dict[str, Registration]:
     """Read the registered entities and compare them with the catalog.
 
     Args:
         connection: a connection with the role `cachesync_service` or `cachesync_worker`, or of the owner.
         of_service: whether to find out which privileges of a service the login lacks.
+        waits: whether to wait for a table that is locked, as long as the session waits for locks. What looks
+            again anyway should not wait for somebody's long `ALTER TABLE`.
 
     Returns:
         The registered entities by name.
 
     Raises:
+        asyncpg.LockNotAvailableError: a table is locked.
         NotInstalledError: there is no registry, or it was installed by an earlier version.
     """
-    registry = await _read_once(connection)
+    query = statement("postgres/registry", condition="true" if waits else _GIVES_WAY)
+    registry = await _read_once(connection, query)
     if any(one.findings for one in registry.values()):
         # The catalog's functions do not all use the statement's snapshot, so a concurrent change of the
         # schema can look like a finding.
-        registry = await _read_once(connection)
+        registry = await _read_once(connection, query)
     if of_service:
         for record in await connection.fetch(statement("postgres/denied")):
             name, login = record["name"], record["login"]
@@ -126,9 +134,9 @@ def problem_of(entity: Entity, registration: Registration | None) -> str | None:
     return f"entity {entity.name!r}: the unique index on ({', '.join(missing)}) is missing"
 
 
-async def _read_once(connection: Connection) -> dict[str, Registration]:
+async def _read_once(connection: Connection, query: str) -> dict[str, Registration]:
     try:
-        records = await connection.fetch(statement("postgres/registry"))
+        records = await connection.fetch(query)
     except (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedTableError) as error:
         message = "the database has no schema 'cachesync'; run `cachesync install`"
         raise NotInstalledError(message) from error

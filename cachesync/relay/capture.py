@@ -52,18 +52,12 @@ class CaptureCheck:
         if now < self._next_check:
             return
         self._next_check = now + _PAUSE_SECONDS
-        transaction = connection.transaction(isolation="read_committed")
-        await transaction.start()
         try:
             # The relay must not wait for somebody's long `ALTER TABLE`, nor all entities for one.
-            await connection.execute("SET LOCAL lock_timeout = '100ms'")
-            registry = await read_registry(connection)
+            registry = await read_registry(connection, waits=False)
         except (asyncpg.InternalServerError, asyncpg.LockNotAvailableError):
-            # An object was dropped while the catalog was read, or is locked. Any other exception ends the
-            # session, and thereby the transaction.
-            await transaction.rollback()
+            # An object was dropped while the catalog was read, or is locked.
             return
-        await transaction.commit()
         set_back = await connection.fetchval(statement("postgres/sequence_set_back"))
         problems = {}
         for name, entity in self._entities.items():

@@ -113,7 +113,8 @@ class Watch:
         try:
             async with self._database.connection() as connection:
                 # Its cost grows with the number of registered entities, so that it is read once for all.
-                registry = await read_registry(connection, of_service=True)
+                # Somebody's long `ALTER TABLE` must hold neither a connection nor the call that looks.
+                registry = await read_registry(connection, of_service=True, waits=False)
                 for cache in self._caches.values():
                     try:
                         registration = installed(registry, cache.entity)

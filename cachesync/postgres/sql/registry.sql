@@ -1,5 +1,6 @@
 -- The registered entities, each with what the registry remembers of its table and with what the catalog shows now.
 -- `details` is a digest of the properties of the table that determine which values are valid.
+-- The condition is evaluated before a row's functions, of which some wait for a table that is locked.
 SELECT
     e.name, e.schema_name, e.table_name, e.key_columns, e.columns, e.fingerprint, e.definition, e.installation,
     e.lost_at, e.relation::oid AS relation, e.shape::text AS registered_shape,
@@ -50,4 +51,5 @@ SELECT
         cachesync.partitions(e.relation)
     )) AS details
 FROM cachesync.entity AS e
+WHERE {{condition}}
 ORDER BY e.name;

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 from redis.asyncio import Redis as RedisClient
+from structlog.testing import capture_logs
 
 from cachesync.entity import load_entities
 from cachesync.errors import CaptureLostError, DatabaseError, InvalidValueError, NotInstalledError
@@ -198,10 +199,10 @@ async def test_service_reads_the_registry_once_however_many_tables_have_changed(
     file, entities = await install_tables(admin, tables, names, tmp_path)
     reads = 0
 
-    async def counted(connection: Connection, *, of_service: bool = False) -> dict[str, Registration]:
+    async def counted(connection: Connection, **options: bool) -> dict[str, Registration]:
         nonlocal reads
         reads += 1
-        return await read_registry(connection, of_service=of_service)
+        return await read_registry(connection, **options)
 
     async with open_service("sa", cachesync_entities=file, schema_check_ms=NEVER) as service:
         caches = service.caches.values()
@@ -212,6 +213,18 @@ async def test_service_reads_the_registry_once_however_many_tables_have_changed(
         await next(iter(caches)).look(0)
         assert [len(cache.columns) for cache in caches] == [2] * len(names)
     assert reads == 1
+
+
+async def test_look_at_the_catalog_does_not_wait_for_a_table_that_is_locked(
+    admin: asyncpg.Connection, unaware: EntityCache
+) -> None:
+    """As by an `ALTER TABLE` in a transaction that goes on for minutes."""
+    async with admin.transaction():
+        await admin.execute("ALTER TABLE word ADD COLUMN more int")
+        with capture_logs() as logs:
+            await unaware.look(0)
+    assert ["lock timeout" in log["error"] for log in logs] == [True]
+    assert unaware.problem is None
 
 
 async def test_restarted_service_serves_reads_while_triggers_are_off(
