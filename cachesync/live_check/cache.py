@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 REDIS_SECONDS: Final = 1.0
 """How long the live check waits for a reply of a Redis, in seconds."""
 
+# Such as while a host name cannot be looked up, which has no timeout of its own.
+_LONGEST_SECONDS: Final = 5.0
+
 COMPARED_BYTES: Final = 1 << 16
 """How much of a slot is read to compare it with its row; of what is longer, only the version is compared."""
 
@@ -166,7 +169,8 @@ class Cache:
     async def _run(self, call: Callable[[BlockingRedis], _T]) -> _T:
         try:
             with translate_redis_errors(f"the Redis of {self.service}"):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, call)
+                async with asyncio.timeout(_LONGEST_SECONDS):
+                    return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, call)
         except CacheUnavailableError as error:
             self.state, self.problem = "unavailable", str(error)
             raise

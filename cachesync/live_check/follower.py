@@ -39,6 +39,7 @@ _log = structlog.get_logger(__name__)
 _CARE_SECONDS: Final = 2.0
 _SIZE_SECONDS: Final = 10.0
 _READS_SECONDS: Final = 60.0
+_ODD_SECONDS: Final = 2.0
 _TOGETHER_SECONDS: Final = 0.003
 # So many open violations say enough.
 _MAX_OPEN: Final = 200
@@ -51,11 +52,13 @@ class _Odd:
     Attributes:
         content: the content of the slot.
         since: when that was noticed.
+        next_at: when to look at it again.
         violation: the number of its violation; None if there is none.
     """
 
     content: bytes
     since: float
+    next_at: float
     violation: int | None = None
 
 
@@ -88,6 +91,8 @@ class Follower:
         self._changed = asyncio.Event()
         self._closed: list[int] = []
         self._odd: dict[tuple[str, str], _Odd] = {}
+        # The newest change of each row of the hidden entity.
+        self._newest: dict[str, Change] = {}
         self._next_care = self._next_size = self._next_reads = 0.0
         self._looked_at: float | None = None
         self._reads: dict[tuple[str, str], int] | None = None
@@ -117,6 +122,8 @@ class Follower:
     def follow(self, change: Change, now: float, *, is_exact: bool = False) -> None:
         """Begin to follow a change; see `Judge.follow`."""
         self.judge.follow(change, now, is_exact=is_exact)
+        if is_exact:
+            self._newest[change.key] = change
         self._changed.set()
 
     def restore(self, unseen: Sequence[Unseen], now: float) -> None:
@@ -125,7 +132,7 @@ class Follower:
         self._odd = {}
         for one in unseen:
             if one.kind == "stale":
-                self._odd[one.entity, one.key] = _Odd(b"", now - one.age, one.id)
+                self._odd[one.entity, one.key] = _Odd(b"", now - one.age, now, one.id)
                 continue
             change = Change(one.entity, one.key, one.version)
             followed = self.judge.follow(change, now - one.age, is_counted=False)
@@ -166,6 +173,10 @@ class Follower:
         self._looked_at = time.time()
         for one in due:
             head = self._as_read(one.change.entity, heads[one.change.slot])
+            newest = self._newest.get(one.change.key) if one.is_exact else None
+            if newest is not None and is_value(head) and version_of(head) > newest.version:
+                # As after the database was restored: it is then past every change, whoever applies any.
+                self._doubt(one.change.slot, head, received_at)
             if not self.judge.looked(one, head, sent_at, received_at):
                 continue
             if one.violation is not None:
@@ -186,7 +197,8 @@ class Follower:
         heads, sampled = await self.cache.care([(CANARY.name, key) for key in keys], entity)
         self._looked_at = time.time()
         self._sampled = entity or "", sampled
-        empty = [key for key, head in zip(keys, heads, strict=True) if not head or head == ABSENT]
+        read = [self._as_read(CANARY.name, head) for head in heads]
+        empty = [key for key, head in zip(keys, read, strict=True) if not head or head == ABSENT]
         if empty and self.cache.state == "ok":
             await self._fill(store, empty)
         if now >= self._next_size:
@@ -242,9 +254,14 @@ class Follower:
                 elif row is not None and row.version > held:
                     self.judge.follow(Change(entity, key, row.version), now, is_counted=False)
                 elif row is not None and _is_odd(slot, row):
-                    self._odd.setdefault((entity, key), _Odd(slot, now))
+                    self._doubt((entity, key), slot, now)
             elif slot and not is_readable(slot) and row is not None:
                 self.judge.follow(Change(entity, key, row.version), now, is_counted=False)
+
+    def _doubt(self, slot: tuple[str, str], content: bytes, now: float) -> None:
+        """Look at a slot again, which may have other content than its row."""
+        if len(self._odd) < _MAX_OPEN:
+            self._odd.setdefault(slot, _Odd(content, now, now + VIOLATION_SECONDS))
 
     async def record(self, store: Store) -> None:
         """Record what is not right for too long, and what is right again."""
@@ -280,26 +297,34 @@ class Follower:
 
     async def _record_odd(self, store: Store, now: float) -> None:
         """Look again at slots with other content than their rows."""
-        again = {slot: odd for slot, odd in self._odd.items() if now - odd.since >= VIOLATION_SECONDS}
-        if not again:
+        due = {slot: odd for slot, odd in self._odd.items() if odd.next_at <= now}
+        if not due:
             return
         try:
-            contents = await self.cache.contents(list(again))
+            contents = dict(zip(due, await self.cache.contents(list(due)), strict=True))
         except CacheUnavailableError:
             return
-        for (slot, odd), found in zip(again.items(), contents, strict=True):
-            rows = await store.rows(slot[0], [slot[1]])
-            row = (rows or {}).get(slot[1])
-            content = self._as_read(slot[0], found)
-            if row is None or not is_value(content) or not _is_odd(content, row):
-                del self._odd[slot]
-                if odd.violation is not None:
-                    await store.close_violations([odd.violation])
-            elif odd.violation is None and content == odd.content:
-                change = Change(*slot, row.version)
-                odd.violation = await self._violate(store, change, now - odd.since, "stale", content)
-            elif odd.violation is None:
-                self._odd[slot] = _Odd(content, now)
+        for entity in {entity for entity, _ in due}:
+            slots = [slot for slot in due if slot[0] == entity]
+            rows = await store.rows(entity, {key for _, key in slots})
+            if rows is not None:
+                for slot in slots:
+                    await self._record_one_odd(store, slot, contents[slot], rows.get(slot[1]), now)
+
+    async def _record_one_odd(
+        self, store: Store, slot: tuple[str, str], found: bytes, row: Row | None, now: float
+    ) -> None:
+        odd, content = self._odd[slot], self._as_read(slot[0], found)
+        odd.next_at = now + _ODD_SECONDS
+        if row is None or not is_value(content) or not _is_odd(content, row):
+            del self._odd[slot]
+            if odd.violation is not None:
+                await store.close_violations([odd.violation])
+        elif odd.violation is None and content == odd.content:
+            change = Change(*slot, row.version)
+            odd.violation = await self._violate(store, change, now - odd.since, "stale", content)
+        elif odd.violation is None:
+            self._odd[slot] = _Odd(content, now, now + VIOLATION_SECONDS)
 
     async def _violate(self, store: Store, change: Change, age: float, kind: str, slot: bytes) -> int:
         metrics.violations.labels(self.service, change.entity, kind).inc()

@@ -31,6 +31,8 @@ _log = structlog.get_logger(__name__)
 
 _TICK_SECONDS: Final = 1.0
 _SAMPLED_CHANGES: Final = 10
+# In this time, each follower reads a sample once.
+_SAMPLE_TICKS: Final = 2
 # Changes that were committed later than this after they were made are not sampled.
 _SAMPLED_TICKS: Final = 60
 _CAPTURE_TICKS: Final = 3
@@ -176,8 +178,14 @@ class LiveCheck(LoopWork):
         row = store.canary[self._ticks % len(store.canary)]
         version, sampled = await store.tick(row, self._drawn[0], _SAMPLED_CHANGES)
         committed_at = time.monotonic()
+        if version is None:
+            await store.find_canary()
+        elif version < self._versions.get(row, 0):
+            _log.warning("versions were set back", drawn=self._versions[row], now=version)
+            self._drawn.clear()
+            self._versions, self._sampled = {}, {}
         # Without its triggers, the row draws no version, which the look at the triggers reports.
-        if version is not None and version > self._versions.get(row, 0):
+        if version is not None and version != self._versions.get(row):
             self._versions[row] = version
             self._drawn.append(version)
             for follower in self._followers:
@@ -190,15 +198,19 @@ class LiveCheck(LoopWork):
 
     async def _compare(self, store: Store) -> None:
         """Compare some slots of one entity with their rows."""
-        entity = list(self._entities)[self._ticks % len(self._entities)]
+        entity = self._sampled_in(self._ticks)
         # Each follower goes on reading other slots in the meantime.
         slots = [(follower, follower.take_sample(entity)) for follower in self._followers]
         rows = await store.rows(entity, {key for _, sample in slots for key, _ in sample})
-        following = list(self._entities)[(self._ticks + 1) % len(self._entities)]
+        following = self._sampled_in(self._ticks + 1)
         for follower, sample in slots:
             follower.sample_next = following
             if rows is not None:
                 follower.compare(entity, sample, rows)
+
+    def _sampled_in(self, tick: int) -> str:
+        """Return the entity of which slots are compared in a tick."""
+        return list(self._entities)[tick // _SAMPLE_TICKS % len(self._entities)]
 
     async def _look_at_triggers(self, store: Store) -> None:
         """Log each change of what is wrong with the triggers once."""

@@ -103,6 +103,7 @@ class Store:
         self._connection = connection
         self._entities = entities
         self._rows: dict[str, Rows] = {}
+        self._fingerprints: dict[str, str] = {}
         # A session does one thing at a time.
         self._lock = asyncio.Lock()
 
@@ -121,7 +122,7 @@ class Store:
         connection = await connect(dsn, SESSION_NAME, settings=_SESSION, command_timeout=_STATEMENT_SECONDS)
         store = cls(connection, with_canary(entities))
         try:
-            await store._find_canary()
+            await store.find_canary()
         except BaseException:
             connection.terminate()
             raise
@@ -224,6 +225,12 @@ class Store:
     async def capture(self) -> dict[str, Capture]:
         """Look at the triggers of each entity."""
         records = await self._fetch("live_check/capture", list(self._entities))
+        fingerprints = {record["entity"]: record["fingerprint"] for record in records}
+        for entity in fingerprints.keys() & self._rows.keys():
+            if fingerprints[entity] != self._fingerprints.get(entity):
+                # The key can have another type.
+                del self._rows[entity]
+        self._fingerprints = fingerprints
         return {
             record["entity"]: Capture(
                 record["problem"], record["fingerprint"].encode() if record["fingerprint"] else None
@@ -256,7 +263,12 @@ class Store:
         await self._fetch("live_check/prune")
         await self._fetch("live_check/combine", add=statement("live_check/add"), **_SUMS)
 
-    async def _find_canary(self) -> None:
+    async def find_canary(self) -> None:
+        """Find out which rows the hidden entity has.
+
+        Raises:
+            NotInstalledError: it has none.
+        """
         self.canary = [record["id"] for record in await self._fetch("live_check/canary")]
         if not self.canary:
             message = "the table cachesync.canary is empty; run `cachesync install`"

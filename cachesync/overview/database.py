@@ -14,6 +14,7 @@ from cachesync.overview.models import (
     Consistency,
     Point,
     Reconciliation,
+    StaleSlots,
     UnseenChange,
     ViolationReport,
 )
@@ -60,10 +61,12 @@ class LastLook(NamedTuple):
     Attributes:
         checked_at: when it was.
         oldest_unseen: the oldest change that the cache had yet to be at or past.
+        stale: the slots with other content than their rows; None if it knows of none.
     """
 
     checked_at: datetime
     oldest_unseen: UnseenChange | None
+    stale: StaleSlots | None
 
 
 async def time_and_relays(connection: asyncpg.Connection) -> tuple[datetime, int]:
@@ -93,7 +96,12 @@ async def last_looks(connection: asyncpg.Connection) -> dict[str, LastLook]:
                 version=record["oldest_unseen_version"],
                 age_s=max(0.0, record["oldest_unseen_s"]),
             )
-        looks[record["service"]] = LastLook(record["checked_at"], unseen)
+        stale = None
+        if record["stale_slots"] is not None:
+            stale = StaleSlots(
+                slots=record["stale_slots"], entity=record["stale_entity"], key=record["stale_key"]
+            )
+        looks[record["service"]] = LastLook(record["checked_at"], unseen, stale)
     return looks
 
 

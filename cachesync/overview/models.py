@@ -129,6 +129,19 @@ class UnseenChange(_Model):
     age_s: float
 
 
+class StaleSlots(_Model):
+    """Slots with other content than their rows, or with a higher version, as the live check sees them.
+
+    Attributes:
+        slots: their number.
+        entity, key: one of them.
+    """
+
+    slots: int
+    entity: str
+    key: str
+
+
 class CacheStatus(_Model):
     """The cache of one service.
 
@@ -144,6 +157,7 @@ class CacheStatus(_Model):
         consumer_lag: the messages that they have yet to apply.
         oldest_unseen: the oldest change that it has yet to be at or past, as the live check sees it; None if
             there is none.
+        stale: the slots with other content than their rows; None if the live check knows of none.
         recent, hour, day: what the live check has seen of all entities, recently being the last two minutes.
         entities: each entity.
     """
@@ -158,6 +172,7 @@ class CacheStatus(_Model):
     unconsumed: tuple[str, ...] | None = None
     consumer_lag: int | None = None
     oldest_unseen: UnseenChange | None = None
+    stale: StaleSlots | None = None
     recent: Consistency
     hour: Consistency
     day: Consistency

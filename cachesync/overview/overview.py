@@ -316,6 +316,7 @@ class Overview:
             unconsumed=None if group is None else unconsumed_in(group),
             consumer_lag=None if lag is None else sum(lag.values()),
             oldest_unseen=None if look is None else look.oldest_unseen,
+            stale=None if look is None else look.stale,
             recent=database.consistency_of(seen.recent, service),
             hour=database.consistency_of(seen.hour, service),
             day=database.consistency_of(seen.day, service),

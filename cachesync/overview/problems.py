@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.entity import CANARY
 from cachesync.overview.models import Problem
-from cachesync.overview.words import ago, counted, duration, sentence, waiting
+from cachesync.overview.words import ago, counted, duration, sentence, show_command, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,17 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             entity=unseen.entity,
             text=f"{service} is behind: it has yet to follow {what} that was committed "
             f"{duration(unseen.age_s)} ago.",
-            action=f"Run `cachesync show {unseen.entity} {unseen.key}`, which says why.",
+            action=f"Run {show_command(unseen.entity, unseen.key)}, which says why.",
+        )
+    if cache.stale is not None:
+        yield Problem(
+            severity="critical",
+            service=service,
+            entity=cache.stale.entity,
+            text=f"{service} holds other content than the database, or a higher version, in "
+            f"{counted(cache.stale.slots, 'slot')}, such as that of "
+            f"{cache.stale.entity} {cache.stale.key}.",
+            action=f"Run {show_command(cache.stale.entity, cache.stale.key)}, which says why.",
         )
     late = cache.recent.judged[_FIVE_SECONDS] - cache.recent.seen[_FIVE_SECONDS]
     if late:

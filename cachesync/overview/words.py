@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def counted(number: int, one: str) -> str:
 def waiting(number: int, one: str) -> str:
     """Return that things wait, such as `1 message waits` or `2,000 messages wait`."""
     return f"{counted(number, one)} {'waits' if number == 1 else 'wait'}"
+
+
+def show_command(entity: str, key: str) -> str:
+    """Return the command that shows a key, as it can be pasted into a shell."""
+    return f"`cachesync show {entity} {'-- ' if key.startswith('-') else ''}{shlex.quote(key)}`"
 
 
 def brief(problems: str) -> str:

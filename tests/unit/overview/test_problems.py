@@ -16,6 +16,7 @@ from cachesync.overview.models import (
     LetterGroup,
     Letters,
     Reconciliation,
+    StaleSlots,
     Status,
     UnseenChange,
 )
@@ -138,6 +139,11 @@ CASES = {
         "warning",
         "sb is behind: it has yet to follow a change of the live check that was committed 6 s ago.",
     ),
+    "stale": (
+        {"caches": (cache(stale=StaleSlots(slots=3, entity="student", key="7")),)},
+        "critical",
+        "sb holds other content than the database, or a higher version, in 3 slots, such as that of student 7.",
+    ),
     "late": (
         {"caches": (cache(recent=LATE),)},
         "warning",
@@ -209,6 +215,12 @@ def test_each_problem_is_named(fields: dict[str, Any], severity: str, text: str)
     (problem,) = problems_of(status(**fields))
     assert (problem.severity, problem.text) == (severity, text)
     assert problem.action
+
+
+def test_command_can_be_pasted_whatever_the_key() -> None:
+    stale = StaleSlots(slots=1, entity="student", key="-a $(b)`")
+    (problem,) = problems_of(status(caches=(cache(stale=stale),)))
+    assert problem.action == "Run `cachesync show student -- '-a $(b)`'`, which says why."
 
 
 def test_nothing_is_said_while_nothing_is_wrong() -> None:
