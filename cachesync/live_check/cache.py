@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError
 from cachesync.slots.bulk import Bulk
-from cachesync.slots.clients import pipelined, primaries, translate_redis_errors, without_retries
+from cachesync.slots.clients import naming, pipelined, primaries, translate_redis_errors, without_retries
 from cachesync.slots.layout import HEAD_BYTES, new_token, reads_name, slot_name
 from cachesync.slots.scripts import refusal_of, run_script
 
@@ -213,12 +213,13 @@ class Cache:
 
     def _sample(self, client: BlockingRedis, entity: str) -> list[str]:
         prefix = slot_name(self.service, entity, "")
-        nodes = list(primaries(client).values())
+        nodes = list(primaries(client).items())
         cursor = self._cursors.get(entity, 0)
         # Of a cluster, one primary after the other.
-        node = nodes[cursor % len(nodes)]
+        name, node = nodes[cursor % len(nodes)]
         try:
-            position, names = node.scan(cursor // len(nodes), match=f"{prefix}*", count=_SCANNED)
+            with naming(name):
+                position, names = node.scan(cursor // len(nodes), match=f"{prefix}*", count=_SCANNED)
         except ResponseError:
             return []  # the login may not
         following = (cursor + 1) % len(nodes) if position == 0 else cursor % len(nodes)

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from cachesync.dead_letters.open_letters import MAX_LETTERS, OpenLetters
 from cachesync.entity import with_canary
-from cachesync.errors import CacheSyncError, CacheUnavailableError, DeclarationError
+from cachesync.errors import CacheSyncError, CacheUnavailableError, DeclarationError, InvalidValueError
 from cachesync.kafka.groups import Groups, group_of
 from cachesync.mistakes import did_you_mean
 from cachesync.overview import database
@@ -236,7 +236,11 @@ class Overview:
         """Return a key as it was given, or the parts of one that is a list in JSON."""
         if isinstance(key, str) and key.startswith("[") and len(self._all_entities[entity].key) > 1:
             with suppress(ValueError):
-                parts = json.loads(key)
+                # Numbers as they are spelt.
+                parts = json.loads(key, parse_float=str, parse_int=str)
+                if None in parts:
+                    message = "no part of a key is null"
+                    raise InvalidValueError(None, message)
                 return [part if isinstance(part, str) else json.dumps(part) for part in parts]
         return key
 

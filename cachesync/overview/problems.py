@@ -63,7 +63,7 @@ def _of_cache(cache: CacheStatus) -> Iterator[Problem]:
             severity="critical",
             service=service,
             text=f"The Redis of {service} does not respond: {said}.",
-            action="Check it. Until it responds, the database answers all reads.",
+            action="Check it. Until it responds, the database answers instead.",
         )
     elif cache.redis == "refuses writes":
         yield Problem(

@@ -158,8 +158,9 @@ def scan(client: BlockingRedis, pattern: str, count: int) -> Iterator[bytes]:
         CacheUnavailableError: a primary did not respond.
     """
     with _rediscovering(client):
-        for primary in primaries(client).values():
-            yield from primary.scan_iter(match=pattern, count=count)
+        for name, primary in primaries(client).items():
+            with naming(name):
+                yield from primary.scan_iter(match=pattern, count=count)
 
 
 def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) -> list[Any]:
@@ -190,7 +191,8 @@ def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) ->
             indexes_by_node.setdefault(client.get_node_from_key(key), []).append(index)
         for node, indexes in indexes_by_node.items():
             batch = [commands[index][1] for index in indexes]
-            batch_replies = _pipelined(client.get_redis_connection(node), batch)
+            with naming(node.name):
+                batch_replies = _pipelined(client.get_redis_connection(node), batch)
             for index, command, reply in zip(indexes, batch, batch_replies, strict=True):
                 redirected = isinstance(reply, (AskError, TryAgainError))
                 replies[index] = _redirected(client, command) if redirected else reply
@@ -210,6 +212,21 @@ def _redirected(client: RedisCluster, command: Command) -> Any:
         return client.execute_command(*command)
     except ResponseError as error:
         return error
+
+
+@contextmanager
+def naming(node: str | None) -> Iterator[None]:
+    """Name the node of a Redis Cluster in the error if it does not respond.
+
+    Args:
+        node: its `host:port`; None for a single Redis.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError) as error:
+        if node is not None and node not in str(error):
+            error.args = (f"node {node}: {str(error) or type(error).__name__}",)
+        raise
 
 
 @contextmanager

@@ -279,6 +279,13 @@ async def test_cache_in_a_cluster_is_looked_at_on_every_primary(
                     (cache,) = (await overview.status()).caches
                     primary.execute_command("ACL SETUSER default +@all")
                 assert cache.redis == "refuses writes"
+            frozen = redis_cluster.nodes[1]
+            frozen.freeze()
+            (cache,) = (await overview.status()).caches
+            frozen.thaw()
+            redis_cluster.wait_until_whole()
+            assert cache.redis == "unavailable"
+            assert f":{frozen.port}: " in (cache.redis_problem or "")
 
 
 def environment_of(system: System) -> dict[str, str]:
@@ -336,6 +343,7 @@ async def test_the_commands_print_words_and_json(system: System) -> None:
         shown = await run("show", "grade", *spelling, status=0)
         assert "grade 7/Art~1Music, version" in shown.stdout
 
+    assert "no part of a key is null" in (await run("show", "grade", '[7, null]', status=1)).output
     assert "did you mean 'student'?" in (await run("show", "studnt", "7", status=1)).output
     assert "KEY" in (await run("show", "student", status=2)).output
     assert "is not a valid value of type bigint" in (await run("show", "student", "x", status=1)).output
