@@ -46,7 +46,7 @@ _SESSION: Final = {
     # Somebody's long `ALTER TABLE` must not keep it from looking.
     "lock_timeout": "500ms",
     # Another process takes over from one that is frozen.
-    "idle_session_timeout": "60s",
+    "idle_session_timeout": "20s",
     # Each query has one good plan, which outdated statistics must not change.
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",

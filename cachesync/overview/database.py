@@ -6,6 +6,9 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+import asyncpg
+
+from cachesync.errors import DatabaseUnavailableError
 from cachesync.live_check.judge import LAG_BOUNDS
 from cachesync.overview.histogram import quantile
 from cachesync.overview.models import (
@@ -26,8 +29,6 @@ from cachesync.relay.sessions import SESSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
-
-    import asyncpg
 
     from cachesync.entity import Entity
 
@@ -105,15 +106,39 @@ async def last_looks(connection: asyncpg.Connection) -> dict[str, LastLook]:
     return looks
 
 
-async def capture_problems(connection: asyncpg.Connection, entities: Mapping[str, Entity]) -> dict[str, str]:
-    """Return why changes of entities may not be captured, or their reads go past the cache, by entity.
+class Capture(NamedTuple):
+    """What the catalog says of the declared entities.
+
+    Attributes:
+        problems: why changes may not be captured, or reads go past the cache, by entity.
+        repartitioned: the entities with partitions that were attached or detached, which the relay follows.
+    """
+
+    problems: Mapping[str, str]
+    repartitioned: Collection[str]
+
+
+NOT_COMPARED: Final = Capture({}, ())
+"""What is known of the catalog if it could not be compared."""
+
+
+async def capture(connection: asyncpg.Connection, entities: Mapping[str, Entity]) -> Capture:
+    """Compare the declared entities with the catalog.
 
     Raises:
         NotInstalledError: the database side is missing, or was installed by an earlier version.
+        DatabaseUnavailableError: a table is locked.
     """
-    registry = await read_registry(connection, waits=False)
+    try:
+        registry = await read_registry(connection, waits=False)
+    except asyncpg.LockNotAvailableError as error:
+        message = "a table is locked, as by a long `ALTER TABLE`, so that the triggers could not be compared"
+        raise DatabaseUnavailableError(message) from error
     problems = {name: problem_of(entity, registry.get(name)) for name, entity in entities.items()}
-    return {name: problem for name, problem in problems.items() if problem is not None}
+    return Capture(
+        {name: problem for name, problem in problems.items() if problem is not None},
+        {name for name, one in registry.items() if one.partitions_changed},
+    )
 
 
 async def sums(connection: asyncpg.Connection, period: timedelta) -> Sums:

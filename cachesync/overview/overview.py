@@ -120,7 +120,7 @@ class Overview:
         self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
         self._day: _Kept[database.Sums] = _Kept(_DAY_SECONDS)
-        self._capture: _Kept[Mapping[str, str]] = _Kept(_CAPTURE_SECONDS)
+        self._capture: _Kept[database.Capture] = _Kept(_CAPTURE_SECONDS)
 
     def close(self) -> None:
         """Close the Kafka clients."""
@@ -289,10 +289,9 @@ class Overview:
             runs=None if runs is None else runs[0],
             entries={} if runs is None else runs[1],
             capture=await part(
-                "capture",
-                self._capture.get(lambda: database.capture_problems(connection, self._entities)),
+                "capture", self._capture.get(lambda: database.capture(connection, self._entities))
             )
-            or {},
+            or database.NOT_COMPARED,
         )
 
     def _cache(
@@ -333,7 +332,7 @@ class Overview:
                     consumer_lag=None if lag is None else lag[name],
                     open_letters=None if counted is None else counted[name, False],
                     parked_letters=None if counted is None else counted[name, True],
-                    capture_problem=seen.capture.get(name),
+                    capture_problem=seen.capture.problems.get(name),
                 )
                 for name in self._entities
             ),
@@ -358,7 +357,8 @@ class Overview:
         if groups is not None:
             letters = await _part(unavailable, "letters", self._letters.refresh(connection))
         mine = [one for one in letters or () if one.entity == entity and one.key == key]
-        capture = await _part(unavailable, "capture", database.capture_problems(connection, self._entities))
+        capture = await _part(unavailable, "capture", database.capture(connection, self._entities))
+        capture = capture or database.NOT_COMPARED
         now, relays = await database.time_and_relays(connection)
         unpublished = [change.due_at for change in changes if change.published_at is None]
         facts = KeyFacts(
@@ -367,7 +367,8 @@ class Overview:
             fingerprint=fingerprint,
             row=None if row is None else RowReport(version=row.version, payload=row.payload.decode()),
             changes=changes,
-            capture_problem=(capture or {}).get(entity),
+            capture_problem=capture.problems.get(entity),
+            is_repartitioned=entity in capture.repartitioned,
             relays=relays,
             relay_works=bool(unpublished) and await database.relay_works(connection, min(unpublished)),
             kafka_problem=unavailable.get("kafka"),
@@ -446,7 +447,7 @@ class _Seen:
         recent, hour, day: what it has seen.
         runs: the last runs of the reconciliation.
         entries: the slots that it has examined, by service and entity.
-        capture: why changes may not be captured, by entity.
+        capture: what the catalog says of the entities.
     """
 
     now: datetime | None = None
@@ -457,7 +458,7 @@ class _Seen:
     day: database.Sums = field(default_factory=dict)
     runs: tuple[Reconciliation, ...] | None = None
     entries: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    capture: Mapping[str, str] = field(default_factory=dict)
+    capture: database.Capture = database.NOT_COMPARED
 
 
 class _Look(NamedTuple):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # A change is in every cache within milliseconds; a busy machine takes longer.
 _PATIENCE_SECONDS: Final = 2.0
 _INSTALL: Final = "Run `cachesync install`."
+_START_RELAY: Final = "Start the DAG outbox_relay, or run `cachesync relay`."
 _BAD_FIRST: Final[tuple[Assessment, ...]] = ("wrong", "on its way", "unknown")
 
 
@@ -103,6 +104,8 @@ class KeyFacts:
         row: the row; None if there is none.
         changes: its last changes in the change log, the newest first.
         capture_problem: why changes of the entity may not be captured; None if they are.
+        is_repartitioned: whether its table has partitions that were attached or detached, which the relay has
+            yet to follow.
         relays: the number of relays that are connected to the database.
         relay_works: whether later changes than the oldest unpublished one of the key were published.
         kafka_problem: why Kafka does not respond; None if it does.
@@ -114,6 +117,7 @@ class KeyFacts:
     row: RowReport | None
     changes: tuple[ChangeReport, ...] = ()
     capture_problem: str | None = None
+    is_repartitioned: bool = False
     relays: int = 1
     relay_works: bool = True
     kafka_problem: str | None = None
@@ -293,6 +297,12 @@ def _unlogged(facts: KeyFacts, cache: CacheFacts, held: str) -> Verdict:
     if facts.capture_problem is not None:
         text = f"{held} The change is not in the change log: {brief(facts.capture_problem)}."
         return _wrong(cache, text, _INSTALL, _reconcile(facts, cache, deep=True))
+    if facts.is_repartitioned:
+        text = f"{held} Partitions of its table were attached or detached, which"
+        if facts.relays == 0:
+            text += " the relay follows: it is not running."
+            return _wrong(cache, text, _START_RELAY)
+        return Verdict("on its way", f"{text} the relay is about to follow.")
     text = (
         f"{held} The change is not in the change log: it was made while the triggers were off, or its line "
         "has been removed since, which happens after days."
@@ -307,7 +317,7 @@ def _unpublished(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeRe
         return Verdict("on its way", text)
     if facts.relays == 0:
         text = f"{held} {made} is not published: the relay is not running."
-        return _wrong(cache, text, "Start the DAG outbox_relay, or run `cachesync relay`.")
+        return _wrong(cache, text, _START_RELAY)
     if facts.kafka_problem is not None:
         text = f"{held} {made} is not published: Kafka does not respond ({sentence(facts.kafka_problem)})."
         return _wrong(cache, text, "Bring Kafka back; everything then goes on by itself.")

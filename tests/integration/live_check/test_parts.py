@@ -46,7 +46,7 @@ async def store(worker_dsn: str, entities: dict[str, Entity]) -> AsyncIterator[S
 @pytest.fixture
 def client(redis_sa: Redis) -> Iterator[Client]:
     with blocking_client(redis_sa.url, 5) as made:
-        yield made  # type: ignore[misc] # of one Redis
+        yield made
 
 
 @pytest.fixture

@@ -343,7 +343,7 @@ async def test_the_commands_print_words_and_json(system: System) -> None:
         shown = await run("show", "grade", *spelling, status=0)
         assert "grade 7/Art~1Music, version" in shown.stdout
 
-    assert "no part of a key is null" in (await run("show", "grade", '[7, null]', status=1)).output
+    assert "no part of a key is null" in (await run("show", "grade", "[7, null]", status=1)).output
     assert "did you mean 'student'?" in (await run("show", "studnt", "7", status=1)).output
     assert "KEY" in (await run("show", "student", status=2)).output
     assert "is not a valid value of type bigint" in (await run("show", "student", "x", status=1)).output

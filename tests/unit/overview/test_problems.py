@@ -142,7 +142,10 @@ CASES = {
     "stale": (
         {"caches": (cache(stale=StaleSlots(slots=3, entity="student", key="7")),)},
         "critical",
-        "sb holds other content than the database, or a higher version, in 3 slots, such as that of student 7.",
+        (
+            "sb holds other content than the database, or a higher version, in 3 slots, such as that of "
+            "student 7."
+        ),
     ),
     "late": (
         {"caches": (cache(recent=LATE),)},

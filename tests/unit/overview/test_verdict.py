@@ -185,6 +185,20 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         "made while the triggers were off, or its line has been removed",
         "reconcile --deep",
     ),
+    "partitions changed, relay not running": (
+        replace(FACTS, changes=(), is_repartitioned=True, relays=0),
+        CACHE,
+        "wrong",
+        "Partitions of its table were attached or detached, which the relay follows: it is not running.",
+        "Start the DAG outbox_relay",
+    ),
+    "partitions changed": (
+        replace(FACTS, changes=(), is_repartitioned=True),
+        CACHE,
+        "on its way",
+        "Partitions of its table were attached or detached, which the relay is about to follow.",
+        "",
+    ),
     "the service publishes": (
         replace(FACTS, changes=(change(0.5, source="sa", due_at=NOW + timedelta(seconds=1.5)),)),
         CACHE,
