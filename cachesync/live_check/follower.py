@@ -137,7 +137,9 @@ class Follower:
             change = Change(one.entity, one.key, one.version)
             followed = self.judge.follow(change, now - one.age, is_counted=False)
             followed.next_at = now
-            followed.violation = one.id
+            if one.id is not None:
+                # The oldest change can be a violation, and is then among both.
+                followed.violation = one.id
         self._changed.set()
 
     async def run(self) -> None:
