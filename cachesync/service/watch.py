@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -46,7 +45,8 @@ class Watch:
         self._lock = asyncio.Lock()
         self._compared_at = float("-inf")
         self._due_at = float("inf")
-        self._task: asyncio.Task[NoReturn] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def start(self) -> None:
         """Compare once, then from time to time until `close` is called, or in `look_if_due`."""
@@ -60,10 +60,10 @@ class Watch:
 
     async def close(self) -> None:
         """Stop comparing."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def look(self, max_age: float = 0.0) -> None:
         """Compare now, unless a comparison has begun since the call.
@@ -103,8 +103,9 @@ class Watch:
     def _varied_pause(self) -> float:
         return self._pause * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
 
-    async def _keep_looking(self) -> NoReturn:
-        while True:
+    async def _keep_looking(self) -> None:
+        # If the database does not respond, a pool can raise its own error instead of the cancellation.
+        while not self._is_closed:
             await asyncio.sleep(self._varied_pause())
             await self.look()
 

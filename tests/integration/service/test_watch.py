@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cachesync.postgres.registry import Registration
     from cachesync.service.cache import EntityCache
     from cachesync.service.settings import ServiceSettings
+    from local.postgres import Postgres
     from local.redis import Redis
 
     OpenService = Callable[..., AbstractAsyncContextManager[Service]]
@@ -225,6 +226,27 @@ async def test_look_at_the_catalog_does_not_wait_for_a_table_that_is_locked(
             await unaware.look(0)
     assert ["lock timeout" in log["error"] for log in logs] == [True]
     assert unaware.problem is None
+
+
+async def test_closing_ends_even_if_a_look_at_the_catalog_waits_for_a_frozen_database(
+    postgres: Postgres, open_service: OpenService, declared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = asyncio.Event()
+
+    async def freeze(connection: Connection, **options: bool) -> dict[str, Registration]:
+        postgres.freeze()
+        looking.set()
+        return await read_registry(connection, **options)
+
+    try:
+        async with (
+            asyncio.timeout(30),
+            open_service("sa", cachesync_entities=declared, schema_check_ms=SOON),
+        ):
+            monkeypatch.setattr(watch, "read_registry", freeze)
+            await looking.wait()
+    finally:
+        postgres.thaw()
 
 
 async def test_restarted_service_serves_reads_while_triggers_are_off(
