@@ -1,4 +1,4 @@
-"""What an operator should know, in words, the worst first."""
+"""What an operator should know, in words: the worst first, and causes before what follows from them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def problems_of(status: Status) -> tuple[Problem, ...]:
     """Return what is wrong according to an overview."""
     found = [
         *_servers(status),
-        *(problem for cache in status.caches for problem in _of_cache(cache)),
         *_captures(status),
         *_publishing(status),
+        *(problem for cache in status.caches for problem in _of_cache(cache)),
+        *(problem for cache in status.caches for problem in _behind(cache)),
         *_letters(status),
         *_reconciliations(status),
         *_live_check(status),
@@ -88,7 +89,6 @@ def _of_cache(cache: CacheStatus) -> Iterator[Problem]:
             text=f"Nobody consumes {cache.unconsumed[0]}{more} for {service}.",
             action=f"A missing topic is made by `cachesync create-topics`. Otherwise: {start}",
         )
-    yield from _behind(cache)
 
 
 def _behind(cache: CacheStatus) -> Iterator[Problem]:
@@ -123,7 +123,7 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             service=service,
             text=f"In the last two minutes, {late:,} of {followed} reached {service} after more than 5 s or "
             "never.",
-            action="See the history, and the table cachesync.violation.",
+            action="The table cachesync.violation has their keys, and what was seen.",
         )
 
 

@@ -233,3 +233,9 @@ def test_nothing_is_said_while_nothing_is_wrong() -> None:
 def test_critical_problems_come_first() -> None:
     found = problems_of(status(**backlog(3, 42, 0), live_check_at=None, letters=letters(parked=True)))
     assert [problem.severity for problem in found] == ["critical", "warning", "warning"]
+
+
+def test_causes_come_before_what_follows_from_them() -> None:
+    late = cache(oldest_unseen=unseen("student", 42))
+    found = problems_of(status(caches=(late,), **backlog(3, 42, 0)))
+    assert [problem.text.partition(":")[0] for problem in found] == ["The relay is not running", "sb is behind"]
