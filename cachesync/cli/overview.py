@@ -354,7 +354,7 @@ def _print_report(report: KeyReport) -> None:
         title="seen wrong",
     )
     for part, reason in report.unavailable.items():
-        output.print(f"{part} is unavailable: {printable(reason)}", style="yellow", soft_wrap=True)
+        output.print(f"not known: {part}: {printable(reason)}", style="yellow", soft_wrap=True)
 
 
 def _shortened(payload: str | None) -> str | None:

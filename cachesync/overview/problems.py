@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.entity import CANARY
 from cachesync.overview.models import Problem
-from cachesync.overview.words import ago, counted, duration, sentence, show_command, waiting
+from cachesync.overview.words import ago, cause, counted, duration, sentence, show_command, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _servers(status: Status) -> Iterator[Problem]:
     for part, reason in status.unavailable.items():
         if part in remedies:
             name = {"database": "PostgreSQL", "kafka": "Kafka"}[part]
-            text = f"{name} does not respond: {sentence(reason)}."
+            text = f"{name} does not respond: {cause(reason)}."
             yield Problem(severity="critical", text=text, action=remedies[part])
         elif not part.startswith("redis "):
             yield Problem(severity="warning", text=f"{part}: {sentence(reason)}.", action="See what it says.")
@@ -58,7 +58,7 @@ def _servers(status: Status) -> Iterator[Problem]:
 
 def _of_cache(cache: CacheStatus) -> Iterator[Problem]:
     service = cache.service
-    said = sentence(cache.redis_problem or "")
+    said = cause(cache.redis_problem or "")
     if cache.redis == "unavailable":
         yield Problem(
             severity="critical",

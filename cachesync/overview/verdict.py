@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync.overview.words import ago, brief, counted, duration, sentence, waiting
+from cachesync.overview.words import ago, brief, cause, counted, duration, sentence, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ class CacheFacts:
     @property
     def reason(self) -> str:
         """What its Redis says, to be quoted in a sentence."""
-        return sentence(self.redis_problem or "no reason")
+        return cause(self.redis_problem or "no reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ def _missed(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeReport)
         )
         return _wrong(cache, text, _refusing(cache))
     if cache.consumption is None:
-        reason = sentence(facts.kafka_problem or "no response")
+        reason = cause(facts.kafka_problem or "no response")
         text = f"{held} {made}, but Kafka does not respond ({reason}): the stream waits for it."
         return _wrong(cache, text, "Bring Kafka back; everything then goes on by itself.")
     return _published(facts, cache, cache.consumption, f"{held} {made}", change)
@@ -319,7 +319,7 @@ def _unpublished(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeRe
         text = f"{held} {made} is not published: the relay is not running."
         return _wrong(cache, text, _START_RELAY)
     if facts.kafka_problem is not None:
-        text = f"{held} {made} is not published: Kafka does not respond ({sentence(facts.kafka_problem)})."
+        text = f"{held} {made} is not published: Kafka does not respond ({cause(facts.kafka_problem)})."
         return _wrong(cache, text, "Bring Kafka back; everything then goes on by itself.")
     if waiting < _PATIENCE_SECONDS:
         return Verdict("on its way", f"{held} {made} is about to be published by the relay.")

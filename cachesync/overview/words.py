@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+# With what the errors of a server begin.
+_SERVER: Final = re.compile(r"^(?:Kafka|the Redis of \S+ is unavailable): ")
 _UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -53,3 +56,12 @@ def brief(problems: str) -> str:
 def sentence(text: str) -> str:
     """Return a text that another program or server wrote as the end of a sentence."""
     return text.strip().rstrip(".")
+
+
+def cause(error: str) -> str:
+    """Return why a server does not respond as the end of a sentence that names the server.
+
+    Args:
+        error: the text of the error.
+    """
+    return sentence(_SERVER.sub("", error))

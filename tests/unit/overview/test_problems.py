@@ -108,9 +108,13 @@ CASES = {
         "critical",
         "PostgreSQL does not respond: no route.",
     ),
-    "kafka": ({"unavailable": {"kafka": "no brokers"}}, "critical", "Kafka does not respond: no brokers."),
+    "kafka": (
+        {"unavailable": {"kafka": "Kafka: no brokers"}},
+        "critical",
+        "Kafka does not respond: no brokers.",
+    ),
     "redis away": (
-        {"caches": (cache(redis="unavailable", redis_problem="refused"),)},
+        {"caches": (cache(redis="unavailable", redis_problem="the Redis of sb is unavailable: refused"),)},
         "critical",
         "The Redis of sb does not respond: refused.",
     ),
@@ -238,4 +242,5 @@ def test_critical_problems_come_first() -> None:
 def test_causes_come_before_what_follows_from_them() -> None:
     late = cache(oldest_unseen=unseen("student", 42))
     found = problems_of(status(caches=(late,), **backlog(3, 42, 0)))
-    assert [problem.text.partition(":")[0] for problem in found] == ["The relay is not running", "sb is behind"]
+    begins = [problem.text.partition(":")[0] for problem in found]
+    assert begins == ["The relay is not running", "sb is behind"]

@@ -217,7 +217,7 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         replace(UNPUBLISHED, kafka_problem="Kafka: timed out"),
         replace(CACHE, consumption=None),
         "wrong",
-        "is not published: Kafka does not respond (Kafka: timed out)",
+        "is not published: Kafka does not respond (timed out)",
         "Bring Kafka back",
     ),
     "relay is at it": (
@@ -252,7 +252,7 @@ CASES: dict[str, tuple[KeyFacts, CacheFacts, Assessment, str, str]] = {
         replace(FACTS, kafka_problem="Kafka: timed out"),
         replace(CACHE, consumption=None),
         "wrong",
-        "but Kafka does not respond (Kafka: timed out): the stream waits",
+        "but Kafka does not respond (timed out): the stream waits",
         "Bring Kafka back",
     ),
     "nobody consumes": (
