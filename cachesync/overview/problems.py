@@ -103,7 +103,7 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             entity=unseen.entity,
             text=f"{service} is behind: it has yet to follow {what} that was committed "
             f"{duration(unseen.age_s)} ago.",
-            action=f"Run {show_command(unseen.entity, unseen.key)}, which says why.",
+            action=f"Look the key up: {show_command(unseen.entity, unseen.key)} says why.",
         )
     if cache.stale is not None:
         yield Problem(
@@ -113,7 +113,7 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             text=f"{service} holds other content than the database, or a higher version, in "
             f"{counted(cache.stale.slots, 'slot')}, such as that of "
             f"{cache.stale.entity} {cache.stale.key}.",
-            action=f"Run {show_command(cache.stale.entity, cache.stale.key)}, which says why.",
+            action=f"Look the key up: {show_command(cache.stale.entity, cache.stale.key)} says why.",
         )
     late = cache.recent.judged[_FIVE_SECONDS] - cache.recent.seen[_FIVE_SECONDS]
     if late:
