@@ -277,6 +277,7 @@ class Problem(_Model):
     Attributes:
         severity: `critical` if a cache is or will be wrong or out of use; `warning` otherwise.
         service, entity: what it concerns; None if it concerns all.
+        key: a key that is wrong, of which `show` says why; None if there is none.
         text: what is wrong, since when.
         action: what to do.
     """
@@ -284,6 +285,7 @@ class Problem(_Model):
     severity: Severity
     service: str | None = None
     entity: str | None = None
+    key: str | None = None
     text: str
     action: str
 

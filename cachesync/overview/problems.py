@@ -101,6 +101,7 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             severity=_severity(unseen.age_s),
             service=service,
             entity=unseen.entity,
+            key=unseen.key,
             text=f"{service} is behind: it has yet to follow {what} that was committed "
             f"{duration(unseen.age_s)} ago.",
             action=f"Look the key up: {show_command(unseen.entity, unseen.key)} says why.",
@@ -110,6 +111,7 @@ def _behind(cache: CacheStatus) -> Iterator[Problem]:
             severity="critical",
             service=service,
             entity=cache.stale.entity,
+            key=cache.stale.key,
             text=f"{service} holds other content than the database, or a higher version, in "
             f"{counted(cache.stale.slots, 'slot')}, such as that of "
             f"{cache.stale.entity} {cache.stale.key}.",

@@ -227,7 +227,7 @@ def test_each_problem_is_named(fields: dict[str, Any], severity: str, text: str)
 def test_command_can_be_pasted_whatever_the_key() -> None:
     stale = StaleSlots(slots=1, entity="student", key="-a $(b)`")
     (problem,) = problems_of(status(caches=(cache(stale=stale),)))
-    assert problem.action == "Run `cachesync show student -- '-a $(b)`'`, which says why."
+    assert problem.action == "Look the key up: `cachesync show student -- '-a $(b)`'` says why."
 
 
 def test_nothing_is_said_while_nothing_is_wrong() -> None:
