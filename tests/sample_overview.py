@@ -60,7 +60,7 @@ class SampleOverview:
         self._healthy = healthy
         self.asked = 0
 
-    async def status(self) -> Status:
+    async def status(self, *, day: bool = True) -> Status:
         """Return the overview of all caches."""
         self.asked += 1
         now = datetime.now(UTC)
@@ -68,7 +68,7 @@ class SampleOverview:
             taken_at=now,
             live_check_at=now - timedelta(seconds=1),
             problems=() if self._healthy else self._problems(),
-            caches=tuple(self._cache(service) for service in SERVICES),
+            caches=tuple(self._cache(service, day=day) for service in SERVICES),
             backlog=BacklogStatus(changes=0, age_s=0, entity=None, relays=1)
             if self._healthy
             else BacklogStatus(changes=128, age_s=42.5, entity="student", relays=0),
@@ -210,9 +210,9 @@ class SampleOverview:
             ),
         )
 
-    def _cache(self, service: str) -> CacheStatus:
+    def _cache(self, service: str, *, day: bool) -> CacheStatus:
         late = service == "sb" and not self._healthy
-        entities = tuple(self._entity(service, name, n) for n, name in enumerate(self._entities))
+        entities = tuple(self._entity(service, name, n, day=day) for n, name in enumerate(self._entities))
         return CacheStatus(
             service=service,
             redis="ok",
@@ -234,16 +234,16 @@ class SampleOverview:
             else None,
             recent=self._consistency(600, 0, service),
             hour=self._consistency(18_000, 14 if late else 0, service),
-            day=self._consistency(432_000, 61 if late else 2, service),
+            day=self._consistency(432_000, 61 if late else 2, service) if day else None,
             entities=entities,
         )
 
-    def _entity(self, service: str, name: str, n: int) -> EntityStatus:
+    def _entity(self, service: str, name: str, n: int, *, day: bool) -> EntityStatus:
         late = service == "sb" and not self._healthy and n == 0
         return EntityStatus(
             entity=name,
             hour=self._consistency(3000 if n % 7 else 0, 14 if late else 0, service),
-            day=self._consistency(72_000 // (n + 1), 61 if late else 0, service),
+            day=self._consistency(72_000 // (n + 1), 61 if late else 0, service) if day else None,
             entries=31_000 // (n + 1),
             consumer_lag=31 if late else 0,
             open_letters=2 if late else 0,

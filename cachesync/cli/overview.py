@@ -242,7 +242,7 @@ def _entity_rows(taken: Status) -> list[dict[str, Any]]:
             "entity": one.entity,
             "lag p50": _seconds(one.hour.lag_p50_s),
             "lag p99": _seconds(one.hour.lag_p99_s),
-            "nines": _nines(one.day),
+            "nines": None if one.day is None else _nines(one.day),
             "hits": None if one.hour.hit_rate is None else f"{one.hour.hit_rate:.1%}",
             "entries": _number(one.entries),
             "waiting": _number(one.consumer_lag),

@@ -41,8 +41,8 @@ _VIOLATIONS: Final = 5
 _SEARCHED_LINES: Final = 100_000
 _LAGS: Final = ", ".join(f"sum(c.lags[{number}])" for number in range(1, len(LAG_BOUNDS) + 1))
 
-Sums: TypeAlias = "Mapping[tuple[str, str], Sum]"
-"""What the live check has seen in a period, by service and entity."""
+Sums: TypeAlias = "Mapping[str, Mapping[str, Sum]]"
+"""What the live check has seen in a period, by service and by entity."""
 
 
 class Sum(NamedTuple):
@@ -144,10 +144,10 @@ async def capture(connection: asyncpg.Connection, entities: Mapping[str, Entity]
 async def sums(connection: asyncpg.Connection, period: timedelta) -> Sums:
     """Return what the live check has seen in the last period."""
     query = statement("overview/consistency", lags=f"ARRAY[{_LAGS}]::bigint []")
-    return {
-        (record["service"], record["entity"]): Sum(*list(record.values())[2:])
-        for record in await connection.fetch(query, period)
-    }
+    added: dict[str, dict[str, Sum]] = {}
+    for service, entity, *numbers in await connection.fetch(query, period):
+        added.setdefault(service, {})[entity] = Sum(*numbers)
+    return added
 
 
 def consistency_of(added: Sums, service: str, entity: str | None = None) -> Consistency:
@@ -158,7 +158,8 @@ def consistency_of(added: Sums, service: str, entity: str | None = None) -> Cons
         service: the cache.
         entity: the entity; None for all of them, with that of the live check.
     """
-    mine = [one for (of, name), one in added.items() if of == service and entity in {None, name}]
+    entities = added.get(service, {})
+    mine = [*entities.values()] if entity is None else [entities[entity]] if entity in entities else []
     if not mine:
         return Consistency()
     lags = _added(one.lags for one in mine)

@@ -84,7 +84,8 @@ class EntityStatus(_Model):
 
     Attributes:
         entity: its name.
-        hour, day: what the live check has seen in the last hour and in the last day.
+        hour, day: what the live check has seen in the last hour and in the last day; the day is None if it
+            was not asked for.
         entries: the number of its slots that the last full reconciliation has examined.
         consumer_lag: the messages of its topic that the cache's consumers have yet to apply.
         open_letters, parked_letters: its dead letters that are still retried, and those that are not.
@@ -93,7 +94,7 @@ class EntityStatus(_Model):
 
     entity: str
     hour: Consistency
-    day: Consistency
+    day: Consistency | None = None
     entries: int | None = None
     consumer_lag: int | None = None
     open_letters: int | None = None
@@ -158,7 +159,8 @@ class CacheStatus(_Model):
         oldest_unseen: the oldest change that it has yet to be at or past, as the live check sees it; None if
             there is none.
         stale: the slots with other content than their rows; None if the live check knows of none.
-        recent, hour, day: what the live check has seen of all entities, recently being the last two minutes.
+        recent, hour, day: what the live check has seen of all entities, recently being the last two minutes;
+            the day is None if it was not asked for.
         entities: each entity.
     """
 
@@ -175,7 +177,7 @@ class CacheStatus(_Model):
     stale: StaleSlots | None = None
     recent: Consistency
     hour: Consistency
-    day: Consistency
+    day: Consistency | None = None
     entities: tuple[EntityStatus, ...]
 
 

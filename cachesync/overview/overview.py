@@ -7,9 +7,8 @@ import json
 import time
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
 from zlib import crc32
 
@@ -120,26 +119,33 @@ class Overview:
         self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
         self._day: _Kept[database.Sums] = _Kept(_DAY_SECONDS)
-        self._capture: _Kept[database.Capture] = _Kept(_CAPTURE_SECONDS)
+        self._captures: _Kept[database.Capture] = _Kept(_CAPTURE_SECONDS)
 
     def close(self) -> None:
         """Close the Kafka clients."""
         self._letters.close()
         self._consumer_groups.close()
 
-    async def status(self) -> Status:
-        """Return the overview of all caches. Servers that do not respond are in its `unavailable`."""
+    async def status(self, *, day: bool = True) -> Status:
+        """Return the overview of all caches. Servers that do not respond are in its `unavailable`.
+
+        Args:
+            day: whether to add up the last day, which takes longer than all else.
+        """
         unavailable: dict[str, str] = {}
         async with AsyncExitStack() as stack:
-            opened, states, groups = await asyncio.gather(
+            opened, states, groups, capture = await asyncio.gather(
                 _or_none(stack.enter_async_context(self._connection()), "database", unavailable),
                 self._states(unavailable),
                 _or_none(self._consumption(), "kafka", unavailable),
+                _or_none(self._captures.get(self._capture), "capture", unavailable),
             )
             seen = letters = None
-            if opened is not None:
-                seen = await _part(unavailable, "database", self._seen(opened, unavailable))
-            seen = seen or _Seen()
+            if opened is None:
+                unavailable.pop("capture", None)
+            else:
+                seen = await _part(unavailable, "database", self._seen(opened, unavailable, day=day))
+            seen = replace(seen or _Seen(), capture=capture or database.NOT_COMPARED)
             if opened is not None and groups is not None:
                 letters = await _part(unavailable, "letters", self._letters.refresh(opened))
         if letters is not None and not self._letters.complete:
@@ -270,14 +276,34 @@ class Overview:
         async with self._consumption_lock:
             return await asyncio.to_thread(self._consumer_groups.describe, list(self._topics), _SECONDS)
 
-    async def _seen(self, connection: asyncpg.Connection, unavailable: dict[str, str]) -> _Seen:
-        """Read what the database says; the parts that an earlier version has not installed are missing."""
-        part = partial(_part, unavailable)
+    async def _capture(self) -> database.Capture:
+        # With a connection of its own, so that nothing else waits for it.
+        async with self._connection() as connection:
+            return await database.capture(connection, self._entities)
+
+    async def _seen(self, connection: asyncpg.Connection, unavailable: dict[str, str], *, day: bool) -> _Seen:
+        """Read what the database says.
+
+        Missing are the parts that an earlier version has not installed, and those whose tables somebody has
+        locked. All of them together take not much longer than one.
+        """
+        ends = asyncio.get_running_loop().time() + _SECONDS
+
+        async def part(name: str, work: Awaitable[_T]) -> _T | None:
+            async def in_time() -> _T:
+                # When others have waited for locks until the end, there may still be an answer to this one.
+                async with asyncio.timeout_at(max(ends, asyncio.get_running_loop().time() + _SECONDS / 6)):
+                    return await work
+
+            return await _part(unavailable, name, in_time())
+
         now, relays = await database.time_and_relays(connection)
         looks = await part("live check", database.last_looks(connection))
         recent = await part("live check", database.sums(connection, _RECENT))
         hour = await part("live check", database.sums(connection, _HOUR))
-        day = await part("live check", self._day.get(lambda: database.sums(connection, _DAY)))
+        whole_day = None
+        if day:
+            whole_day = await part("live check", self._day.get(lambda: database.sums(connection, _DAY))) or {}
         runs = await part("reconciliations", database.reconciliations(connection))
         return _Seen(
             now=now,
@@ -285,13 +311,9 @@ class Overview:
             looks=looks or {},
             recent=recent or {},
             hour=hour or {},
-            day=day or {},
+            day=whole_day,
             runs=None if runs is None else runs[0],
             entries={} if runs is None else runs[1],
-            capture=await part(
-                "capture", self._capture.get(lambda: database.capture(connection, self._entities))
-            )
-            or database.NOT_COMPARED,
         )
 
     def _cache(
@@ -322,12 +344,12 @@ class Overview:
             stale=None if look is None else look.stale,
             recent=database.consistency_of(seen.recent, service),
             hour=database.consistency_of(seen.hour, service),
-            day=database.consistency_of(seen.day, service),
+            day=None if seen.day is None else database.consistency_of(seen.day, service),
             entities=tuple(
                 EntityStatus(
                     entity=name,
                     hour=database.consistency_of(seen.hour, service, name),
-                    day=database.consistency_of(seen.day, service, name),
+                    day=None if seen.day is None else database.consistency_of(seen.day, service, name),
                     entries=seen.entries.get((service, name)),
                     consumer_lag=None if lag is None else lag[name],
                     open_letters=None if counted is None else counted[name, False],
@@ -444,7 +466,7 @@ class _Seen:
         now: its time; None if it does not respond.
         backlog: the changes that are not published.
         looks: the last look of the live check at each cache.
-        recent, hour, day: what it has seen.
+        recent, hour, day: what it has seen; the day is None if it was not asked for.
         runs: the last runs of the reconciliation.
         entries: the slots that it has examined, by service and entity.
         capture: what the catalog says of the entities.
@@ -455,7 +477,7 @@ class _Seen:
     looks: Mapping[str, database.LastLook] = field(default_factory=dict)
     recent: database.Sums = field(default_factory=dict)
     hour: database.Sums = field(default_factory=dict)
-    day: database.Sums = field(default_factory=dict)
+    day: database.Sums | None = None
     runs: tuple[Reconciliation, ...] | None = None
     entries: Mapping[tuple[str, str], int] = field(default_factory=dict)
     capture: database.Capture = database.NOT_COMPARED

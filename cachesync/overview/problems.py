@@ -23,6 +23,14 @@ _RETRY_SECONDS: Final = 180.0
 """For how long a letter can be due although the retry runs, every minute."""
 _RECONCILE_SECONDS: Final = 2 * 86_400.0
 """After how long without a run a daily reconciliation does not take place."""
+_UNKNOWN: Final = {
+    "capture": "Whether all changes are captured is not known",
+    "live check": "What the live check has seen is not known",
+    "backlog": "Which changes wait for the relay is not known",
+    "letters": "Which dead letters are open is not known",
+    "reconciliations": "What the last reconciliations found is not known",
+    "more letters": "There are too many dead letters",
+}
 # Of `HORIZONS`.
 _FIVE_SECONDS: Final = 2
 
@@ -53,7 +61,12 @@ def _servers(status: Status) -> Iterator[Problem]:
             text = f"{name} does not respond: {cause(reason)}."
             yield Problem(severity="critical", text=text, action=remedies[part])
         elif not part.startswith("redis "):
-            yield Problem(severity="warning", text=f"{part}: {sentence(reason)}.", action="See what it says.")
+            yield Problem(
+                severity="warning",
+                text=f"{_UNKNOWN[part]}: {sentence(reason)}.",
+                action="Mend the cause. If PostgreSQL does not respond in time, look for locks that are held "
+                "for long.",
+            )
 
 
 def _of_cache(cache: CacheStatus) -> Iterator[Problem]:

@@ -44,7 +44,7 @@ class TooManyQuestionsError(CacheSyncError):
 class Overview(Protocol):
     """What the page asks: `cachesync.overview.overview.Overview`."""
 
-    async def status(self) -> Status:
+    async def status(self, *, day: bool) -> Status:
         """Return the overview of all caches."""
 
     async def history(
@@ -96,13 +96,13 @@ class Reader:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._questions = 0
 
-    async def status(self) -> Snapshot:
+    async def status(self, period: Period) -> Snapshot:
         """Return the overview of all caches, at most a second older than its own measurement."""
 
         async def ask() -> Snapshot:
-            return Snapshot.of(await self._current().status())
+            return Snapshot.of(await self._current().status(day=period == "day"))
 
-        return await self._shared(("status",), _STATUS_SECONDS, ask)
+        return await self._shared(("status", period), _STATUS_SECONDS, ask)
 
     async def history(self, period: Period, service: str | None, entity: str | None) -> tuple[Point, ...]:
         """Return what the live check has seen."""

@@ -257,6 +257,28 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
     assert status.caches[0].consumers == ()
 
 
+async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachesync.overview.overview._SECONDS", 0.9)
+    async with system.overview() as overview:
+        connection = await asyncpg.connect(system.dsn)
+        async with connection.transaction():
+            await connection.execute(
+                "LOCK cachesync.change_log, cachesync.consistency, cachesync.cache_state"
+            )
+            # Of five statements, each waits for a lock.
+            async with asyncio.timeout(4 * 0.9):
+                status = await overview.status()
+        await connection.close()
+        assert status.unavailable.keys() == {"live check", "backlog"}
+        assert "Which changes wait for the relay is not known" in " ".join(
+            one.text for one in status.problems
+        )
+        assert status.reconciliations is not None
+        assert (await overview.status(day=False)).unavailable == {}
+
+
 async def test_cache_in_a_cluster_is_looked_at_on_every_primary(
     system: System, redis_cluster: RedisCluster
 ) -> None:

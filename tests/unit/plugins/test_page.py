@@ -145,9 +145,9 @@ async def test_server_that_does_not_respond_holds_nothing_else_up(
     released = threading.Event()
 
     class Hanging(SampleOverview):
-        async def status(self) -> Status:
+        async def status(self, *, day: bool = True) -> Status:
             assert await asyncio.to_thread(released.wait, 60)
-            return await super().status()
+            return await super().status(day=day)
 
         async def show(self, entity: str, key: str) -> Any:
             # Blocks the thread that asks.

@@ -247,8 +247,11 @@ async function poll() {
   clearTimeout(polling);
   if (document.hidden) return showLive();
   polling = "asking";
+  const { period, view } = state;
+  // The charts of the caches are asked for at the same time.
+  if (view === "overview") void refreshHistory([JSON.stringify([period])]);
   try {
-    const response = await ask("cachesync/api/status", {
+    const response = await ask(`cachesync/api/status${period === "day" ? "?period=day" : ""}`, {
       // The first one was begun by the page itself, before the scripts were there.
       ...(state.etag ? { cache: "no-store", headers: { "If-None-Match": state.etag } } : {}),
     });
@@ -263,11 +266,10 @@ async function poll() {
   }
   render();
   if (!state.may && state.status) void askWhatIsAllowed();
-  if (!performance.getEntriesByName("shown").length && state.status) performance.mark("shown");
   void refreshReport();
   void refreshHistory();
   void refreshLags();
-  polling = setTimeout(poll, POLL_MS);
+  polling = setTimeout(poll, period === state.period ? POLL_MS : 0);
 }
 
 async function askWhatIsAllowed() {
@@ -297,7 +299,7 @@ async function refreshReport(force = false) {
 // ---------------------------------------------------------------------------------------------- charts
 
 const charts = new Map(); // by element
-const histories = new Map(); // by "period service entity"
+const histories = new Map(); // by question: [period], or [period, service, entity]
 
 /** Returns an element in which a chart of the lag will be drawn. */
 function lagChart(service, entity = null) {
@@ -311,25 +313,29 @@ function lagChart(service, entity = null) {
   );
 }
 
-async function refreshHistory() {
+/** The question whose answer has the points of a chart: that of the caches is one for all of them. */
+function questionOf(node) {
+  const [period, service, entity] = JSON.parse(node.dataset.history);
+  return JSON.stringify(entity ? [period, service, entity] : [period]);
+}
+
+async function refreshHistory(more = []) {
   for (const [node, chart] of charts) if (!node.isConnected) chart.destroy();
-  const shown = [...document.querySelectorAll("[data-history]")];
-  const wanted = shown.map((node) => node.dataset.history);
+  const plots = () => [...document.querySelectorAll("[data-history]")];
   await Promise.all(
-    [...new Set(wanted)].map(async (key) => {
-      const known = histories.get(key);
-      if (known && Date.now() - known.at < HISTORY_MS) return;
-      const [period, service, entity] = JSON.parse(key);
-      histories.set(key, { at: Date.now(), points: known?.points ?? null });
-      const question = new URLSearchParams({ period, service, ...(entity ? { entity } : {}) });
-      try {
-        histories.set(key, { at: Date.now(), points: await answer(`cachesync/api/history?${question}`) });
-      } catch (failure) {
-        histories.set(key, { at: Date.now(), points: null, reason: failure.message });
-      }
+    [...new Set([...more, ...plots().map(questionOf)])].map(async (question) => {
+      const known = histories.get(question);
+      if (known && Date.now() - known.at < HISTORY_MS) return known.asked;
+      const [period, service, entity] = JSON.parse(question);
+      const parts = new URLSearchParams({ period, ...(entity ? { service, entity } : {}) });
+      const asked = answer(`cachesync/api/history?${parts}`).then((points) => ({ points }), ({ message: reason }) => ({ points: null, reason }));
+      histories.set(question, { at: Date.now(), points: known?.points ?? null, asked });
+      histories.set(question, { at: Date.now(), ...(await asked) });
+      return null;
     }),
   );
-  for (const node of shown) drawChart(node);
+  for (const node of plots()) drawChart(node);
+  if (state.status && !performance.getEntriesByName("shown").length && plots().every((node) => node.firstChild)) performance.mark("shown");
 }
 
 /** The lag of each entity in each cache over the last hour, for the lines in the table. */
@@ -357,7 +363,7 @@ function sparkline(lags) {
 }
 
 function drawChart(node) {
-  const known = histories.get(node.dataset.history);
+  const known = histories.get(questionOf(node));
   if (!known || !window.uPlot || !node.isConnected) return;
   const chart = charts.get(node);
   if (!known.points) {
@@ -430,9 +436,10 @@ class LagChart {
 
   /** The whole period, with nothing where the live check saw nothing. */
   grid() {
-    const [step, steps] = JSON.parse(this.node.dataset.history)[0] === "day" ? [900000, 96] : [60000, 60];
+    const [period, service] = JSON.parse(this.node.dataset.history);
+    const [step, steps] = period === "day" ? [900000, 96] : [60000, 60];
     const end = Math.floor(now() / step) * step;
-    const known = new Map(this.known.points.map((point) => [Math.floor(Date.parse(point.at) / step) * step, point]));
+    const known = new Map(this.known.points.filter((point) => point.service === service).map((point) => [Math.floor(Date.parse(point.at) / step) * step, point]));
     return Array.from({ length: steps + 1 }, (_, n) => end - (steps - n) * step).map((at) => ({ ...known.get(at), at }));
   }
 
@@ -498,8 +505,8 @@ function showEntities() {
 }
 
 function showProblems() {
-  const { problems, caches } = state.status;
-  const items = problems.slice(0, MAX_PROBLEMS).map(({ severity, service, entity, text, action }) =>
+  const { problems } = state.status;
+  const items = problems.slice(0, MAX_PROBLEMS).map(({ severity, service, entity, key, text, action }) =>
     h(
       "li",
       { class: `problem ${severity}` },
@@ -512,7 +519,7 @@ function showProblems() {
         service && " ",
         h("strong", {}, text),
       ),
-      h("div", { class: "muted" }, prose(action), lookUpButton(caches, service, entity)),
+      h("div", { class: "muted" }, prose(action), lookUpButton(entity, key)),
     ),
   );
   const more = problems.length - items.length;
@@ -526,15 +533,12 @@ function showView() {
   show($("view"), h("div", { "data-key": state.view }, views[state.view](state.status)));
 }
 
-/** The oldest change that a cache has yet to follow can be looked up where it is told. */
-function lookUpButton(caches, service, entity) {
-  const oldest = caches.find((cache) => cache.service === service)?.oldest_unseen;
-  if (!oldest || oldest.entity !== entity) return null;
-  return [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": oldest.key }, `Look up ${entity} ${keyText(oldest.key)}`)];
-}
+/** Looks up the key that a problem names. */
+const lookUpButton = (entity, key) =>
+  key != null && [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": key }, `Look up ${entity} ${keyText(key)}`)];
 
-/** What is between backticks is code. */
-const prose = (text) => text.split("`").map((part, n) => (n % 2 ? h("code", { class: "mono" }, part) : part));
+/** What is between backticks is code, and the name of a DAG leads to it. */
+const prose = (text) => text.split("`").map((part, n) => (n % 2 ? h("code", { class: "mono" }, part) : part.split(/(?<=\bDAG )(\w+)/).map((name, m) => (m % 2 ? h("a", { href: dagPage(name), target: "_parent" }, name) : name))));
 
 const fact = (name, value, note, kind = "") =>
   h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: kind }, value), note && h("small", {}, note)));
@@ -548,6 +552,11 @@ const periods = () =>
     ),
   );
 
+/** The last day is only in an answer to the question for it. */
+const isKnown = (caches) => caches.every((cache) => cache[state.period]);
+
+const adding = () => h("p", { class: "empty" }, "Adding up the last day…");
+
 const reconcileButton = () =>
   state.may?.reconcile && h("button", { class: "primary", "data-do": "reconcile" }, "Reconcile…");
 
@@ -555,11 +564,13 @@ const badge = (kind, text) => h("span", { class: `badge ${kind}` }, text);
 
 function overview({ backlog, letters, caches, live_check_at, taken_at }) {
   const looked = live_check_at ? (Date.parse(taken_at) - Date.parse(live_check_at)) / 1000 : null;
-  const seen = state.period === "day" ? "day" : "hour";
+  const seen = state.period;
+  const bar = h("div", { class: "toolbar" }, h("h2", {}, count(caches.length, "cache")), h("div", { class: "end" }, periods()), reconcileButton());
+  if (!isKnown(caches)) return [bar, adding()];
   const judged = caches.reduce((sum, cache) => sum + cache[seen].judged[1], 0);
   const inTime = caches.reduce((sum, cache) => sum + cache[seen].seen[1], 0);
   return [
-    h("div", { class: "toolbar" }, h("h2", {}, count(caches.length, "cache")), h("div", { class: "end" }, periods()), reconcileButton()),
+    bar,
     h(
       "dl",
       { class: "facts totals" },
@@ -595,7 +606,7 @@ function cacheCard(cache, seen) {
         "dl",
         { class: "facts" },
         fact("Up to date after 1 s", shareOf(seen.seen[1], seen.judged[1]), `${nines(seen)} nines`, `large ${late ? "late" : ""}`),
-        fact("Lag", orDash(seen.lag_p50_s, seconds), `99th percentile ${orDash(seen.lag_p99_s, seconds)}`, "large"),
+        fact("Median lag", orDash(seen.lag_p50_s, seconds), `99th percentile ${orDash(seen.lag_p99_s, seconds)}`, "large"),
         fact("Hit rate", orDash(seen.hit_rate, percent), `${count(seen.hits + seen.misses + seen.bypasses, "read")}`, "large"),
         fact("Consumer lag", orDash(cache.consumer_lag, number.format), consumers ? `messages, ${count(consumers.length, "consumer")}` : "messages", `large ${consumers?.length === 0 ? "bad" : ""}`),
       ),
@@ -621,7 +632,7 @@ function entities({ caches }) {
     .flatMap(({ service, entities: all }) => all.map((entity) => ({ service, ...entity })))
     .filter(({ entity }) => !filter || entity.toLowerCase().includes(filter))
     .sort((a, b) => a.entity.localeCompare(b.entity) || a.service.localeCompare(b.service));
-  const columns = ["Entity", "Cache", "Up to date after 1 s", "Nines", "Lag", "99th percentile", "Hit rate", "Entries", "Consumer lag", "Dead letters", "Last hour"];
+  const columns = ["Entity", "Cache", "Up to date after 1 s", "Nines", "Median lag", "99th percentile", "Hit rate", "Entries reconciled", "Consumer lag", "Dead letters", "Last hour"];
   return [
     h(
       "div",
@@ -636,14 +647,16 @@ function entities({ caches }) {
       ),
       h("div", { class: "end" }, periods()),
     ),
-    rows.length
-      ? table(
-          `Entities, ${seen === "day" ? "last day" : "last hour"}`,
-          columns,
-          rows.flatMap((row) => entityRow(row, row[seen], columns)),
-          [2, 3, 4, 5, 6, 7, 8, 9],
-        )
-      : h("p", { class: "empty" }, "No entity has such a name."),
+    !isKnown(caches)
+      ? adding()
+      : rows.length
+        ? table(
+            `Entities, ${seen === "day" ? "last day" : "last hour"}`,
+            columns,
+            rows.flatMap((row) => entityRow(row, row[seen], columns)),
+            [2, 3, 4, 5, 6, 7, 8, 9],
+          )
+        : h("p", { class: "empty" }, "No entity has such a name."),
   ];
 }
 
@@ -666,7 +679,7 @@ function entityRow(row, seen, columns) {
       cell(7, orDash(row.entries, number.format)),
       cell(8, orDash(row.consumer_lag, number.format), row.consumer_lag > 1000 ? "late" : ""),
       cell(9, row.open_letters === null ? "–" : number.format(lost), lost ? "late" : ""),
-      h("td", {}, h("button", { class: "bare", "data-do": "chart", "data-id": id, "aria-expanded": String(open), "aria-label": `Lag of ${row.entity} in ${row.service} over time`, title: "Lag over time" }, sparkline(state.lags?.[row.service]?.[row.entity]) || icon("chart"))),
+      h("td", { "data-label": columns[10] }, h("button", { class: "bare", "data-do": "chart", "data-id": id, "aria-expanded": String(open), "aria-label": `Lag of ${row.entity} in ${row.service} over time`, title: "Lag over time" }, sparkline(state.lags?.[row.service]?.[row.entity]) || icon("chart"))),
     ),
     open && h("tr", { class: "detail", "data-key": `${id} chart` }, h("td", { colspan: columns.length, class: "wide" }, lagChart(row.service, row.entity))),
   ];
@@ -702,7 +715,7 @@ function selections(groups) {
 }
 
 function letters({ letters: found, unavailable }) {
-  if (!found) return h("p", { class: "empty" }, `Not known: ${unavailable["dead letters"] ?? unavailable.letters ?? unavailable.kafka ?? "Kafka does not respond"}`);
+  if (!found) return h("p", { class: "empty" }, `Not known: ${unavailable.letters ?? unavailable.kafka ?? "Kafka does not respond"}`);
   const columns = ["Entity", "Cache", "State", "Letters", "Since", "Why", ""];
   return [
     h("div", { class: "toolbar" }, h("h2", {}, count(found.open + found.parked, "dead letter")), h("span", { class: "muted" }, "Changes that could not be applied to a cache. Parked ones are no longer retried.")),
@@ -1013,6 +1026,7 @@ function closeDialog() {
 
 const cancelButton = (name = "Cancel") => h("button", { type: "button", "data-do": "close-dialog" }, name);
 
+const dagPage = (dag) => new URL(`dags/${dag}`, airflow).href;
 const runPage = (dag, run) => new URL(`dags/${dag}/runs/${encodeURIComponent(run)}`, airflow).href;
 
 function progress(dag, { dag_run: run }) {
@@ -1171,6 +1185,7 @@ const ACTIONS = {
     state.period = period;
     showView();
     void refreshHistory();
+    void poll();
   },
   cache: ({ cache }) => {
     state.cache = cache;
