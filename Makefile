@@ -7,6 +7,9 @@ UV := $(VENV)/bin/uv
 COMPOSE = $$(docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 READY := $(VENV)/.ready
 
+# Some containers set it. Every process of the system and of the tests would then compile the project again when it starts.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup demo up unit test faults faults-examples bench bench-quick bench-growth docs commands compose docker images containers check format lock audit clean
 
 help: ## list the targets

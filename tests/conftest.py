@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from shutil import disk_usage, rmtree
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 settings.register_profile("without a deadline", deadline=None)
 settings.load_profile("without a deadline")
 
+# The whole system while it runs.
+_SYSTEM = ExitStack()
+
 STATE = Path(__file__).parents[1] / ".local"
 _MEMORY = Path("/dev/shm")
 # The tests use less than a tenth of it.
@@ -55,14 +58,36 @@ GROUPS = {
 
 
 # Tests whose own code takes most of their time, which tracing would double: the model, the load under
-# faults, and the validation of manifests. What they cover of the library, others cover too.
-UNTRACED = ("tests/unit/protocol/", "tests/faults/", "tests/unit/test_k8s.py")
+# faults, the client of the services, the site, and the validation of manifests. What they cover of the
+# library, others cover too.
+UNTRACED = (
+    "tests/acceptance/test_http_server.py",
+    "tests/acceptance/test_services",
+    "tests/faults/",
+    "tests/unit/protocol/",
+    "tests/unit/test_docs.py",
+    "tests/unit/test_k8s.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(UNTRACED):
             item.add_marker(pytest.mark.no_cover)
+    # The tests of the whole system come first, so that it can stop after the last of them.
+    items.sort(key=lambda item: not _uses_system(item))
+
+
+def _uses_system(item: pytest.Item | None) -> bool:
+    return isinstance(item, pytest.Function) and "system" in item.fixturenames
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop the whole system once it is not needed: it takes a third of a core even if nothing happens."""
+    yield
+    if _uses_system(item) and not _uses_system(nextitem):
+        _SYSTEM.close()
 
 
 class ByServers(LoadScopeScheduling):  # type: ignore[misc] # untyped
@@ -146,12 +171,12 @@ def links() -> Iterator[Links]:
 def system(links: Links) -> Iterator[System]:
     """The whole system with Airflow, as `make demo` starts it, but on free ports and linked through proxies.
 
-    Three consumers share the load of each cache.
+    Three consumers share the load of each cache. It runs until the last test that uses it.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with _SYSTEM:
+        patch = _SYSTEM.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("CACHESYNC_CONSUMERS_PER_CACHE", "3")
-        with linked_system(STATE / "system", Console(stderr=True), links) as running:
-            yield running
+        yield _SYSTEM.enter_context(linked_system(STATE / "system", Console(stderr=True), links))
 
 
 @pytest.fixture(scope="session")
