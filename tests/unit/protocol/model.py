@@ -594,8 +594,10 @@ def _event(process: Writer | Own | Elsewhere, version: int) -> Event:
 
 def _after(state: State, index: int, local: Local, slot: bytes | None = None) -> State:
     """Return the state after a process has taken a step."""
-    processes = (*state.processes[:index], local, *state.processes[index + 1 :])
-    return state._replace(processes=processes, slot=state.slot if slot is None else slot)
+    row, drawn, deleted, promised, before, refusing, events, processes = state
+    processes = (*processes[:index], local, *processes[index + 1 :])
+    # Most steps end here, and `_replace` takes three times as long.
+    return State(row, drawn, deleted, promised, before if slot is None else slot, refusing, events, processes)
 
 
 def _answer(state: State, index: int, must_see: int, version: int, after: Local) -> Step:

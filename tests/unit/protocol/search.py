@@ -72,13 +72,15 @@ def search(model: Searched[S], sought: frozenset[Fault] = EVERYTHING) -> Found:
         state = waiting.popleft()
         for step in model.steps(state):
             reached = representatives.get(step.state)
+            faults = step.faults
             if reached is None:
                 reached = representatives[step.state] = model.representative(step.state)
-            faults = step.faults
-            if reached not in came_from:
-                came_from[reached] = state
-                waiting.append(reached)
-                faults |= model.faults(reached)
+                if reached not in came_from:
+                    came_from[reached] = state
+                    waiting.append(reached)
+                    faults |= model.faults(reached)
+            if not faults:
+                continue
             for fault in faults & sought:
                 return Found(len(came_from), fault, _story(model, [*_path(came_from, state), reached], fault))
     return Found(len(came_from))
