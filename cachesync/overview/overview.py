@@ -72,6 +72,8 @@ _STEPS: Final = {"hour": (_HOUR, timedelta(minutes=1)), "day": (_DAY, timedelta(
 _DAY_SECONDS: Final = 60.0
 # So does comparing the catalog with the registry.
 _CAPTURE_SECONDS: Final = 10.0
+# To connect, and to plan each query anew, takes longer than to ask. The page asks every two seconds.
+_IDLE_SECONDS: Final = 10.0
 # How long a change takes to reach a cache at most, unless something is wrong.
 _SETTLE_SECONDS: Final = 0.3
 # librdkafka's own, with which the services and the relay publish unless the user has set another.
@@ -81,9 +83,9 @@ _PARTITIONERS: Final = {None, "consistent_random", "consistent"}
 class Overview:
     """Reads the state of the whole system, for people. It changes nothing.
 
-    It keeps its Kafka clients and what it has read of the dead letters: a program that asks more than once,
-    such as the page, keeps one for as long as it runs. Its methods can be called at the same time, in one
-    event loop.
+    It keeps its Kafka clients, what it has read of the dead letters, and for some seconds its connections to
+    the database: a program that asks more than once, such as the page, keeps one for as long as it runs. Its
+    methods can be called at the same time, in one event loop.
 
     Args:
         dsn: the database, with a login that has the role `cachesync_worker`; None to use the variables
@@ -118,11 +120,16 @@ class Overview:
         self._consumer_groups = Groups(kafka, set(self._groups.values()))
         self._consumption_lock = asyncio.Lock()
         self._letters = OpenLetters(kafka)
+        self._idle: dict[asyncpg.Connection, asyncio.TimerHandle] = {}
         self._day: _Kept[database.Sums] = _Kept(_DAY_SECONDS)
         self._captures: _Kept[database.Capture] = _Kept(_CAPTURE_SECONDS)
 
     def close(self) -> None:
-        """Close the Kafka clients."""
+        """Close the connections."""
+        for connection, end in self._idle.items():
+            end.cancel()
+            connection.terminate()
+        self._idle.clear()
         self._letters.close()
         self._consumer_groups.close()
 
@@ -252,13 +259,30 @@ class Overview:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Provide a connection, which then stays open for a while for the next one who needs it."""
         with translate_postgres_errors():
-            async with asyncio.timeout(_SECONDS):
-                connection = await connect(self._dsn, "cachesync-overview", command_timeout=_SECONDS)
+            connection = await self._take()
             try:
                 yield connection
-            finally:
-                await connection.close(timeout=_SECONDS)
+            except BaseException:
+                connection.terminate()
+                raise
+            if not connection.is_closed():
+                end = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._drop, connection)
+                self._idle[connection] = end
+
+    async def _take(self) -> asyncpg.Connection:
+        while self._idle:
+            connection, end = self._idle.popitem()
+            end.cancel()
+            if not connection.is_closed():
+                return connection
+        async with asyncio.timeout(_SECONDS):
+            return await connect(self._dsn, "cachesync-overview", command_timeout=_SECONDS)
+
+    def _drop(self, connection: asyncpg.Connection) -> None:
+        del self._idle[connection]
+        connection.terminate()
 
     async def _states(self, unavailable: dict[str, str]) -> dict[str, CacheState]:
         states = await asyncio.gather(

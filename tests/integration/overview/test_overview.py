@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
 import secrets
 import socket
 import sys
@@ -32,6 +33,7 @@ from cachesync.relay.relay import Relay
 from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import slot_name, value_of
 from cachesync.stream.stream import open_stream
+from tests.faults.proxy import Proxy
 from tests.integration.conftest import ENTITIES_FILE, copied_database
 from tests.integration.refusals import denying, refusing
 
@@ -277,6 +279,36 @@ async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
         )
         assert status.reconciliations is not None
         assert (await overview.status(day=False)).unavailable == {}
+
+
+async def test_looks_share_connections_unless_the_database_did_not_respond(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachesync.overview.overview._SECONDS", 0.9)
+    admin = await asyncpg.connect(system.dsn)
+
+    async def sessions() -> set[int]:
+        rows = await admin.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'cachesync-overview'"
+        )
+        return {row["pid"] for row in rows}
+
+    (port,) = re.findall(r":(\d+)/", system.dsn)
+    with Proxy(int(port)) as proxy:
+        async with system.overview(dsn=system.dsn.replace(f":{port}/", f":{proxy.port}/")) as overview:
+            await overview.status()
+            kept = await sessions()
+            assert (await overview.status()).unavailable == {}
+            assert await sessions() == kept != set()
+            proxy.freeze()
+            for _ in range(2):
+                async with asyncio.timeout(5):
+                    assert "database" in (await overview.status()).unavailable
+            proxy.mend()
+            assert (await overview.status()).unavailable == {}
+    while await sessions():
+        await asyncio.sleep(0.02)
+    await admin.close()
 
 
 async def test_cache_in_a_cluster_is_looked_at_on_every_primary(
