@@ -79,7 +79,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _uses_system(item: pytest.Item | None) -> bool:
-    return isinstance(item, pytest.Function) and "system" in item.fixturenames
+    # Other folders have a fixture of this name, too.
+    return (
+        isinstance(item, pytest.Function)
+        and "system" in item.fixturenames
+        and GROUPS["tests/acceptance/"] == _group(item.nodeid)
+    )
+
+
+def _group(nodeid: str) -> str:
+    return next((group for folder, group in GROUPS.items() if nodeid.startswith(folder)), nodeid)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -94,7 +103,7 @@ class ByServers(LoadScopeScheduling):  # type: ignore[misc] # untyped
     """Keeps tests that share servers in one process and distributes the others freely."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((group for folder, group in GROUPS.items() if nodeid.startswith(folder)), nodeid)
+        return _group(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByServers:

@@ -132,7 +132,8 @@ class Browser:
                     return element
             return None
 
-        return WebDriverWait(self.driver, 60).until(found, f"{selector} with {text!r}")
+        # A letter is parked by a run that takes place each minute.
+        return WebDriverWait(self.driver, 180).until(found, f"{selector} with {text!r}")
 
     def click(self, selector: str, text: str = "") -> None:
         """Click what matches."""
