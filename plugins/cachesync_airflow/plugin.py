@@ -7,14 +7,15 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-# Dark lines with a light rim: while the page is open, Airflow's light bar is dark behind it.
+# Dark lines on a tile in the color of Airflow's light bar: while the page is open, the bar is dark behind it.
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' "
     "stroke-linecap='round' stroke-linejoin='round'%3E%3Cdefs%3E%3Cg id='i'%3E%3Cellipse cx='10' cy='5.5' "
     "rx='7' ry='2.5'/%3E%3Cpath d='M3 5.5v12c0 1.4 3.1 2.5 7 2.5M17 5.5v4M3 11.5c0 1.4 3.1 2.5 7 2.5"
     "M13.5 17l2.5 2.5 5-5.5'/%3E%3C/g%3E%3C/defs%3E{}%3C/svg%3E"
 )
-_LINES = "%3Cuse href='%23i' stroke='{}' stroke-width='{}'/%3E"
+_TILE = "%3Crect width='24' height='24' rx='4' fill='%23dbe7f5'/%3E"
+_LINES = "%3Cuse href='%23i' stroke='{}' stroke-width='1.5'/%3E"
 
 
 class CacheSyncPlugin(AirflowPlugin):
@@ -32,8 +33,8 @@ class CacheSyncPlugin(AirflowPlugin):
             "url_route": "caches",
             "destination": "nav",
             "nav_top_level": True,
-            "icon": _ICON.format(_LINES.format("%23dbe7f5", 2.6) + _LINES.format("%23324158", 1.5)),
-            "icon_dark_mode": _ICON.format(_LINES.format("%23d5dde8", 1.5)),
+            "icon": _ICON.format(_TILE + _LINES.format("%23324158")),
+            "icon_dark_mode": _ICON.format(_LINES.format("%23d5dde8")),
         }
     ]
 
