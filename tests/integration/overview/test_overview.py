@@ -262,7 +262,7 @@ async def test_status_and_show_tell_what_they_can_while_servers_are_away(system:
 async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachesync.overview.overview._SECONDS", 0.9)
+    monkeypatch.setattr("cachesync.overview.overview._SECONDS", 2)
     async with system.overview() as overview:
         connection = await asyncpg.connect(system.dsn)
         async with connection.transaction():
@@ -270,7 +270,7 @@ async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
                 "LOCK cachesync.change_log, cachesync.consistency, cachesync.cache_state"
             )
             # Of five statements, each waits for a lock.
-            async with asyncio.timeout(4 * 0.9):
+            async with asyncio.timeout(4.5 * 2):
                 status = await overview.status()
         await connection.close()
         assert status.unavailable.keys() == {"live check", "backlog"}
@@ -281,10 +281,7 @@ async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
         assert (await overview.status(day=False)).unavailable == {}
 
 
-async def test_looks_share_connections_unless_the_database_did_not_respond(
-    system: System, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cachesync.overview.overview._SECONDS", 0.9)
+async def test_looks_share_connections_unless_the_database_did_not_respond(system: System) -> None:
     admin = await asyncpg.connect(system.dsn)
 
     async def sessions() -> set[int]:
@@ -301,9 +298,7 @@ async def test_looks_share_connections_unless_the_database_did_not_respond(
             assert (await overview.status()).unavailable == {}
             assert await sessions() == kept != set()
             proxy.freeze()
-            for _ in range(2):
-                async with asyncio.timeout(5):
-                    assert "database" in (await overview.status()).unavailable
+            assert "database" in (await overview.status()).unavailable
             proxy.mend()
             assert (await overview.status()).unavailable == {}
     while await sessions():
