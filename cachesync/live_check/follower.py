@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_CARE_SECONDS: Final = 2.0
+CARE_SECONDS: Final = 2.0
+"""How often each cache is looked after, and some of its slots are read, in seconds."""
+
 _SIZE_SECONDS: Final = 10.0
 _READS_SECONDS: Final = 60.0
 _ODD_SECONDS: Final = 2.0
@@ -148,7 +150,7 @@ class Follower:
             now = time.monotonic()
             try:
                 if self.store is not None and now >= self._next_care:
-                    self._next_care = now + _CARE_SECONDS
+                    self._next_care = now + CARE_SECONDS
                     await self._care(self.store, now)
                 await self._look()
             except CacheUnavailableError:
@@ -156,7 +158,7 @@ class Follower:
             self._export()
             self._changed.clear()
             now = time.monotonic()
-            wake_at = now + _CARE_SECONDS if self.store is None else self._next_care
+            wake_at = now + CARE_SECONDS if self.store is None else self._next_care
             wake_at = min(wake_at, self.judge.next_at() or wake_at)
             try:
                 async with asyncio.timeout(max(0.0, wake_at - now)):

@@ -254,10 +254,7 @@ class Judge:
 
     def counts_of(self, entity: str) -> Counts:
         """Return the figures of an entity, to be added to."""
-        counts = self.counts.get(entity)
-        if counts is None:
-            counts = self.counts[entity] = Counts()
-        return counts
+        return self.counts.setdefault(entity, Counts())
 
     def _counts_of(self, followed: Followed) -> Counts:
         return self.counts_of(followed.change.entity) if followed.is_counted else Counts()

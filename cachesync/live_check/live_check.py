@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ from cachesync.backoff import Backoff
 from cachesync.entity import CANARY, with_canary
 from cachesync.errors import DatabaseError, DatabaseUnavailableError, NotInstalledError
 from cachesync.live_check.cache import Cache
-from cachesync.live_check.follower import Follower
+from cachesync.live_check.follower import CARE_SECONDS, Follower
 from cachesync.live_check.judge import Change
 from cachesync.live_check.store import Store
 from cachesync.metrics import live_check as metrics
@@ -32,7 +33,7 @@ _log = structlog.get_logger(__name__)
 _TICK_SECONDS: Final = 1.0
 _SAMPLED_CHANGES: Final = 10
 # In this time, each follower reads a sample once.
-_SAMPLE_TICKS: Final = 2
+_SAMPLE_TICKS: Final = math.ceil(CARE_SECONDS / _TICK_SECONDS)
 # Changes that were committed later than this after they were made are not sampled.
 _SAMPLED_TICKS: Final = 60
 _CAPTURE_TICKS: Final = 3

@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from cachesync.errors import CacheUnavailableError
 from cachesync.overview.verdict import Slot
-from cachesync.slots.clients import naming, pipelined, primaries, translate_redis_errors
+from cachesync.slots.clients import pipelined, pipelined_at, primaries, translate_redis_errors
 from cachesync.slots.layout import ABSENT, is_lease, is_lease_lifetime
 from cachesync.slots.scripts import refusal_of, run_script
 from cachesync.value import FINGERPRINT, UP_TO_PAYLOAD, VERSION, is_value, version_of
@@ -45,21 +45,16 @@ def look_at_cache(client: BlockingRedis, service: str) -> CacheState:
     """Return whether a Redis or every primary of a Redis Cluster can be used, and how full it is."""
     try:
         with translate_redis_errors(f"the Redis of {service}"):
-            nodes = [_fill_of(name, node) for name, node in primaries(client).items()]
+            nodes = [
+                pipelined_at(name, node, [("DBSIZE",), ("INFO", "memory")])
+                for name, node in primaries(client).items()
+            ]
             problem = _refusal(client, service)
     except CacheUnavailableError as error:
         return CacheState("unavailable", str(error.__cause__ or error))
     keys = _total(reply[0] for reply in nodes)
     memory = _total(reply[1]["used_memory"] if isinstance(reply[1], dict) else None for reply in nodes)
     return CacheState("ok" if problem is None else "refuses writes", problem, keys, memory)
-
-
-def _fill_of(name: str | None, node: Redis) -> list[Any]:
-    with naming(name):
-        pipeline = node.pipeline(transaction=False)
-        pipeline.execute_command("DBSIZE")
-        pipeline.execute_command("INFO", "memory")
-        return pipeline.execute(raise_on_error=False)
 
 
 def _total(numbers: Iterable[Any]) -> int | None:

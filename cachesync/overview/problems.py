@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 from cachesync.entity import CANARY
 from cachesync.overview.models import Problem
-from cachesync.overview.words import ago, cause, counted, duration, sentence, show_command, waiting
+from cachesync.overview.words import (
+    START_RELAY,
+    ago,
+    cause,
+    counted,
+    duration,
+    sentence,
+    show_command,
+    waiting,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,7 +179,7 @@ def _publishing(status: Status) -> Iterator[Problem]:
             severity="critical" if backlog.changes else "warning",
             entity=backlog.entity,
             text=f"The relay is not running: changes that no service publishes wait.{wait}",
-            action="Start the DAG outbox_relay, or run `cachesync relay`.",
+            action=START_RELAY,
         )
     elif backlog.age_s >= _LATE_SECONDS:
         yield Problem(

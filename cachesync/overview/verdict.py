@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cachesync.overview.words import ago, brief, cause, counted, duration, sentence, waiting
+from cachesync.overview.words import START_RELAY, ago, brief, cause, counted, duration, sentence, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # A change is in every cache within milliseconds; a busy machine takes longer.
 _PATIENCE_SECONDS: Final = 2.0
 _INSTALL: Final = "Run `cachesync install`."
-_START_RELAY: Final = "Start the DAG outbox_relay, or run `cachesync relay`."
 _BAD_FIRST: Final[tuple[Assessment, ...]] = ("wrong", "on its way", "unknown")
 
 
@@ -301,7 +300,7 @@ def _unlogged(facts: KeyFacts, cache: CacheFacts, held: str) -> Verdict:
         text = f"{held} Partitions of its table were attached or detached, which"
         if facts.relays == 0:
             text += " the relay follows: it is not running."
-            return _wrong(cache, text, _START_RELAY)
+            return _wrong(cache, text, START_RELAY)
         return Verdict("on its way", f"{text} the relay is about to follow.")
     text = (
         f"{held} The change is not in the change log: it was made while the triggers were off, or its line "
@@ -317,7 +316,7 @@ def _unpublished(facts: KeyFacts, cache: CacheFacts, held: str, change: ChangeRe
         return Verdict("on its way", text)
     if facts.relays == 0:
         text = f"{held} {made} is not published: the relay is not running."
-        return _wrong(cache, text, _START_RELAY)
+        return _wrong(cache, text, START_RELAY)
     if facts.kafka_problem is not None:
         text = f"{held} {made} is not published: Kafka does not respond ({cause(facts.kafka_problem)})."
         return _wrong(cache, text, "Bring Kafka back; everything then goes on by itself.")

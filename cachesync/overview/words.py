@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
+START_RELAY: Final = "Start the DAG outbox_relay, or run `cachesync relay`."
+"""What to do if no relay runs."""
+
 # With what the errors of a server begin.
 _SERVER: Final = re.compile(r"^(?:Kafka|the Redis of \S+ is unavailable): ")
 _UNITS: Final = ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s"))

@@ -183,7 +183,7 @@ def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) ->
         return []
     if isinstance(client, Redis):
         with translate_redis_errors():
-            return _pipelined(client, [command for _, command in commands])
+            return pipelined_at(None, client, [command for _, command in commands])
     replies: list[Any] = [None] * len(commands)
     with _rediscovering(client):
         indexes_by_node: dict[ClusterNode, list[int]] = {}
@@ -191,19 +191,26 @@ def pipelined(client: BlockingRedis, commands: Sequence[tuple[str, Command]]) ->
             indexes_by_node.setdefault(client.get_node_from_key(key), []).append(index)
         for node, indexes in indexes_by_node.items():
             batch = [commands[index][1] for index in indexes]
-            with naming(node.name):
-                batch_replies = _pipelined(client.get_redis_connection(node), batch)
+            batch_replies = pipelined_at(node.name, client.get_redis_connection(node), batch)
             for index, command, reply in zip(indexes, batch, batch_replies, strict=True):
                 redirected = isinstance(reply, (AskError, TryAgainError))
                 replies[index] = _redirected(client, command) if redirected else reply
     return replies
 
 
-def _pipelined(client: Redis, commands: Sequence[Command]) -> list[Any]:
+def pipelined_at(node: str | None, client: Redis, commands: Sequence[Command]) -> list[Any]:
+    """Send commands to one Redis in one round trip; return a ResponseError for a command that was rejected.
+
+    Args:
+        node: its name among `primaries`, for the error if it does not respond.
+        client: the Redis.
+        commands: the commands.
+    """
     pipeline = client.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
-    return pipeline.execute(raise_on_error=False)
+    with naming(node):
+        return pipeline.execute(raise_on_error=False)
 
 
 def _redirected(client: RedisCluster, command: Command) -> Any:
