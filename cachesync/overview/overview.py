@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, TypeVar
@@ -140,21 +140,27 @@ class Overview:
             day: whether to add up the last day, which takes longer than all else.
         """
         unavailable: dict[str, str] = {}
-        async with AsyncExitStack() as stack:
-            opened, states, groups, capture = await asyncio.gather(
-                _or_none(stack.enter_async_context(self._connection()), "database", unavailable),
-                self._states(unavailable),
-                _or_none(self._consumption(), "kafka", unavailable),
-                _or_none(self._captures.get(self._capture), "capture", unavailable),
-            )
-            seen = letters = None
-            if opened is None:
-                unavailable.pop("capture", None)
-            else:
-                seen = await _part(unavailable, "database", self._seen(opened, unavailable, day=day))
-            seen = replace(seen or _Seen(), capture=capture or database.NOT_COMPARED)
-            if opened is not None and groups is not None:
-                letters = await _part(unavailable, "letters", self._letters.refresh(opened))
+        consumption = asyncio.ensure_future(_or_none(self._consumption(), "kafka", unavailable))
+
+        async def from_database() -> tuple[_Seen | None, list[OpenLetter] | None]:
+            letters = None
+            async with self._connection() as connection:
+                seen = await _part(unavailable, "database", self._seen(connection, unavailable, day=day))
+                # A Kafka that does not respond is waited for once.
+                if await consumption is not None:
+                    letters = await _part(unavailable, "letters", self._letters.refresh(connection))
+            return seen, letters
+
+        states, groups, capture, read = await asyncio.gather(
+            self._states(unavailable),
+            consumption,
+            _or_none(self._captures.get(self._capture), "capture", unavailable),
+            _or_none(from_database(), "database", unavailable),
+        )
+        if read is None:
+            unavailable.pop("capture", None)
+        seen, letters = read or (None, None)
+        seen = replace(seen or _Seen(), capture=capture or database.NOT_COMPARED)
         if letters is not None and not self._letters.complete:
             unavailable["more letters"] = f"only the first {MAX_LETTERS:,} open letters are counted"
         now = seen.now or datetime.now(UTC)

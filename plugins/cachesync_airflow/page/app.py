@@ -74,8 +74,15 @@ def make_page(current: Callable[[], Overview] | None = None) -> FastAPI:
     for error, code in _ANSWERS.items():
         page.add_exception_handler(error, _answer_of(code))
 
-    for name, content in _static().items():
+    index, others = _static()
+    for name, content in others.items():
         page.get(f"/{name}", include_in_schema=False)(_sending(name, content))
+
+    @page.get("/", include_in_schema=False)
+    async def itself() -> Response:
+        """Return the page."""
+        reader.look_ahead()
+        return Response(index, media_type=_TYPES["html"])
 
     @page.get("/api/me")
     def me(request: Request, user: GetUserDep) -> dict[str, bool]:
@@ -127,20 +134,20 @@ async def _add_headers(request: Request, call_next: Any) -> Response:
     return response
 
 
-def _static() -> dict[str, bytes]:
-    """Return the files of the page by their path; that of the page itself is empty."""
+def _static() -> tuple[bytes, dict[str, bytes]]:
+    """Return the page itself, and its other files by their names."""
     folder = files("cachesync_airflow.page") / "static"
     content = {file.name: file.read_bytes() for file in folder.iterdir()}
     page = content.pop("index.html").decode()
     for name, text in content.items():
         # A browser keeps the files for as long as the page names the same ones.
         page = page.replace(f'"{name}"', f'"{name}?{hashlib.sha256(text).hexdigest()[:16]}"')
-    return {"": page.encode(), **content}
+    return page.encode(), content
 
 
 def _sending(name: str, content: bytes) -> Callable[[], Awaitable[Response]]:
-    media_type = _TYPES.get(name.rpartition(".")[2], "text/plain") if name else _TYPES["html"]
-    headers = {"Cache-Control": "private, max-age=31536000, immutable"} if name else {}
+    media_type = _TYPES.get(name.rpartition(".")[2], "text/plain")
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
 
     async def send() -> Response:
         return Response(content, media_type=media_type, headers=headers)

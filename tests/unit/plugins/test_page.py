@@ -127,6 +127,15 @@ async def test_viewers_who_ask_together_cost_as_one(
     assert answers[0].json()["caches"][1]["service"] == "sb"
 
 
+async def test_page_is_answered_before_its_overview_which_is_asked_for_meanwhile(
+    client: httpx.AsyncClient, overview: SampleOverview
+) -> None:
+    assert (await client.get("/")).status_code == 200
+    async with asyncio.timeout(60):
+        while not overview.asked:
+            await asyncio.sleep(0.01)
+
+
 async def test_status_is_not_sent_again_unless_it_has_changed(
     make: Callable[[Overview], FastAPI], client: httpx.AsyncClient
 ) -> None:
