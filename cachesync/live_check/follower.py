@@ -288,13 +288,11 @@ class Follower:
         """Return the changes whose slots are not right, as the rows show; no longer follow the others."""
         confirmed: list[Followed] = []
         right: list[Followed] = []
-        for entity in {one.change.entity for one in suspects}:
-            of_entity = [one for one in suspects if one.change.entity == entity]
-            rows = await store.rows(entity, {one.change.key for one in of_entity})
-            if rows is not None:
-                for one in of_entity:
-                    agrees = _agrees(one.head, rows.get(one.change.key))
-                    (right if agrees else confirmed).append(one)
+        rows = await store.rows_of([one.change.slot for one in suspects])
+        for one in suspects:
+            if one.change.slot in rows:
+                agrees = _agrees(one.head, rows[one.change.slot])
+                (right if agrees else confirmed).append(one)
         self.judge.forget(right)
         await store.close_violations([one.violation for one in right if one.violation is not None])
         return confirmed
@@ -308,12 +306,8 @@ class Follower:
             contents = dict(zip(due, await self.cache.contents(list(due)), strict=True))
         except CacheUnavailableError:
             return
-        for entity in {entity for entity, _ in due}:
-            slots = [slot for slot in due if slot[0] == entity]
-            rows = await store.rows(entity, {key for _, key in slots})
-            if rows is not None:
-                for slot in slots:
-                    await self._record_one_odd(store, slot, contents[slot], rows.get(slot[1]), now)
+        for slot, row in (await store.rows_of(due)).items():
+            await self._record_one_odd(store, slot, contents[slot], row, now)
 
     async def _record_one_odd(
         self, store: Store, slot: tuple[str, str], found: bytes, row: Row | None, now: float

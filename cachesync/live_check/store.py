@@ -163,7 +163,7 @@ class Store:
                 change = Change(
                     record["entity"], record["key"], record["version"], record["operation"] == "delete"
                 )
-                changes.setdefault((change.entity, change.key), change)
+                changes.setdefault(change.slot, change)
         return version, list(changes.values())
 
     async def rows(self, entity: str, keys: Collection[str]) -> dict[str, Row] | None:
@@ -183,6 +183,19 @@ class Store:
         except (DatabaseError, NotInstalledError):
             self._rows.pop(entity, None)
             return None
+
+    async def rows_of(self, slots: Collection[tuple[str, str]]) -> dict[tuple[str, str], Row | None]:
+        """Return the rows of slots, given by entity and key, without those that cannot be read.
+
+        A row that does not exist is None.
+        """
+        found: dict[tuple[str, str], Row | None] = {}
+        for entity in {entity for entity, _ in slots}:
+            keys = {key for name, key in slots if name == entity}
+            rows = await self.rows(entity, keys)
+            if rows is not None:
+                found |= {(entity, key): rows.get(key) for key in keys}
+        return found
 
     async def save(
         self,
