@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _SECONDS: Final = 3.0
+# Less, so that the answer says what was waited for.
+_SESSION: Final = {"lock_timeout": "1s"}
 _RECENT: Final = timedelta(minutes=2)
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
@@ -284,7 +286,7 @@ class Overview:
             if not connection.is_closed():
                 return connection
         async with asyncio.timeout(_SECONDS):
-            return await connect(self._dsn, "cachesync-overview", command_timeout=_SECONDS)
+            return await connect(self._dsn, "cachesync-overview", settings=_SESSION, command_timeout=_SECONDS)
 
     def _drop(self, connection: asyncpg.Connection) -> None:
         del self._idle[connection]

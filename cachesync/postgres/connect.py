@@ -216,6 +216,11 @@ def translate_postgres_errors(database: str = "PostgreSQL") -> Iterator[None]:
     """
     try:
         yield
+    except asyncpg.LockNotAvailableError as error:
+        message = (
+            f"{database} is unavailable: a lock is held for too long, as by a long `ALTER TABLE` ({error})"
+        )
+        raise DatabaseUnavailableError(message) from error
     except _UNAVAILABLE as error:
         message = f"{database} is unavailable: {str(error) or 'no response in time'}"
         raise DatabaseUnavailableError(message) from error

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from cachesync.cli.main import app
 from cachesync.dead_letters.letter import RetryPolicy
+from cachesync.errors import DatabaseUnavailableError
 from cachesync.kafka.groups import consumer_settings, group_of
 from cachesync.overview.models import KeyReport, Status
 from cachesync.overview.overview import Overview
@@ -272,6 +273,9 @@ async def test_locked_tables_hold_the_status_up_once_and_not_for_each_statement(
             # Of five statements, each waits for a lock.
             async with asyncio.timeout(4.5 * 2):
                 status = await overview.status()
+            await connection.execute("LOCK student")
+            with pytest.raises(DatabaseUnavailableError, match="a lock is held for too long"):
+                await overview.show("student", "1")
         await connection.close()
         assert status.unavailable.keys() == {"live check", "backlog"}
         assert "Which changes wait for the relay is not known" in " ".join(
