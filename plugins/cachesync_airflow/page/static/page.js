@@ -519,7 +519,7 @@ function showProblems() {
         service && " ",
         h("strong", {}, text),
       ),
-      h("div", { class: "muted" }, prose(action), lookUpButton(entity, key)),
+      h("div", { class: "muted" }, key == null ? prose(action) : lookUpButton(entity, key)),
     ),
   );
   const more = problems.length - items.length;
@@ -533,9 +533,8 @@ function showView() {
   show($("view"), h("div", { "data-key": state.view }, views[state.view](state.status)));
 }
 
-/** Looks up the key that a problem names. */
-const lookUpButton = (entity, key) =>
-  key != null && [" ", h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": key }, `Look up ${entity} ${keyText(key)}`)];
+/** Looks up the key that a problem names, instead of the command that does. */
+const lookUpButton = (entity, key) => [h("button", { class: "link", "data-do": "key", "data-entity": entity, "data-of": key }, `Look up ${entity} ${keyText(key)}`), " to see why."];
 
 /** What is between backticks is code, and the name of a DAG leads to it. */
 const prose = (text) => text.split("`").map((part, n) => (n % 2 ? h("code", { class: "mono" }, part) : part.split(/(?<=\bDAG )(\w+)/).map((name, m) => (m % 2 ? h("a", { href: dagPage(name), target: "_parent" }, name) : name))));
@@ -857,7 +856,7 @@ function reportVerdict(report) {
       {},
       slots.map((slot) => h("p", {}, prose(slot.verdict))),
       slots.length && actions.length ? [h("h4", {}, "What to do"), h("ol", {}, actions.map((step) => h("li", {}, prose(step))))] : null,
-      assessment === "wrong" && state.may?.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": names.join(), "data-entities": entity }, `Reconcile ${entity} in ${names.join(", ")}…`)) : null,
+      actions.some((step) => step.includes("cachesync reconcile")) && state.may?.reconcile ? h("p", { class: "note" }, h("button", { class: "small", "data-do": "reconcile", "data-services": names.join(), "data-entities": entity }, `Reconcile ${entity} in ${names.join(", ")}…`)) : null,
     ),
   ];
 }
@@ -935,7 +934,7 @@ function reportDetails(report) {
         ),
       ),
     ] : null,
-    Object.entries(report.unavailable).map(([part, reason]) => h("p", { class: "muted" }, `Not known: ${part}. ${reason}`)),
+    Object.values(report.unavailable).map((reason) => h("p", { class: "muted" }, `This report is incomplete. ${reason}`)),
   ];
 }
 
