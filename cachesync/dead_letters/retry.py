@@ -15,6 +15,7 @@ from cachesync.change import Operation, Row
 from cachesync.dead_letters.audit import Action, AuditEntry, closed, record
 from cachesync.dead_letters.letter import DEFAULT_POLICY, Stage
 from cachesync.dead_letters.sender import deliver
+from cachesync.entity import with_canary
 from cachesync.errors import CacheUnavailableError, UndecodableError
 from cachesync.kafka.clients import open_client
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
@@ -118,8 +119,8 @@ class Retrier:
         self._connection = connection
         self._producer = open_client(Producer, {**settings, "enable.idempotence": True})
         self._reader = reader
-        self._appliers = {name: Applier(client, name, entities) for name, client in clients.items()}
-        self._entities = entities
+        self._entities = with_canary(entities)
+        self._appliers = {name: Applier(client, name, self._entities) for name, client in clients.items()}
         self._rows: dict[str, Rows] = {}
         self._actor = actor
         self._policy = policy

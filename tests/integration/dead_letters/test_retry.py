@@ -18,6 +18,7 @@ import redis as redis_client
 from cachesync.backoff import Backoff
 from cachesync.dead_letters.audit import closed
 from cachesync.dead_letters.letter import Letter, RetryPolicy
+from cachesync.entity import CANARY
 from cachesync.errors import CacheUnavailableError
 from cachesync.kafka.topics import DEAD_LETTERS, PARKING_LOT
 from cachesync.value import encode_value
@@ -83,6 +84,16 @@ async def test_retry_brings_the_current_row_to_the_slots_of_its_unique_values(po
     post.put(b"7/a", 20, original_topic="cachesync.grade")
     assert await post.retry() == ["resolved"]
     assert post.slots.get(name) is None
+
+
+async def test_retry_brings_the_row_of_the_live_check_to_its_slot(post: Post) -> None:
+    version = await post.admin.fetchval("INSERT INTO cachesync.canary (id) VALUES (7) RETURNING row_version")
+    post.slots.set(f"{post.service}:{CANARY.name}:7", value(version - 1))
+    post.put(b"7", version, original_topic=CANARY.topic)
+    assert await post.retry() == ["resolved"]
+    slot = post.slots.get(f"{post.service}:{CANARY.name}:7")
+    assert isinstance(slot, bytes)
+    assert slot.endswith(b'{"id":7}')
 
 
 async def test_retry_empties_the_slot_of_a_deleted_row(post: Post) -> None:
