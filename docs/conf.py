@@ -18,7 +18,6 @@ extensions: Final = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
-    "sphinxcontrib.mermaid",
 ]
 # SQL with $1 and consoles with JSON are highlighted all the same.
 suppress_warnings: Final = ["misc.highlighting_failure"]
@@ -35,7 +34,6 @@ _LINK: Final = re.compile(r"\[([^\]]*)\]\((\.\./[^)#]*)[^)]*\)")
 
 # The anchors that GitHub gives to headings, so that the same links work there.
 myst_heading_anchors: Final = 3
-myst_fence_as_directive: Final = ["mermaid"]
 # Without the prompts and the output, so that what is copied can be run.
 copybutton_prompt_text: Final = "$ "
 copybutton_only_copy_prompt_lines: Final = True

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+ELSEWHERE = re.compile(r"""(?:\bsrc=|\bfrom |\burl\(|<link\b[^>]*\bhref=)["']?(?:https?:)?//[^"')]+""")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -68,7 +69,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
 
 
 def test_pages_become_a_site(tmp_path: Path) -> None:
-    """Every page is in the table of contents, and every name that the API lists has a description."""
+    """Every page is in the table of contents, names in the API are described, and all works offline."""
     command = ["sphinx", "--quiet", "--fail-on-warning", "--builder", "html", "docs", str(tmp_path)]
     built = subprocess.run(
         [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False
@@ -80,6 +81,8 @@ def test_pages_become_a_site(tmp_path: Path) -> None:
         for name in cachesync.__all__
         if f'id="cachesync.{name}"' not in api and f'id="cachesync.errors.{name}"' not in api
     ] == []
+    files = [file for suffix in ("html", "css") for file in tmp_path.rglob(f"*.{suffix}")]
+    assert {found for file in files for found in ELSEWHERE.findall(file.read_text(encoding="utf-8"))} == set()
 
 
 @pytest.mark.parametrize(
