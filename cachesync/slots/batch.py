@@ -95,6 +95,10 @@ class Applier:
         self._condition = Condition(service=service)
         self._lag = metrics.lag.labels(service)
 
+    def close(self) -> None:
+        """Close the connections of the client."""
+        self._client.close()
+
     def apply(self, changes: Sequence[Change]) -> list[tuple[Change, str]]:
         """Apply a batch of changes, as `apply_events` does.
 

@@ -95,7 +95,8 @@ def open_stream(
     Args:
         service: the service's name.
         entities: the declared entities by name; that of the live check is added.
-        client: the service's Redis or Redis Cluster, with the timeout `REDIS_SECONDS`.
+        client: the service's Redis or Redis Cluster, with the timeout `REDIS_SECONDS`; the stream
+            closes it when it ends.
         settings: the consumer's librdkafka settings.
         policy: determines when a dead letter is due, and how many times it is retried.
         connect: opens a consumer with these settings.
@@ -203,6 +204,8 @@ class Stream:
             self._commit(wait=True)
             # Leave the group now, so that another member takes over without waiting for a timeout.
             self._consumer.close()
+            # A login that is no longer used can be seen to be so, and removed.
+            self._applier.close()
 
     def _handle(self, messages: list[Message]) -> None:
         events: list[Event] = []

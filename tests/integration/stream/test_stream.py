@@ -625,6 +625,20 @@ def test_stream_commits_nothing_while_redis_is_unavailable_and_then_applies_ever
     assert all(slots.get(f"sb:student:{key}") == value(20) for key in keys)
 
 
+def test_stream_that_has_ended_has_no_connection_to_redis(
+    topics: str, slots: redis_client.Redis, redis_sb: Redis, entities: dict[str, Entity], group: str
+) -> None:
+    settings = consumer_settings(topics, group)
+    client = redis_client.Redis.from_url(redis_sb.url, client_name=group)
+    client.ping()
+    letters = DeadLetterSender(lambda: Producer({"bootstrap.servers": topics}), "sb", group)
+    applier = Applier(client, "sb", entities)
+    stream = Stream(lambda: Consumer(settings), applier, letters, entities, "sb", settings=settings)
+    stream.stop()
+    stream.run()
+    assert group not in {connection["name"] for connection in slots.client_list()}
+
+
 def test_stream_that_ends_in_a_pause_is_no_longer_reported_as_paused(
     run_stream: RunStream, topics: str, redis_sb: Redis
 ) -> None:
