@@ -80,7 +80,7 @@ def _describe(system: System) -> None:
     for name, address in system.addresses.items():
         _console.print(f"  {name:<{width}}{address}", markup=False, highlight=False, soft_wrap=True)
     sa = system.services["sa"]
-    urls = f"{sa.url}/students/1   {sa.url}/openapi.json"
+    urls = f"{sa.url}/students   {sa.url}/openapi.json"
     _console.print(f"  try       curl -i {urls}", soft_wrap=True)
     addresses = [service.metrics_url for service in system.services.values()]
     _console.print("Metrics    ", *addresses, system.airflow.metrics_url, soft_wrap=True)
