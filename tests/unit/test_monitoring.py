@@ -28,7 +28,16 @@ ONE, NONE, GROWS = "1x80", "0x80", "0+5x80"
 
 # By alert: series for which it fires within 20 minutes, and series for which it does not.
 CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
-    "CacheSyncTargetDown": ({'up{job="sa"}': NONE}, {'up{job="sa"}': ONE, 'up{job="another"}': NONE}),
+    "CacheSyncTargetDown": (
+        {'up{job="sa"}': NONE},
+        {
+            'up{job="sa"}': ONE,
+            'up{job="another"}': NONE,
+            # A triggerer without work serves no metrics.
+            'up{job="triggerer",instance="a"}': ONE,
+            'up{job="triggerer",instance="b"}': NONE,
+        },
+    ),
     "CacheSyncBreakerOpen": (
         {'cachesync_open_breakers{job="sa"}': ONE},
         # For half a minute.
