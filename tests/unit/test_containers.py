@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -198,6 +199,30 @@ def test_airflow_connections_match_the_local_system() -> None:
             assert {key: text for key, text in ours["extra"].items() if key not in login} == local["extra"]
         else:
             assert secrets_of(AIRFLOW[name]).startswith(value)
+
+
+def test_stand_in_of_kafka_has_only_the_jars_of_its_version_and_all_users_can_read_them(
+    tmp_path: Path,
+) -> None:
+    stand_ins = Path("tests", "containers", "stand_ins")
+    shutil.copytree(REPOSITORY / stand_ins, tmp_path / stand_ins, ignore=lambda *_: {"jars"})
+    (tmp_path / "serving").mkdir()
+    for name in ("docker-compose.yml", "serving/Dockerfile"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    _, version = SERVICES["kafka"]["image"].split(":")
+    for folder, downloaded in enumerate(("1.0.0", version, version)):
+        jar = tmp_path / ".local" / "kafka" / str(folder) / f"kafka-clients-{downloaded}.jar"
+        jar.parent.mkdir(parents=True)
+        jar.touch(mode=0o600)
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\ncase "$*" in "image inspect apache/kafka:"*) exit 1 ;; esac\n')
+    docker.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run([tmp_path / stand_ins / "make.sh"], check=True, env=os.environ | {"PATH": path})
+    jars = (tmp_path / stand_ins / "kafka" / "jars").iterdir()
+    assert [(jar.name, jar.stat().st_mode & 0o777) for jar in jars] == [
+        (f"kafka-clients-{version}.jar", 0o644)
+    ]
 
 
 def test_balancer_has_enough_servers_for_the_replicas() -> None:

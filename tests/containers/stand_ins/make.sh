@@ -31,10 +31,14 @@ for name in postgres redis apache/kafka haproxy; do
     have "$image" && continue
     folder=${name#apache/}
     if [ "$folder" = kafka ]; then
-        # The jars of the Kafka that the tests use, including the class that turns the environment into properties.
+        # The jars that the tests use, including the class that turns the environment into properties. There is a folder
+        # for each version that was downloaded, and can be several for one. Only their owner can read them.
         rm -rf kafka/jars
         mkdir kafka/jars
-        cp "$repository"/.local/kafka/*/*.jar kafka/jars/
+        for jar in "$repository"/.local/kafka/*/"kafka-clients-${image#*:}.jar"; do
+            install -m 644 "${jar%/*}"/*.jar kafka/jars/
+            break
+        done
     fi
     docker build --quiet --build-arg "BASE=$slim" --tag "$image" "$folder"
 done
