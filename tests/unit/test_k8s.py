@@ -398,6 +398,25 @@ def test_only_the_monitoring_namespace_can_reach_the_metrics_of_the_background_p
         assert str(port["containerPort"]) == manifests.environment(only)["METRICS_PORT"]
 
 
+def test_documented_pod_monitor_reads_every_pod_with_metrics_as_a_job_that_the_alerts_name(
+    rendered: dict[str, Manifests],
+) -> None:
+    page = (REPOSITORY / "docs/kubernetes.md").read_text()
+    objects = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    [spec] = [one["spec"] for one in objects if one.get("kind") == "PodMonitor"]
+    [wanted] = spec["selector"]["matchExpressions"]
+    [port] = [one["port"] for one in spec["podMetricsEndpoints"]]
+    jobs = {
+        labels(workload)[spec["jobLabel"]]
+        for workload in rendered[BACKGROUND["production"]].of("Deployment")
+        if labels(workload).get(wanted["key"]) in wanted["values"]
+        and port in [one["name"] for one in container(workload)["ports"]]
+    }
+    assert jobs == {*SERVICES, *PROCESSES}
+    [named] = re.findall(r'up{job=~"(.*?)"}', (REPOSITORY / "monitoring/alerts/cachesync.yml").read_text())
+    assert all(re.fullmatch(named, job) for job in jobs)
+
+
 def test_sum_of_all_connections_is_within_the_limit_of_postgresql(rendered: dict[str, Manifests]) -> None:
     manifests = rendered["minikube"]
     settings = Settings.model_fields
