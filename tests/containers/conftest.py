@@ -39,6 +39,9 @@ class Compose:
         self._environment = os.environ | ports
         self.sa = httpx.Client(base_url=f"http://127.0.0.1:{ports['SA_PORT']}", timeout=10)
         self.sb = httpx.Client(base_url=f"http://127.0.0.1:{ports['SB_PORT']}", timeout=10)
+        self.airflow = httpx.Client(base_url=f"http://127.0.0.1:{ports['AIRFLOW_PORT']}", timeout=30)
+        values = dict(line.split("=", 1) for line in secrets.read_text().splitlines() if line[:1].isalpha())
+        self._login = {"username": "admin", "password": values["AIRFLOW_ADMIN_PASSWORD"]}
 
     def __call__(self, *arguments: str) -> str:
         """Run a Compose command and return its output; raise an error if it fails."""
@@ -50,6 +53,11 @@ class Compose:
             cwd=REPOSITORY,
             env=self._environment,
         ).stdout
+
+    def log_in_to_airflow(self) -> None:
+        """Let the client of Airflow send a token."""
+        token = self.airflow.post("/auth/token", json=self._login).raise_for_status().json()["access_token"]
+        self.airflow.headers["Authorization"] = f"Bearer {token}"
 
     def until_sa_is_ready(self) -> None:
         """Wait until sa, whose container has been started, is ready."""
@@ -85,7 +93,7 @@ def compose(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     project = Compose(folder / ".env")
     try:
         project("up", "--detach")
-        with project.sa, project.sb:
+        with project.sa, project.sb, project.airflow:
             yield project
     except subprocess.CalledProcessError:
         sys.stderr.write(project("logs", "--tail", "40"))

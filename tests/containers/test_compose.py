@@ -8,13 +8,29 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import yaml
 
+from local.settings import REPOSITORY
 from tests.containers.conftest import docker
 
 if TYPE_CHECKING:
     from tests.containers.conftest import Compose
 
 pytestmark = pytest.mark.timeout(900)
+
+# Run in the network of the containers. Prints what each address of a name serves, or why it does not.
+READ_EACH_ADDRESS = """
+import json, socket, sys, urllib.request
+served = []
+for name, port in json.loads(sys.argv[1]):
+    for address in {found[4][0] for found in socket.getaddrinfo(name, port)}:
+        try:
+            with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=10) as response:
+                served.append([name, response.read().decode()])
+        except OSError as error:
+            served.append([name, str(error)])
+print(json.dumps(served))
+"""
 
 
 def follows(compose: Compose, seconds: float) -> bool:
@@ -33,6 +49,39 @@ def follows(compose: Compose, seconds: float) -> bool:
 
 def test_demo_succeeds(compose: Compose) -> None:
     assert "0 examined" not in compose("run", "--rm", "-T", "story")
+
+
+def test_page_is_in_the_navigation_of_airflow_and_reaches_every_part(compose: Compose) -> None:
+    assert compose.airflow.get("/cachesync/").status_code == 401
+    compose.log_in_to_airflow()
+    page = compose.airflow.get("/cachesync/").raise_for_status()
+    assert page.headers["content-type"].startswith("text/html")
+    plugins = compose.airflow.get("/api/v2/plugins").raise_for_status().json()["plugins"]
+    [plugin] = [one for one in plugins if one["name"] == "db_cache_sync"]
+    assert [view["name"] for view in plugin["external_views"]] == ["Caches"]
+    status = compose.airflow.get("/cachesync/api/status").raise_for_status().json()
+    assert status["unavailable"] == {}
+    assert status["live_check_at"] is not None
+
+
+def test_doctor_warns_only_of_the_single_broker(compose: Compose) -> None:
+    findings = compose("run", "--rm", "-T", "cachesync", "doctor").splitlines()
+    [warning] = [line for line in findings if line.startswith(("error", "warning"))]
+    assert warning.startswith("warning  Kafka, replication: ")
+
+
+def test_metrics_are_served_to_prometheus(compose: Compose) -> None:
+    configuration = yaml.safe_load((REPOSITORY / "compose" / "prometheus.yml").read_text())
+    lookups = [lookup for job in configuration["scrape_configs"] for lookup in job["dns_sd_configs"]]
+    names = json.dumps([(name, lookup["port"]) for lookup in lookups for name in lookup["names"]])
+    program = ("--entrypoint", "python", "cachesync", "-c", READ_EACH_ADDRESS, names)
+    served: list[tuple[str, str]] = json.loads(compose("run", "--rm", "-T", *program))
+    services = [name for name, text in served if "\nhttp_request_duration_seconds_count{" in text]
+    assert sorted(services) == ["sa", "sb", "sb"]
+    # One of the triggerers can have all the work.
+    work = "".join(text for name, text in served if name == "airflow-triggerer")
+    for metric in ("streams", "backlog", "live_check_redis_usable"):
+        assert f"\ncachesync_{metric}" in work
 
 
 def test_either_replica_responds_while_the_other_is_paused(compose: Compose) -> None:

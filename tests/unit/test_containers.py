@@ -91,7 +91,7 @@ def test_kafka_requires_a_login_of_every_other_container() -> None:
     users = dict(
         re.findall(r'user_(\w+)="([^"]+)"', broker["KAFKA_LISTENER_NAME_CLIENT_PLAIN_SASL_JAAS_CONFIG"])
     )
-    for name in ("sa", "sb", "topics", "story"):
+    for name in ("sa", "sb", "topics", "story", "cachesync"):
         client = SERVICES[name]["environment"]
         assert client["KAFKA_SASL_PASSWORD"] == users[client["KAFKA_SASL_USERNAME"]]
     for name, value in AIRFLOW.items():
@@ -199,6 +199,15 @@ def test_airflow_connections_match_the_local_system() -> None:
             assert {key: text for key, text in ours["extra"].items() if key not in login} == local["extra"]
         else:
             assert secrets_of(AIRFLOW[name]).startswith(value)
+
+
+def test_command_uses_the_connections_of_airflow() -> None:
+    command = SERVICES["cachesync"]["environment"]
+    used = {name: value for name, value in AIRFLOW.items() if name.startswith("AIRFLOW_CONN_")}
+    assert used.items() <= command.items()
+    assert command["CACHESYNC_DSN"] == used["AIRFLOW_CONN_POSTGRES_CACHESYNC"]
+    urls = [f"{name}={used[f'AIRFLOW_CONN_REDIS_{name.upper()}']}" for name in ("sa", "sb")]
+    assert command["CACHESYNC_REDIS_URLS"] == ",".join(urls)
 
 
 def test_stand_in_of_kafka_has_only_the_jars_of_its_version_and_all_users_can_read_them(
