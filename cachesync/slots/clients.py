@@ -14,6 +14,7 @@ from redis import ConnectionPool, Redis, RedisCluster
 from redis import asyncio as asyncio_redis
 from redis.asyncio.retry import Retry as AsyncioRetry
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.exceptions import (
     AskError,
     ConnectionError,  # noqa: A004 - redis-py's own, which is not an OSError
@@ -42,6 +43,8 @@ _NOT_A_URL: Final = (
 )
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
+# What redis-py tells a Redis about itself. By default, it reads that from its package's metadata for every connection.
+_DRIVER: Final = DriverInfo()
 
 BlockingRedis = Redis | RedisCluster
 
@@ -87,6 +90,7 @@ def service_client(url: str, seconds: float) -> asyncio_redis.Redis:
         # No retries: the database answers instead, and a lease that is requested again with the same token
         # could be granted although others have changed the row since the first attempt.
         retry=AsyncioRetry(NoBackoff(), 0),
+        driver_info=_DRIVER,
     )
     return asyncio_redis.Redis.from_pool(pool)
 
@@ -99,7 +103,11 @@ def reading_client(url: str, seconds: float) -> Redis:
         seconds: the timeout for a connection and for a reply.
     """
     return Redis.from_url(
-        url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0)
+        url,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        retry=Retry(NoBackoff(), 0),
+        driver_info=_DRIVER,
     )
 
 
@@ -118,7 +126,9 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
     check_blocking_url(url)
     with translate_redis_errors():
         if not is_cluster(url):
-            return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds)
+            return Redis.from_url(
+                url, socket_timeout=seconds, socket_connect_timeout=seconds, driver_info=_DRIVER
+            )
         return RedisCluster.from_url(
             url.replace(_CLUSTER, "", 1),
             socket_timeout=seconds,
@@ -126,6 +136,7 @@ def blocking_client(url: str, seconds: float) -> BlockingRedis:
             # Callers retry whole batches; retries of single commands would add up.
             retry=Retry(NoBackoff(), 0),
             require_full_coverage=False,
+            driver_info=_DRIVER,
         )
 
 
@@ -289,7 +300,7 @@ def _check_url(url: str, pool_class: type[ConnectionPool | asyncio_redis.Blockin
     try:
         parts = urlsplit(url)
         node = node_url(url, parts.hostname or "", parts.port or 6379) if is_cluster(url) else url
-        pool = pool_class.from_url(node.partition("?")[0])
+        pool = pool_class.from_url(node.partition("?")[0], driver_info=_DRIVER)
         pool.connection_class(**pool.connection_kwargs)
         # With an @ after it, what looks like an option is part of a password that is not encoded.
         malformed = "@" in parts.query or bool(parts.fragment) or (parts.scheme == "unix" and not parts.path)

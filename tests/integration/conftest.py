@@ -51,13 +51,12 @@ def copied_database(postgres: Postgres, template: str) -> Iterator[str]:
     faster than one through the WAL.
     """
     name = f"{template}_{secrets.token_hex(4)}"
-    with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
-        # PostgreSQL 14 knows no other strategy.
-        strategy = "STRATEGY file_copy" if postgres.major >= 15 else ""
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
+    # PostgreSQL 14 knows no other strategy.
+    strategy = "STRATEGY file_copy" if postgres.major >= 15 else ""
+    administrator = _administrator(postgres.dsn_of("postgres"))
+    administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
     yield postgres.dsn_of(name)
-    with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
