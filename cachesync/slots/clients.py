@@ -43,7 +43,7 @@ _NOT_A_URL: Final = (
 )
 # All commands of one event loop turn share a round trip, so more than a few connections gain nothing.
 _SERVICE_CONNECTIONS: Final = 8
-# What redis-py tells a Redis about itself. By default, it reads that from its package's metadata for every connection.
+# What redis-py tells a Redis about itself. By default, it reads its metadata again for every connection.
 _DRIVER: Final = DriverInfo()
 
 BlockingRedis = Redis | RedisCluster

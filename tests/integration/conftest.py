@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from cachesync.entity import Entity
+    from cachesync.slots.clients import BlockingRedis
     from local.kafka import Kafka
     from local.postgres import Postgres
     from local.redis import Redis
@@ -43,26 +45,32 @@ def entities() -> dict[str, Entity]:
     return load_entities(ENTITIES_FILE)
 
 
+@pytest.fixture(scope="session")
+def administrator(postgres: Postgres) -> Iterator[psycopg.Connection]:
+    """A connection of the superuser that makes and drops databases."""
+    with psycopg.connect(postgres.dsn_of("postgres"), autocommit=True) as connection:
+        yield connection
+
+
 @contextmanager
-def copied_database(postgres: Postgres, template: str) -> Iterator[str]:
+def copied_database(postgres: Postgres, administrator: psycopg.Connection, template: str) -> Iterator[str]:
     """Yield the DSN of a copy of a database.
 
-    Nearly every test makes one. A connection is faster than `psql`, and without fsync, a copy of the files is
-    faster than one through the WAL.
+    Nearly every test makes one. One connection for all is faster than new ones or `psql`, and without fsync,
+    a copy of the files is faster than one through the WAL.
     """
     name = f"{template}_{secrets.token_hex(4)}"
     # PostgreSQL 14 knows no other strategy.
     strategy = "STRATEGY file_copy" if postgres.major >= 15 else ""
-    administrator = _administrator(postgres.dsn_of("postgres"))
     administrator.execute(f"CREATE DATABASE {name} TEMPLATE {template} {strategy}")
     yield postgres.dsn_of(name)
     administrator.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
-def database(postgres: Postgres) -> Iterator[str]:
+def database(postgres: Postgres, administrator: psycopg.Connection) -> Iterator[str]:
     """The DSN of a new, empty database."""
-    with copied_database(postgres, "template0") as dsn:
+    with copied_database(postgres, administrator, "template0") as dsn:
         yield dsn
 
 
@@ -93,13 +101,15 @@ def sample_template(postgres: Postgres, entities: dict[str, Entity]) -> Iterator
         for service in ("sa", "sb"):
             create_role(postgres.dsn_of(name), service, f"{service}-password")
             postgres.sql(f"GRANT cachesync_service TO {service}", name)
+        create_role(postgres.dsn_of(name), "background-worker", "password")
+        postgres.sql('GRANT cachesync_worker TO "background-worker"', name)
         yield name
 
 
 @pytest.fixture
-def sample(postgres: Postgres, sample_template: str) -> Iterator[str]:
+def sample(postgres: Postgres, administrator: psycopg.Connection, sample_template: str) -> Iterator[str]:
     """The DSN of a new database with the sample tables and the installed database side."""
-    with copied_database(postgres, sample_template) as dsn:
+    with copied_database(postgres, administrator, sample_template) as dsn:
         yield dsn
 
 
@@ -180,22 +190,24 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def _cleaners() -> Iterator[Callable[[str], BlockingRedis]]:
+    """Returns a client of the Redis with this URL: the same one for all tests of a session."""
+    with ExitStack() as clients:
+        yield cache(lambda url: clients.enter_context(blocking_client(url, 5)))
+
+
 @pytest.fixture(autouse=True)
-def _empty_caches(request: pytest.FixtureRequest) -> None:
+def _empty_caches(request: pytest.FixtureRequest, _cleaners: Callable[[str], BlockingRedis]) -> None:
     """Empty the caches that the test uses."""
     for name in {"redis_sa", "redis_sb", "redis_cluster"} & set(request.fixturenames):
         server: Redis | RedisCluster = request.getfixturevalue(name)
-        with blocking_client(server.url, 5) as client:
-            client.flushall()
+        _cleaners(server.url).flushall()
 
 
 @pytest.fixture
-async def worker_dsn(sample: str) -> str:
+def worker_dsn(sample: str) -> str:
     """The DSN of the sample database for the worker role."""
-    create_role(sample, "background-worker", "password")
-    owner = await asyncpg.connect(sample)
-    await owner.execute('GRANT cachesync_worker TO "background-worker"')
-    await owner.close()
     return address(sample, database=sample.rpartition("/")[2], user="background-worker", password="password")
 
 

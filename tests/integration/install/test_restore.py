@@ -18,6 +18,8 @@ from local.silent import Silent
 from tests.integration.conftest import ENTITIES_FILE, REPOSITORY, copied_database
 
 if TYPE_CHECKING:
+    import psycopg
+
     from cachesync.entity import Entity
     from local.postgres import Postgres
     from local.redis import Redis
@@ -49,7 +51,11 @@ async def changes_since(owner: asyncpg.Connection, version: int) -> list[Change]
 
 
 async def test_lost_rows_are_not_read_after_the_steps_of_the_page(
-    sample_template: str, postgres: Postgres, redis_sa: Redis, entities: dict[str, Entity]
+    sample_template: str,
+    postgres: Postgres,
+    administrator: psycopg.Connection,
+    redis_sa: Redis,
+    entities: dict[str, Entity],
 ) -> None:
     before = "INSERT INTO student VALUES (1, 'Ann', 20), (2, 'Bob', 30), (3, 'Cid', 40)"
 
@@ -63,8 +69,8 @@ async def test_lost_rows_are_not_read_after_the_steps_of_the_page(
         return [row and row["name"] for row in rows.values()]
 
     with (
-        copied_database(postgres, sample_template) as former,
-        copied_database(postgres, sample_template) as restored,
+        copied_database(postgres, administrator, sample_template) as former,
+        copied_database(postgres, administrator, sample_template) as restored,
         blocking_client(redis_sa.url, 5) as redis,
     ):
         stream = Applier(redis, "sa", entities)

@@ -24,7 +24,7 @@ from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import slot_name
 from cachesync.stream.stream import open_stream
 from cachesync.value import encode_value
-from local.postgres import address, create_role
+from local.postgres import address
 from tests.integration.conftest import copied_database
 from tests.waiting import wait_until
 
@@ -70,9 +70,7 @@ class Parts:
         self, dsn: str, kafka: str, urls: dict[str, str], entities: dict[str, Entity], stack: ExitStack
     ) -> None:
         self.kafka = kafka
-        create_role(dsn, "background-worker", "password")
         self.connection = stack.enter_context(psycopg.connect(dsn, autocommit=True, row_factory=dict_row))
-        self.sql('GRANT cachesync_worker TO "background-worker"')
         worker = address(dsn, database=dsn.rpartition("/")[2], user="background-worker", password="password")
         self.clients = {name: stack.enter_context(blocking_client(url, 5)) for name, url in urls.items()}
         settings = BackgroundSettings()
@@ -150,13 +148,14 @@ class Parts:
 @pytest.fixture(scope="module")
 def parts(  # noqa: PLR0917 - fixtures
     postgres: Postgres,
+    administrator: psycopg.Connection,
     redis_sa: Redis,
     redis_sb: Redis,
     topics: str,
     entities: dict[str, Entity],
     sample_template: str,
 ) -> Iterator[Parts]:
-    with copied_database(postgres, sample_template) as dsn, ExitStack() as stack:
+    with copied_database(postgres, administrator, sample_template) as dsn, ExitStack() as stack:
         yield Parts(dsn, topics, {"sa": redis_sa.url, "sb": redis_sb.url}, entities, stack)
 
 

@@ -35,7 +35,7 @@ from cachesync.slots.clients import blocking_client
 from cachesync.slots.layout import slot_name, value_of
 from cachesync.stream.stream import open_stream
 from tests.faults.proxy import Proxy
-from tests.integration.conftest import ENTITIES_FILE, copied_database
+from tests.integration.conftest import ENTITIES_FILE
 from tests.integration.refusals import denying, refusing
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
     from cachesync.entity import Entity
-    from local.postgres import Postgres
     from local.redis import Redis
     from tests.integration.redis_cluster import RedisCluster
 
@@ -127,13 +126,8 @@ def working(work: Any) -> Iterator[None]:
 
 
 @pytest.fixture
-def system(
-    postgres: Postgres, sample_template: str, redis_sb: Redis, topics: str, entities: dict[str, Entity]
-) -> Iterator[System]:
-    with (
-        copied_database(postgres, sample_template) as dsn,
-        closing(System(dsn, topics, redis_sb.url, entities)) as made,
-    ):
+def system(sample: str, redis_sb: Redis, topics: str, entities: dict[str, Entity]) -> Iterator[System]:
+    with closing(System(sample, topics, redis_sb.url, entities)) as made:
         yield made
 
 

@@ -21,6 +21,8 @@ from tests.integration.conftest import copied_database, installed_database
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    import psycopg
+
     from local.postgres import Postgres
 
 TABLES = """
@@ -50,9 +52,9 @@ def installed(postgres: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def database(postgres: Postgres, installed: str) -> Iterator[str]:
+def database(postgres: Postgres, administrator: psycopg.Connection, installed: str) -> Iterator[str]:
     """The DSN of a copy of it."""
-    with copied_database(postgres, installed) as dsn:
+    with copied_database(postgres, administrator, installed) as dsn:
         yield dsn
 
 

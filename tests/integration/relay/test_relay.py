@@ -32,7 +32,6 @@ from cachesync.relay.relay import (
     Relay,
     _Failure,
 )
-from local.postgres import create_role
 from local.silent import Silent
 
 if TYPE_CHECKING:
@@ -122,12 +121,9 @@ async def reader(topics: str) -> AsyncIterator[Reader]:
 
 
 @pytest.fixture
-def worker(sample: str, postgres: Postgres) -> str:
+def worker(worker_dsn: str) -> str:
     """The DSN of the sample database for a user with the worker role."""
-    create_role(sample, "worker", "worker-password")
-    name = sample.rpartition("/")[2]
-    postgres.sql("GRANT cachesync_worker TO worker", name)
-    return f"postgresql://worker:worker-password@{postgres.host}:{postgres.port}/{name}"
+    return worker_dsn
 
 
 @pytest.fixture
