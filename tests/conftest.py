@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from shutil import disk_usage, rmtree
 from typing import TYPE_CHECKING
 
 import pytest
+import typer.testing
 from hypothesis import settings
 from psutil import virtual_memory
 from rich.console import Console
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 # A machine can be busy.
 settings.register_profile("without a deadline", deadline=None)
 settings.load_profile("without a deadline")
+
+# It makes the command `cachesync` of its functions for every run, which takes longer than most of the runs.
+typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined] # noqa: SLF001
 
 # The whole system while it runs.
 _SYSTEM = ExitStack()
