@@ -40,6 +40,7 @@ AIRFLOWS_SESSIONS = {
     "dead_letter_retry": 1,
     "stream_check": 1,
     "reconcile": 32,
+    "the page": 8,
 }
 INSTALL_SESSIONS = 1
 RESERVED = {"superuser_reserved_connections": 3, "psql": 5}

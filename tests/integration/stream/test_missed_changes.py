@@ -74,7 +74,7 @@ async def test_reconciliation_repairs_what_a_stream_missed_in_a_compacted_topic(
         delete_everything(settings)
         publish(topics, late)
         with running(settings, slots, entities) as stream:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while stream.applied_count == 0:
                     await asyncio.sleep(0.01)
         assert slots.mget("sb:student:1", "sb:student:2", "sb:student:3") == [*before, late.value]
@@ -90,7 +90,7 @@ async def test_reconciliation_repairs_what_a_stream_missed_in_a_compacted_topic(
 
 async def published(admin: asyncpg.Connection) -> None:
     """Wait until the services have published their changes."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await admin.fetchval(
             "SELECT EXISTS (SELECT FROM cachesync.change_log WHERE published_at IS NULL)"
         ):
