@@ -74,8 +74,8 @@ _STEPS: Final = {"hour": (_HOUR, timedelta(minutes=1)), "day": (_DAY, timedelta(
 _DAY_SECONDS: Final = 60.0
 # So does comparing the catalog with the registry.
 _CAPTURE_SECONDS: Final = 10.0
-# To connect, and to plan each query anew, takes longer than to ask. The page asks every two seconds.
-_IDLE_SECONDS: Final = 10.0
+# To connect, and to plan each query anew, takes longer than to ask. Who has left the page may be back soon.
+_IDLE_SECONDS: Final = 60.0
 # How long a change takes to reach a cache at most, unless something is wrong.
 _SETTLE_SECONDS: Final = 0.3
 # librdkafka's own, with which the services and the relay publish unless the user has set another.
@@ -85,7 +85,7 @@ _PARTITIONERS: Final = {None, "consistent_random", "consistent"}
 class Overview:
     """Reads the state of the whole system, for people. It changes nothing.
 
-    It keeps its Kafka clients, what it has read of the dead letters, and for some seconds its connections to
+    It keeps its Kafka clients, what it has read of the dead letters, and for a minute its connections to
     the database: a program that asks more than once, such as the page, keeps one for as long as it runs. Its
     methods can be called at the same time, in one event loop.
 
