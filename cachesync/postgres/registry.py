@@ -107,7 +107,10 @@ async def read_registry(
         # schema can look like a finding.
         registry = await _read_once(connection, query)
     if of_service:
-        for record in await connection.fetch(statement("postgres/denied")):
+        query = statement("postgres/denied")
+        # For the same reason, privileges that `install` has just changed can seem to be missing.
+        lacking = await connection.fetch(query) and await connection.fetch(query)
+        for record in lacking:
             name, login = record["name"], record["login"]
             denied = (
                 f"entity {name!r}: the login {login} lacks {record['denied']}; run `cachesync install`, or "

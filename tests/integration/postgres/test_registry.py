@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
@@ -14,6 +14,7 @@ from cachesync.entity import CANARY, Entity
 from cachesync.errors import DatabaseError, InstallError, NotInstalledError
 from cachesync.install.installer import install, uninstall
 from cachesync.postgres.registry import Registration, read_registry
+from cachesync.postgres.statements import statement
 from local.postgres import programs
 from local.silent import Silent
 from tests.integration.conftest import copied_database, installed_database
@@ -85,6 +86,31 @@ async def test_what_all_entities_share_is_looked_at_once(owner: asyncpg.Connecti
         assert {*await read_registry(owner)} == {"thing", "other", CANARY.name}
         calls = "SELECT pg_stat_get_xact_function_calls('cachesync.shared_objects()'::regprocedure)"
         assert await owner.fetchval(calls) == 1
+
+
+async def test_privileges_that_return_while_they_are_compared_are_not_reported(
+    owner: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `install` had replaced them: the catalog's functions do not use the statement's snapshot."""
+    administrator = await asyncpg.connect(database)
+    fetch, denied = asyncpg.Connection.fetch, statement("postgres/denied")
+    looks: list[Any] = []
+
+    async def fetch_between(connection: asyncpg.Connection, query: str, *arguments: Any) -> Any:
+        if query != denied:
+            return await fetch(connection, query, *arguments)
+        if not looks:
+            await administrator.execute("REVOKE DELETE ON thing FROM cachesync_service")
+        looks.append(await fetch(connection, query, *arguments))
+        await administrator.execute("GRANT DELETE ON thing TO cachesync_service")
+        return looks[-1]
+
+    await owner.execute("SET ROLE cachesync_service")
+    monkeypatch.setattr(asyncpg.Connection, "fetch", fetch_between)
+    registry = await read_registry(owner, of_service=True)
+    assert [bool(look) for look in looks] == [True, False]
+    assert registry["thing"].problem is None
+    await administrator.close()
 
 
 CHANGES = {
