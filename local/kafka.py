@@ -127,12 +127,6 @@ class Kafka(Process):
             "group.initial.rebalance.delay.ms": 0,
             "broker.heartbeat.interval.ms": 500,
             "broker.session.timeout.ms": 2000,
-            # Each of these threads wakes several times per second, even if nothing happens.
-            "num.network.threads": 1,
-            "num.io.threads": 2,
-            "background.threads": 2,
-            "group.coordinator.threads": 1,
-            "share.coordinator.threads": 1,
             # No records in the metadata log while nothing happens: with fewer heartbeats, they halve what an
             # idle broker takes of a core.
             "metadata.max.idle.interval.ms": 0,

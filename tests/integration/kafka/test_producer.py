@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from cachesync.backoff import Backoff
@@ -19,6 +19,7 @@ from cachesync.kafka.event import decode_message
 from cachesync.kafka.producer import Sender, producer_settings
 from cachesync.value import UP_TO_PAYLOAD, encode_value
 from tests.integration.changes import FINGERPRINT, change
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,7 +62,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Producer]:
 def create_topic(settings: dict[str, Any], name: str, max_bytes: int) -> None:
     admin = AdminClient(settings)
     topic = NewTopic(name, 1, 1, config={"max.message.bytes": str(max_bytes)})
-    admin.create_topics([topic])[name].result(30)
+
+    def is_created() -> bool:
+        try:
+            admin.create_topics([topic], request_timeout=10)[name].result(30)
+        except KafkaException as error:
+            return bool(error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS)
+        return True
+
+    # A broker that has just been frozen in the test before may not answer the first request.
+    wait_until(is_created, f"the topic {name} exists")
 
 
 def read(settings: Mapping[str, Any], topic: str, count: int) -> list[Change]:
